@@ -1,0 +1,31 @@
+# `make demo` and `make test` make .venv on first use, and again when requirements.txt changes.
+# make PYTHON=/path/to/python chooses the interpreter, make test ARGS="-k unet" some of the tests.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell command -v $(name))))
+PY := .venv/bin/python
+INSTALLED := .venv/installed
+ARGS ?=
+
+.PHONY: demo test venv check jittor
+
+demo: jittor
+	$(PY) scripts/demo.py $(ARGS)
+
+test: jittor
+	$(PY) -m pytest $(ARGS)
+
+venv: $(INSTALLED)
+
+# What has to be on the machine: a suitable Python with headers, g++, room on the disk.
+check:
+	@test -n "$(PYTHON)" || { echo "No Python found. Install it: apt-get install python3.11 python3.11-venv python3.11-dev" >&2; exit 2; }
+	@$(PYTHON) -m guided_diffusion_core.environment .
+
+$(INSTALLED): requirements.txt
+	@$(MAKE) --no-print-directory check
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --requirement requirements.txt
+	@touch $@
+
+# Jittor compiles its core on its first import, which takes minutes: in one process, before others start.
+jittor: $(INSTALLED)
+	@$(PY) -c "import guided_diffusion_jt"

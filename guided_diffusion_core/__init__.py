@@ -1,0 +1,1 @@
+"""The framework-free core: everything that both backends would otherwise write twice."""

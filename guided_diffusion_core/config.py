@@ -1,0 +1,247 @@
+"""Every setting of the software, once: its name, default and help text.
+
+The command lines are built from these dataclasses (`cli.py`), a checkpoint carries them as JSON,
+and a preset is a named set of values for them. Names and defaults are the original's wherever
+the original has the setting.
+"""
+import dataclasses
+from dataclasses import dataclass
+
+from guided_diffusion_core.errors import UserError, found_expected
+
+NUM_CLASSES = 2  # classes of a class-conditional network, as in the original
+
+
+def option(default, help, choices=None):
+    """A dataclass field with the help text (and choices) that its command-line flag shows."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture of the network: all that its parameters' names and shapes depend on, and
+    the dropout rates."""
+
+    image_size: int = option(64, "side of the square network input in pixels, a multiple of 32")
+    num_channels: int = option(128, "base width of the network, a multiple of 32")
+    num_res_blocks: int = option(2, "residual blocks per resolution")
+    num_heads: int = option(4, "attention heads")
+    in_ch: int = option(5, "image channels plus one for the noised mask; set from the data if not given")
+    num_heads_upsample: int = option(-1, "attention heads on the way up; -1: as num_heads")
+    num_head_channels: int = option(-1, "channels per attention head, instead of num_heads; -1: unused")
+    attention_resolutions: str = option(
+        "16,8", "resolutions in pixels at which attention works, separated by commas")
+    channel_mult: str = option(
+        "", "width multipliers per resolution, separated by commas; empty: chosen by image size")
+    dropout: float = option(0.0, "dropout rate in the residual blocks, 0 to 1")
+    class_cond: bool = option(False, "condition the network on a class label (two classes)")
+    use_checkpoint: bool = option(
+        False, "recompute activations in the backward pass to save memory (PyTorch; no effect on the numbers)")
+    use_scale_shift_norm: bool = option(True, "time embedding scales and shifts (True) or is added (False)")
+    resblock_updown: bool = option(False, "residual blocks for down- and upsampling")
+    use_new_attention_order: bool = option(False, "split queries, keys and values before the heads")
+    version: str = option("new", "network version", ("new",))
+    learn_sigma: bool = option(False, "the network also predicts the variance of the reverse step")
+    highway_dropout: float = option(
+        0.5, "channel dropout rate in the encoder of the highway network, 0 to 1")
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The diffusion process and the objective."""
+
+    diffusion_steps: int = option(1000, "steps of the diffusion that the network is trained on")
+    noise_schedule: str = option("linear", "schedule of the betas", ("linear", "cosine"))
+    timestep_respacing: str = option(
+        "", "train on a subset of the steps: counts per section as in 10,15,20, or ddimN; empty: all")
+    use_kl: bool = option(False, "train on the variational bound alone")
+    predict_xstart: bool = option(False, "the network predicts the mask (True) or the noise (False)")
+    rescale_timesteps: bool = option(False, "scale the network's time input to 0 to 1000")
+    rescale_learned_sigmas: bool = option(False, "weigh the variational term by steps / 1000")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data, and how it becomes network input."""
+
+    data_name: str = option("BRATS", "layout of the data", ("ISIC", "BRATS"))
+    data_dir: str = option("", "folder of the data")
+    slices: str = option(
+        "all", "volumes: which axial slices, filters separated by commas that all must hold: all, even, "
+               "odd, brain (some image voxel), tumour (some labelled voxel), START:STOP:STEP")
+    upstream_compat: bool = option(
+        False, "resize masks bilinearly and take all that is above zero, as the original does")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the network is trained."""
+
+    max_steps: int = option(100_000, "optimizer steps, after which training ends")
+    schedule_sampler: str = option("uniform", "how time steps are drawn", ("uniform",))
+    lr: float = option(1e-4, "learning rate of AdamW")
+    weight_decay: float = option(0.0, "decoupled weight decay of AdamW")
+    lr_anneal_steps: int = option(
+        0, "steps over which the learning rate falls linearly to zero and training ends; 0: constant rate")
+    batch_size: int = option(1, "examples per optimizer step")
+    microbatch: int = option(-1, "examples per forward pass, whose gradients are summed up; -1: batch_size")
+    ema_rate: str = option("0.9999", "rates of the moving averages of the weights, separated by commas")
+    ema_warmup: bool = option(False, "limit the rate of the moving average to (1 + n) / (10 + n) at step n")
+    log_interval: int = option(100, "steps between two lines of the log")
+    save_interval: int = option(5000, "steps between two checkpoints")
+    num_workers: int = option(0, "loader processes; 0: load in the training process")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How masks are sampled from a trained network."""
+
+    use_ddim: bool = option(False, "DDIM (True) or the ancestral sampler (False)")
+    sample_steps: int = option(0, "network evaluations per sample; 0: one for each step of the diffusion")
+    eta: float = option(0.0, "noise of DDIM: 0 deterministic, 1 as the ancestral sampler")
+    clip_denoised: bool = option(True, "clip the predicted mask to [-1, 1] in each step")
+    num_ensemble: int = option(5, "samples per case, which are fused by their mean")
+    threshold: float = option(0.5, "probability from which on a pixel belongs to the mask, in (0, 1)")
+
+
+SECTIONS = {
+    "model": ModelConfig,
+    "diffusion": DiffusionConfig,
+    "data": DataConfig,
+    "training": TrainingConfig,
+    "sampling": SamplingConfig,
+}
+
+# The original's recipe to the letter, and the one that learns in minutes (UPSTREAM rulings:
+# parity/ledger.py, "recipe"). A flag on the command line overrides its preset.
+PRESETS = {
+    "original": {},
+    "fast": {
+        "predict_xstart": True,
+        "highway_dropout": 0.0,
+        "ema_warmup": True,
+        "use_ddim": True,
+        "sample_steps": 5,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration of a run, as it is written into its checkpoints."""
+
+    preset: str = "original"
+    seed: int = 0
+    model: ModelConfig = ModelConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    normalisation: str = ""  # the rule by which the dataset scaled its intensities
+
+    def to_dict(self):
+        """The configuration as nested dicts of JSON values."""
+        return dataclasses.asdict(self)
+
+    def replace(self, **values):
+        """A copy with some settings changed; names are unique over all sections."""
+        return resolve(values, base=self)
+
+
+def setting_names(*sections):
+    """Name -> section of every setting of the given sections (all sections if none given)."""
+    return {
+        field.name: section
+        for section in sections or SECTIONS
+        for field in dataclasses.fields(SECTIONS[section])
+    }
+
+
+def resolve(values, preset=None, base=None):
+    """Build a `Config`: defaults (or `base`), then the preset, then `values`.
+
+    values: dict of setting names (of any section; also "seed", "normalisation").
+    preset: a name of `PRESETS`, or None to keep the base's.
+    Raises KeyError for an unknown name and `UserError` for an unknown preset or value.
+    """
+    base = base or Config()
+    if preset is not None and preset not in PRESETS:
+        raise found_expected("--preset", repr(preset), " or ".join(PRESETS), "Choose one of them.")
+    merged = {**(PRESETS[preset] if preset else {}), **values}
+    where = setting_names()
+    top = {"preset": preset or base.preset}
+    changed = {section: {} for section in SECTIONS}
+    for name, value in merged.items():
+        if name in ("seed", "normalisation"):
+            top[name] = value
+        else:
+            changed[where[name]][name] = value
+    for section, settings in changed.items():
+        top[section] = dataclasses.replace(getattr(base, section), **settings)
+    config = dataclasses.replace(base, **top)
+    _check(config)
+    return config
+
+
+def from_dict(tree, where="configuration"):
+    """Inverse of `Config.to_dict`; `where` names the file in errors."""
+    try:
+        sections = {name: cls(**tree[name]) for name, cls in SECTIONS.items()}
+        rest = {name: tree[name] for name in ("preset", "seed", "normalisation")}
+        return Config(**sections, **rest)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{where}: the configuration inside is not one that this version reads ({error}); expected "
+            f"the sections {', '.join(SECTIONS)}. Use a checkpoint written by segmentation_train.py."
+        ) from error
+
+
+def _check(config):
+    """Refuse values outside their range; the network's own rules are in `unet_plan.py`."""
+    for section, cls in SECTIONS.items():
+        for field in dataclasses.fields(cls):
+            value = getattr(getattr(config, section), field.name)
+            choices = field.metadata["choices"]
+            if choices and value not in choices:
+                raise found_expected(f"--{field.name}", repr(value), " or ".join(choices), "Choose one of them.")
+    training, sampling, model = config.training, config.sampling, config.model
+    for flag, value, low in (
+        ("diffusion_steps", config.diffusion.diffusion_steps, 1), ("batch_size", training.batch_size, 1),
+        ("max_steps", training.max_steps, 1), ("log_interval", training.log_interval, 1),
+        ("save_interval", training.save_interval, 1), ("num_workers", training.num_workers, 0),
+        ("lr_anneal_steps", training.lr_anneal_steps, 0), ("num_ensemble", sampling.num_ensemble, 1),
+        ("sample_steps", sampling.sample_steps, 0), ("lr", training.lr, 0), ("eta", sampling.eta, 0),
+        ("weight_decay", training.weight_decay, 0),
+    ):
+        if value < low:
+            raise found_expected(f"--{flag}", value, f"a number of at least {low}", "Give a larger one.")
+    for flag, value in (("dropout", model.dropout), ("highway_dropout", model.highway_dropout)):
+        if not 0 <= value < 1:
+            raise found_expected(f"--{flag}", value, "a rate from 0 to below 1", "Give such a rate.")
+    if not 0 < sampling.threshold < 1:
+        raise found_expected("--threshold", sampling.threshold, "a probability between 0 and 1", "Give such a one.")
+    ema_rates(training)
+
+
+def ema_rates(training):
+    """The rates of `TrainingConfig.ema_rate` as floats, e.g. (0.9999,)."""
+    try:
+        rates = tuple(float(rate) for rate in training.ema_rate.split(","))
+    except ValueError:
+        rates = (-1.0,)
+    if not all(0 <= rate < 1 for rate in rates):
+        raise found_expected("--ema_rate", repr(training.ema_rate), "rates from 0 to below 1 separated by commas",
+                             "Write for example 0.9999.")
+    return rates
+
+
+def model_and_diffusion_defaults():
+    """Name -> default of every setting of the network and the diffusion, as the original's function
+    of that name returns them."""
+    return {field.name: field.default for section in ("model", "diffusion")
+            for field in dataclasses.fields(SECTIONS[section])}
+
+
+def args_to_dict(args, keys):
+    """The attributes `keys` of `args` as a dict."""
+    return {key: getattr(args, key) for key in keys}

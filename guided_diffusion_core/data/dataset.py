@@ -1,0 +1,109 @@
+"""What every dataset is: examples for the network, and the cases that they belong to."""
+from dataclasses import dataclass
+from typing import Any, Optional, Protocol
+
+import numpy as np
+
+from guided_diffusion_core.errors import UserError
+
+LISTED_NAMES = 8  # names that an error lists before it says how many more there are
+
+
+@dataclass(frozen=True)
+class Example:
+    """One input of the network.
+
+    image:       (C, S, S) float32, scaled by the dataset's rule (`Dataset.normalisation`).
+    mask:        (1, S, S) float32 of 0 and 1, or None if the dataset was opened without masks.
+    case:        name of the case that it belongs to.
+    slice_index: axial slice of the volume, from 0; None for a 2D image.
+    """
+
+    image: np.ndarray
+    mask: Optional[np.ndarray]
+    case: str
+    slice_index: Optional[int] = None
+
+    @property
+    def noise_key(self):
+        """Name of the example on the noise tape: the case's, or "case/slice" for a volume."""
+        return self.case if self.slice_index is None else f"{self.case}/{self.slice_index}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image or volume, which gets one mask.
+
+    name:    unique in its dataset; the outputs are named by it.
+    indices: the dataset's indices of its examples, in the order of `slices`.
+    shape:   native size in pixels or voxels, (H, W) or (X, Y, Z).
+    slices:  axial slices that are examples, in rising order; None for a 2D image.
+    affine:  (4, 4) float64, voxels to millimetres; None for a 2D image.
+    header:  nibabel header of the source; None for a 2D image.
+    """
+
+    name: str
+    indices: tuple
+    shape: tuple
+    slices: Optional[tuple] = None
+    affine: Optional[np.ndarray] = None
+    header: Any = None
+
+    @property
+    def is_volume(self):
+        """Whether the case is a volume of slices."""
+        return self.slices is not None
+
+
+class Dataset(Protocol):
+    """Examples by index, framework-free; picklable, so that loader processes can hold it.
+
+    in_channels:   channels of an image.
+    normalisation: the rule by which intensities become network input, for the checkpoint.
+    """
+
+    in_channels: int
+    normalisation: str
+
+    def __len__(self):
+        """Number of examples."""
+
+    def __getitem__(self, index) -> Example:
+        """The example of an index from 0 to len - 1. Raises IndexError outside."""
+
+    def cases(self) -> list:
+        """All cases, as a list of `Case`; together they hold every index once."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The ground truth of one case at its own size, for evaluation.
+
+    name:   the case's name.
+    path:   file of the ground truth.
+    slices: axial slices that are scored; None for a 2D image.
+    """
+
+    name: str
+    path: str
+    slices: Optional[tuple] = None
+
+
+def listed(names):
+    """The first few names in one line, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(str(name) for name in names[:LISTED_NAMES])
+    return shown + (f" and {len(names) - LISTED_NAMES} more" if len(names) > LISTED_NAMES else "")
+
+
+def require_unique(paths_by_name, where):
+    """Refuse names that several files claim, whose outputs would overwrite each other.
+
+    paths_by_name: dict case name -> list of paths. Raises `UserError` naming all of them.
+    """
+    doubled = {name: paths for name, paths in paths_by_name.items() if len(paths) > 1}
+    if doubled:
+        lines = "\n".join(f"  {name}: {listed(paths)}" for name, paths in list(doubled.items())[:LISTED_NAMES])
+        raise UserError(
+            f"{where}: found {len(doubled)} case names used more than once; expected unique names, because "
+            f"the outputs are named by them. Rename the files, or give the folder of one set.\n{lines}")

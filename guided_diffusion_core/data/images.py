@@ -1,0 +1,67 @@
+"""Reading 2D images and masks: JPEG, PNG and whatever else Pillow opens."""
+import io
+
+import blobfile as bf
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from guided_diffusion_core.data.transforms import resize_nearest
+from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.files import READ_ERRORS, read_bytes
+
+# Largest value of the pictures that are not 8-bit; 8-bit ones, colour and 1-bit become "L" (255).
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I")
+
+
+def image_size(path):
+    """(height, width) of an image in pixels, from its header. Raises `UserError` for a file
+    that is no image."""
+    try:
+        with bf.BlobFile(str(path), "rb") as file, Image.open(file) as image:
+            return image.height, image.width
+    except (UnidentifiedImageError, *READ_ERRORS) as error:
+        raise _not_an_image(path, error) from error
+
+
+def read_rgb(path, size):
+    """An image as network input: (3, size, size) float32 in [0, 1], resized bilinearly."""
+    image = _decode(path).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    return np.ascontiguousarray(np.asarray(image, np.float32).transpose(2, 0, 1)) / 255  # (S, S, 3) -> (3, S, S)
+
+
+def read_mask(path, size=None, upstream_compat=False):
+    """A mask as booleans (H, W), or (size, size) if a size is given.
+
+    Foreground is what reaches half of the largest value that the file's mode can hold, 255 for
+    8-bit. upstream_compat: with a size, everything above zero after a bilinear resize, the
+    original's rule.
+    Raises `UserError` for a file that is no image, and for one whose values are all below half
+    but not all zero, such as labels 0 and 1, because all its foreground would silently vanish.
+    """
+    image = _decode(path)
+    if upstream_compat and size is not None:
+        resized = image.convert("L").resize((size, size), Image.Resampling.BILINEAR)
+        return np.asarray(resized) > 0
+    largest = 65535 if image.mode in _SIXTEEN_BIT else 255
+    values = np.asarray(image if largest == 65535 else image.convert("L"))
+    foreground = values >= (largest + 1) // 2
+    if values.any() and not foreground.any():
+        raise found_expected(path, f"mask values of at most {values.max()}", f"0 and {largest}",
+                             f"Scale the mask so that its foreground is {largest}.")
+    return foreground if size is None else resize_nearest(foreground, (size, size))
+
+
+def _decode(path):
+    content = read_bytes(path)
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.load()
+    # Pillow raises SyntaxError for a PNG with broken chunks, ValueError for some broken headers
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise _not_an_image(path, error) from error
+    return image
+
+
+def _not_an_image(path, error):
+    return found_expected(path, f"no complete image ({error})", "a JPEG or PNG image",
+                          "Replace the file, or take it out of the folder.")

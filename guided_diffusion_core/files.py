@@ -1,0 +1,98 @@
+"""Reading and writing of whole files, on disk or in a bucket (gs://, https://*.blob.core...).
+
+Paths go through blobfile. A local file is written under a temporary name in its own folder and
+renamed; an object in a bucket appears only when its upload is complete. So no reader ever sees
+half a file, wherever it lies.
+"""
+import os
+
+import blobfile as bf
+
+from guided_diffusion_core.errors import found_expected
+
+READ_ERRORS = (OSError, bf.Error)  # what a path that cannot be read or written raises
+
+
+def is_local(path):
+    """Whether a path lies on this machine's disks rather than in a bucket."""
+    return "://" not in str(path)
+
+
+def read_bytes(path):
+    """The content of a file. Raises `UserError` if it cannot be read."""
+    try:
+        return bf.read_bytes(str(path))
+    except READ_ERRORS as error:
+        raise found_expected(path, f"no readable file ({error})", "a file", "Check the path.") from error
+
+
+def write_atomic(path, content):
+    """Write bytes to a file that appears at once and whole.
+
+    Raises `UserError` if its folder cannot be written; then nothing is left behind.
+    """
+    path = str(path)
+    if not is_local(path):
+        bf.write_bytes(path, content)
+        return
+    temporary = f"{path}.writing-{os.getpid()}"
+    try:
+        try:
+            with open(temporary, "xb") as file:
+                file.write(content)
+            os.replace(temporary, path)
+        except BaseException:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+            raise
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def make_writable_folder(folder, flag):
+    """Make a folder if it is not there, and prove by a trial file that it can be written.
+
+    flag: the command-line flag that names the folder, for the error.
+    Raises `UserError` if it cannot.
+    """
+    folder = str(folder)
+    try:
+        bf.makedirs(folder)
+        if is_local(folder):
+            trial = os.path.join(folder, f".writable-{os.getpid()}")
+            with open(trial, "xb"):
+                pass
+            os.remove(trial)
+    except READ_ERRORS as error:
+        raise _unwritable(f"{flag} {folder}", error) from error
+    return folder
+
+
+def require_folder(folder, flag, expected):
+    """The path of a folder that must be there and hold something, as a string.
+
+    flag: the command-line flag that names it. expected: the layout that it should have.
+    Raises `UserError` if it is missing or empty.
+    """
+    folder = str(folder)
+    if not folder or not bf.isdir(folder):
+        found = "a file" if folder and bf.exists(folder) else "no such folder"
+        raise found_expected(f"{flag} {folder!r}", found, expected, "Check the path.")
+    if not any(True for _ in bf.listdir(folder)):
+        raise found_expected(f"{flag} {folder!r}", "an empty folder", expected, "Check the path.")
+    return folder
+
+
+def walk_files(folder):
+    """All files under a folder in the order of their paths: pairs (folder, name). Hidden ones
+    (a leading dot, as macOS and unfinished copies leave behind) are passed over."""
+    for root, folders, names in bf.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield root, name
+
+
+def _unwritable(where, error):
+    return found_expected(where, f"that it cannot be written ({error})", "a folder that can be written",
+                          "Choose another folder.")

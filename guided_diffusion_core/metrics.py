@@ -1,0 +1,52 @@
+"""Overlap scores of binary masks."""
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Pixels (or voxels) of a prediction against the truth: true positives, false positives,
+    false negatives."""
+
+    tp: int
+    fp: int
+    fn: int
+
+    @property
+    def both_empty(self):
+        """Neither the prediction nor the truth has foreground, so that no overlap is defined."""
+        return self.tp + self.fp + self.fn == 0
+
+    @property
+    def dice(self):
+        """Dice coefficient 2 TP / (2 TP + FP + FN) in [0, 1] (Dice 1945); None if both are empty."""
+        return None if self.both_empty else 2 * self.tp / (2 * self.tp + self.fp + self.fn)
+
+    @property
+    def iou(self):
+        """Intersection over union TP / (TP + FP + FN) in [0, 1] (Jaccard 1901); None if both are empty."""
+        return None if self.both_empty else self.tp / (self.tp + self.fp + self.fn)
+
+
+def count(prediction, truth):
+    """`Counts` of two boolean arrays of one shape. Raises ValueError if the shapes differ."""
+    prediction, truth = _same_shape(prediction, truth)
+    return Counts(
+        tp=int(np.count_nonzero(prediction & truth)),
+        fp=int(np.count_nonzero(prediction & ~truth)),
+        fn=int(np.count_nonzero(~prediction & truth)),
+    )
+
+
+def pixel_agreement(first, second):
+    """Share of pixels in [0, 1] on which two boolean masks of one shape agree."""
+    first, second = _same_shape(first, second)
+    return float(np.mean(first == second))
+
+
+def _same_shape(first, second):
+    first, second = np.asarray(first, bool), np.asarray(second, bool)
+    if first.shape != second.shape:
+        raise ValueError(f"masks of shapes {first.shape} and {second.shape}")
+    return first, second

@@ -1,0 +1,60 @@
+"""The log of a training run: a table on the console, `progress.jsonl` and `progress.csv`."""
+import csv
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+from guided_diffusion_core.errors import found_expected
+
+COLUMN_WIDTH = 11
+
+
+class RunLog:
+    """Writes the mean of the values recorded since the last line, one line at a time.
+
+    out_dir: folder of the run; existing logs there are replaced.
+    Every line has the same columns, those of the first. Raises `UserError` if it cannot write.
+    """
+
+    def __init__(self, out_dir):
+        self.jsonl_path = Path(out_dir) / "progress.jsonl"
+        self.csv_path = Path(out_dir) / "progress.csv"
+        self._columns = None
+        self._recorded = []
+        try:
+            self._jsonl = open(self.jsonl_path, "w", encoding="utf-8")
+            self._csv_file = open(self.csv_path, "w", newline="", encoding="utf-8")
+        except OSError as error:
+            raise found_expected(self.jsonl_path, error.strerror, "a file that can be written",
+                                 "Choose another --out_dir.") from error
+        self._csv = csv.writer(self._csv_file)
+
+    def record(self, values):
+        """Add one step's values, a dict name -> float."""
+        self._recorded.append(values)
+
+    def write(self, **exact):
+        """Write a line: the `exact` values as they are, then the means of what was recorded."""
+        means = {name: sum(values[name] for values in self._recorded) / len(self._recorded)
+                 for name in self._recorded[0]}
+        line = {**exact, **means}
+        self._recorded = []
+        if self._columns is None:
+            self._columns = list(line)
+            self._csv.writerow(self._columns)
+            tqdm.write(" ".join(name.rjust(COLUMN_WIDTH) for name in self._columns))
+        tqdm.write(" ".join(_shown(line[name]).rjust(COLUMN_WIDTH) for name in self._columns))
+        self._jsonl.write(json.dumps(line) + "\n")
+        self._csv.writerow([line[name] for name in self._columns])
+        self._jsonl.flush()
+        self._csv_file.flush()
+
+    def close(self):
+        """Close the files."""
+        self._jsonl.close()
+        self._csv_file.close()
+
+
+def _shown(value):
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,138 @@
+"""The training loop and the loader of its batches."""
+import jittor as jt
+import numpy as np
+from jittor.dataset import Dataset
+
+from guided_diffusion_core.checkpoint import NETWORK, average_name
+from guided_diffusion_core.noise import TRAIN_NOISE, TRAIN_TIMESTEP
+from guided_diffusion_core.state_shapes import is_buffer
+from guided_diffusion_core.training import ema_rate_at, learning_rate
+from guided_diffusion_jt import runtime
+from guided_diffusion_jt.gaussian_diffusion import total_loss
+from guided_diffusion_jt.nn import set_dropout_noise, update_ema
+from guided_diffusion_jt.optim import AdamW, gradients
+from guided_diffusion_jt.resample import UniformSampler
+
+
+def make_loader(stream, batch_size, num_workers=0):
+    """Batches of a `TrainingStream`, in its order: pairs of tensors, image (N, C, S, S) and mask
+    (N, 1, S, S), read by `num_workers` processes beside (0: none)."""
+    return _StreamDataset(stream).set_attrs(
+        batch_size=batch_size, total_len=len(stream), shuffle=False, drop_last=False, num_workers=num_workers)
+
+
+class _StreamDataset(Dataset):
+    """A `TrainingStream` as Jittor's loader takes it."""
+
+    def __init__(self, stream):
+        super().__init__()
+        self.stream = stream
+
+    def __getitem__(self, index):
+        return self.stream[index]
+
+
+class TrainLoop:
+    """Optimizes a network on batches of images and masks; logging and files are the caller's.
+
+    model:            the network. diffusion: its `GaussianDiffusion`.
+    data:             iterable of (image, mask) batches (`make_loader`).
+    tape:             NoiseTape of time steps, noise and dropout.
+    batch_size:       examples per optimizer step, the size of the batches.
+    microbatch:       examples per forward pass; their gradients add up to the whole batch's. -1: all.
+    lr:               learning rate of AdamW. weight_decay: its decoupled decay.
+    ema_rate:         rates of the moving averages, a tuple of floats. ema_warmup: `ema_rate_at`.
+    schedule_sampler: `ScheduleSampler`, uniform if None.
+    lr_anneal_steps:  steps of linear annealing to zero; 0: constant rate.
+    """
+
+    def __init__(
+        self,
+        *,
+        model,
+        diffusion,
+        data,
+        tape,
+        batch_size,
+        microbatch=-1,
+        lr=1e-4,
+        ema_rate=(0.9999,),
+        ema_warmup=False,
+        schedule_sampler=None,
+        weight_decay=0.0,
+        lr_anneal_steps=0,
+    ):
+        self.model = model
+        self.diffusion = diffusion
+        self.data = data
+        self.tape = tape
+        self.microbatch = microbatch if microbatch > 0 else batch_size
+        self.lr = lr
+        self.lr_anneal_steps = lr_anneal_steps
+        self.ema_rate = tuple(ema_rate)
+        self.ema_warmup = ema_warmup
+        self.schedule_sampler = schedule_sampler or UniformSampler(diffusion)
+        self.names = [name for name, _ in model.named_parameters() if not is_buffer(name)]
+        self.params = [param for name, param in model.named_parameters() if not is_buffer(name)]
+        self.opt = AdamW(self.params, weight_decay=weight_decay)
+        self.ema_params = [[param.copy().stop_grad() for param in self.params] for _ in self.ema_rate]
+        self.step = 0
+        model.train()
+
+    def run_loop(self, steps):
+        """Yield (step, values) after each optimizer step, from the next one to number `steps` - 1."""
+        for batch, cond in self.data:
+            if self.step >= steps:
+                return
+            step = self.step
+            yield step, self.run_step(batch, cond)
+
+    def run_step(self, batch, cond):
+        """One optimizer step on images `batch` (N, C, S, S) and masks `cond` (N, 1, S, S).
+
+        Returns the means over the batch: `total` and the terms of `training_losses_segmentation`,
+        and the learning rate `lr`; floats.
+        """
+        values, grads = self.forward_backward(jt.concat([batch, cond], dim=1).cast(self.params[0].dtype))
+        lr = learning_rate(self.lr, self.lr_anneal_steps, self.step)
+        self.opt.step(grads, lr)
+        for rate, averages in zip(self.ema_rate, self.ema_params):
+            update_ema(averages, self.params, rate=ema_rate_at(rate, self.step, self.ema_warmup))
+        runtime.synchronize()
+        self.step += 1
+        return {**values, "lr": lr}
+
+    def forward_backward(self, batch):
+        """Losses and gradients of the whole batch (N, C + 1, S, S): (dict of floats, list of tensors)."""
+        size = batch.shape[0]
+        values, grads = {}, None
+        for start in range(0, size, self.microbatch):
+            slots = range(start, min(start + self.microbatch, size))
+            terms, micro_grads = self._microbatch(batch[start:slots.stop], slots)
+            share = len(slots) / size
+            for name, value in terms.items():
+                values[name] = values.get(name, 0.0) + share * float(np.mean(runtime.to_numpy(value)))
+            micro_grads = [runtime.scalar(share) * grad for grad in micro_grads]
+            grads = micro_grads if grads is None else [a + b for a, b in zip(grads, micro_grads)]
+        return values, grads
+
+    def _microbatch(self, micro, slots):
+        """Loss terms and gradients of some slots of the batch."""
+        uniforms = [float(self.tape.uniform(TRAIN_TIMESTEP, step=self.step, case=slot)) for slot in slots]
+        t, weights = self.schedule_sampler.sample(np.array(uniforms))
+        noise = self.tape.normal_batch(TRAIN_NOISE, (1, *micro.shape[2:]), step=self.step, cases=slots)
+        set_dropout_noise(self.model, self.tape, self.step, slots)
+        terms, _ = self.diffusion.training_losses_segmentation(
+            self.model, None, micro, t, noise=runtime.to_tensor(noise, dtype=runtime.precision()))
+        total = total_loss(terms, weights)
+        return {"total": total, **terms}, gradients(total, self.params)
+
+    def networks(self):
+        """The network and its moving averages as `checkpoint.save` takes them; the averages share the
+        network's running statistics."""
+        state = runtime.state_arrays(self.model)
+        networks = {NETWORK: state}
+        for rate, averages in zip(self.ema_rate, self.ema_params):
+            arrays = {name: runtime.to_numpy(value) for name, value in zip(self.names, averages)}
+            networks[average_name(rate)] = {**state, **arrays}
+        return networks

@@ -1,0 +1,1 @@
+"""MedSegDiff in PyTorch. Twin of `guided_diffusion_jt`, name for name."""

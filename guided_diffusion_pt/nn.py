@@ -1,0 +1,159 @@
+"""Layers and small functions that the networks and the training loop are made of."""
+import torch as th
+import torch.nn as nn
+import torch.utils.checkpoint
+from torch.nn import functional as F
+
+from guided_diffusion_core.embedding import timestep_frequencies
+from guided_diffusion_core.unet_plan import GROUP_NORM_GROUPS
+from guided_diffusion_pt import runtime
+
+
+class SiLU(nn.Module):
+    """x * sigmoid(x), any shape (Elfwing et al. 2018, arXiv:1702.03118, eq. 1)."""
+
+    def forward(self, x):
+        return F.silu(x)
+
+
+class LeakyReLU(nn.Module):
+    """x where positive, else 0.01 x; any shape."""
+
+    def forward(self, x):
+        return F.leaky_relu(x, 0.01)
+
+
+class GroupNorm32(nn.GroupNorm):
+    """Group normalisation of (N, C, ...) over C / num_groups channels and all positions
+    (Wu & He 2018, arXiv:1803.08494, eq. 1), with a weight and a bias per channel."""
+
+    def __init__(self, num_groups, num_channels, eps=1e-5):
+        super().__init__(num_groups, num_channels, eps=eps)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation of (N, C, H, W) (Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1);
+    the running variance is the unbiased one. Training needs more than one value per channel."""
+
+    def __init__(self, num_features, eps=1e-5, momentum=0.1):
+        super().__init__(num_features, eps=eps, momentum=momentum)
+
+
+class Dropout(nn.Module):
+    """Inverted dropout whose masks come from the noise tape (`set_dropout_noise`).
+
+    p: rate, 0 to below 1. Input (N, C, ...), one mask element per input element.
+    Raises RuntimeError in training when no noise is set.
+    """
+
+    def __init__(self, p=0.5):
+        super().__init__()
+        self.p = p
+        self.noise = None
+
+    def mask_shape(self, x):
+        """Shape of one example's mask."""
+        return tuple(x.shape[1:])
+
+    def forward(self, x):
+        if not self.training or self.p == 0:
+            return x
+        if self.noise is None:
+            raise RuntimeError("dropout in training mode has no noise: call nn.set_dropout_noise(model, ...) first")
+        tape, site, step, slots = self.noise
+        mask = tape.keep_mask(site, self.mask_shape(x), self.p, step=step, cases=slots)
+        return x * runtime.to_tensor(mask, dtype=runtime.precision())
+
+
+class Dropout2d(Dropout):
+    """Dropout of whole channels (Tompson et al. 2015, arXiv:1411.4280): one mask element a channel."""
+
+    def mask_shape(self, x):
+        """Shape of one example's mask."""
+        return (x.shape[1],) + (1,) * (len(x.shape) - 2)
+
+
+def set_dropout_noise(model, tape, step, slots):
+    """Tell every dropout layer of `model` where on the tape its next masks lie.
+
+    tape:  NoiseTape. step: int, the optimizer step.
+    slots: the examples' places in the whole batch, one per row of the next forward pass.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Dropout):
+            module.noise = (tape, f"dropout/{name}", step, tuple(slots))
+
+
+class MaxPool2d(nn.Module):
+    """Largest value of each 2x2 window: (N, C, H, W) to (N, C, H/2, W/2)."""
+
+    def forward(self, x):
+        return F.max_pool2d(x, 2)
+
+
+class AvgPool2d(nn.Module):
+    """Mean of each 2x2 window: (N, C, H, W) to (N, C, H/2, W/2)."""
+
+    def forward(self, x):
+        return F.avg_pool2d(x, 2)
+
+
+class BilinearUpsample(nn.Module):
+    """Bilinear upsampling of (N, C, H, W) by a whole factor, pixel centres aligned."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x):
+        return F.interpolate(x, scale_factor=self.scale, mode="bilinear", align_corners=False)
+
+
+def nearest_upsample(x):
+    """Repeat each pixel 2x2: (N, C, H, W) to (N, C, 2H, 2W)."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def normalization(channels):
+    """The group normalisation of the network: 32 groups. channels: a multiple of 32."""
+    return GroupNorm32(GROUP_NORM_GROUPS, channels)
+
+
+def batched_matmul(a, b):
+    """(B, n, k) times (B, k, m): (B, n, m)."""
+    return th.bmm(a, b)
+
+
+def softmax(x):
+    """Softmax over the last axis; any shape."""
+    return th.softmax(x, dim=-1)
+
+
+def timestep_embedding(timesteps, dim, max_period=10000):
+    """Sinusoidal embedding of time steps (Vaswani et al. 2017, arXiv:1706.03762, section 3.5).
+
+    timesteps: (N,) whole or fractional steps, 0 to about 1000. dim: even width.
+    Returns (N, dim): the cosines, then the sines.
+    """
+    frequencies = runtime.to_tensor(timestep_frequencies(dim, runtime.precision(), max_period))
+    angles = timesteps[:, None].to(frequencies.dtype) * frequencies[None]  # (N, dim / 2)
+    return th.cat([th.cos(angles), th.sin(angles)], dim=1)
+
+
+def mean_flat(tensor):
+    """Mean over all axes but the first: (N, ...) to (N,)."""
+    return tensor.mean(dim=list(range(1, len(tensor.shape))))
+
+
+def update_ema(target_params, source_params, rate=0.99):
+    """target = rate * target + (1 - rate) * source, in place, for each pair of the two lists."""
+    with th.no_grad():
+        for target, source in zip(target_params, source_params):
+            target.mul_(rate).add_(source, alpha=1 - rate)
+
+
+def checkpoint(func, inputs, flag):
+    """func(*inputs); with `flag`, activations are recomputed in the backward pass to save memory."""
+    if flag and th.is_grad_enabled():
+        return torch.utils.checkpoint.checkpoint(func, *inputs, use_reentrant=False)
+    return func(*inputs)

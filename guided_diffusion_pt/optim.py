@@ -1,0 +1,27 @@
+"""The optimizer: AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2)."""
+import torch as th
+
+
+class AdamW:
+    """Adam with decoupled weight decay.
+
+    params:       list of tensors, which `step` changes in place.
+    weight_decay: fraction of a parameter taken off per step, times the learning rate.
+    """
+
+    def __init__(self, params, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8):
+        self.params = list(params)
+        self._adamw = th.optim.AdamW(self.params, lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay)
+
+    def step(self, gradients, lr):
+        """One update at learning rate `lr`; gradients: a tensor for each parameter."""
+        for param, gradient in zip(self.params, gradients):
+            param.grad = gradient
+        for group in self._adamw.param_groups:
+            group["lr"] = lr
+        self._adamw.step()
+
+
+def gradients(loss, params):
+    """The gradient of a one-element `loss` for each of `params`; zeros where it does not depend on one."""
+    return list(th.autograd.grad(loss, params, materialize_grads=True))

@@ -1,0 +1,88 @@
+"""The verbs that every other module needs of PyTorch: conversion, precision, threads, state.
+
+Twin of `guided_diffusion_jt/runtime.py`.
+"""
+import platform
+
+import numpy as np
+import torch as th
+
+_PRECISIONS = {"float32": th.float32, "float64": th.float64}
+
+
+def to_tensor(array, dtype=None):
+    """A tensor with a copy of `array`'s values.
+
+    array: numpy array, number or nested list.
+    dtype: name of a numpy type such as "float32"; None keeps the array's own (float64 and int64
+           included).
+    """
+    return th.from_numpy(np.array(array, dtype=dtype, order="C"))
+
+
+def to_numpy(tensor):
+    """A numpy array with a copy of the tensor's values, of the same dtype."""
+    return tensor.detach().cpu().numpy().copy()
+
+
+def set_threads(n):
+    """Compute with n threads."""
+    th.set_num_threads(n)
+
+
+def set_precision(name):
+    """The type of parameters and computation from now on: "float32" or "float64".
+
+    Set it before a network is built or loaded. float64 is for comparisons: slow.
+    """
+    th.set_default_dtype(_PRECISIONS[name])
+
+
+def precision():
+    """The type that `set_precision` set: "float32" (at the start) or "float64"."""
+    return str(th.get_default_dtype()).removeprefix("torch.")
+
+
+def scalar(value):
+    """A number as a factor or summand of tensors, in full precision."""
+    return value
+
+
+def synchronize():
+    """Wait until all queued computation is done."""
+    if th.cuda.is_available():
+        th.cuda.synchronize()
+
+
+def no_grad():
+    """A context in which nothing is recorded for a backward pass."""
+    return th.no_grad()
+
+
+def versions():
+    """Name -> version of what the numbers depend on: Python, numpy and the framework."""
+    return {"python": platform.python_version(), "numpy": np.__version__, "torch": th.__version__}
+
+
+def state_arrays(model):
+    """Name -> numpy array of every parameter and buffer, in float32 or float64 as computed.
+
+    Names, order and shapes are the original's, `num_batches_tracked` (int64, ()) included.
+    """
+    return {name: to_numpy(value) for name, value in model.state_dict().items()}
+
+
+def load_state(model, arrays, where="weights"):
+    """Set every parameter and buffer of `model` from name -> numpy array.
+
+    arrays: the names and shapes of `state_arrays`; floating values are cast to `precision()`.
+    where:  the file they come from, for the error.
+    Raises `UserError` that lists all missing, unexpected and misshapen names.
+    """
+    from guided_diffusion_core.checkpoint import check_state  # not needed to convert tensors
+
+    state = model.state_dict()
+    check_state({name: tuple(value.shape) for name, value in state.items()}, arrays, where)
+    for name, value in state.items():
+        # state_dict's tensors share the model's memory
+        value.copy_(to_tensor(arrays[name]))

@@ -1,0 +1,48 @@
+"""Sampling of whole ensembles."""
+import numpy as np
+
+from guided_diffusion_core.noise import SAMPLE_INITIAL, SAMPLE_STEP
+from guided_diffusion_pt import runtime
+from guided_diffusion_pt.respace import with_sampling_steps
+
+
+class EnsembleSampler:
+    """Draws an ensemble of masks for each image, all members of all images as one batch.
+
+    model:     the network, in eval mode. diffusion: the process that it was trained on.
+    sampling:  `SamplingConfig`.
+    tape:      NoiseTape. A sample's noise is keyed by its case and member alone.
+    """
+
+    def __init__(self, model, diffusion, sampling, tape):
+        self.model = model
+        self.diffusion = with_sampling_steps(diffusion, sampling.sample_steps)
+        self.sampling = sampling
+        self.tape = tape
+
+    def __call__(self, images, keys):
+        """Sample masks.
+
+        images: (N, C, S, S) float32. keys: N strings, the cases' names on the tape.
+        Returns (M, N, S, S) float32, M = `num_ensemble`; values about 0 to 1.
+        """
+        ensemble, (n, _, height, width) = self.sampling.num_ensemble, images.shape
+        cases = list(keys) * ensemble
+        members = np.repeat(np.arange(ensemble), n)
+        rows = np.tile(images, (ensemble, 1, 1, 1))  # member by member
+        img = np.concatenate([rows, np.zeros((len(rows), 1, height, width), np.float32)], axis=1)
+
+        def draw(site, step):
+            noise = self.tape.normal_batch(site, (1, height, width), step=step, cases=cases, members=members)
+            return runtime.to_tensor(noise, dtype=runtime.precision())
+
+        known = {"noise": draw(SAMPLE_INITIAL, 0), "step_noise": lambda t: draw(SAMPLE_STEP, t)}
+        img = runtime.to_tensor(img, dtype=runtime.precision())
+        shape, clip = tuple(img.shape), self.sampling.clip_denoised
+        if self.sampling.use_ddim:
+            result = self.diffusion.ddim_sample_loop_known(
+                self.model, shape, img, clip_denoised=clip, eta=self.sampling.eta, **known)
+        else:
+            result = self.diffusion.p_sample_loop_known(self.model, shape, img, clip_denoised=clip, **known)
+        masks = runtime.to_numpy(result[0]).astype(np.float32)
+        return masks.reshape(ensemble, n, height, width)

@@ -1,0 +1,77 @@
+"""Networks and diffusion processes from settings, by the original's names."""
+import dataclasses
+
+from guided_diffusion_core import checkpoint
+from guided_diffusion_core.config import ModelConfig, args_to_dict, model_and_diffusion_defaults  # noqa: F401
+from guided_diffusion_core.initialization import initial_state
+from guided_diffusion_core.schedule import LossType, ModelMeanType, ModelVarType, get_named_beta_schedule
+from guided_diffusion_core.state_shapes import state_shapes
+from guided_diffusion_core.unet_plan import make_plan
+from guided_diffusion_pt import runtime
+from guided_diffusion_pt.respace import SpacedDiffusion, space_timesteps
+from guided_diffusion_pt.unet import UNetModel_newpreview
+
+
+def create_model_and_diffusion(**settings):
+    """(network, diffusion) from the names of `model_and_diffusion_defaults()`; what is left out
+    takes its default. Raises TypeError for an unknown name and `UserError` for a wrong value."""
+    names = {field.name for field in dataclasses.fields(ModelConfig)}
+    process = {name: value for name, value in settings.items() if name not in names}
+    process["steps"] = process.pop("diffusion_steps", model_and_diffusion_defaults()["diffusion_steps"])
+    learn_sigma = settings.get("learn_sigma", ModelConfig.learn_sigma)
+    model = create_model(**{name: value for name, value in settings.items() if name in names})
+    return model, create_gaussian_diffusion(learn_sigma=learn_sigma, **process)
+
+
+def create_model(*, seed=0, **settings):
+    """The network of the settings (fields of `ModelConfig`), with the initial weights of a seed."""
+    plan = make_plan(ModelConfig(**settings))
+    model = UNetModel_newpreview(plan)
+    runtime.load_state(model, initial_state(state_shapes(plan), seed))
+    return model
+
+
+def create_gaussian_diffusion(
+    *,
+    steps=1000,
+    learn_sigma=False,
+    sigma_small=False,
+    noise_schedule="linear",
+    use_kl=False,
+    predict_xstart=False,
+    rescale_timesteps=False,
+    rescale_learned_sigmas=False,
+    timestep_respacing="",
+):
+    """The diffusion process of the settings (fields of `DiffusionConfig`), a `SpacedDiffusion`.
+
+    sigma_small: where the variance is not learned, take the posterior's instead of beta.
+    """
+    if use_kl:
+        loss_type = LossType.RESCALED_KL
+    else:
+        loss_type = LossType.RESCALED_MSE if rescale_learned_sigmas else LossType.MSE
+    fixed = ModelVarType.FIXED_SMALL if sigma_small else ModelVarType.FIXED_LARGE
+    return SpacedDiffusion(
+        use_timesteps=space_timesteps(steps, timestep_respacing or [steps]),
+        betas=get_named_beta_schedule(noise_schedule, steps),
+        model_mean_type=ModelMeanType.START_X if predict_xstart else ModelMeanType.EPSILON,
+        model_var_type=ModelVarType.LEARNED_RANGE if learn_sigma else fixed,
+        loss_type=loss_type,
+        rescale_timesteps=rescale_timesteps,
+    )
+
+
+def load_model_and_diffusion(path):
+    """(network in eval mode, diffusion, Config) of a checkpoint file.
+
+    Raises `UserError` if the file is no checkpoint or its weights do not fit its configuration.
+    """
+    config, _, arrays = checkpoint.load(path)
+    model = UNetModel_newpreview(make_plan(config.model))
+    runtime.load_state(model, arrays, where=path)
+    model.eval()
+    settings = dataclasses.asdict(config.diffusion)
+    diffusion = create_gaussian_diffusion(
+        steps=settings.pop("diffusion_steps"), learn_sigma=config.model.learn_sigma, **settings)
+    return model, diffusion, config

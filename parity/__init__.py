@@ -1,0 +1,1 @@
+"""The harness that compares the two backends with each other and with the original."""

@@ -1,0 +1,54 @@
+"""What the tests share: the backends, float64, and the folder of real data."""
+import os
+from pathlib import Path
+
+import pytest
+
+from guided_diffusion_core import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# MEDSEGDIFF_BACKENDS=pytorch runs the tests of one backend alone, on a machine without the other.
+BACKENDS = tuple(os.environ.get("MEDSEGDIFF_BACKENDS", ",".join(cli.BACKENDS)).split(","))
+
+
+class Backend:
+    """One implementation: name, and `module("unet")` for its module of that name."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def module(self, name):
+        return cli.backend_module(self.name, name)
+
+
+def pytest_report_header(config):
+    return f"backends: {', '.join(BACKENDS)}"
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def backend(request):
+    """Each backend in turn; one that cannot be imported fails its tests."""
+    return Backend(request.param)
+
+
+@pytest.fixture
+def float64(backend):
+    """`backend` computes in float64 during the test."""
+    runtime = backend.module("runtime")
+    runtime.set_precision("float64")
+    yield
+    runtime.set_precision("float32")
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Folder of the real data: $MEDSEGDIFF_DATA, or shared/data beside the repository.
+
+    Without it the test is skipped; it fails if MEDSEGDIFF_REQUIRE_DATA is set, as in .ci/run.
+    """
+    folder = Path(os.environ.get("MEDSEGDIFF_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        missing = pytest.fail if os.environ.get("MEDSEGDIFF_REQUIRE_DATA") else pytest.skip
+        missing(f"no folder of real data at {folder}; set MEDSEGDIFF_DATA")
+    return folder

@@ -1,0 +1,98 @@
+"""Who may import whom, by reading the sources and by importing in fresh processes."""
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import BACKENDS, ROOT
+
+FRAMEWORKS = {"torch", "jittor", "jittor_utils"}
+PACKAGES = {"guided_diffusion_pt", "guided_diffusion_jt"}
+
+# Folder -> top-level packages that no module in it may import, anywhere in its code.
+FORBIDDEN = {
+    "guided_diffusion_core": FRAMEWORKS | PACKAGES | {"parity", "scripts", "tests"},
+    "guided_diffusion_pt": {"jittor", "jittor_utils", "guided_diffusion_jt", "parity", "scripts", "tests"},
+    "guided_diffusion_jt": {"torch", "guided_diffusion_pt", "parity", "scripts", "tests"},
+    "parity": FRAMEWORKS | PACKAGES | {"scripts", "tests"},
+    "scripts": FRAMEWORKS | PACKAGES | {"tests"},
+}
+COMMANDS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
+
+IMPORT_ALL = """
+import importlib, pathlib, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ImportError(f"{{name}} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+for path in sorted(pathlib.Path({package!r}).rglob("*.py")):
+    importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
+print("imported", sorted({watched!r} & sys.modules.keys()))
+"""
+
+HELP = """
+import runpy, sys
+sys.argv = [{path!r}, "--help"]
+try:
+    runpy.run_path({path!r}, run_name="__main__")
+except SystemExit as leave:
+    print("left", leave.code, sorted({watched!r} & sys.modules.keys()))
+"""
+
+
+def run_python(code):
+    """The last line that the code prints in a fresh Python at the root of the repository."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def imported(tree):
+    """Top-level names of all that a module imports, inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield node.module.partition(".")[0]
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_sources_keep_the_import_rules(folder):
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    assert paths
+    broken = {str(path.relative_to(ROOT)): found for path in paths
+              if (found := FORBIDDEN[folder] & set(imported(ast.parse(path.read_text()))))}
+    assert not broken
+
+
+def test_core_loads_no_framework():
+    code = IMPORT_ALL.format(package="guided_diffusion_core", blocked=set(), watched=FRAMEWORKS | PACKAGES)
+    assert run_python(code) == "imported []"
+
+
+@pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch is not among MEDSEGDIFF_BACKENDS")
+def test_pytorch_backend_works_without_jittor():
+    other = {"jittor", "jittor_utils", "guided_diffusion_jt"}
+    code = IMPORT_ALL.format(package="guided_diffusion_pt", blocked=other, watched={"torch", *other})
+    assert run_python(code) == "imported ['torch']"
+
+
+@pytest.mark.skipif("jittor" not in BACKENDS, reason="Jittor is not among MEDSEGDIFF_BACKENDS")
+def test_jittor_backend_works_without_torch():
+    other = {"torch", "guided_diffusion_pt"}
+    code = IMPORT_ALL.format(package="guided_diffusion_jt", blocked=other, watched={"jittor", *other})
+    assert run_python(code) == "imported ['jittor']"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_loads_no_framework(command):
+    code = HELP.format(path=f"scripts/{command}", watched=FRAMEWORKS | PACKAGES)
+    assert run_python(code) == "left 0 []"
+
+
+def test_commands_of_the_original_are_there():
+    assert {"segmentation_train.py", "segmentation_sample.py", "segmentation_env.py"} <= set(COMMANDS)

@@ -1,0 +1,256 @@
+"""Both backends' runtime: conversion, precision, state; and Jittor's start on various machines."""
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from conftest import BACKENDS, ROOT
+
+from guided_diffusion_core import environment
+from guided_diffusion_core.errors import UserError
+
+needs_jittor = pytest.mark.skipif("jittor" not in BACKENDS, reason="Jittor is not among MEDSEGDIFF_BACKENDS")
+
+
+@pytest.fixture
+def runtime(backend):
+    return backend.module("runtime")
+
+
+@pytest.fixture
+def layer(backend):
+    """A batch normalisation of 3 channels: parameters, buffers and a counter."""
+    return backend.module("nn").BatchNorm2d(3)
+
+
+def has_gradient(backend, tensor):
+    """Whether a backward pass would reach the tensor."""
+    return tensor.requires_grad if backend.name == "pytorch" else not tensor.is_stop_grad()
+
+
+def new_state(layer, runtime, dtype=np.float64):
+    """Other values than the layer's own, under the same names; the counter is 5."""
+    draw = np.random.default_rng(0)
+    return {name: np.asarray(5) if value.shape == () else draw.standard_normal(value.shape).astype(dtype)
+            for name, value in runtime.state_arrays(layer).items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64", "uint8", "bool"])
+def test_arrays_survive_the_round_trip(runtime, dtype):
+    array = (np.arange(24).reshape(2, 3, 4) % 3 - 0.25).astype(dtype)[:, ::-1]
+    back = runtime.to_numpy(runtime.to_tensor(array))
+    assert back.dtype == array.dtype
+    np.testing.assert_array_equal(back, array)
+
+
+def test_float64_is_not_rounded_on_the_way(runtime):
+    array = np.array([1 + 2.0**-50])
+    assert runtime.to_numpy(runtime.to_tensor(array))[0] == array[0]
+
+
+def test_dtype_can_be_chosen(runtime):
+    assert runtime.to_numpy(runtime.to_tensor([1, 2], dtype="float32")).dtype == np.float32
+
+
+def test_tensors_do_not_share_the_arrays_memory(runtime):
+    array = np.zeros(3, np.float32)
+    tensor = runtime.to_tensor(array)
+    array[:] = 1
+    values = runtime.to_numpy(tensor)
+    values[:] = 2
+    np.testing.assert_array_equal(runtime.to_numpy(tensor), np.zeros(3))
+
+
+def test_computation_in_float64(runtime, float64):
+    tensor = runtime.to_tensor(np.array([1 + 2.0**-40]))
+    assert runtime.precision() == "float64"
+    assert runtime.to_numpy(tensor * tensor - tensor)[0] == pytest.approx(2.0**-40, rel=1e-9)
+
+
+def test_float32_is_the_precision_at_the_start(runtime):
+    assert runtime.precision() == "float32"
+
+
+def test_nothing_is_recorded_under_no_grad(backend, runtime, layer):
+    x = runtime.to_tensor(np.ones((2, 3, 4, 4), np.float32))
+    with runtime.no_grad():
+        frozen = layer(x)
+    recorded = layer(x)
+    assert has_gradient(backend, recorded) and not has_gradient(backend, frozen)
+
+
+def test_state_has_the_originals_names_and_shapes(runtime, layer):
+    state = runtime.state_arrays(layer)
+    assert {name: (value.shape, str(value.dtype)) for name, value in state.items()} == {
+        "weight": ((3,), "float32"), "bias": ((3,), "float32"), "running_mean": ((3,), "float32"),
+        "running_var": ((3,), "float32"), "num_batches_tracked": ((), "int64")}
+
+
+def test_loaded_state_is_the_given_one(runtime, layer):
+    given = new_state(layer, runtime)
+    runtime.load_state(layer, given)
+    state = runtime.state_arrays(layer)
+    for name, value in given.items():
+        assert state[name].dtype == (np.int64 if value.shape == () else np.float32)
+        np.testing.assert_array_equal(state[name], value.astype(state[name].dtype))
+
+
+def test_loading_leaves_what_is_trained_as_it_was(backend, runtime, layer):
+    runtime.load_state(layer, new_state(layer, runtime))
+    assert has_gradient(backend, layer.weight) and has_gradient(backend, layer.bias)
+    assert not has_gradient(backend, layer.running_mean)
+
+
+def test_state_is_loaded_in_the_set_precision(runtime, float64, backend):
+    layer = backend.module("nn").BatchNorm2d(3)
+    given = new_state(layer, runtime)
+    runtime.load_state(layer, given)
+    state = runtime.state_arrays(layer)
+    assert state["weight"].dtype == np.float64 and state["weight"][0] == given["weight"][0]
+
+
+def test_wrong_state_is_refused_and_changes_nothing(runtime, layer):
+    before, given = runtime.state_arrays(layer), new_state(layer, runtime)
+    given["extra"], given["weight"] = np.zeros(1), np.zeros(4)
+    del given["bias"]
+    with pytest.raises(UserError) as error:
+        runtime.load_state(layer, given, where="model.safetensors")
+    assert all(word in str(error.value) for word in ("model.safetensors", "extra", "weight", "bias"))
+    for name, value in runtime.state_arrays(layer).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_versions_name_the_framework(runtime, backend):
+    framework = {"pytorch": "torch", "jittor": "jittor"}[backend.name]
+    assert set(runtime.versions()) == {"python", "numpy", framework}
+
+
+# ---- Jittor's start ----
+
+def start_jittor(code="print('started')", **variables):
+    """Exit code, stdout and stderr of a fresh process that starts Jittor, then runs the code."""
+    environ = {**os.environ, **variables}
+    done = subprocess.run(
+        [sys.executable, "-c", f"from guided_diffusion_jt import runtime\n{code}"],
+        cwd=ROOT, env={name: value for name, value in environ.items() if value is not None},
+        text=True, capture_output=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+@needs_jittor
+def test_start_is_silent_and_uses_onednn():
+    unset = dict.fromkeys(("use_mkl", "nvcc_path", "FIX_TORCH_ERROR", "log_silent", "python_config_path"))
+    code = "import sys; print(bool(runtime.jt.mkl_ops), 'torch' in sys.modules)"
+    assert start_jittor(code, **unset) == (0, "True False\n", "")
+
+
+@needs_jittor
+def test_missing_compiler_names_the_package(tmp_path):
+    code, out, err = start_jittor(PATH=str(tmp_path), cc_path=None)
+    assert code != 0 and out == "" and "g++: found no such program" in err and "apt-get install g++" in err
+
+
+@needs_jittor
+def test_unwritable_home_is_a_clear_error(tmp_path):
+    (tmp_path / ".cache").write_text("a file where the cache should be")
+    code, out, err = start_jittor(HOME=str(tmp_path), JITTOR_HOME=None)
+    assert code != 0 and out == "" and "Set HOME to a writable folder" in err
+
+
+@needs_jittor
+def test_rebuilt_core_does_not_end_the_process(tmp_path):
+    """A Jittor that leaves with exit code 0 on its first import, as a stale one does."""
+    package = tmp_path / "jittor"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "import pathlib, sys\nmark = pathlib.Path(__file__).with_name('mark')\n"
+        "if not mark.exists():\n    mark.touch()\n    sys.exit(0)\n__version__ = 'fake'\n")
+    code, out, err = start_jittor("print(runtime.jt.__version__)", PYTHONPATH=str(tmp_path))
+    assert (code, out) == (0, "fake\n"), err
+
+
+@needs_jittor
+def test_core_that_stays_stale_is_an_error(tmp_path):
+    package = tmp_path / "jittor"
+    package.mkdir()
+    (package / "__init__.py").write_text("import sys\nsys.exit(0)\n")
+    code, out, err = start_jittor(PYTHONPATH=str(tmp_path))
+    assert code != 0 and out == "" and "Run the command again" in err
+
+
+@pytest.fixture
+def start():
+    if "jittor" not in BACKENDS:
+        pytest.skip("Jittor is not among MEDSEGDIFF_BACKENDS")
+    from guided_diffusion_jt import runtime
+    return runtime
+
+
+def test_onednn_is_linked_and_stale_links_are_replaced(start, tmp_path):
+    folder = tmp_path / "mkl" / "dnnl"
+    assert start.link_onednn(folder)
+    folder.joinpath("lib").unlink()
+    folder.joinpath("lib").symlink_to(tmp_path / "moved away")
+    assert start.link_onednn(folder)
+    assert (folder / "lib" / "libmkldnn.so").is_file() and (folder / "include" / "dnnl.h").is_file()
+    assert sorted(path.name for path in folder.iterdir()) == ["include", "lib"]
+
+
+def test_onednn_is_linked_by_several_processes_at_once(start, tmp_path):
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(start.link_onednn(tmp_path))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [True] * 8
+
+
+def test_downloaded_onednn_is_left_alone(start, tmp_path):
+    for name, file in (("lib", "libmkldnn.so"), ("include", "dnnl.h")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("downloaded")
+    assert start.link_onednn(tmp_path)
+    assert (tmp_path / "lib" / "libmkldnn.so").read_text() == "downloaded"
+
+
+def test_missing_onednn_is_said_in_one_line(start, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("use_mkl", raising=False)
+    absent = {name: ("no-such-wheel", file) for name, (_, file) in start._ONEDNN.items()}
+    monkeypatch.setattr(start, "_ONEDNN", absent)
+    monkeypatch.setattr(start, "_onednn_folder", lambda: str(tmp_path / "dnnl"))
+    start.prepare()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "about 100 times slower" in said and "pip install onednn-cpu-gomp" in said
+    assert os.environ["use_mkl"] == "0"
+
+
+# ---- The machine ----
+
+def test_machine_of_the_tests_is_complete():
+    environment.check_python()
+    environment.check_compiler()
+    assert os.access(environment.python_config(), os.X_OK)
+
+
+@pytest.mark.parametrize("version", [(3, 8), (3, 13)])
+def test_unsuitable_python_is_refused(monkeypatch, version):
+    monkeypatch.setattr(environment.sys, "version_info", (*version, 0))
+    with pytest.raises(UserError, match="expected Python 3.11 or 3.12"):
+        environment.check_python()
+
+
+def test_missing_headers_name_the_package(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    with pytest.raises(UserError, match=rf"Python.h: .*apt-get install {environment.PYTHON}-dev"):
+        environment.python_config()
+
+
+def test_full_disk_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "NEEDED_BYTES", 2**60)
+    with pytest.raises(UserError, match="Make room"):
+        environment.check_disk(tmp_path)
+    assert environment.main(str(tmp_path)) == 2
