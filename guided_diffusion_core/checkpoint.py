@@ -85,22 +85,34 @@ def find(model_path):
 
 
 def load(path):
-    """Read one safetensors file of a checkpoint: (Config, step, dict name -> numpy array).
+    """Read one safetensors file of a checkpoint: (Config, dict name -> numpy array).
 
     Raises `UserError` if it is no whole safetensors file or was not written by `save`.
     """
+    with _opened(path) as file:
+        return _config(file, path), {name: file.get_tensor(name) for name in file.keys()}
+
+
+def read_config(path):
+    """The `Config` inside a safetensors file of a checkpoint, without its weights; errors as in `load`."""
+    with _opened(path) as file:
+        return _config(file, path)
+
+
+def _opened(path):
     try:
-        with safe_open(str(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
+        return safe_open(str(path), framework="numpy")
     except (SafetensorError, OSError) as error:
         raise found_expected(path, f"no readable safetensors file ({error})", "a whole checkpoint file",
                              "Copy it again or use another checkpoint.") from error
+
+
+def _config(file, path):
+    metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT:
         raise found_expected(path, "a safetensors file without this software's configuration",
                              "a checkpoint written by segmentation_train.py", "Use such a checkpoint.")
-    config = configuration.from_dict(json.loads(metadata["config"]), where=path)
-    return config, int(metadata["step"]), arrays
+    return configuration.from_dict(json.loads(metadata["config"]), where=path)
 
 
 def check_state(expected, arrays, where):

@@ -242,6 +242,11 @@ def model_and_diffusion_defaults():
             for field in dataclasses.fields(SECTIONS[section])}
 
 
+def model_and_diffusion_settings(config):
+    """The same names with the values of a `Config`."""
+    return {**dataclasses.asdict(config.model), **dataclasses.asdict(config.diffusion)}
+
+
 def args_to_dict(args, keys):
     """The attributes `keys` of `args` as a dict."""
     return {key: getattr(args, key) for key in keys}

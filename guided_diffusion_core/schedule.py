@@ -187,7 +187,7 @@ def sampling_timesteps(num_timesteps, steps):
     Raises `UserError` for a number that the process cannot give.
     """
     if not 0 <= steps <= num_timesteps:
-        raise found_expected("--sample_steps", steps, f"0 (all) to {num_timesteps}, the steps of the diffusion",
+        raise found_expected("--sample_steps", steps, f"0 (all) to {num_timesteps}, the diffusion's steps",
                              "Give fewer steps.")
     if steps == 1:
         return (num_timesteps - 1,)
@@ -205,11 +205,13 @@ def ddim_coefficients(tables, eta):
     Raises `UserError` for an eta outside its range.
     """
     if not 0 <= eta <= 1:
-        raise found_expected("--eta", eta, "a number from 0 (deterministic) to 1 (ancestral)", "Give such a number.")
+        raise found_expected("--eta", eta, "a number from 0 (deterministic) to 1 (ancestral)",
+                             "Give such a number.")
     variance = 1.0 - tables.alphas_cumprod
     remaining = 1.0 - tables.alphas_cumprod_prev
     fresh = eta ** 2 * tables.betas / variance  # share of the remaining noise that is drawn anew
-    x_t_coef = np.sqrt(remaining * np.maximum(1.0 - fresh, 0.0) / variance)  # rounding: fresh may pass 1 at t = 0
+    # Rounding may bring `fresh` above 1 at t = 0, where nothing remains.
+    x_t_coef = np.sqrt(remaining * np.maximum(1.0 - fresh, 0.0) / variance)
     xstart_coef = np.sqrt(tables.alphas_cumprod_prev) - x_t_coef * tables.sqrt_alphas_cumprod
     return xstart_coef, x_t_coef, np.sqrt(remaining * fresh)
 

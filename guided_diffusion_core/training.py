@@ -8,12 +8,45 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 from tqdm import tqdm
 
 from guided_diffusion_core import checkpoint
-from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.files import make_writable_folder, write_atomic
 from guided_diffusion_core.runlog import RunLog
+from guided_diffusion_core.unet_plan import make_plan
+
+
+def fit_to_data(config, dataset, in_ch_given):
+    """The configuration with the dataset's channels and normalisation, checked for training.
+
+    in_ch_given: whether `--in_ch` stands on the command line, which then must fit the data.
+    Raises `UserError` for a network or a batch that cannot be trained.
+    """
+    channels = dataset.in_channels + 1
+    if in_ch_given and config.model.in_ch != channels:
+        raise found_expected("--in_ch", config.model.in_ch, f"{channels} for this data, its {dataset.in_channels} "
+                             "image channels and the mask's", "Leave the flag out.")
+    if config.model.class_cond:
+        raise found_expected("--class_cond", True, "False, because these datasets have no class labels",
+                             "Leave the flag out.")
+    config = config.replace(in_ch=channels, normalisation=dataset.normalisation)
+    make_plan(config.model)
+    microbatch = config.training.microbatch if config.training.microbatch > 0 else config.training.batch_size
+    smallest = config.training.batch_size % microbatch or microbatch
+    if config.model.image_size == 32 and smallest == 1:
+        raise found_expected("--batch_size", f"a forward pass of one example at {config.model.image_size} pixels",
+                             "two or more, because batch norm sees one value per channel there",
+                             "Give a larger --batch_size or --microbatch.")
+    return config
+
+
+def prepare_run(out_dir, summary):
+    """Make the run's folder and write the resolved configuration, a JSON text, to its `config.json`."""
+    make_writable_folder(out_dir, "--out_dir")
+    write_atomic(Path(out_dir) / "config.json", (summary + "\n").encode())
 
 
 def last_step(training):

@@ -4,14 +4,17 @@ import numpy as np
 from jittor.dataset import Dataset
 
 from guided_diffusion_core.checkpoint import NETWORK, average_name
-from guided_diffusion_core.noise import TRAIN_NOISE, TRAIN_TIMESTEP
+from guided_diffusion_core.config import ema_rates, model_and_diffusion_settings
+from guided_diffusion_core.data.stream import TrainingStream
+from guided_diffusion_core.noise import TRAIN_NOISE, TRAIN_TIMESTEP, NoiseTape
 from guided_diffusion_core.state_shapes import is_buffer
-from guided_diffusion_core.training import ema_rate_at, learning_rate
+from guided_diffusion_core.training import ema_rate_at, last_step, learning_rate
 from guided_diffusion_jt import runtime
 from guided_diffusion_jt.gaussian_diffusion import total_loss
 from guided_diffusion_jt.nn import set_dropout_noise, update_ema
 from guided_diffusion_jt.optim import AdamW, gradients
-from guided_diffusion_jt.resample import UniformSampler
+from guided_diffusion_jt.resample import UniformSampler, create_named_schedule_sampler
+from guided_diffusion_jt.script_util import create_model_and_diffusion
 
 
 def make_loader(stream, batch_size, num_workers=0):
@@ -30,6 +33,27 @@ class _StreamDataset(Dataset):
 
     def __getitem__(self, index):
         return self.stream[index]
+
+
+def create_train_loop(config, dataset):
+    """The `TrainLoop` of a `Config` on a `Dataset`: network, process, loader and tape from its seed."""
+    training, tape = config.training, NoiseTape(config.seed)
+    model, diffusion = create_model_and_diffusion(seed=config.seed, **model_and_diffusion_settings(config))
+    stream = TrainingStream(dataset, tape, training.batch_size, last_step(training))
+    return TrainLoop(
+        model=model,
+        diffusion=diffusion,
+        data=make_loader(stream, training.batch_size, training.num_workers),
+        tape=tape,
+        batch_size=training.batch_size,
+        microbatch=training.microbatch,
+        lr=training.lr,
+        ema_rate=ema_rates(training),
+        ema_warmup=training.ema_warmup,
+        schedule_sampler=create_named_schedule_sampler(training.schedule_sampler, diffusion),
+        weight_decay=training.weight_decay,
+        lr_anneal_steps=training.lr_anneal_steps,
+    )
 
 
 class TrainLoop:

@@ -37,16 +37,12 @@ class GaussianDiffusion(DiffusionTables):
         super().__init__(betas)
         self.model_mean_type = model_mean_type
         self.model_var_type = model_var_type
+        self.learns_sigma = model_var_type in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
         self.loss_type = loss_type
         self.rescale_timesteps = rescale_timesteps
         self.timestep_map = tuple(range(self.num_timesteps))
         self.whole_betas = self.betas
         self.original_num_steps = self.num_timesteps
-
-    @property
-    def learns_sigma(self):
-        """Whether the network has a second output channel for the variance."""
-        return self.model_var_type in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
 
     def q_mean_variance(self, x_start, t):
         """q(x_t | x_0) (DDPM, arXiv:2006.11239, eq. 4).
@@ -97,9 +93,9 @@ class GaussianDiffusion(DiffusionTables):
         if self.rescale_timesteps:
             network_t = network_t.to(x.dtype) * (1000.0 / self.original_num_steps)
         out, cal = model(x, network_t, **(model_kwargs or {}))
-        expected = (x.shape[0], 1 + self.learns_sigma, *x.shape[2:])
-        if tuple(out.shape) != expected:
-            raise ValueError(f"the network's output has shape {tuple(out.shape)}, the diffusion expects {expected}")
+        if out.shape[1] != 1 + self.learns_sigma:
+            raise ValueError(f"the network's output has {out.shape[1]} channels, the diffusion expects "
+                             f"{1 + self.learns_sigma}: learn_sigma of the two differs")
         return out, cal
 
     def _reverse_step(self, out, x_t, t, clip_denoised):
@@ -117,16 +113,15 @@ class GaussianDiffusion(DiffusionTables):
 
     def _variance(self, out, x_t, t):
         """Variance of the reverse step and its logarithm (Improved DDPM, arXiv:2102.09672, eq. 15)."""
+        smallest = _extract(self.posterior_log_variance_clipped, t, x_t)
         if self.model_var_type == ModelVarType.FIXED_SMALL:
-            return (_extract(self.posterior_variance, t, x_t),
-                    _extract(self.posterior_log_variance_clipped, t, x_t))
+            return _extract(self.posterior_variance, t, x_t), smallest
         if self.model_var_type == ModelVarType.FIXED_LARGE:
             return (_extract(self.fixed_large_variance, t, x_t),
                     _extract(self.fixed_large_log_variance, t, x_t))
         log_variance = out[:, 1:]
         if self.model_var_type == ModelVarType.LEARNED_RANGE:
             share = (log_variance + 1.0) / 2.0  # the network says -1 for the smallest, 1 for the largest
-            smallest = _extract(self.posterior_log_variance_clipped, t, x_t)
             log_variance = share * _extract(self.log_betas, t, x_t) + (1.0 - share) * smallest
         return th.exp(log_variance), log_variance
 
@@ -174,8 +169,7 @@ class GaussianDiffusion(DiffusionTables):
         noise:      (N, 1, H, W), x_T; None draws it anew.
         step_noise: function of a step's index in the whole process (int, `timestep_map`) to its noise
                     (N, 1, H, W), called once for each step, descending; None draws it anew.
-        clip_denoised: clip the predicted mask to [-1, 1] in each step.
-        progress:   show a progress bar.
+        clip_denoised: clip the predicted mask to [-1, 1] in each step. progress: show a progress bar.
         Returns (sample, x_noisy, img, cal, cal_out): the sampled mask (N, 1, H, W), the first network
         input, `img`, the calibration mask and its blend with the sample (`blend_calibration`).
         """
@@ -196,11 +190,8 @@ class GaussianDiffusion(DiffusionTables):
 
     def p_sample_loop_progressive(self, model, shape, noise, step_noise=None, clip_denoised=True,
                                   model_kwargs=None, progress=False):
-        """Yield the dict of `p_sample` after each step.
-
-        noise: (N, C, H, W), the first network input: the image's channels and last x_T. Further
-        arguments as of `p_sample_loop_known`.
-        """
+        """Yield the dict of `p_sample` after each step; arguments as of `p_sample_loop_known`, but
+        noise is the first network input (N, C, H, W): the image's channels and last x_T."""
         def step(x, t, fresh):
             return self.p_sample(model, x, t, fresh, clip_denoised, model_kwargs)
 
@@ -219,7 +210,8 @@ class GaussianDiffusion(DiffusionTables):
         for index in tqdm(range(self.num_timesteps - 1, -1, -1), disable=not progress, unit="step"):
             with runtime.no_grad():
                 t = runtime.to_tensor(np.full(x.shape[0], index)).to(x.device)
-                out = step(x, t, None if step_noise is None else step_noise(self.timestep_map[index]).to(x.dtype))
+                fresh = None if step_noise is None else step_noise(self.timestep_map[index]).to(x.dtype)
+                out = step(x, t, fresh)
                 x = th.cat([x[:, :-1], out["sample"]], dim=1)  # (N, C, H, W)
             yield out
 
@@ -240,21 +232,15 @@ class GaussianDiffusion(DiffusionTables):
         out, cal = self._apply(model, th.cat([x_start[:, :-1], x_t], dim=1), t, model_kwargs)
         prediction = out[:, :1]
         terms = {"loss_cal": mean_flat((mask - cal) ** 2)}
-        if self.loss_type.is_vb():
-            terms["vb"] = self._vb_term(out, mask, x_t, t)
-            if self.loss_type == LossType.RESCALED_KL:
-                terms["vb"] = terms["vb"] * self.num_timesteps
-            terms["loss"] = terms["vb"]
-            return terms, prediction
-        terms["loss_diff"] = mean_flat((self._target(mask, x_t, t, noise) - prediction) ** 2)
-        terms["loss"] = terms["loss_diff"]
-        if self.learns_sigma:
+        if not self.loss_type.is_vb():
+            terms["loss_diff"] = mean_flat((self._target(mask, x_t, t, noise) - prediction) ** 2)
             # The bound trains the variance alone (Improved DDPM, section 3.1).
-            frozen = th.cat([prediction.detach(), out[:, 1:]], dim=1)
-            terms["vb"] = self._vb_term(frozen, mask, x_t, t)
-            if self.loss_type == LossType.RESCALED_MSE:
-                terms["vb"] = terms["vb"] * (self.num_timesteps / 1000.0)
-            terms["loss"] = terms["loss_diff"] + terms["vb"]
+            out = th.cat([prediction.detach(), out[:, 1:]], dim=1)
+        if self.loss_type.is_vb() or self.learns_sigma:
+            steps = self.num_timesteps
+            scales = {LossType.RESCALED_MSE: steps / 1000.0, LossType.RESCALED_KL: steps}
+            terms["vb"] = self._vb_term(out, mask, x_t, t) * scales.get(self.loss_type, 1.0)
+        terms["loss"] = sum(terms[name] for name in ("loss_diff", "vb") if name in terms)
         return terms, prediction
 
     def _target(self, x_start, x_t, t, noise):
@@ -290,10 +276,8 @@ def blend_calibration(sample, cal):
     is below 0.65 the sample counts for a quarter, on top of cal; else both count half. Two empty
     masks agree.
     """
-    axes = (1, 2, 3)
     positive = (sample > 0).to(sample.dtype)
-    overlap = (positive * cal).sum(axes, keepdim=True)
-    differ = 2.0 * overlap < AGREEMENT * (positive + cal).sum(axes, keepdim=True)
+    differ = (2.0 * mean_flat(positive * cal) < AGREEMENT * mean_flat(positive + cal)).reshape(-1, 1, 1, 1)
     return th.where(differ, cal + 0.25 * sample, 0.5 * cal + 0.5 * sample).clamp(0.0, 1.0)
 
 

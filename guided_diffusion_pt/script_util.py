@@ -2,7 +2,12 @@
 import dataclasses
 
 from guided_diffusion_core import checkpoint
-from guided_diffusion_core.config import ModelConfig, args_to_dict, model_and_diffusion_defaults  # noqa: F401
+from guided_diffusion_core.config import (  # noqa: F401
+    ModelConfig,
+    args_to_dict,
+    model_and_diffusion_defaults,
+    model_and_diffusion_settings,
+)
 from guided_diffusion_core.initialization import initial_state
 from guided_diffusion_core.schedule import LossType, ModelMeanType, ModelVarType, get_named_beta_schedule
 from guided_diffusion_core.state_shapes import state_shapes
@@ -12,14 +17,17 @@ from guided_diffusion_pt.respace import SpacedDiffusion, space_timesteps
 from guided_diffusion_pt.unet import UNetModel_newpreview
 
 
-def create_model_and_diffusion(**settings):
+def create_model_and_diffusion(*, seed=0, **settings):
     """(network, diffusion) from the names of `model_and_diffusion_defaults()`; what is left out
-    takes its default. Raises TypeError for an unknown name and `UserError` for a wrong value."""
+    takes its default. Raises TypeError for an unknown name and `UserError` for a wrong value.
+
+    seed: of the initial weights.
+    """
     names = {field.name for field in dataclasses.fields(ModelConfig)}
     process = {name: value for name, value in settings.items() if name not in names}
     process["steps"] = process.pop("diffusion_steps", model_and_diffusion_defaults()["diffusion_steps"])
     learn_sigma = settings.get("learn_sigma", ModelConfig.learn_sigma)
-    model = create_model(**{name: value for name, value in settings.items() if name in names})
+    model = create_model(seed=seed, **{name: value for name, value in settings.items() if name in names})
     return model, create_gaussian_diffusion(learn_sigma=learn_sigma, **process)
 
 
@@ -67,11 +75,8 @@ def load_model_and_diffusion(path):
 
     Raises `UserError` if the file is no checkpoint or its weights do not fit its configuration.
     """
-    config, _, arrays = checkpoint.load(path)
-    model = UNetModel_newpreview(make_plan(config.model))
+    config, arrays = checkpoint.load(path)
+    model, diffusion = create_model_and_diffusion(**model_and_diffusion_settings(config))
     runtime.load_state(model, arrays, where=path)
     model.eval()
-    settings = dataclasses.asdict(config.diffusion)
-    diffusion = create_gaussian_diffusion(
-        steps=settings.pop("diffusion_steps"), learn_sigma=config.model.learn_sigma, **settings)
     return model, diffusion, config

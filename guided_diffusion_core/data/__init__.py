@@ -36,4 +36,4 @@ def list_truths(data_config, split="Test"):
 
 def _require_all_slices(data_config):
     if data_config.slices != "all":
-        raise found_expected("--slices", f"{data_config.slices!r} for 2D images", "all", "Leave the flag out.")
+        raise found_expected("--slices", f"{data_config.slices!r} for 2D images", "all", "Leave it out.")

@@ -8,7 +8,13 @@ import numpy as np
 from guided_diffusion_core.data.dataset import Case, Example, Truth, listed, require_unique
 from guided_diffusion_core.data.slices import parse_slices
 from guided_diffusion_core.data.transforms import ZSCORE_RULE, resize_linear, resize_nearest, zscore
-from guided_diffusion_core.data.volumes import VolumeCache, read_geometry, read_volume, slices_above_zero, stem
+from guided_diffusion_core.data.volumes import (
+    VolumeCache,
+    read_geometry,
+    read_volume,
+    slices_above_zero,
+    stem,
+)
 from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.files import require_folder, walk_files
 
@@ -57,7 +63,8 @@ def find_cases(data_dir):
         elif modality:
             others.setdefault(folder, []).append(file)
     if not groups:
-        raise found_expected(f"--data_dir {data_dir!r}", "no volume of a known modality", LAYOUT, "Check the path.")
+        raise found_expected(f"--data_dir {data_dir!r}", "no volume of a known modality", LAYOUT,
+                             "Check the path.")
     folders_by_name = {}
     for folder, name in groups:
         folders_by_name.setdefault(name, []).append(folder)
@@ -94,8 +101,9 @@ def select_slices(files, depth, slice_filter):
         brain = np.logical_or.reduce([slices_above_zero(read_volume(files.paths[m])) for m in MODALITIES])
     if slice_filter.needs_tumour:
         if LABELS not in files.paths:
-            raise found_expected("--slices tumour", f"no labels ({LABELS}) of case {files.name} in {files.folder}",
-                                 "labels, because they say where the tumour is", "Choose other slices.")
+            raise found_expected(
+                "--slices tumour", f"no labels ({LABELS}) of case {files.name} in {files.folder}",
+                "labels, because they say where the tumour is", "Choose other slices.")
         tumour = slices_above_zero(read_volume(files.paths[LABELS]))
     return slice_filter.select(depth, brain, tumour)
 
@@ -149,8 +157,9 @@ class BratsDataset:
             start = len(self._examples)
             self._files[files.name] = files
             self._examples += [(files.name, z) for z in chosen]
-            self._cases.append(Case(files.name, tuple(range(start, start + len(chosen))), geometry.shape, chosen,
-                                    geometry.affine, geometry.header))
+            indices = tuple(range(start, start + len(chosen)))
+            self._cases.append(
+                Case(files.name, indices, geometry.shape, chosen, geometry.affine, geometry.header))
 
     def __len__(self):
         return len(self._examples)
@@ -199,8 +208,8 @@ def list_truths(data_dir, slices="all"):
 
 
 def _no_slices(slices, data_dir):
-    return UserError(f"--slices {slices!r}: found no slice that passes in any volume of {data_dir}; expected at "
-                     f"least one. Choose other slices.")
+    return UserError(f"--slices {slices!r}: found no slice that passes in any volume of {data_dir}; expected "
+                     f"at least one. Choose other slices.")
 
 
 def _in_line(values):

@@ -103,7 +103,8 @@ def require_unique(paths_by_name, where):
     """
     doubled = {name: paths for name, paths in paths_by_name.items() if len(paths) > 1}
     if doubled:
-        lines = "\n".join(f"  {name}: {listed(paths)}" for name, paths in list(doubled.items())[:LISTED_NAMES])
+        shown = list(doubled.items())[:LISTED_NAMES]
+        lines = "\n".join(f"  {name}: {listed(paths)}" for name, paths in shown)
         raise UserError(
             f"{where}: found {len(doubled)} case names used more than once; expected unique names, because "
             f"the outputs are named by them. Rename the files, or give the folder of one set.\n{lines}")

@@ -25,8 +25,9 @@ def image_size(path):
 
 def read_rgb(path, size):
     """An image as network input: (3, size, size) float32 in [0, 1], resized bilinearly."""
-    image = _decode(path).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(image, np.float32).transpose(2, 0, 1)) / 255  # (S, S, 3) -> (3, S, S)
+    image = decode(path).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    channels = np.asarray(image, np.float32).transpose(2, 0, 1)  # (S, S, 3) -> (3, S, S)
+    return np.ascontiguousarray(channels) / 255
 
 
 def read_mask(path, size=None, upstream_compat=False):
@@ -38,7 +39,7 @@ def read_mask(path, size=None, upstream_compat=False):
     Raises `UserError` for a file that is no image, and for one whose values are all below half
     but not all zero, such as labels 0 and 1, because all its foreground would silently vanish.
     """
-    image = _decode(path)
+    image = decode(path)
     if upstream_compat and size is not None:
         resized = image.convert("L").resize((size, size), Image.Resampling.BILINEAR)
         return np.asarray(resized) > 0
@@ -51,7 +52,8 @@ def read_mask(path, size=None, upstream_compat=False):
     return foreground if size is None else resize_nearest(foreground, (size, size))
 
 
-def _decode(path):
+def decode(path):
+    """A picture as a decoded PIL image. Raises `UserError` for a file that is not a complete one."""
     content = read_bytes(path)
     try:
         image = Image.open(io.BytesIO(content))

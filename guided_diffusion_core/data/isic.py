@@ -46,7 +46,8 @@ def find_pairs(data_dir, split):
     if pairs is None:
         pairs = _pairs_of_folders(data_dir, split)
     if not pairs:
-        raise found_expected(f"--data_dir {data_dir!r}", "no image (jpg, jpeg or png)", LAYOUT, "Check the path.")
+        raise found_expected(f"--data_dir {data_dir!r}", "no image (jpg, jpeg or png)", LAYOUT,
+                             "Check the path.")
     paths_by_name = {}
     for pair in pairs:
         paths_by_name.setdefault(pair.name, []).append(pair.image or pair.mask)
@@ -77,13 +78,15 @@ def _read_csv(path):
 
 def _pair_of_row(data_dir, table, row):
     if not row["img"]:
-        raise found_expected(table, "a row without an image", "the path of one in column img", "Mend the row.")
-    image, mask = (bf.join(data_dir, row[key].replace("\\", "/")) if row[key] else None for key in ("img", "seg"))
-    for path in (image, mask):
-        if path and not bf.exists(path):
-            raise found_expected(table, f"{path}, which is not there", "paths relative to the csv's folder",
-                                 "Mend the csv or add the file.")
-    return Pair(_stem(bf.basename(image)), image, mask)
+        raise found_expected(table, "a row without an image", "its path in column img", "Mend the row.")
+    image, mask = (bf.join(data_dir, (row[key] or "").replace("\\", "/")) for key in ("img", "seg"))
+    if not bf.exists(image):
+        raise found_expected(table, f"{image}, which is not there", "paths relative to the csv's folder",
+                             "Mend the csv or add the file.")
+    name = _stem(bf.basename(image))
+    if name is None:
+        raise found_expected(table, f"{image}, which is no image", "a jpg, jpeg or png file", "Mend the csv.")
+    return Pair(name, image, mask if row["seg"] and bf.exists(mask) else None)
 
 
 def _pairs_of_folders(data_dir, split):
@@ -120,7 +123,7 @@ def _of_split(folders, split):
 
 def _pairs_beside(folder, images):
     """Pair the images of a `*_Data` folder with the masks of the sibling of the same beginning."""
-    parent = bf.dirname(folder)
+    parent = bf.dirname(folder) or "."
     wanted = DATA_FOLDER.sub("_groundtruth", bf.basename(folder)).lower()
     masks = {}
     for sibling in sorted(bf.listdir(parent)):
@@ -164,7 +167,8 @@ class IsicDataset:
         self.size, self.need_masks, self.upstream_compat = size, need_masks, upstream_compat
         self._pairs = find_pairs(data_dir, split)
         if self._pairs[0].image is None:
-            raise found_expected(f"--data_dir {str(data_dir)!r}", "masks but no image", LAYOUT, "Check the path.")
+            raise found_expected(f"--data_dir {str(data_dir)!r}", "masks but no image", LAYOUT,
+                                 "Check the path.")
         if need_masks:
             _require_masks(self._pairs, data_dir)
         self._shapes = [self._checked_shape(pair) for pair in self._pairs]
@@ -190,7 +194,8 @@ class IsicDataset:
 
     def cases(self):
         """One case for each image."""
-        return [Case(pair.name, (i,), shape) for i, (pair, shape) in enumerate(zip(self._pairs, self._shapes))]
+        together = zip(self._pairs, self._shapes)
+        return [Case(pair.name, (index,), shape) for index, (pair, shape) in enumerate(together)]
 
 
 def list_truths(data_dir, split="Test"):

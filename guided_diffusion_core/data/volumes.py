@@ -9,7 +9,8 @@ from typing import Any
 import blobfile as bf
 import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import HeaderDataError, ImageDataError, ImageFileError
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError, ImageDataError
 from nibabel.wrapstruct import WrapStructError
 
 from guided_diffusion_core.errors import found_expected
@@ -33,7 +34,8 @@ class Geometry:
 
     def agrees_with(self, other):
         """Whether two volumes lie on the same grid of voxels."""
-        return self.shape == other.shape and np.allclose(self.affine, other.affine, rtol=0, atol=AFFINE_TOLERANCE)
+        same_place = np.allclose(self.affine, other.affine, rtol=0, atol=AFFINE_TOLERANCE)
+        return self.shape == other.shape and same_place
 
 
 def stem(name):
@@ -58,12 +60,14 @@ def read_geometry(path):
             file.seek(-min(4, length), io.SEEK_END)
             trailer = file.read(4)
             file.seek(0)
-            header = _header_class(file, compressed).from_fileobj(gzip.GzipFile(fileobj=file) if compressed else file)
+            header_class = _header_class(file, compressed)
+            header = header_class.from_fileobj(gzip.GzipFile(fileobj=file) if compressed else file)
     except _BROKEN as error:
         raise _broken(path, error) from error
     shape = tuple(int(n) for n in header.get_data_shape())
     if len(shape) != 3 or min(shape) < 1:
-        raise found_expected(path, f"an array of shape {shape}", "a volume with three axes", "Replace the file.")
+        raise found_expected(path, f"an array of shape {shape}", "a volume with three axes",
+                             "Replace the file.")
     claimed = int(header["vox_offset"]) + int(np.prod(shape)) * header.get_data_dtype().itemsize
     stored = int.from_bytes(trailer, "little") if compressed else length
     if stored != claimed % 2**32 if compressed else stored < claimed:
@@ -86,8 +90,9 @@ def read_volume(path):
     try:
         if content.startswith(_GZIP_MAGIC):
             content = gzip.decompress(content)
-        cls = nib.Nifti2Image if _header_class(io.BytesIO(content), False) is nib.Nifti2Header else nib.Nifti1Image
-        return np.asanyarray(cls.from_bytes(content).dataobj)
+        header_class = _header_class(io.BytesIO(content), False)
+        image_class = nib.Nifti2Image if header_class is nib.Nifti2Header else nib.Nifti1Image
+        return np.asanyarray(image_class.from_bytes(content).dataobj)
     except _BROKEN as error:
         raise _broken(path, error) from error
 

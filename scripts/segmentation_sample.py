@@ -1,0 +1,35 @@
+"""Sample masks for a folder of images with a trained network."""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from guided_diffusion_core import checkpoint, cli, sampling  # noqa: E402
+from guided_diffusion_core.data import open_dataset  # noqa: E402
+from guided_diffusion_core.noise import NoiseTape  # noqa: E402
+
+
+def main():
+    parser = cli.build_parser(__doc__, "data", "model", "diffusion", "sampling")
+    parser.add_argument("--model_path", default="", metavar="PATH",
+                        help="checkpoint: a .safetensors file, a folder of checkpoints/, or a training's --out_dir")
+    parser.add_argument("--out_dir", default="./results/", metavar="FOLDER", help="folder for the masks")
+    parser.add_argument("--batch_size", type=int, default=1, metavar="INT",
+                        help="images per batch; each brings its whole ensemble")
+    args = parser.parse_args()
+    path = checkpoint.find(args.model_path)
+    config = sampling.sampling_config(path, cli.given_settings(args), getattr(args, "preset", None))
+    dataset = open_dataset(config.data, config.model.image_size, "Test", need_masks=False)
+    sampling.check_dataset(dataset, config, args.batch_size)
+    summary = cli.configuration_text(config, backend=args.backend, model_path=str(path), out_dir=args.out_dir,
+                                     batch_size=args.batch_size, images=len(dataset))
+    print(summary)
+    if not args.dry_run:
+        model, diffusion, _ = cli.backend_module(args.backend, "script_util").load_model_and_diffusion(path)
+        sampler = cli.backend_module(args.backend, "sample_util").EnsembleSampler(
+            model, diffusion, config.sampling, NoiseTape(config.seed))
+        sampling.run_sampling(sampler, dataset, args.out_dir, args.batch_size, config.sampling.threshold, summary)
+
+
+if __name__ == "__main__":
+    cli.run_command(main)

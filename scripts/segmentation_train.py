@@ -1,0 +1,29 @@
+"""Train MedSegDiff on a folder of images and masks."""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from guided_diffusion_core import cli, training  # noqa: E402
+from guided_diffusion_core.config import resolve  # noqa: E402
+from guided_diffusion_core.data import open_dataset  # noqa: E402
+
+
+def main():
+    parser = cli.build_parser(__doc__, "data", "model", "diffusion", "training")
+    parser.add_argument("--out_dir", default="./results/", metavar="FOLDER",
+                        help="folder for the log, the configuration and the checkpoints")
+    args = parser.parse_args()
+    config = resolve(cli.given_settings(args), preset=getattr(args, "preset", None))
+    dataset = open_dataset(config.data, config.model.image_size, "Training", need_masks=True)
+    config = training.fit_to_data(config, dataset, in_ch_given=hasattr(args, "in_ch"))
+    summary = cli.configuration_text(config, backend=args.backend, out_dir=args.out_dir, examples=len(dataset))
+    print(summary)
+    if not args.dry_run:
+        training.prepare_run(args.out_dir, summary)
+        loop = cli.backend_module(args.backend, "train_util").create_train_loop(config, dataset)
+        training.run_training(loop, config, args.out_dir)
+
+
+if __name__ == "__main__":
+    cli.run_command(main)

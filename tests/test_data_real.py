@@ -1,0 +1,75 @@
+"""The two real BraTS volumes: opened, normalised, filtered and written back, against nibabel."""
+import nibabel as nib
+import numpy as np
+import pytest
+
+from guided_diffusion_core.config import DataConfig
+from guided_diffusion_core.data import list_truths, open_dataset
+from guided_diffusion_core.data.brats import MODALITIES
+from guided_diffusion_core.outputs import write_case
+
+CASES = {"BraTS2021_00000": "Train", "BraTS2021_01201": "Test"}
+
+
+@pytest.fixture(scope="module")
+def folder(shared_data):
+    return shared_data / "BraTS2021"
+
+
+@pytest.fixture(scope="module")
+def volumes(folder):
+    """Case -> modality -> nibabel image."""
+    return {
+        case: {part: nib.load(folder / split / case / f"{case}_{part}.nii.gz")
+               for part in (*MODALITIES, "seg")}
+        for case, split in CASES.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def native(folder):
+    """The dataset at the volumes' own size, so that nothing is resized."""
+    return open_dataset(DataConfig(data_dir=str(folder), slices="tumour"), 240, "Training", need_masks=True)
+
+
+def test_normalisation_and_labels(native, volumes):
+    for case in native.cases():
+        sources = volumes[case.name]
+        z = case.slices[len(case.slices) // 2]
+        example = native[case.indices[len(case.slices) // 2]]
+        for channel, modality in zip(example.image, MODALITIES):
+            values = sources[modality].get_fdata()
+            brain = values[values > 0]
+            expected = np.where(values > 0, (values - brain.mean()) / brain.std(), 0)[:, :, z]
+            np.testing.assert_allclose(channel, expected, atol=1e-4)
+        np.testing.assert_array_equal(example.mask[0], sources["seg"].get_fdata()[:, :, z] > 0)
+
+
+def test_slice_filters_count_as_nibabel(folder, volumes):
+    tumour = {case: (parts["seg"].get_fdata() > 0).any((0, 1)) for case, parts in volumes.items()}
+    brain = {case: np.any([parts[m].get_fdata() > 0 for m in MODALITIES], axis=(0, 1, 2))
+             for case, parts in volumes.items()}
+    odd = np.arange(155) % 2 == 1
+    for spec, expected in (("odd,tumour", {case: tumour[case] & odd for case in CASES}),
+                           ("brain", brain), ("odd", {case: odd for case in CASES})):
+        config = DataConfig(data_dir=str(folder), slices=spec)
+        cases = open_dataset(config, 64, "Test", need_masks=False).cases()
+        assert {case.name: case.slices for case in cases} == {
+            case: tuple(np.flatnonzero(kept)) for case, kept in expected.items()}
+        assert {truth.name: truth.slices for truth in list_truths(config)} == {
+            case.name: case.slices for case in cases}
+
+
+def test_written_volumes_lie_on_the_source_grid(native, volumes, tmp_path):
+    for case in native.cases():
+        truth = np.stack([native[index].mask[0] for index in case.indices])
+        paths = write_case(tmp_path, case, truth, 0.25 * truth, threshold=0.5)
+        source = volumes[case.name]["seg"]
+        for kind, path in paths.items():
+            image = nib.load(path)
+            assert image.shape == source.shape and (image.affine == source.affine).all()
+            assert (image.header.get_zooms() == source.header.get_zooms())
+            assert image.get_data_dtype() == (np.uint8 if kind == "mask" else np.float32)
+        expected = source.get_fdata() > 0  # every slice with tumour was "sampled"
+        np.testing.assert_array_equal(np.asarray(nib.load(paths["mask"]).dataobj), expected)
+        np.testing.assert_array_equal(nib.load(paths["uncertainty"]).get_fdata(), 0.25 * expected)

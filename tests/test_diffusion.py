@@ -1,0 +1,314 @@
+"""Identities that the diffusion of either backend keeps, in float64 on the toy network."""
+import itertools
+
+import numpy as np
+import pytest
+from conftest import BACKENDS, Backend
+from toy import ToyData, ToyNetwork, array, draws, make_diffusion, tensor
+
+from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.schedule import (
+    DiffusionTables, LossType, ModelMeanType, ModelVarType, get_named_beta_schedule)
+
+LEARNED = (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
+X_START = ToyData().x_start().astype(np.float64)
+NOISE = ToyData().noise.astype(np.float64)
+TABLES = DiffusionTables(get_named_beta_schedule("linear", 100))
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def per_case(table, t):
+    return table[t].reshape(-1, 1, 1, 1)
+
+
+def network_like(backend, out):
+    """A network whose prediction is `out` whatever its input."""
+    return lambda x, t: (tensor(backend, out), tensor(backend, np.full(x[:, -1:].shape, 0.5)))
+
+
+def training_terms(backend, network, t=(3, 17), **settings):
+    diffusion = make_diffusion(backend, **settings)
+    terms, _ = diffusion.training_losses_segmentation(
+        network, None, tensor(backend, X_START), tensor(backend, np.array(t)), noise=tensor(backend, NOISE))
+    return terms
+
+
+def close(found, expected, tolerance=1e-10):
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("variance", ModelVarType)
+def test_every_parametrisation_gives_the_posterior(backend, variance):
+    """A network that knows the truth predicts the posterior's mean and x_0, whatever it predicts."""
+    t, x_start = np.array([1, 60]), X_START[:, -1:]
+    x_t = per_case(TABLES.sqrt_alphas_cumprod, t) * x_start
+    x_t = x_t + per_case(TABLES.sqrt_one_minus_alphas_cumprod, t) * NOISE
+    previous = per_case(TABLES.posterior_mean_coef1, t) * x_start + per_case(TABLES.posterior_mean_coef2, t) * x_t
+    channel = 0.4 * np.sin(x_start + 1)
+    smallest, largest = (per_case(np.log(v), t) for v in (TABLES.posterior_variance, TABLES.betas))
+    log_variance = {
+        ModelVarType.LEARNED: channel, ModelVarType.FIXED_SMALL: smallest, ModelVarType.FIXED_LARGE: largest,
+        ModelVarType.LEARNED_RANGE: smallest + (channel + 1) / 2 * (largest - smallest),
+    }[variance] + 0 * x_start
+    truths = {ModelMeanType.START_X: x_start, ModelMeanType.EPSILON: NOISE, ModelMeanType.PREVIOUS_X: previous}
+    for mean, truth in truths.items():
+        out = np.concatenate([truth, channel], axis=1) if variance in LEARNED else truth
+        found = make_diffusion(backend, mean=mean, variance=variance).p_mean_variance(
+            network_like(backend, out), tensor(backend, np.concatenate([X_START[:, :-1], x_t], axis=1)),
+            tensor(backend, t))
+        for part, expected in (("mean", previous), ("pred_xstart", x_start), ("log_variance", log_variance),
+                               ("variance", np.exp(log_variance)), ("cal", 0.5 + 0 * x_start)):
+            close(array(backend, found[part]), expected)
+
+
+def test_posterior_and_marginal(backend):
+    diffusion, t = make_diffusion(backend), np.array([0, 42])
+    x_start, x_t = X_START[:, -1:], NOISE
+    arguments = tensor(backend, x_start), tensor(backend, x_t), tensor(backend, t)
+    mean, variance, log_variance = (array(backend, v) for v in diffusion.q_posterior_mean_variance(*arguments))
+    # at t = 42 by Bayes' rule; at t = 0 it is x_0 itself
+    alpha, prior = 1 - TABLES.betas[42], 1 - TABLES.alphas_cumprod[41]
+    precision = alpha / TABLES.betas[42] + 1 / prior
+    close(mean[1], (np.sqrt(alpha) / TABLES.betas[42] * x_t[1]
+                    + np.sqrt(TABLES.alphas_cumprod[41]) / prior * x_start[1]) / precision)
+    close(mean[0], x_start[0])
+    close(variance, np.stack([0 * x_t[0], 0 * x_t[1] + 1 / precision]))
+    close(np.exp(log_variance[1]), variance[1])
+    mean, variance, log_variance = (
+        array(backend, v) for v in diffusion.q_mean_variance(arguments[0], arguments[2]))
+    sample = array(backend, diffusion.q_sample(arguments[0], arguments[2], tensor(backend, NOISE)))
+    close(mean + np.sqrt(variance) * NOISE, sample)
+    close(np.exp(log_variance), variance)
+    assert variance.shape == x_start.shape
+
+
+def test_clipping_limits_the_predicted_mask(backend):
+    x, t = tensor(backend, X_START), tensor(backend, np.array([3, 17]))
+    diffusion = make_diffusion(backend, mean=ModelMeanType.START_X, variance=ModelVarType.FIXED_SMALL)
+    for clip, largest in ((True, 1.0), (False, 5.0)):
+        found = diffusion.p_mean_variance(network_like(backend, np.full(NOISE.shape, 5.0)), x, t, clip_denoised=clip)
+        close(array(backend, found["pred_xstart"]), np.full(NOISE.shape, largest))
+
+
+def test_ddim_with_eta_1_is_the_ancestral_sampler(backend):
+    diffusion = make_diffusion(backend, steps=30, variance=ModelVarType.FIXED_SMALL)
+    network = ToyNetwork(backend, learn_sigma=False, dtype="float64")
+    for t in ([0, 1], [15, 29]):
+        arguments = network, tensor(backend, X_START), tensor(backend, np.array(t)), tensor(backend, NOISE)
+        ancestral, ddim = diffusion.p_sample(*arguments), diffusion.ddim_sample(*arguments, eta=1.0)
+        for part in ancestral:
+            close(array(backend, ddim[part]), array(backend, ancestral[part]))
+
+
+def test_no_noise_at_the_last_step(backend):
+    diffusion, network = make_diffusion(backend), ToyNetwork(backend, dtype="float64")
+    arguments = network, tensor(backend, X_START), tensor(backend, np.array([0, 1]))
+    for sample in (diffusion.p_sample, lambda *given: diffusion.ddim_sample(*given, eta=0.5)):
+        quiet, loud = (array(backend, sample(*arguments, tensor(backend, noise))["sample"]) for noise in (0 * NOISE, NOISE))
+        np.testing.assert_array_equal(quiet[0], loud[0])
+        assert np.abs(quiet[1] - loud[1]).min() > 0
+
+
+@pytest.mark.parametrize("sampler", ["p_sample_loop_known", "ddim_sample_loop_known"])
+def test_a_case_is_sampled_the_same_alone_and_in_a_batch(backend, sampler):
+    diffusion = backend.module("respace").with_sampling_steps(make_diffusion(backend), 4)
+    noise = dict(zip((0, 33, 66, 99, "initial"), draws(5, 5, NOISE.shape)))
+
+    def sample(cases):
+        network = ToyNetwork(backend, dtype="float64")
+        results = getattr(diffusion, sampler)(
+            network, X_START[cases].shape, tensor(backend, X_START[cases]), tensor(backend, noise["initial"][cases]),
+            lambda t: tensor(backend, noise[t][cases]), **({"eta": 1.0} if "ddim" in sampler else {}))
+        assert [int(t[0]) for t in network.times] == [99, 66, 33, 0]
+        return [array(backend, value) for value in results]
+
+    together = sample([0, 1])
+    for part, alone, other in zip(together, sample([0]), sample([1])):
+        assert part.dtype == np.float64
+        close(part, np.concatenate([alone, other]))
+    mask, x_noisy, img, cal, cal_out = together
+    close(x_noisy, np.concatenate([X_START[:, :-1], noise["initial"]], axis=1))
+    np.testing.assert_array_equal(img, X_START)
+    assert mask.shape == cal.shape == cal_out.shape == NOISE.shape
+
+
+def test_sampling_draws_its_own_noise_and_shows_progress(backend, capsys):
+    diffusion, network = make_diffusion(backend, steps=25, respacing="3"), ToyNetwork(backend, dtype="float64")
+    img = tensor(backend, X_START)
+    for sampler in (diffusion.p_sample_loop_known, diffusion.ddim_sample_loop_known):
+        first, second = (array(backend, sampler(network, None, img, progress=True)[0]) for _ in range(2))
+        assert first.dtype == np.float64 and first.shape == NOISE.shape and np.isfinite(first).all()
+        assert np.abs(first - second).max() > 0
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_sampling_keeps_no_graph(backend):
+    network = ToyNetwork(backend, dtype="float64")
+    diffusion = make_diffusion(backend, steps=30)
+    lived = []
+    for out in diffusion.p_sample_loop_progressive(network, None, tensor(backend, X_START)):
+        assert not out["sample"].requires_grad and not out["cal"].requires_grad
+        if backend.name == "jittor":
+            lived.append(network.math.number_of_lived_vars())
+    assert lived[3:] == lived[3:4] * len(lived[3:])
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+def test_network_sees_the_trained_time_steps(backend, rescale):
+    """In training and in sampling, on the schedule and on steps of steps of it."""
+    scale = 1000 / 50 if rescale else 1
+    spaced = make_diffusion(backend, steps=50, respacing="10", rescale_timesteps=rescale)
+    few = backend.module("respace").with_sampling_steps(spaced, 3)
+    assert few.timestep_map == tuple(spaced.timestep_map[t] for t in (0, 5, 9)) and few.original_num_steps == 50
+    close(few.alphas_cumprod, spaced.alphas_cumprod[[0, 5, 9]], 1e-13)
+    network = ToyNetwork(backend, dtype="float64")
+    spaced.training_losses_segmentation(
+        network, None, tensor(backend, X_START), tensor(backend, np.array([2, 9])), noise=tensor(backend, NOISE))
+    close(network.times[0], np.array([spaced.timestep_map[2], 49]) * scale)
+    seen = []
+
+    def step_noise(t):
+        seen.append(t)
+        return tensor(backend, NOISE)
+
+    few.p_sample_loop_known(network, None, tensor(backend, X_START), tensor(backend, NOISE), step_noise)
+    assert seen == list(few.timestep_map)[::-1]
+    close(np.stack(network.times[1:])[:, 0], np.array(seen) * scale)
+
+
+def test_sampling_steps_of_an_unspaced_process(backend):
+    gaussian = backend.module("gaussian_diffusion").GaussianDiffusion(
+        betas=TABLES.betas, model_mean_type=ModelMeanType.START_X, model_var_type=ModelVarType.LEARNED,
+        loss_type=LossType.KL, rescale_timesteps=True)
+    few = backend.module("respace").with_sampling_steps(gaussian, 1)
+    close(few.alphas_cumprod, TABLES.alphas_cumprod[-1:])
+    assert few.timestep_map == (99,)
+    kept = ("model_mean_type", "model_var_type", "loss_type", "rescale_timesteps", "original_num_steps")
+    assert all(getattr(few, name) == getattr(gaussian, name) for name in kept)
+    with pytest.raises(UserError, match="--sample_steps"):
+        backend.module("respace").with_sampling_steps(few, 2)
+
+
+def numpy_vb(mean, log_variance, x_t, t):
+    """The bound's term in bits per pixel, from its definition (DDPM, eq. 5) in numpy."""
+    x_start = X_START[:, -1:]
+    true_mean = per_case(TABLES.posterior_mean_coef1, t) * x_start + per_case(TABLES.posterior_mean_coef2, t) * x_t
+    true_variance = per_case(np.exp(TABLES.posterior_log_variance_clipped), t)
+    variance = np.exp(log_variance)
+    kl = np.log(np.sqrt(variance / true_variance)) + (true_variance + (true_mean - mean) ** 2) / (2 * variance) - 0.5
+
+    def cdf(x):
+        z = (x - mean) / np.sqrt(variance)
+        return 1 / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (z + 0.044715 * z ** 3)))
+
+    # the mask is 0 or 1: an inner bin, or the last one, which reaches to infinity
+    probability = np.where(x_start > 0.999, 1 - cdf(x_start - 1 / 255), cdf(x_start + 1 / 255) - cdf(x_start - 1 / 255))
+    nll = -np.log(np.maximum(probability, 1e-12))
+    return np.where(t == 0, nll.mean((1, 2, 3)), kl.mean((1, 2, 3))) / np.log(2)
+
+
+@pytest.mark.parametrize("loss, scale", [(LossType.KL, 1), (LossType.RESCALED_KL, 100)])
+def test_variational_bound_alone(backend, loss, scale):
+    t = np.array([0, 40])
+    x_t = per_case(TABLES.sqrt_alphas_cumprod, t) * X_START[:, -1:]
+    x_t = x_t + per_case(TABLES.sqrt_one_minus_alphas_cumprod, t) * NOISE
+    out = np.concatenate([0.9 * X_START[:, -1:] + 0.03 * NOISE, 0.1 * NOISE - 3], axis=1)
+    terms = training_terms(backend, network_like(backend, out), t, mean=ModelMeanType.START_X,
+                           variance=ModelVarType.LEARNED, loss=loss)
+    mean = per_case(TABLES.posterior_mean_coef1, t) * out[:, :1] + per_case(TABLES.posterior_mean_coef2, t) * x_t
+    assert set(terms) == {"loss", "vb", "loss_cal"}
+    close(array(backend, terms["loss"]), scale * numpy_vb(mean, out[:, 1:], x_t, t), 1e-8)
+    close(array(backend, terms["vb"]), array(backend, terms["loss"]))
+
+
+def test_bound_trains_the_variance_alone_beside_a_squared_error(backend):
+    for loss, trains_mean in ((LossType.MSE, False), (LossType.KL, True)):
+        network = ToyNetwork(backend, dtype="float64")
+        gradient = network.gradient(training_terms(backend, network, loss=loss)["vb"].sum())
+        assert (np.abs(gradient[:2]).min() > 0) == trains_mean and abs(gradient[2]) > 0
+        assert trains_mean or not gradient[:2].any()
+
+
+def test_training_data_is_left_alone_and_labels_are_merged(backend):
+    x_start = X_START.copy()
+    x_start[:, -1:] *= np.array([1.0, 4.0]).reshape(2, 1, 1, 1)
+    given, terms = tensor(backend, x_start), []
+    for data in (given, tensor(backend, X_START)):
+        found, out = make_diffusion(backend).training_losses_segmentation(
+            ToyNetwork(backend, dtype="float64"), None, data, tensor(backend, np.array([3, 17])),
+            noise=tensor(backend, NOISE))
+        terms.append({name: array(backend, value) for name, value in found.items()})
+        assert tuple(out.shape) == NOISE.shape
+    np.testing.assert_array_equal(array(backend, given), x_start)
+    for name in terms[0]:
+        np.testing.assert_array_equal(terms[0][name], terms[1][name])
+
+
+def test_network_of_other_channels_is_refused(backend):
+    with pytest.raises(ValueError, match="learn_sigma"):
+        training_terms(backend, ToyNetwork(backend, learn_sigma=False, dtype="float64"))
+
+
+def gradients(backend, mean, variance, loss):
+    """d total / d weights of the toy network, and the total."""
+    module = backend.module("gaussian_diffusion")
+    network = ToyNetwork(backend, variance in LEARNED, dtype="float64")
+    terms = training_terms(backend, network, (0, 60), mean=mean, variance=variance, loss=loss)
+    total = module.total_loss(terms, tensor(backend, np.array([0.5, 2.0])))
+    return network.gradient(total), float(array(backend, total).reshape(()))
+
+
+@pytest.mark.skipif(len(BACKENDS) < 2, reason="compares both backends")
+@pytest.mark.parametrize("loss", [LossType.MSE, LossType.RESCALED_KL])
+def test_both_backends_have_the_same_gradients(loss):
+    backends = [Backend(name) for name in BACKENDS]
+    try:
+        for backend in backends:
+            backend.module("runtime").set_precision("float64")
+        for mean, variance in itertools.product(ModelMeanType, ModelVarType):
+            (first, total), (second, other_total) = (gradients(backend, mean, variance, loss) for backend in backends)
+            assert np.abs(first - second).max() <= 1e-9 * np.abs(first).max()
+            assert abs(total - other_total) <= 1e-9 * abs(total)
+    finally:
+        for backend in backends:
+            backend.module("runtime").set_precision("float32")
+
+
+def test_total_loss(backend):
+    terms = {"loss": tensor(backend, np.array([1.0, 3.0])), "loss_cal": tensor(backend, np.array([0.1, 0.2]))}
+    total = backend.module("gaussian_diffusion").total_loss(terms, tensor(backend, np.array([1.0, 0.5])))
+    close(array(backend, total).reshape(()), (1.0 + 1.5 + 1.0 + 2.0) / 2)
+
+
+def test_calibration_is_blended_case_by_case(backend):
+    rs = np.random.RandomState(0)
+    sample = rs.standard_normal((5, 1, 8, 8))
+    cal = np.where(sample > 0, 0.9, 0.1)  # agrees
+    cal[1] = np.where(sample[1] > 0, 0.1, 0.9)  # differs
+    sample[2] = -1.0  # only cal holds something
+    sample[3], cal[3] = -1.0, 0.0  # both empty
+    cal[4] = 0.0  # only the sample holds something
+    found = array(backend, backend.module("gaussian_diffusion").blend_calibration(
+        tensor(backend, sample), tensor(backend, cal)))
+    weights = np.array([0.5, 0.25, 0.25, 0.5, 0.25]).reshape(-1, 1, 1, 1)
+    kept = np.where(weights == 0.5, 0.5, 1.0)
+    close(found, np.clip(kept * cal + weights * sample, 0, 1))
+
+
+def test_schedule_sampler(backend):
+    resample = backend.module("resample")
+    sampler = resample.create_named_schedule_sampler("uniform", make_diffusion(backend, respacing="10"))
+    t, weights = sampler.sample(np.array([0.0, 0.55, 0.999]))
+    assert array(backend, t).tolist() == [0, 5, 9] and "int" in str(t.dtype)
+    assert array(backend, weights).tolist() == [1.0, 1.0, 1.0]
+    with pytest.raises(UserError, match="--schedule_sampler"):
+        resample.create_named_schedule_sampler("loss-second-moment", make_diffusion(backend))
+
+
+def test_normal_distribution_function(backend):
+    from scipy.stats import norm
+
+    x = np.linspace(-6, 6, 201)
+    found = array(backend, backend.module("losses").approx_standard_normal_cdf(tensor(backend, x)))
+    assert np.abs(found - norm.cdf(x)).max() < 2e-4

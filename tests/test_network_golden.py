@@ -1,0 +1,76 @@
+"""The full-size network against the original's recorded values: outputs and every module's samples."""
+import json
+
+import numpy as np
+import pytest
+from golden_rules import GOLDEN, golden_weight, relative_rms, rms, samples, settings
+
+from guided_diffusion_core.config import ModelConfig, setting_names
+from guided_diffusion_core.state_shapes import state_shapes
+from guided_diffusion_core.unet_plan import make_plan
+
+TOLERANCE = 1e-5  # relative RMS; the original differs from itself by 1.6e-6 (golden README)
+SAMPLES = 32
+# Features that the original brings to full size and throws away: module -> the module it is fed by.
+UNUSED_ANCHORS = {
+    "hwm.upscale_logits_ops.0": "hwm.conv_blocks_localization.0",
+    "hwm.upscale_logits_ops.1": "hwm.conv_blocks_localization.1",
+}
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("keys_new_*.json")), ids=lambda path: path.stem)
+def test_state_dict_has_the_originals_names_shapes_and_order(path):
+    golden = json.loads(path.read_text())
+    names = setting_names("model")
+    plan = make_plan(ModelConfig(**{name: value for name, value in golden["config"].items() if name in names}))
+    expected = [(name, tuple(shape)) for name, shape in golden["state_dict"].items()]
+    assert list(state_shapes(plan).items()) == expected
+
+
+@pytest.fixture(scope="module")
+def forward(backend):
+    """Golden values, and the outputs and first-call activations of our network on the same input."""
+    golden = np.load(GOLDEN / "forward_new_64.npz")
+    runtime = backend.module("runtime")
+    plan = make_plan(ModelConfig(**settings(golden["config"], setting_names("model"))))
+    model = backend.module("unet").UNetModel_newpreview(plan)
+    runtime.load_state(model, {name: golden_weight(name, shape) for name, shape in state_shapes(plan).items()})
+    model.eval()
+    activations = {}
+
+    def keep(name):
+        def hook(module, inputs, output):
+            if name not in activations and not isinstance(output, (tuple, list)):
+                activations[name] = output
+        return hook
+
+    for name, module in model.named_modules():
+        module.register_forward_hook(keep(name))
+    x = np.random.RandomState(int(golden["input_seed"])).standard_normal((2, 4, 64, 64))
+    with runtime.no_grad():
+        out, cal = model(runtime.to_tensor(x, dtype="float32"), runtime.to_tensor(golden["timesteps"]))
+        modules = dict(model.named_modules())
+        for name, source in UNUSED_ANCHORS.items():
+            modules[name](activations[source])
+        found = {name: runtime.to_numpy(value) for name, value in activations.items()}
+    return golden, runtime.to_numpy(out), runtime.to_numpy(cal), found
+
+
+def test_outputs(forward):
+    golden, out, cal, _ = forward
+    assert relative_rms(out, golden["out"]) <= TOLERANCE
+    assert relative_rms(cal, golden["cal"]) <= TOLERANCE
+
+
+def test_every_modules_samples(forward):
+    golden, _, _, found = forward
+    names = [key.removeprefix("act/") for key in golden.files if key.startswith("act/")]
+    assert len(names) > 500
+    assert not set(names) - set(found)
+    errors = {}
+    for name in names:
+        scale = float(golden[f"rms/{name}"])
+        errors[name] = max(relative_rms(samples(found[name], SAMPLES), golden[f"act/{name}"], scale),
+                           abs(rms(found[name]) / scale - 1))
+    worst = max(errors, key=errors.get)
+    assert errors[worst] <= TOLERANCE, (worst, errors[worst])
