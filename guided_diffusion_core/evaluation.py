@@ -28,7 +28,7 @@ DEFINITIONS = {
 def evaluate(prediction_dir, truths, threshold):
     """Score all cases; returns the summary, a dict of JSON values.
 
-    prediction_dir: folder written by sampling (`outputs.write_case`).
+    prediction_dir: folder written by sampling (`outputs.CaseWriter`).
     truths:         list of `Truth`, see `data.list_truths`; each must have a prediction.
     threshold:      probability from which on a pixel belongs to the mask.
     Keys: threshold, definitions, scored_from (number of cases by kind of file), n_cases, n_both_empty,

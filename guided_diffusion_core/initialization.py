@@ -48,3 +48,12 @@ def _he_normal(name, shape, kind, fan_in, tape):
         return np.zeros(shape, np.float32)
     gain = math.sqrt(2 / (1 + HIGHWAY_SLOPE ** 2))
     return tape.normal(f"{INITIAL_WEIGHT}/{name}", shape) * np.float32(gain / math.sqrt(fan_in))
+
+
+def moved_by_one_ulp(state):
+    """A copy of a state dict with every non-zero float32 value moved to the next larger float32.
+
+    The yardstick of rounding: what such a move changes, no comparison of two frameworks can tell.
+    """
+    return {name: np.where(value != 0, np.nextafter(value, np.float32(np.inf)), value)
+            if value.dtype == np.float32 else value for name, value in state.items()}

@@ -13,7 +13,7 @@ from PIL import Image
 from guided_diffusion_core.data.images import decode
 from guided_diffusion_core.data.transforms import resize_linear
 from guided_diffusion_core.data.volumes import Geometry, read_volume, volume_bytes
-from guided_diffusion_core.files import write_atomic
+from guided_diffusion_core.files import make_writable_folder, write_atomic
 from guided_diffusion_core.fusion import binarize
 
 MASK, PROBABILITY, UNCERTAINTY = "mask", "probability", "uncertainty"
@@ -29,33 +29,41 @@ def output_path(out_dir, name, kind, is_volume):
     return bf.join(str(out_dir), f"{name}_{kind}{_VOLUME_SUFFIX if is_volume else _IMAGE_SUFFIX[kind]}")
 
 
-def write_case(out_dir, case, probability, uncertainty, threshold):
-    """Write the three files of a case; returns their paths as a dict by kind.
+class CaseWriter:
+    """Writer of the cases' files into one folder, which it makes, and proves to be writable, at once.
 
-    Probability and uncertainty are resized to the native size first, and the mask is what then
-    reaches the threshold. Slices of a volume that were not sampled are 0. Each file appears whole,
-    the mask last: where it is, the case is complete.
-
-    out_dir:     folder that can be written, see `files.make_writable_folder`.
-    case:        `Case`.
-    probability: (n, S, S) float32 in [0, 1], in the order of `case.indices`; n = 1 for an image.
-    uncertainty: (n, S, S) float32, at least 0.
-    threshold:   probability from which on a pixel belongs to the mask.
-    Raises ValueError if n is not the case's number of examples, `UserError` if a file cannot be written.
+    out_dir: the folder. Raises `UserError` if it cannot be written.
     """
-    probability, uncertainty = (_to_native(case, values) for values in (probability, uncertainty))
-    mask = binarize(probability, threshold)
-    if case.is_volume:
-        # slices that were not sampled must stay empty whatever the threshold
-        sampled = np.zeros(case.shape[2], bool)
-        sampled[list(case.slices)] = True
-        mask &= sampled
-    contents = {PROBABILITY: probability, UNCERTAINTY: uncertainty, MASK: mask}
-    paths = {}
-    for kind, array in contents.items():
-        paths[kind] = output_path(out_dir, case.name, kind, case.is_volume)
-        write_atomic(paths[kind], _encode(case, array))
-    return paths
+
+    def __init__(self, out_dir):
+        self.out_dir = make_writable_folder(out_dir, "--out_dir")
+
+    def write(self, case, probability, uncertainty, threshold):
+        """Write the three files of a case; returns their paths as a dict by kind.
+
+        Probability and uncertainty are resized to the native size first, and the mask is what then
+        reaches the threshold. Slices of a volume that were not sampled are 0. Each file appears
+        whole, the mask last: where it is, the case is complete.
+
+        case:        `Case`.
+        probability: (n, S, S) float32 in [0, 1], in the order of `case.indices`; n = 1 for an image.
+        uncertainty: (n, S, S) float32, at least 0.
+        threshold:   probability from which on a pixel belongs to the mask.
+        Raises ValueError if n is not the case's number of examples, `UserError` if a file cannot be
+        written.
+        """
+        probability, uncertainty = (_to_native(case, values) for values in (probability, uncertainty))
+        mask = binarize(probability, threshold)
+        if case.is_volume:
+            # slices that were not sampled must stay empty whatever the threshold
+            sampled = np.zeros(case.shape[2], bool)
+            sampled[list(case.slices)] = True
+            mask &= sampled
+        paths = {}
+        for kind, array in ((PROBABILITY, probability), (UNCERTAINTY, uncertainty), (MASK, mask)):
+            paths[kind] = output_path(self.out_dir, case.name, kind, case.is_volume)
+            write_atomic(paths[kind], _encode(case, array))
+        return paths
 
 
 def find_output(out_dir, name, kind):

@@ -181,10 +181,10 @@ class TestBrats:
     def test_cases_and_channels(self, brats_folder):
         dataset = open_dataset(brats_config(brats_folder), 32, "Training", need_masks=True)
         first, second = dataset.cases()
-        assert (first.name, first.shape) == ("BraTS20_Training_002", (20, 24, 11))
-        assert (second.name, second.shape) == ("BraTS2021_00001", (20, 24, 10))
-        assert first.indices + second.indices == tuple(range(21)) and second.slices == tuple(range(10))
-        example = dataset[second.indices[5]]
+        assert (first.name, first.shape) == ("BraTS2021_00001", (20, 24, 10))
+        assert (second.name, second.shape) == ("BraTS20_Training_002", (20, 24, 11))
+        assert first.indices + second.indices == tuple(range(21)) and first.slices == tuple(range(10))
+        example = dataset[first.indices[5]]
         assert example.image.shape == (4, 32, 32) and example.mask.shape == (1, 32, 32)
         assert example.noise_key == "BraTS2021_00001/5" and set(np.unique(example.mask)) == {0, 1}
         # the phantom's tumour is brightest in flair, the last channel, and dark in t1, the first
@@ -196,7 +196,7 @@ class TestBrats:
             path.unlink()
         dataset = open_dataset(brats_config(brats_folder), 32, "Test", need_masks=False)
         assert len(dataset) == 21 and dataset[5].mask is None
-        with pytest.raises(UserError, match="BraTS20_Training_002.*seg missing"):
+        with pytest.raises(UserError, match="BraTS2021_00001.*seg missing"):
             open_dataset(brats_config(brats_folder), 32, "Training", need_masks=True)
         with pytest.raises(UserError, match="--slices tumour"):
             open_dataset(brats_config(brats_folder, slices="tumour"), 32, "Test", need_masks=False)
@@ -255,7 +255,7 @@ class TestBrats:
         path.write_bytes(content)
         dataset = open_dataset(brats_config(brats_folder), 32, "Training", need_masks=True)
         with pytest.raises(UserError, match="_t1.nii.gz.*no complete NIfTI"):
-            dataset[len(dataset) - 1]
+            dataset[0]
 
     def test_text_named_as_a_volume(self, brats_folder):
         path = brats_folder / "BraTS2021_00001" / "BraTS2021_00001_t1.nii.gz"
@@ -317,7 +317,7 @@ class TestBrats:
         for path in brats_folder.rglob("*_t*.nii.gz"):
             path.unlink()
         truths = list_truths(brats_config(brats_folder, slices="even"))
-        assert [truth.slices for truth in truths] == [(0, 2, 4, 6, 8, 10), (0, 2, 4, 6, 8)]
+        assert [truth.slices for truth in truths] == [(0, 2, 4, 6, 8), (0, 2, 4, 6, 8, 10)]
         with pytest.raises(UserError, match="missing"):
             list_truths(brats_config(brats_folder, slices="brain"))
 

@@ -6,7 +6,7 @@ import pytest
 from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.data import list_truths, open_dataset
 from guided_diffusion_core.data.brats import MODALITIES
-from guided_diffusion_core.outputs import write_case
+from guided_diffusion_core.outputs import CaseWriter
 
 CASES = {"BraTS2021_00000": "Train", "BraTS2021_01201": "Test"}
 
@@ -63,7 +63,7 @@ def test_slice_filters_count_as_nibabel(folder, volumes):
 def test_written_volumes_lie_on_the_source_grid(native, volumes, tmp_path):
     for case in native.cases():
         truth = np.stack([native[index].mask[0] for index in case.indices])
-        paths = write_case(tmp_path, case, truth, 0.25 * truth, threshold=0.5)
+        paths = CaseWriter(tmp_path).write(case, truth, 0.25 * truth, threshold=0.5)
         source = volumes[case.name]["seg"]
         for kind, path in paths.items():
             image = nib.load(path)

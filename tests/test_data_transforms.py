@@ -11,10 +11,11 @@ from guided_diffusion_core.data import brats, phantoms
 from guided_diffusion_core.data.slices import parse_slices
 from guided_diffusion_core.data.stream import TrainingStream
 from guided_diffusion_core.data.transforms import resize_linear, resize_nearest, zscore
+from guided_diffusion_core.data.volumes import VolumeCache
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.noise import TRAIN_ORDER, NoiseTape
 
-SHAPES = [((240, 240), (64, 64)), ((37, 53), (32, 64)), ((64, 64), (240, 128)), ((32, 32), (32, 32)),
+SHAPES = [((240, 240), (64, 64)), ((37, 53), (32, 64)), ((64, 64), (256, 128)), ((32, 32), (32, 32)),
           ((5, 7), (11, 3)), ((1, 4), (3, 1))]
 
 
@@ -48,6 +49,17 @@ def test_zscore_over_the_voxels_above_zero():
 @pytest.mark.parametrize("volume", [np.zeros((3, 3, 3)), np.full((3, 3, 3), 7), np.full((3, 3, 3), np.nan)])
 def test_zscore_of_a_volume_without_spread(volume):
     np.testing.assert_array_equal(zscore(volume), 0)
+
+
+def test_cache_drops_the_least_recently_used():
+    made = []
+
+    def get(name):
+        return cache.get(name, lambda: made.append(name) or np.zeros(10, np.uint8))
+    cache = VolumeCache(limit=20)
+    for name in "abacab":  # c drives out b, not a; then b drives out c
+        get(name)
+    assert made == ["a", "b", "c", "b"]
 
 
 BRAIN, TUMOUR = np.array([0, 1, 1, 1, 1, 1, 0, 0], bool), np.array([0, 0, 1, 0, 1, 1, 0, 0], bool)

@@ -24,6 +24,13 @@ def array(backend, value):
     return backend.module("runtime").to_numpy(value)
 
 
+def gradient_of(backend, loss, value):
+    """d loss / d value, numpy of value's shape."""
+    if backend.name == "pytorch":
+        return array(backend, framework(backend).autograd.grad(loss, value, retain_graph=True)[0])
+    return array(backend, framework(backend).grad(loss, value))
+
+
 class ToyNetwork:
     """eps = 0.8 m + 0.2 c cos(0.01 t); with a learned sigma a second channel 0.5 sin(m + 0.001 t);
     cal = sigmoid(2 c). m is the noised mask, c the mean of the image's channels.
@@ -33,7 +40,7 @@ class ToyNetwork:
     """
 
     def __init__(self, backend, learn_sigma=True, dtype="float32"):
-        self.backend, self.learn_sigma = backend, learn_sigma
+        self.backend, self.learn_sigma, self.dtype = backend, learn_sigma, dtype
         self.math = framework(backend)
         self.weights = tensor(backend, WEIGHTS, dtype=dtype)
         self.weights.requires_grad = True
@@ -41,19 +48,20 @@ class ToyNetwork:
 
     def __call__(self, x, t):
         self.times.append(array(self.backend, t))
-        t = tensor(self.backend, self.times[-1], dtype=str(array(self.backend, x).dtype)).reshape(-1, 1, 1, 1)
+        times = self.times[-1].astype(np.float64).reshape(-1, 1, 1, 1)
+        # in numpy: Jittor would round the factors to float32
+        cosine = tensor(self.backend, np.cos(0.01 * times), self.dtype)
+        shift = tensor(self.backend, 0.001 * times, self.dtype)
         mask, image = x[:, -1:], x[:, :-1].mean(1).unsqueeze(1)
         w = self.weights
-        out = [w[0] * mask + w[1] * image * self.math.cos(0.01 * t)]
+        out = [w[0] * mask + w[1] * image * cosine]
         if self.learn_sigma:
-            out.append(w[2] * self.math.sin(mask + 0.001 * t))
+            out.append(w[2] * self.math.sin(mask + shift))
         return self.math.concat(out, dim=1), self.math.sigmoid(w[3] * image)
 
     def gradient(self, loss):
         """d loss / d weights, numpy (4,)."""
-        if self.backend.name == "pytorch":
-            return array(self.backend, self.math.autograd.grad(loss, self.weights)[0])
-        return array(self.backend, self.math.grad(loss, self.weights))
+        return gradient_of(self.backend, loss, self.weights)
 
 
 def make_diffusion(backend, steps=100, respacing=None, mean=ModelMeanType.EPSILON,

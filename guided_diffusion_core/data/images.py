@@ -9,8 +9,7 @@ from guided_diffusion_core.data.transforms import resize_nearest
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.files import READ_ERRORS, read_bytes
 
-# Largest value of the pictures that are not 8-bit; 8-bit ones, colour and 1-bit become "L" (255).
-_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I")
+FOREGROUND = 128  # from here on, half of 255, an 8-bit grey value belongs to a mask
 
 
 def image_size(path):
@@ -33,9 +32,9 @@ def read_rgb(path, size):
 def read_mask(path, size=None, upstream_compat=False):
     """A mask as booleans (H, W), or (size, size) if a size is given.
 
-    Foreground is what reaches half of the largest value that the file's mode can hold, 255 for
-    8-bit. upstream_compat: with a size, everything above zero after a bilinear resize, the
-    original's rule.
+    Foreground is what reaches half of the largest value, 255 in 8-bit grey, which all other modes
+    are turned into. upstream_compat: with a size, everything above zero after a bilinear resize,
+    the original's rule.
     Raises `UserError` for a file that is no image, and for one whose values are all below half
     but not all zero, such as labels 0 and 1, because all its foreground would silently vanish.
     """
@@ -43,12 +42,11 @@ def read_mask(path, size=None, upstream_compat=False):
     if upstream_compat and size is not None:
         resized = image.convert("L").resize((size, size), Image.Resampling.BILINEAR)
         return np.asarray(resized) > 0
-    largest = 65535 if image.mode in _SIXTEEN_BIT else 255
-    values = np.asarray(image if largest == 65535 else image.convert("L"))
-    foreground = values >= (largest + 1) // 2
+    values = np.asarray(image.convert("L"))
+    foreground = values >= FOREGROUND
     if values.any() and not foreground.any():
-        raise found_expected(path, f"mask values of at most {values.max()}", f"0 and {largest}",
-                             f"Scale the mask so that its foreground is {largest}.")
+        raise found_expected(path, f"mask values of at most {values.max()}", "0 and 255",
+                             "Scale the mask so that its foreground is 255.")
     return foreground if size is None else resize_nearest(foreground, (size, size))
 
 

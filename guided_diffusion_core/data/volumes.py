@@ -103,7 +103,7 @@ def volume_bytes(array, geometry):
     header = geometry.header.copy()
     header.set_data_dtype(array.dtype)
     # the display range and the extensions speak of the source's intensities, not of this array
-    header["cal_min"] = header["cal_max"] = header["vox_offset"] = 0
+    header["cal_min"] = header["cal_max"] = 0
     header.extensions.clear()
     image = nib.Nifti1Image if isinstance(header, nib.Nifti1Header) else nib.Nifti2Image
     return gzip.compress(image(array, geometry.affine, header).to_bytes(), compresslevel=3, mtime=0)
