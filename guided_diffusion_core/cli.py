@@ -134,6 +134,13 @@ def build_parser(description, *sections):
     return parser
 
 
+def add_settings(parser, section, *names):
+    """Add the flags of some fields of a configuration section (its dataclass) to a parser."""
+    for field in dataclasses.fields(section):
+        if field.name in names:
+            _add_setting(parser, field)
+
+
 def _add_setting(group, field):
     """Add the flag of one configuration field; it is in the namespace only where it was given."""
     values = {"default": field.default if field.default != "" else "empty"}

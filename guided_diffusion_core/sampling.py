@@ -71,7 +71,8 @@ def run_sampling(sampler, dataset, out_dir, batch_size, threshold, summary):
             batch = queue[start:start + batch_size]
             examples = [dataset[index] for _, index in batch]
             began = time.perf_counter()
-            members = sampler(np.stack([example.image for example in examples]), [example.noise_key for example in examples])
+            images = np.stack([example.image for example in examples])
+            members = sampler(images, [example.noise_key for example in examples])
             seconds += time.perf_counter() - began
             probability, uncertainty = fuse_mean(members)
             for position, (case, _) in enumerate(batch):

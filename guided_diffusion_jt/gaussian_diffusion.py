@@ -16,7 +16,7 @@ from guided_diffusion_core.schedule import (  # noqa: F401
     DiffusionTables, LossType, ModelMeanType, ModelVarType, betas_for_alpha_bar, ddim_coefficients,
     get_named_beta_schedule)
 from guided_diffusion_jt import runtime
-from guided_diffusion_jt.losses import constant, discretized_gaussian_log_likelihood, normal_kl
+from guided_diffusion_jt.losses import discretized_gaussian_log_likelihood, normal_kl
 from guided_diffusion_jt.nn import mean_flat
 
 CALIBRATION_WEIGHT = 10.0  # of the calibration mask's term in the total loss
@@ -91,7 +91,7 @@ class GaussianDiffusion(DiffusionTables):
         """The network at its own time steps: those of the whole process, scaled where asked."""
         network_t = runtime.to_tensor(np.array(self.timestep_map))[t]
         if self.rescale_timesteps:
-            network_t = network_t.cast(x.dtype) * constant(1000.0 / self.original_num_steps, x)
+            network_t = network_t.cast(x.dtype) * runtime.scalar(1000.0 / self.original_num_steps)
         out, cal = model(x, network_t, **(model_kwargs or {}))
         if out.shape[1] != 1 + self.learns_sigma:
             raise ValueError(f"the network's output has {out.shape[1]} channels, the diffusion expects "
@@ -240,7 +240,7 @@ class GaussianDiffusion(DiffusionTables):
         if self.loss_type.is_vb() or self.learns_sigma:
             steps = self.num_timesteps
             scales = {LossType.RESCALED_MSE: steps / 1000.0, LossType.RESCALED_KL: steps}
-            terms["vb"] = self._vb_term(out, mask, x_t, t) * constant(scales.get(self.loss_type, 1.0), x_t)
+            terms["vb"] = self._vb_term(out, mask, x_t, t) * runtime.scalar(scales.get(self.loss_type, 1.0))
         terms["loss"] = sum(terms[name] for name in ("loss_diff", "vb") if name in terms)
         return terms, prediction
 
@@ -258,7 +258,7 @@ class GaussianDiffusion(DiffusionTables):
         divergence = mean_flat(normal_kl(true_mean, true_log_variance, step["mean"], step["log_variance"]))
         decoder = -mean_flat(discretized_gaussian_log_likelihood(
             x_start, means=step["mean"], log_scales=0.5 * step["log_variance"]))
-        return jt.where(t == 0, decoder, divergence) / constant(math.log(2.0), x_t)
+        return jt.where(t == 0, decoder, divergence) / runtime.scalar(math.log(2.0))
 
 
 def total_loss(terms, weights):

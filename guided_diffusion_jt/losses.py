@@ -6,12 +6,6 @@ import jittor as jt
 from guided_diffusion_jt import runtime
 
 
-def constant(value, like):
-    """A number in the type of the tensor `like`: Jittor rounds a bare Python number to float32, even
-    beside float64. Not needed for numbers that float32 holds exactly."""
-    return runtime.to_tensor(value, dtype=str(like.dtype))
-
-
 def normal_kl(mean1, logvar1, mean2, logvar2):
     """Kullback-Leibler divergence of N(mean2, exp(logvar2)) from N(mean1, exp(logvar1)).
 
@@ -24,8 +18,8 @@ def normal_kl(mean1, logvar1, mean2, logvar2):
 
 def approx_standard_normal_cdf(x):
     """Standard normal distribution function by its tanh approximation (Page 1977), within 2e-4."""
-    cubic = x + constant(0.044715, x) * (x * x * x)
-    return 0.5 * (1.0 + jt.tanh(constant(math.sqrt(2.0 / math.pi), x) * cubic))
+    cubic = x + runtime.scalar(0.044715) * (x * x * x)
+    return 0.5 * (1.0 + jt.tanh(runtime.scalar(math.sqrt(2.0 / math.pi)) * cubic))
 
 
 def discretized_gaussian_log_likelihood(x, *, means, log_scales):
@@ -36,7 +30,7 @@ def discretized_gaussian_log_likelihood(x, *, means, log_scales):
     All of one shape, which is returned; probabilities below 1e-12 count as 1e-12, with no gradient.
     """
     centred = x - means
-    half_bin = constant(1.0 / 255.0, x)
+    half_bin = runtime.scalar(1.0 / 255.0)
     inverse_scale = jt.exp(-log_scales)
     cdf_above = approx_standard_normal_cdf(inverse_scale * (centred + half_bin))
     cdf_below = approx_standard_normal_cdf(inverse_scale * (centred - half_bin))
