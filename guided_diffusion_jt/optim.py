@@ -34,12 +34,12 @@ class AdamW:
         correction = scalar(math.sqrt(1 - beta2 ** self.steps))
         eps, keep1, keep2 = scalar(self.eps), scalar(beta1), scalar(beta2)
         new1, new2 = scalar(1 - beta1), scalar(1 - beta2)
-        with jt.no_grad():
-            for param, gradient, first, second in zip(
-                    self.params, gradients, self.first_moments, self.second_moments):
-                first.update(keep1 * first + new1 * gradient)
-                second.update(keep2 * second + new2 * gradient * gradient)
-                param.update(param * decay - rate * first / (jt.sqrt(second) / correction + eps))
+        # Not under no_grad: a parameter updated with a value made there has no gradient any more.
+        for param, gradient, first, second in zip(
+                self.params, gradients, self.first_moments, self.second_moments):
+            first.update(keep1 * first + new1 * gradient)
+            second.update(keep2 * second + new2 * gradient * gradient)
+            param.update(param * decay - rate * first / (jt.sqrt(second) / correction + eps))
         jt.sync_all()  # unread updates would pile up in the graph
 
 
