@@ -242,6 +242,24 @@ def model_and_diffusion_defaults():
             for field in dataclasses.fields(SECTIONS[section])}
 
 
+def split_settings(settings):
+    """Settings by name as (those of `ModelConfig`, those of `DiffusionConfig`), two dicts.
+
+    The original's `use_fp16` and `dpm_solver` are taken while they are off. Raises `UserError` where
+    one is on, and TypeError for an unknown name.
+    """
+    settings = dict(settings)
+    for name in ("use_fp16", "dpm_solver"):
+        if settings.pop(name, False):
+            raise found_expected(name, True, "False: it is not available", "Leave it out.")
+    where = setting_names("model", "diffusion")
+    unknown = [name for name in settings if name not in where]
+    if unknown:
+        raise TypeError(f"unknown settings: {', '.join(unknown)}")
+    return tuple({name: value for name, value in settings.items() if where[name] == section}
+                 for section in ("model", "diffusion"))
+
+
 def model_and_diffusion_settings(config):
     """The same names with the values of a `Config`."""
     return {**dataclasses.asdict(config.model), **dataclasses.asdict(config.diffusion)}

@@ -1,12 +1,12 @@
 """Networks and diffusion processes from settings, by the original's names."""
-import dataclasses
-
 from guided_diffusion_core import checkpoint
 from guided_diffusion_core.config import (  # noqa: F401
+    DiffusionConfig,
     ModelConfig,
     args_to_dict,
     model_and_diffusion_defaults,
     model_and_diffusion_settings,
+    split_settings,
 )
 from guided_diffusion_core.initialization import initial_state
 from guided_diffusion_core.schedule import LossType, ModelMeanType, ModelVarType, get_named_beta_schedule
@@ -23,12 +23,10 @@ def create_model_and_diffusion(*, seed=0, **settings):
 
     seed: of the initial weights.
     """
-    names = {field.name for field in dataclasses.fields(ModelConfig)}
-    process = {name: value for name, value in settings.items() if name not in names}
-    process["steps"] = process.pop("diffusion_steps", model_and_diffusion_defaults()["diffusion_steps"])
-    learn_sigma = settings.get("learn_sigma", ModelConfig.learn_sigma)
-    model = create_model(seed=seed, **{name: value for name, value in settings.items() if name in names})
-    return model, create_gaussian_diffusion(learn_sigma=learn_sigma, **process)
+    network, process = split_settings(settings)
+    process["steps"] = process.pop("diffusion_steps", DiffusionConfig.diffusion_steps)
+    process["learn_sigma"] = network.get("learn_sigma", ModelConfig.learn_sigma)
+    return create_model(seed=seed, **network), create_gaussian_diffusion(**process)
 
 
 def create_model(*, seed=0, **settings):

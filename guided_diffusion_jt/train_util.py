@@ -5,7 +5,7 @@ from jittor.dataset import Dataset
 
 from guided_diffusion_core.checkpoint import NETWORK, average_name
 from guided_diffusion_core.config import ema_rates, model_and_diffusion_settings
-from guided_diffusion_core.data.stream import TrainingStream
+from guided_diffusion_core.data.stream import ErrorCarrier, TrainingStream, checked, first_error
 from guided_diffusion_core.noise import TRAIN_NOISE, TRAIN_TIMESTEP, NoiseTape
 from guided_diffusion_core.state_shapes import is_buffer
 from guided_diffusion_core.training import ema_rate_at, last_step, learning_rate
@@ -19,9 +19,10 @@ from guided_diffusion_jt.script_util import create_model_and_diffusion
 
 def make_loader(stream, batch_size, num_workers=0):
     """Batches of a `TrainingStream`, in its order: pairs of tensors, image (N, C, S, S) and mask
-    (N, 1, S, S), read by `num_workers` processes beside (0: none)."""
-    return _StreamDataset(stream).set_attrs(
-        batch_size=batch_size, total_len=len(stream), shuffle=False, drop_last=False, num_workers=num_workers)
+    (N, 1, S, S), read by `num_workers` processes beside (0: none), whose errors are raised here."""
+    examples = ErrorCarrier(stream) if num_workers else stream
+    return checked(_StreamDataset(examples).set_attrs(
+        batch_size=batch_size, total_len=len(stream), shuffle=False, drop_last=False, num_workers=num_workers))
 
 
 class _StreamDataset(Dataset):
@@ -33,6 +34,10 @@ class _StreamDataset(Dataset):
 
     def __getitem__(self, index):
         return self.stream[index]
+
+    def collate_batch(self, examples):
+        """A batch of the examples, or the first error among them."""
+        return first_error(examples) or super().collate_batch(examples)
 
 
 def create_train_loop(config, dataset):

@@ -1,11 +1,11 @@
 """The training loop and the loader of its batches."""
 import numpy as np
 import torch as th
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from guided_diffusion_core.checkpoint import NETWORK, average_name
 from guided_diffusion_core.config import ema_rates, model_and_diffusion_settings
-from guided_diffusion_core.data.stream import TrainingStream
+from guided_diffusion_core.data.stream import ErrorCarrier, TrainingStream, checked, first_error
 from guided_diffusion_core.noise import TRAIN_NOISE, TRAIN_TIMESTEP, NoiseTape
 from guided_diffusion_core.state_shapes import is_buffer
 from guided_diffusion_core.training import ema_rate_at, last_step, learning_rate
@@ -19,8 +19,15 @@ from guided_diffusion_pt.script_util import create_model_and_diffusion
 
 def make_loader(stream, batch_size, num_workers=0):
     """Batches of a `TrainingStream`, in its order: pairs of tensors, image (N, C, S, S) and mask
-    (N, 1, S, S), read by `num_workers` processes beside (0: none)."""
-    return DataLoader(stream, batch_size=batch_size, shuffle=False, num_workers=num_workers)
+    (N, 1, S, S), read by `num_workers` processes beside (0: none), whose errors are raised here."""
+    examples = ErrorCarrier(stream) if num_workers else stream
+    return checked(DataLoader(
+        examples, batch_size=batch_size, shuffle=False, num_workers=num_workers, collate_fn=_collate))
+
+
+def _collate(examples):
+    """A batch of the examples, or the first error among them."""
+    return first_error(examples) or default_collate(examples)
 
 
 def create_train_loop(config, dataset):

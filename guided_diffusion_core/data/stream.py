@@ -1,4 +1,7 @@
 """The examples of a training run in order, for each framework's own loader to wrap."""
+import traceback
+
+from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.noise import TRAIN_ORDER
 
 
@@ -32,3 +35,39 @@ class TrainingStream:
             self._epoch = epoch
         example = self.dataset[int(self._order[place])]
         return example.image, example.mask
+
+
+class ErrorCarrier:
+    """A `TrainingStream` whose errors come out as examples, to travel from a loader's process.
+
+    The loaders do not bring an error home by themselves: PyTorch buries its message in a traceback,
+    Jittor interrupts the training process and then waits for the batch for ever.
+    """
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __len__(self):
+        return len(self.stream)
+
+    def __getitem__(self, k):
+        """The example, or the exception: a `UserError`, or a RuntimeError with the traceback of another."""
+        try:
+            return self.stream[k]
+        except UserError as error:
+            return error
+        except Exception:
+            return RuntimeError(f"a loader process failed\n{traceback.format_exc()}")
+
+
+def first_error(examples):
+    """The first exception among the examples of a batch, or None."""
+    return next((example for example in examples if isinstance(example, Exception)), None)
+
+
+def checked(batches):
+    """Yield the batches of a loader; raise the exception that comes in place of one."""
+    for batch in batches:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
