@@ -3,6 +3,7 @@
 The loop itself (`train_util.TrainLoop`) computes and yields; nothing here depends on a framework.
 """
 import math
+import os
 import resource
 import signal
 import sys
@@ -77,9 +78,11 @@ def peak_memory_mib():
 @contextmanager
 def stop_requested():
     """Yield a function that tells whether Ctrl-C was pressed; the second press ends at once."""
-    pressed = []
+    pressed, process = [], os.getpid()
 
     def handler(signum, frame):
+        if os.getpid() != process:  # a loader's process, which has this handler too and is ended by its parent
+            return
         if pressed:
             signal.default_int_handler(signum, frame)
         pressed.append(True)

@@ -19,10 +19,10 @@ FORWARD_TOLERANCE = 1e-9  # of a tensor's largest value
 GRADIENT_TOLERANCE = 1e-7
 VARIANTS = {
     "plain": {},
-    "other-blocks": {"use_scale_shift_norm": True, "resblock_updown": True, "use_new_attention_order": True,
-                     "num_head_channels": 16},
-    "class-labels": {"class_cond": True, "num_heads_upsample": 4},
-    "one-image-channel": {"in_ch": 2, "learn_sigma": False, "use_checkpoint": True, "dropout": 0.0},
+    "all-flags-turned": {
+        "use_scale_shift_norm": True, "resblock_updown": True, "use_new_attention_order": True, "class_cond": True,
+        "num_head_channels": 16, "in_ch": 2, "learn_sigma": False, "use_checkpoint": True, "dropout": 0.0,
+        "num_res_blocks": 2},
 }
 both = pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
 
@@ -114,9 +114,9 @@ def compare_gradients(gradients, others):
 
 
 @pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch is not among MEDSEGDIFF_BACKENDS")
-@pytest.mark.parametrize("width, size, resolutions, in_ch", [(64, 96, "24", 5), (96, 160, "20,10", 2), (32, 32, "", 3)])
+@pytest.mark.parametrize("width, size, resolutions, in_ch", [(64, 96, "24", 5), (96, 160, "20,10", 2)])
 def test_widths_and_sizes_between(width, size, resolutions, in_ch):
-    """Any multiple of 32; the other backend computes the same where it is quick."""
+    """Any multiple of 32; at the smaller one the other backend computes the same."""
     settings = {**NETWORK, "num_channels": width, "image_size": size, "channel_mult": "", "in_ch": in_ch,
                 "attention_resolutions": resolutions}
     plan = make_plan(ModelConfig(**settings))
@@ -139,7 +139,7 @@ def test_widths_and_sizes_between(width, size, resolutions, in_ch):
 
 def test_labels_must_fit_the_network(backend):
     runtime = backend.module("runtime")
-    for settings, labels in (({}, np.array([0, 1])), (VARIANTS["class-labels"], None)):
+    for settings, labels in (({}, np.array([0, 1])), (VARIANTS["all-flags-turned"], None)):
         plan = plan_of(settings)
         x, t, _, _ = inputs(plan)
         y = None if labels is None else runtime.to_tensor(labels)
