@@ -1,0 +1,134 @@
+"""Sampling: a case's mask depends on its image, the seed and the network alone, in either backend."""
+import json
+
+import numpy as np
+import pytest
+from conftest import BACKENDS, Backend
+from small import RandomDataset, small_config
+
+from guided_diffusion_core import checkpoint
+from guided_diffusion_core.config import resolve
+from guided_diffusion_core.data import open_dataset
+from guided_diffusion_core.data.phantoms import write_brats_phantom
+from guided_diffusion_core.data.volumes import read_geometry
+from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.noise import NoiseTape
+from guided_diffusion_core.outputs import MASK, PROBABILITY, UNCERTAINTY, find_output, read_output
+from guided_diffusion_core.sampling import check_dataset, run_sampling, sampling_config
+
+ROUNDING = 2e-5  # convolutions of other batch sizes add up in another order: 3e-6 was seen after five steps
+
+
+class Reversed(RandomDataset):
+    """The same cases in the opposite order."""
+
+    def cases(self):
+        return list(reversed(super().cases()))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A checkpoint after a few steps of training, whose masks are neither empty nor full."""
+    folder = tmp_path_factory.mktemp("run")
+    config = small_config(preset="fast", lr=3e-3, max_steps=6, sample_steps=3, num_ensemble=2)
+    loop = Backend(BACKENDS[0]).module("train_util").create_train_loop(config, RandomDataset())
+    for _ in loop.run_loop(6):
+        pass
+    return checkpoint.save(folder, 6, config, loop.networks()) / "model.safetensors"
+
+
+def sampler_of(backend, path, **settings):
+    model, diffusion, config = backend.module("script_util").load_model_and_diffusion(path)
+    config = config.replace(**settings)
+    return backend.module("sample_util").EnsembleSampler(model, diffusion, config.sampling, NoiseTape(config.seed))
+
+
+def sampled(sampler, dataset, out_dir, batch_size):
+    """Case name -> (mask, probability) as written."""
+    run_sampling(sampler, dataset, out_dir, batch_size, 0.5, "{}")
+    return {case.name: tuple(read_output(find_output(out_dir, case.name, kind)) for kind in (MASK, PROBABILITY))
+            for case in dataset.cases()}
+
+
+def test_masks_depend_on_neither_batch_size_nor_order(backend, weights, tmp_path):
+    sampler = sampler_of(backend, weights)
+    first = sampled(sampler, RandomDataset(), tmp_path / "one", 1)
+    second = sampled(sampler, Reversed(), tmp_path / "four", 4)
+    assert len(first) == 6
+    for name, (mask, probability) in first.items():
+        assert 0 < mask.mean() < 1
+        np.testing.assert_allclose(second[name][1], probability, atol=ROUNDING)
+        differing = second[name][0] != mask
+        assert (np.abs(probability[differing] - 0.5) <= ROUNDING).all()
+
+
+def test_both_backends_sample_the_same_masks_from_one_checkpoint(weights, tmp_path):
+    found = [sampled(sampler_of(Backend(name), weights), RandomDataset(), tmp_path / name, 2)
+             for name in ("pytorch", "jittor")]
+    for name, (mask, probability) in found[0].items():
+        assert (found[1][name][0] == mask).mean() >= 0.999
+        np.testing.assert_allclose(found[1][name][1], probability, atol=10 * ROUNDING)
+
+
+def test_members_differ_and_their_spread_is_the_uncertainty(backend, weights, tmp_path):
+    dataset = RandomDataset(length=1)
+    sampler = sampler_of(backend, weights)
+    members = np.clip(sampler(dataset.images, ["case0"]), 0, 1)  # (2, 1, 32, 32)
+    assert members.shape == (2, 1, 32, 32) and np.abs(members[0] - members[1]).max() > 0
+    sampled(sampler, dataset, tmp_path, 1)
+    spread = read_output(find_output(tmp_path, "case0", UNCERTAINTY))
+    np.testing.assert_allclose(spread, members.std(axis=0)[0], atol=ROUNDING)
+
+
+@pytest.mark.parametrize("settings", [
+    {"sample_steps": 1}, {"sample_steps": 0, "eta": 1.0}, {"use_ddim": False, "sample_steps": 4},
+    {"use_ddim": False, "sample_steps": 0}])
+def test_any_number_of_steps_of_either_sampler(backend, tmp_path, settings):
+    config = small_config(preset="fast", diffusion_steps=30, num_ensemble=1, **settings)
+    loop = backend.module("train_util").create_train_loop(config, RandomDataset())
+    path = checkpoint.save(tmp_path, 0, config, loop.networks()) / "model.safetensors"
+    members = sampler_of(backend, path)(RandomDataset().images[:2], ["a", "b"])
+    assert members.shape == (1, 2, 32, 32) and np.isfinite(members).all()
+
+
+def test_another_seed_gives_another_sample(backend, weights):
+    images = RandomDataset().images[:1]
+    same, other = sampler_of(backend, weights), sampler_of(backend, weights, seed=99)
+    assert np.abs(same(images, ["a"]) - other(images, ["a"])).max() > 0
+    np.testing.assert_array_equal(same(images, ["a"]), same(images, ["a"]))
+
+
+def test_volumes_without_labels_get_masks_on_their_own_grid(tmp_path):
+    """Slices that were not asked for stay empty."""
+    folder = write_brats_phantom(tmp_path / "brats", "BraTS2021_00001", (40, 44, 6), seed=2)
+    for labels in (tmp_path / "brats").rglob("*_seg.nii.gz"):
+        labels.unlink()
+    data = resolve({"data_name": "BRATS", "data_dir": str(tmp_path / "brats"), "slices": "odd"}).data
+    dataset = open_dataset(data, 32, "Test", need_masks=False)
+
+    def everything(images, keys):
+        assert keys == [f"BraTS2021_00001/{z}" for z in (1, 3, 5)] and images.shape == (3, 4, 32, 32)
+        return np.ones((2, 3, 32, 32), np.float32)
+
+    run_sampling(everything, dataset, tmp_path / "masks", 8, 0.5, json.dumps({"backend": "none"}))
+    path = find_output(tmp_path / "masks", "BraTS2021_00001", MASK)
+    source = next(path for path in (tmp_path / "brats").rglob("*_t1.nii.gz"))
+    assert read_geometry(path).agrees_with(read_geometry(source)), folder
+    mask = read_output(path)
+    assert mask.shape == (40, 44, 6)
+    assert [bool(mask[:, :, z].all()) for z in range(6)] == [False, True] * 3
+    assert not mask[:, :, ::2].any()
+
+
+def test_the_checkpoint_decides_and_the_command_line_may_only_add(weights):
+    config = sampling_config(weights, {"sample_steps": 7, "seed": 4, "data_dir": "here", "num_channels": 32})
+    assert (config.sampling.sample_steps, config.seed, config.data.data_dir) == (7, 4, "here")
+    assert config.model.num_channels == 32 and config.diffusion.predict_xstart
+    with pytest.raises(UserError, match="--noise_schedule: found cosine"):
+        sampling_config(weights, {"noise_schedule": "cosine"})
+
+
+def test_data_scaled_by_another_rule_is_refused():
+    config = small_config(normalisation="RGB / 255")
+    with pytest.raises(UserError, match="as in training"):
+        check_dataset(RandomDataset(), config, 1)
