@@ -16,7 +16,8 @@ from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.outputs import MASK, PROBABILITY, UNCERTAINTY, find_output, read_output
 from guided_diffusion_core.sampling import check_dataset, run_sampling, sampling_config
 
-ROUNDING = 2e-5  # convolutions of other batch sizes add up in another order: 3e-6 was seen after five steps
+ROUNDING = 2e-6  # convolutions of other batch sizes add up in another order: measured 3e-7 after three steps
+TWO_FRAMEWORKS = 2e-5  # measured 2e-6
 
 
 class Reversed(RandomDataset):
@@ -67,7 +68,7 @@ def test_both_backends_sample_the_same_masks_from_one_checkpoint(weights, tmp_pa
              for name in ("pytorch", "jittor")]
     for name, (mask, probability) in found[0].items():
         assert (found[1][name][0] == mask).mean() >= 0.999
-        np.testing.assert_allclose(found[1][name][1], probability, atol=10 * ROUNDING)
+        np.testing.assert_allclose(found[1][name][1], probability, atol=TWO_FRAMEWORKS)
 
 
 def test_members_differ_and_their_spread_is_the_uncertainty(backend, weights, tmp_path):
