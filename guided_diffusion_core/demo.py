@@ -27,7 +27,7 @@ def prepare_folder(folder, parts):
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file():
         raise found_expected(f"--out_dir {str(folder)!r}", "a folder with files that are not the demo's",
-                             "an empty folder, a new one, or that of an earlier demo", "Choose another folder.")
+                             "a new or empty folder, or that of an earlier demo", "Choose another folder.")
     make_writable_folder(folder, "--out_dir")
     (folder / MARKER).touch()
     for path in (folder / part for part in parts):
@@ -80,8 +80,8 @@ def format_table(results, agreement):
         total = result.training + result.sampling
         lines.append(f"{backend:<{width}}{result.dice:12.4f}{result.iou:12.4f}{result.training:12.1f}"
                      f"{result.sampling:12.1f}{total:12.1f}{result.step:12.2f}")
-    lowest = min(agreement, key=agreement.get)
-    lines.append(f"pixels on which the masks agree: {100 * np.mean(list(agreement.values())):.2f}% on average, "
+    mean, lowest = np.mean(list(agreement.values())), min(agreement, key=agreement.get)
+    lines.append(f"pixels on which the masks agree: {100 * mean:.2f}% on average, "
                  f"{100 * agreement[lowest]:.2f}% at the lowest ({lowest})")
     return "\n".join(lines)
 
@@ -94,7 +94,8 @@ def overview_rows(images, truths, folders):
     """
     rows = []
     for truth in truths:
-        masks = {title: read_output(find_output(folder, truth.name, MASK)) for title, folder in folders.items()}
+        masks = {title: read_output(find_output(folder, truth.name, MASK))
+                 for title, folder in folders.items()}
         spread = find_output(next(iter(folders.values())), truth.name, UNCERTAINTY)
         picture = np.asarray(decode(images[truth.name]), np.float32).transpose(2, 0, 1) / 255  # (3, H, W)
         rows.append(OverviewRow(truth.name, picture, read_truth(truth), masks, read_output(spread)))

@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from guided_diffusion_core.files import write_atomic
 
 PANEL_INCHES = 1.8
-MAX_UNCERTAINTY = 0.5  # the largest standard deviation of values in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,13 @@ def write_overview(path, rows):
 
     rows: non-empty list of `OverviewRow`. Raises `UserError` if the file cannot be written.
     """
-    titles = ["image", "truth", *rows[0].masks, "uncertainty"]
+    largest = max(float(row.uncertainty.max()) for row in rows)
+    titles = ["image", "truth", *rows[0].masks, f"uncertainty, 0 to {largest:.2g}"]
     figure = Figure(figsize=(PANEL_INCHES * len(titles), PANEL_INCHES * len(rows) + 0.3), layout="compressed")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for line, row in zip(axes, rows):
-        _draw_row(line, row)
+        _draw_row(line, row, largest)
         line[0].set_ylabel(row.label, fontsize=7)
     for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize=9)
@@ -49,10 +49,10 @@ def write_overview(path, rows):
     write_atomic(path, buffer.getvalue())
 
 
-def _draw_row(axes, row):
+def _draw_row(axes, row, largest):
     pictures = [_displayed(row.image), row.truth, *row.masks.values(), row.uncertainty]
     scales = [{"cmap": "gray"}] + [{"cmap": "gray", "vmin": 0, "vmax": 1}] * (len(pictures) - 2)
-    scales.append({"cmap": "magma", "vmin": 0, "vmax": MAX_UNCERTAINTY})
+    scales.append({"cmap": "magma", "vmin": 0, "vmax": largest or 1})
     for axis, picture, scale in zip(axes, pictures, scales):
         axis.set_xticks([])
         axis.set_yticks([])

@@ -38,7 +38,7 @@ def main():
     out_dir = demo.prepare_folder(args.out_dir, ["data", *TITLES, "overview.png"])
     parts = Parts(len(TITLES))
     train_dir, test_dir = write_isic_phantoms(out_dir / "data", **PICTURES, seed=args.seed)
-    print(f"{PICTURES['train']} training and {PICTURES['test']} test pictures: {out_dir / 'data'}", flush=True)
+    print(f"{PICTURES['train']} pictures to train, {PICTURES['test']} to test: {out_dir / 'data'}", flush=True)
     results = {}
     for backend, title in TITLES.items():
         run_dir, masks_dir = out_dir / backend, out_dir / backend / "masks"
@@ -48,7 +48,8 @@ def main():
         sampling = parts.run("sample", title, run_dir, [
             "--backend", backend, "--seed", args.seed, "--model_path", run_dir, "--data_dir", test_dir,
             "--out_dir", masks_dir, "--batch_size", PICTURES["test"]])
-        parts.run("score", title, run_dir, ["--inp_pth", masks_dir, "--data_name", "ISIC", "--data_dir", test_dir])
+        parts.run("score", title, run_dir, [
+            "--inp_pth", masks_dir, "--data_name", "ISIC", "--data_dir", test_dir])
         results[title] = demo.read_result(run_dir, masks_dir, training, sampling)
     show(out_dir, test_dir, results)
     print(f"whole demo: {demo.minutes(parts.elapsed())} minutes")
@@ -92,12 +93,12 @@ class Parts:
         print(f"\n[{self.number}/{self.count}] {part} with {title}; {demo.minutes(self.elapsed())} passed, "
               f"about {demo.minutes(self.left * pace)} left", flush=True)
         out_dir.mkdir(exist_ok=True)
-        began = time.perf_counter()
+        command, began = [sys.executable, str(SCRIPTS / script), *map(str, flags)], time.perf_counter()
         with open(out_dir / f"{part}.txt", "w", encoding="utf-8") as output:
-            code = subprocess.run([sys.executable, str(SCRIPTS / script), *map(str, flags)], stdout=output).returncode
+            code = subprocess.run(command, stdout=output).returncode
         if code:
-            print(f"demo.py: {script} ended with exit code {code}; its message is above, the rest of its output "
-                  f"in {output.name}.", file=sys.stderr)
+            print(f"demo.py: {script} ended with exit code {code}; its message is above, the rest of its "
+                  f"output in {output.name}.", file=sys.stderr)
             sys.exit(code if code > 0 else 128 - code)
         self.left -= EXPECTED[part]
         self.done += EXPECTED[part]

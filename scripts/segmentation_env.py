@@ -12,7 +12,8 @@ from guided_diffusion_core.data import list_truths  # noqa: E402
 def main():
     parser = cli.CommandParser(__doc__)
     parser.add_argument("--inp_pth", default="./results/", metavar="FOLDER",
-                        help="folder of predictions, the --out_dir of segmentation_sample.py")
+                        help="folder of predictions, the --out_dir of segmentation_sample.py "
+                             "(default: ./results/)")
     parser.add_argument("--out_pth", "--data_dir", dest="data_dir", default="", metavar="FOLDER",
                         help="folder of the data with its ground truth")
     cli.add_settings(parser, DataConfig, "data_name", "slices")

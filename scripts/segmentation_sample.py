@@ -13,9 +13,10 @@ def main():
     parser = cli.build_parser(__doc__, "data", "model", "diffusion", "sampling")
     parser.add_argument("--model_path", default="", metavar="PATH",
                         help="checkpoint: a .safetensors file, a folder of checkpoints/, or a training's --out_dir")
-    parser.add_argument("--out_dir", default="./results/", metavar="FOLDER", help="folder for the masks")
+    parser.add_argument("--out_dir", default="./results/", metavar="FOLDER",
+                        help="folder for the masks (default: ./results/)")
     parser.add_argument("--batch_size", type=int, default=1, metavar="INT",
-                        help="images per batch; each brings its whole ensemble")
+                        help="images per batch; each brings its whole ensemble (default: 1)")
     args = parser.parse_args()
     path = checkpoint.find(args.model_path)
     config = sampling.sampling_config(path, cli.given_settings(args), getattr(args, "preset", None))

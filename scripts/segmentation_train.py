@@ -12,7 +12,7 @@ from guided_diffusion_core.data import open_dataset  # noqa: E402
 def main():
     parser = cli.build_parser(__doc__, "data", "model", "diffusion", "training")
     parser.add_argument("--out_dir", default="./results/", metavar="FOLDER",
-                        help="folder for the log, the configuration and the checkpoints")
+                        help="folder for the log, the configuration and the checkpoints (default: ./results/)")
     args = parser.parse_args()
     config = resolve(cli.given_settings(args), preset=getattr(args, "preset", None))
     dataset = open_dataset(config.data, config.model.image_size, "Training", need_masks=True)
