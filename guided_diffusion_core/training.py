@@ -81,8 +81,8 @@ def stop_requested():
     pressed, process = [], os.getpid()
 
     def handler(signum, frame):
-        if os.getpid() != process:  # a loader's process, which has this handler too and is ended by its parent
-            return
+        if os.getpid() != process:
+            return  # a loader's process has this handler too; its parent ends it
         if pressed:
             signal.default_int_handler(signum, frame)
         pressed.append(True)

@@ -34,9 +34,6 @@ class AdamW:
         correction = scalar(math.sqrt(1 - beta2 ** self.steps))
         eps, keep1, keep2 = scalar(self.eps), scalar(beta1), scalar(beta2)
         new1, new2 = scalar(1 - beta1), scalar(1 - beta2)
-        # A pending number that tensors of several shapes share is copied in the type of the process'
-        # first precision: in float64 after float32 it would be read as garbage.
-        jt.sync([decay, rate, correction, eps, keep1, keep2, new1, new2])
         # Not under no_grad: a parameter updated with a value made there has no gradient any more.
         for param, gradient, first, second in zip(
                 self.params, gradients, self.first_moments, self.second_moments):

@@ -122,7 +122,11 @@ def to_tensor(array, dtype=None):
            included).
     """
     array = np.array(array, dtype=dtype, order="C")
-    return jt.array(array, dtype=str(array.dtype))
+    tensor = jt.array(array, dtype=str(array.dtype))
+    # A pending array that is fused into an operator is read there in the type of the process' first
+    # precision: in float64 after float32 as garbage.
+    tensor.sync()
+    return tensor
 
 
 def to_numpy(tensor):

@@ -22,7 +22,8 @@ def make_loader(stream, batch_size, num_workers=0):
     (N, 1, S, S), read by `num_workers` processes beside (0: none), whose errors are raised here."""
     examples = ErrorCarrier(stream) if num_workers else stream
     return checked(_StreamDataset(examples).set_attrs(
-        batch_size=batch_size, total_len=len(stream), shuffle=False, drop_last=False, num_workers=num_workers))
+        batch_size=batch_size, total_len=len(stream), shuffle=False, drop_last=False,
+        num_workers=num_workers))
 
 
 class _StreamDataset(Dataset):

@@ -20,9 +20,9 @@ GRADIENT_TOLERANCE = 1e-7
 VARIANTS = {
     "plain": {},
     "all-flags-turned": {
-        "use_scale_shift_norm": True, "resblock_updown": True, "use_new_attention_order": True, "class_cond": True,
-        "num_head_channels": 16, "in_ch": 2, "learn_sigma": False, "use_checkpoint": True, "dropout": 0.0,
-        "num_res_blocks": 2},
+        "use_scale_shift_norm": True, "resblock_updown": True, "use_new_attention_order": True,
+        "class_cond": True, "num_head_channels": 16, "in_ch": 2, "learn_sigma": False, "use_checkpoint": True,
+        "dropout": 0.0, "num_res_blocks": 2},
 }
 both = pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
 

@@ -80,12 +80,13 @@ class RecordingTape(NoiseTape):
         return super()._generator(*place)
 
 
-def inputs_of_steps(name, steps, **settings):
+def inputs_of_steps(name, steps):
     """What the objective was given in each forward pass (numpy), the places drawn from, the weights."""
-    loop, runtime = create_loop(name, small_config(batch_size=4, microbatch=2, **settings)), Backend(name).module(
-        "runtime")
+    loop = create_loop(name, small_config(batch_size=4, microbatch=2))
+    runtime = Backend(name).module("runtime")
     loop.tape = RecordingTape(loop.tape.seed)
-    weights, calls, objective = runtime.state_arrays(loop.model), [], loop.diffusion.training_losses_segmentation
+    weights, calls = runtime.state_arrays(loop.model), []
+    objective = loop.diffusion.training_losses_segmentation
 
     def recorded(model, classifier, x_start, t, model_kwargs=None, noise=None):
         calls.append([runtime.to_numpy(value) for value in (x_start, t, noise)])
@@ -108,7 +109,7 @@ def test_batches_time_steps_noise_and_weights_are_equal_to_the_bit():
     assert len({t.tobytes() for _, t, _ in calls}) == 4, "each microbatch has its own"
     assert places == other_places
     sites = {site for site, *_ in places}
-    assert sum(site.startswith("dropout/hwm.") for site in sites) == 12, "two in each encoder stage"
+    assert sum(site.startswith("dropout/hwm.") for site in sites) == 12, "two in each of six encoder stages"
     assert "dropout/middle_block.0.out_layers.2" in sites
     assert {case for site, _, case, _ in places if site.startswith("dropout/")} == {0, 1, 2, 3}
     for name, value in weights.items():
