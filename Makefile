@@ -5,13 +5,17 @@ PY := .venv/bin/python
 INSTALLED := .venv/installed
 ARGS ?=
 
-.PHONY: demo test venv check jittor
+.PHONY: demo test mutate venv check jittor
 
 demo: jittor
 	$(PY) scripts/demo.py $(ARGS)
 
 test: jittor
 	$(PY) -m pytest $(ARGS)
+
+# Plants every fault of the parity suite in the Jittor backend and writes the table of what became of them.
+mutate: jittor
+	$(PY) -m parity mutate --table parity/MUTATIONS.md $(ARGS)
 
 venv: $(INSTALLED)
 

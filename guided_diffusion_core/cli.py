@@ -197,14 +197,16 @@ def backend_module(backend, name):
 
 
 def run_command(main):
-    """Run a command's `main()` and end the process with its exit code.
+    """Run a command's `main()` and end the process with the exit code that it returns, if it does.
 
-    0: done. 2: a `UserError`, whose message is printed without a traceback. 130: Ctrl-C.
+    0: done (also for None). 2: a `UserError`, whose message is printed without a traceback. 130: Ctrl-C.
     141: the reader of the output has gone. Any other error keeps its traceback.
     """
     try:
-        main()
+        code = main()
         sys.stdout.flush()
+        if code:
+            sys.exit(code)
     except UserError as error:
         sys.exit(_leave(f"{os.path.basename(sys.argv[0])}: {error}", 2))
     except KeyboardInterrupt:

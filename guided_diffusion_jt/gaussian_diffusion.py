@@ -17,7 +17,7 @@ from guided_diffusion_core.schedule import (  # noqa: F401
     get_named_beta_schedule)
 from guided_diffusion_jt import runtime
 from guided_diffusion_jt.losses import discretized_gaussian_log_likelihood, normal_kl
-from guided_diffusion_jt.nn import mean_flat
+from guided_diffusion_jt.nn import mean_flat, mean_last
 
 CALIBRATION_WEIGHT = 10.0  # of the calibration mask's term in the total loss
 AGREEMENT = 0.65  # Dice from which on sample and calibration mask count alike
@@ -267,7 +267,7 @@ def total_loss(terms, weights):
     terms: of `training_losses_segmentation`. weights: (N,) of `ScheduleSampler.sample`.
     """
     loss = terms["loss"]
-    return (loss * weights.cast(loss.dtype) + CALIBRATION_WEIGHT * terms["loss_cal"]).mean()
+    return mean_last(loss * weights.cast(loss.dtype) + CALIBRATION_WEIGHT * terms["loss_cal"])
 
 
 def blend_calibration(sample, cal):

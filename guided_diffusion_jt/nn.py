@@ -24,12 +24,14 @@ class LeakyReLU(nn.Module):
 
 
 def mean_last(x):
-    """Mean over the last axis, in two stages where its length allows: (..., M) to (..., 1)."""
+    """Mean over the last axis, its sum in two stages where its length allows: (..., M) to (..., 1).
+
+    Not by Jittor's mean: the gradient of that rounds 1 / M to float32, in float64 too.
+    """
     length = x.shape[-1]
-    if length % SUM_LENGTH or length == SUM_LENGTH:
-        return x.mean(-1, keepdims=True)
-    parts = x.reshape(*x.shape[:-1], length // SUM_LENGTH, SUM_LENGTH)
-    return parts.mean(-1).mean(-1, keepdims=True)
+    if length % SUM_LENGTH == 0:
+        x = x.reshape(*x.shape[:-1], length // SUM_LENGTH, SUM_LENGTH).sum(-1)
+    return x.sum(-1, keepdims=True) / runtime.scalar(length)
 
 
 class GroupNorm32(nn.Module):
@@ -84,7 +86,7 @@ class BatchNorm2d(nn.Module):
     def _mean(self, x):
         """Mean over examples and positions: (1, C, 1, 1)."""
         planes = mean_last(x.reshape(x.shape[0], x.shape[1], -1))  # (N, C, 1)
-        return planes.mean(0).reshape(1, -1, 1, 1)
+        return mean_last(planes.reshape(x.shape[0], x.shape[1]).transpose(1, 0)).reshape(1, -1, 1, 1)
 
     def _track(self, mean, variance):
         self.running_mean.update(self.running_mean + (mean - self.running_mean) * runtime.scalar(self.momentum))

@@ -42,6 +42,11 @@ class AdamW:
             param.update(param * decay - rate * first / (jt.sqrt(second) / correction + eps))
         jt.sync_all()  # unread updates would pile up in the graph
 
+    def moments(self):
+        """(first, second): for each parameter the moving averages of its gradient and of its square,
+        zeros before the first step."""
+        return self.first_moments, self.second_moments
+
 
 def gradients(loss, params):
     """The gradient of a one-element `loss` for each of `params`; zeros where it does not depend on one."""

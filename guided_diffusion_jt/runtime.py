@@ -169,6 +169,13 @@ def no_grad():
     return jt.no_grad()
 
 
+def tracked_copy(tensor):
+    """A copy whose own gradient can be asked for (`optim.gradients`): what flows back through this
+    one use of the tensor."""
+    copy = tensor.copy()
+    return copy.start_grad() if copy.is_stop_grad() else copy
+
+
 def versions():
     """Name -> version of what the numbers depend on: Python, numpy and the framework."""
     return {"python": platform.python_version(), "numpy": np.__version__, "jittor": jt.__version__}

@@ -21,6 +21,13 @@ class AdamW:
             group["lr"] = lr
         self._adamw.step()
 
+    def moments(self):
+        """(first, second): for each parameter the moving averages of its gradient and of its square,
+        zeros before the first step."""
+        states = [self._adamw.state[param] for param in self.params]
+        return tuple([state.get(key, th.zeros_like(param)) for state, param in zip(states, self.params)]
+                     for key in ("exp_avg", "exp_avg_sq"))
+
 
 def gradients(loss, params):
     """The gradient of a one-element `loss` for each of `params`; zeros where it does not depend on one."""

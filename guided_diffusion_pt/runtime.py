@@ -59,6 +59,13 @@ def no_grad():
     return th.no_grad()
 
 
+def tracked_copy(tensor):
+    """A copy whose own gradient can be asked for (`optim.gradients`): what flows back through this
+    one use of the tensor."""
+    copy = tensor.clone()
+    return copy if copy.requires_grad else copy.requires_grad_()
+
+
 def versions():
     """Name -> version of what the numbers depend on: Python, numpy and the framework."""
     return {"python": platform.python_version(), "numpy": np.__version__, "torch": th.__version__}

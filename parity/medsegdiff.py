@@ -1,0 +1,159 @@
+"""The suite of MedSegDiff: its ladder of cases, from single weights to fused masks.
+
+Small networks (32 px, width 32) with random weights without zeros, so that every parameter takes
+part; `forward/full-size` is the network of the original's own settings. What the cases run beside
+the harness's own families is in `parity/medsegdiff_families.py`.
+"""
+import numpy as np
+
+from guided_diffusion_core import cli
+from guided_diffusion_core.config import ModelConfig
+from guided_diffusion_core.noise import NoiseTape
+from guided_diffusion_core.state_shapes import state_shapes
+from guided_diffusion_core.unet_plan import make_plan
+from parity.medsegdiff_families import FAMILIES
+from parity.protocol import Case, Port
+
+SMALL = {
+    "image_size": 32, "num_channels": 32, "num_res_blocks": 1, "num_heads": 2, "in_ch": 4, "dropout": 0.1,
+    "channel_mult": "1,2", "attention_resolutions": "16", "use_scale_shift_norm": False, "learn_sigma": True,
+}
+FLAGS_TURNED = {
+    **SMALL, "use_scale_shift_norm": True, "resblock_updown": True, "use_new_attention_order": True,
+    "class_cond": True, "num_head_channels": 16, "in_ch": 2, "learn_sigma": False, "dropout": 0.0,
+    "num_res_blocks": 2,
+}
+FULL_SIZE = {"image_size": 64, "num_channels": 128, "learn_sigma": True, "in_ch": 4}
+TRAINING = {"batch_size": 4, "microbatch": 2, "lr": 1e-3, "lr_anneal_steps": 10, "weight_decay": 0.05,
+            "ema_rate": "0.9,0.99", "ema_warmup": False, "seed": 3}
+# Of the batch norms of the highway network, in standard deviations: every channel lies wholly on one
+# side of its leaky ReLU's kink, since at a kink rounding decides the gradient.
+KINK_DISTANCE = 4.5
+
+
+def _objective(name, about, model=SMALL, **diffusion):
+    return Case(f"loss/{name}", about, {"model": model, "diffusion": diffusion})
+
+
+def _sampler(name, about, steps=6, members=2, **sampling):
+    return Case(f"sampling/{name}", about, {"model": SMALL, "sampling": {
+        "sample_steps": steps, "num_ensemble": members, **sampling}}, training=False)
+
+
+def _masks(layout):
+    return Case(f"masks/{layout.lower()}", f"fused masks, Dice and IoU on phantoms in {layout} layout", {
+        "layout": layout, "model": {**SMALL, "in_ch": 5 if layout == "BRATS" else 4},
+        "sampling": {"use_ddim": True, "sample_steps": 3, "num_ensemble": 2}},
+        precisions=("float32",), training=False)
+
+
+CASES = (
+    Case("weights/new", "parameters and buffers as they come back, bit by bit", {"model": SMALL}),
+    Case("forward/new", "every module's output, training mode", {"model": SMALL}),
+    Case("forward/new-sampling", "every module's output, sampling mode", {"model": SMALL}, training=False),
+    Case("forward/new-flags", "every module's output with every flag turned", {"model": FLAGS_TURNED}),
+    Case("forward/full-size", "every module's output at width 128 and 64 px, sampling mode",
+         {"model": FULL_SIZE, "batch": 1}, precisions=("float32",), training=False),
+    Case("table/linear", "the numbers of the process, bit by bit", {"diffusion": {}}),
+    Case("table/cosine", "the same, cosine schedule of 40 steps, respaced",
+         {"diffusion": {"steps": 40, "noise_schedule": "cosine", "timestep_respacing": "10,5"}}),
+    _objective("mse", "terms of the objective with learned variance"),
+    _objective("rescaled", "the same, bound rescaled, time steps rescaled", rescale_learned_sigmas=True,
+               rescale_timesteps=True),
+    _objective("bound", "the variational bound alone", use_kl=True),
+    _objective("xstart", "the network predicts the mask, variance not learned",
+               model={**SMALL, "learn_sigma": False}, predict_xstart=True),
+    Case("gradients/new", "gradient of every parameter and module input", {"model": SMALL}),
+    Case("gradients/new-flags", "the same with every flag turned", {"model": FLAGS_TURNED}),
+    Case("training/new", "two batches in microbatches: losses and gradients",
+         {"model": SMALL, "training": TRAINING, "steps": 2}),
+    Case("optimizer/adamw", "steps on given gradients: rate, updates, moments, averages",
+         {"model": SMALL, "training": TRAINING, "steps": 3}),
+    Case("steps/new", "training steps end to end: losses, updates, averages, buffers",
+         {"model": SMALL, "training": TRAINING, "steps": 3}),
+    _sampler("ancestral", "trajectory of the ancestral sampler, state by state"),
+    _sampler("ddim", "trajectory of DDIM", use_ddim=True),
+    _sampler("ddim-noisy", "trajectory of DDIM with eta 1, without clipping", use_ddim=True, eta=1.0,
+             clip_denoised=False),
+    _masks("ISIC"),
+    _masks("BRATS"),
+)
+
+
+def weights(case):
+    """Name -> float32 array of every parameter and buffer: random, without zeros."""
+    if "model" not in case.settings:
+        return {}
+    shapes = state_shapes(make_plan(ModelConfig(**case.settings["model"])))
+    generator = np.random.default_rng(case.settings.get("seed", 0))
+    return {name: _weight(name, shape, generator) for name, shape in shapes.items()}
+
+
+def _weight(name, shape, generator):
+    if name.endswith("num_batches_tracked"):
+        return np.array(3, np.int64)
+    if len(shape) > 1:
+        return (generator.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+    values = generator.uniform(0.05, 0.2, shape)
+    if name.endswith("instnorm.bias"):
+        values = np.where(np.arange(shape[0]) % 2, 1, -1) * KINK_DISTANCE + values
+    return (values + (not name.endswith(("bias", "running_mean")))).astype(np.float32)
+
+
+def inputs(case):
+    """What the network is given: x, t and, where it is class-conditional, y."""
+    if "model" not in case.settings:
+        return {}
+    plan = make_plan(ModelConfig(**case.settings["model"]))
+    batch, generator = case.settings.get("batch", 2), np.random.default_rng((case.settings.get("seed", 0), 1))
+    size = plan.image_size
+    arrays = {"x": generator.standard_normal((batch, plan.in_channels, size, size)).astype(np.float32),
+              "t": np.array([3, 700, 12, 999][:batch])}
+    if plan.num_classes:
+        arrays["y"] = np.arange(batch) % plan.num_classes
+    return arrays
+
+
+def open_port(backend):
+    """The `Port` of one backend."""
+    return MedSegDiffPort(backend)
+
+
+class MedSegDiffPort(Port):
+    """Both mirrors: they have the same modules and names."""
+
+    families = FAMILIES
+
+    def __init__(self, backend):
+        super().__init__(backend)
+        self.runtime, self.nn = self.module("runtime"), self.module("nn")
+
+    def module(self, name):
+        """A module of the backend's package."""
+        return cli.backend_module(self.backend, name)
+
+    def build(self, case):
+        plan = make_plan(ModelConfig(**case.settings["model"]))
+        return self.module("unet").UNetModel_newpreview(plan)
+
+    def load(self, model, arrays):
+        self.runtime.load_state(model, arrays)
+
+    def state(self, model):
+        return self.runtime.state_arrays(model)
+
+    def run(self, model, tensors, tape):
+        self.nn.set_dropout_noise(model, tape, 0, tuple(range(tensors["x"].shape[0])))
+        out, cal = model(tensors["x"], tensors["t"], *([tensors["y"]] if "y" in tensors else []))
+        return {"out": out, "cal": cal}
+
+    def context(self, model):
+        for _, module in model.named_modules():
+            if isinstance(module, self.nn.Dropout) and module.noise is not None:
+                tape, _, step, slots = module.noise
+                return {"seed": tape.seed, "step": step, "slots": list(slots)}
+        return None
+
+    def restore(self, model, context):
+        if context:
+            self.nn.set_dropout_noise(model, NoiseTape(context["seed"]), context["step"], context["slots"])

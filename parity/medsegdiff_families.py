@@ -1,0 +1,243 @@
+"""What the cases of MedSegDiff run beside the harness's own families: the process, the objective,
+training, the optimizer, sampling and masks.
+
+Each is a function(port, case, weights, inputs, recorder) that runs in a backend's own process.
+"""
+import contextlib
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from guided_diffusion_core.config import DataConfig, SamplingConfig, ema_rates, resolve
+from guided_diffusion_core.data import list_truths, open_dataset
+from guided_diffusion_core.data.dataset import Example
+from guided_diffusion_core.data.phantoms import write_brats_phantom, write_isic_phantoms
+from guided_diffusion_core.data.stream import TrainingStream
+from guided_diffusion_core.evaluation import evaluate, read_truth
+from guided_diffusion_core.outputs import MASK, PROBABILITY, UNCERTAINTY, find_output, read_output
+from guided_diffusion_core.sampling import run_sampling
+from parity.capture import is_floating, is_tensor
+from parity.families import prepare, record_state
+
+# Methods of the process whose results are recorded, each under its own name.
+OBSERVED = ("q_sample", "q_posterior_mean_variance", "_variance", "_predict_xstart", "_target", "_vb_term",
+            "p_mean_variance", "p_sample", "ddim_sample")
+
+
+class Images:
+    """Random images and masks (`Dataset`), made from the case's seed."""
+
+    normalisation = "none"
+
+    def __init__(self, case, length=12):
+        model, generator = case.settings["model"], np.random.default_rng(5)
+        self.in_channels, size = model["in_ch"] - 1, model["image_size"]
+        self.images = generator.uniform(size=(length, self.in_channels, size, size)).astype(np.float32)
+        self.masks = (generator.uniform(size=(length, 1, size, size)) > 0.7).astype(np.float32)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return Example(self.images[index], self.masks[index], f"case{index}")
+
+
+@contextlib.contextmanager
+def observed(diffusion, recorder):
+    """Record what the methods of a process are given and return while the context is open, call by call."""
+    counts = {}
+
+    def wrap(name, method):
+        def call(*args, **keywords):
+            number = counts[name] = counts.get(name, -1) + 1
+            for k, value in enumerate(args):
+                if is_tensor(value) and is_floating(value):
+                    recorder.add("state", f"diffusion.{name}#{number} given {k}", value)
+            result = method(*args, **keywords)
+            _record_parts(recorder, f"diffusion.{name}#{number}", result)
+            return result
+        return call
+
+    for name in OBSERVED:
+        setattr(diffusion, name, wrap(name, getattr(diffusion, name)))
+    try:
+        yield
+    finally:
+        for name in OBSERVED:
+            delattr(diffusion, name)
+
+
+def _record_parts(recorder, site, result):
+    if isinstance(result, dict):
+        parts = result.items()
+    else:
+        parts = enumerate(result) if isinstance(result, tuple) else [("", result)]
+    for name, value in parts:
+        if is_tensor(value):
+            recorder.add("state", f"{site}.{name}" if name != "" else site, value)
+
+
+def process(port, case):
+    """The diffusion process of a case; its tables are the core's numbers."""
+    settings = {"learn_sigma": case.settings.get("model", {}).get("learn_sigma", False),
+                **case.settings.get("diffusion", {})}
+    return port.module("script_util").create_gaussian_diffusion(**settings)
+
+
+def run_table(port, case, weights, inputs, recorder):
+    """Every number of the process by time step, as the backend holds it."""
+    diffusion = process(port, case)
+    for name, value in vars(diffusion).items():
+        if isinstance(value, (np.ndarray, tuple)):
+            recorder.add("table", f"diffusion.{name}", np.asarray(value))
+
+
+def run_loss(port, case, weights, inputs, recorder):
+    """The terms of the objective for two examples, and the process's own steps on the way."""
+    verbs, images = recorder.verbs, Images(case)
+    model, diffusion = prepare(port, case, weights), process(port, case)
+    batch = np.concatenate([images.images[:3], images.masks[:3]], axis=1)
+    noise = np.random.default_rng(6).standard_normal(images.masks[:3].shape).astype(np.float32)
+    port.nn.set_dropout_noise(model, recorder.tape(2), 0, (0, 1, 2))
+    with observed(diffusion, recorder), verbs.no_grad():
+        terms, prediction = diffusion.training_losses_segmentation(
+            model, None, verbs.to_tensor(batch, verbs.precision()), verbs.to_tensor(np.array([0, 1, 640])),
+            noise=verbs.to_tensor(noise, verbs.precision()))
+    recorder.add("state", "prediction", prediction)
+    for name, value in terms.items():
+        recorder.add("loss", name, value)
+
+
+def training_loop(port, case, weights, recorder):
+    """A `TrainLoop` on random images, from the case's weights, with a recorded tape."""
+    training = port.module("train_util")
+    model, diffusion = prepare(port, case, weights), process(port, case)
+    config = resolve({**case.settings["model"], **case.settings["training"], "max_steps": 10})
+    tape, settings = recorder.tape(config.seed), config.training
+    stream = TrainingStream(Images(case), tape, settings.batch_size, settings.max_steps)
+    return training.TrainLoop(
+        model=model, diffusion=diffusion, data=training.make_loader(stream, settings.batch_size), tape=tape,
+        batch_size=settings.batch_size, microbatch=settings.microbatch, lr=settings.lr,
+        ema_rate=ema_rates(settings), weight_decay=settings.weight_decay, lr_anneal_steps=settings.lr_anneal_steps)
+
+
+def record_forward_backward(loop, recorder):
+    """Make a loop record each batch, its losses and its gradients."""
+    inner = loop.forward_backward
+
+    def forward_backward(batch):
+        recorder.add("input", f"batch, step {loop.step}", batch)
+        values, gradients = inner(batch)
+        for name, value in values.items():
+            recorder.add("loss", f"{name}, step {loop.step}", np.float64(value))
+        for name, gradient in zip(loop.names, gradients):
+            recorder.add("gradient", f"{name}, step {loop.step}", gradient)
+        return values, gradients
+
+    loop.forward_backward = forward_backward
+
+
+def run_training(port, case, weights, inputs, recorder):
+    """Losses and gradients of the first batches, without optimizer steps between them."""
+    loop, verbs = training_loop(port, case, weights, recorder), recorder.verbs
+    record_forward_backward(loop, recorder)
+    loop.opt.step = lambda gradients, lr: None
+    for _ in loop.run_loop(case.settings["steps"]):
+        pass
+    record_state(port, loop.model, recorder, port.is_buffer, "buffer")
+    verbs.synchronize()
+
+
+def run_optimizer(port, case, weights, inputs, recorder):
+    """Optimizer steps on given gradients, which span ten orders of magnitude."""
+    loop, verbs = training_loop(port, case, weights, recorder), recorder.verbs
+    generator = np.random.default_rng(9)
+
+    def given(batch):
+        scale = [10.0 ** generator.uniform(-10, 0) for _ in loop.params]
+        values = [generator.standard_normal(tuple(param.shape)) * size for param, size in zip(loop.params, scale)]
+        return {}, [verbs.to_tensor(value.astype(np.float32), verbs.precision()) for value in values]
+
+    loop.forward_backward = given
+    _record_steps(loop, case, recorder)
+
+
+def run_steps(port, case, weights, inputs, recorder):
+    """Training steps end to end."""
+    loop = training_loop(port, case, weights, recorder)
+    record_forward_backward(loop, recorder)
+    _record_steps(loop, case, recorder)
+    record_state(port, loop.model, recorder, port.is_buffer, "buffer")
+
+
+def _record_steps(loop, case, recorder):
+    """Run a loop's steps; record rates, updates (not weights), moments and changes of the averages."""
+    verbs = recorder.verbs
+    before, means = _arrays(verbs, loop.params), [_arrays(verbs, averages) for averages in loop.ema_params]
+    for step, values in loop.run_loop(case.settings["steps"]):
+        recorder.add("learning rate", f"step {step}", np.float64(values["lr"]))
+        after = _arrays(verbs, loop.params)
+        first, second = (_arrays(verbs, moments) for moments in loop.opt.moments())
+        for name, old, new, m, v in zip(loop.names, before, after, first, second):
+            recorder.add("first moment", f"{name}, step {step}", m)
+            recorder.add("second moment", f"{name}, step {step}", v)
+            recorder.add("update", f"{name}, step {step}", new - old)
+        for k, averages in enumerate(loop.ema_params):
+            changed = _arrays(verbs, averages)
+            for name, old, new in zip(loop.names, means[k], changed):
+                recorder.add("average", f"{name}, rate {loop.ema_rate[k]}, step {step}", new - old)
+            means[k] = changed
+        before = after
+
+
+def _arrays(verbs, tensors):
+    return [verbs.to_numpy(tensor) for tensor in tensors]
+
+
+def run_sampling_case(port, case, weights, inputs, recorder):
+    """The trajectory of an ensemble, state by state."""
+    sampling, images = SamplingConfig(**case.settings["sampling"]), Images(case, 2)
+    sampler = port.module("sample_util").EnsembleSampler(
+        prepare(port, case, weights), process(port, case), sampling, recorder.tape(4))
+    with observed(sampler.diffusion, recorder):
+        members = sampler(images.images, ["first", "second"])
+    recorder.add("members", "ensemble", members.astype(recorder.verbs.precision()))
+
+
+def run_masks(port, case, weights, inputs, recorder):
+    """Phantoms in a dataset's layout, sampled by the public path: files, fusion, scores."""
+    layout, sampling = case.settings["layout"], SamplingConfig(**case.settings["sampling"])
+    with tempfile.TemporaryDirectory() as folder:
+        if layout == "ISIC":
+            _, source = write_isic_phantoms(folder, 1, 3, 40, seed=1)
+            data = DataConfig(data_name="ISIC", data_dir=source)
+        else:
+            write_brats_phantom(folder, "BraTS2021_00001", (40, 40, 8), seed=1)
+            data = DataConfig(data_name="BRATS", data_dir=folder, slices="tumour")
+        dataset = open_dataset(data, case.settings["model"]["image_size"], "Test", False)
+        sampler = port.module("sample_util").EnsembleSampler(
+            prepare(port, case, weights), process(port, case), sampling, recorder.tape(4))
+        out_dir = Path(folder) / "masks"
+        run_sampling(sampler, dataset, out_dir, 2, sampling.threshold, "{}")
+        _record_masks(recorder, dataset, out_dir, list_truths(data), sampling.threshold)
+
+
+def _record_masks(recorder, dataset, out_dir, truths, threshold):
+    summary = evaluate(out_dir, truths, threshold)
+    scores = {row["case"]: row for row in summary["metric_per_case"]}
+    for index in range(len(dataset)):
+        recorder.add("input", f"image {dataset[index].noise_key}", dataset[index].image)
+    recorder.add("table", "threshold", np.float64(threshold))
+    for truth in truths:
+        for kind in (PROBABILITY, UNCERTAINTY, MASK):
+            recorder.add(kind, truth.name, read_output(find_output(out_dir, truth.name, kind)))
+        recorder.add("truth", truth.name, np.asarray(read_truth(truth)))
+        for metric in ("dice", "iou"):
+            recorder.add("score", f"{truth.name} {metric}", np.float64(scores[truth.name][metric]))
+
+
+FAMILIES = {
+    "table": run_table, "loss": run_loss, "training": run_training, "optimizer": run_optimizer,
+    "steps": run_steps, "sampling": run_sampling_case, "masks": run_masks,
+}

@@ -1,0 +1,199 @@
+"""Testing the harness: every planted fault has to be found and named, no control may raise an alarm.
+
+One backend is the port that gets the faults, the other one the reference. A fault goes up the ladder
+until a case diverges; where that is a case of layers, each layer is run alone to name the culprit. A
+control has to pass the whole ladder in both precisions.
+"""
+import re
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from tqdm import tqdm
+
+from guided_diffusion_core import cli
+from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.files import write_atomic
+from parity import run
+from parity.compare import compare_case
+from parity.dump import LAYERS, PLAIN
+from parity.faults import CONTROLS, FAULTS
+from parity.locate import LAYER_FAMILIES, locate, module_of
+from parity.protocol import PRECISIONS
+
+LADDER = ("weights/new", "table/linear", "forward/new", "loss/mse", "gradients/new", "training/new",
+          "optimizer/adamw", "sampling/ancestral", "sampling/ddim", "masks/isic", "steps/new")
+GATE = "forward/new"
+COLUMNS = ("fault", "what is wrong", "caught by", "named", "ratio")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one fault.
+
+    case, precision: that caught it, "" if none did. rung: of the first entry that differs.
+    site: what the harness names. ratio: of that entry or layer.
+    """
+
+    fault: object
+    case: str = ""
+    precision: str = ""
+    rung: str = ""
+    site: str = ""
+    ratio: float = 0.0
+
+    @property
+    def right(self):
+        """Whether a fault was caught and named, or a control passed."""
+        if not self.fault.site:
+            return not self.case
+        return bool(self.case) and names(self.site, self.fault.site)
+
+    def cells(self):
+        """The outcome as a row of the table, in the order of `COLUMNS`."""
+        caught = f"{self.case}, {self.rung}, {self.precision}" if self.case else "not caught"
+        if not self.case and not self.fault.site:
+            caught = "harmless: no alarm"
+        ratio = "" if not self.case else f"{self.ratio:.1e}" if self.ratio < float("inf") else "inf"
+        return (self.fault.name, self.fault.about, caught, f"`{self.site}`" if self.site else "", ratio)
+
+
+def names(site, expected):
+    """Whether a site is the expected one: a call of that module, or an entry or problem of that pattern."""
+    return module_of(site) == expected or fnmatchcase(site, expected)
+
+
+def select_faults(wanted, part):
+    """Faults and controls by name, or all, and of those every N-th from the I-th ("I/N")."""
+    every = FAULTS + CONTROLS
+    known = {fault.name for fault in every}
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise found_expected(f"FAULT {unknown[0]!r}", "no fault of that name", f"one of {', '.join(sorted(known))}",
+                             "Correct it, or name none to plant all.")
+    match = re.fullmatch(r"(\d+)/(\d+)", part)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise found_expected("--part", repr(part), "I/N with I from 1 to N", "Write for example 1/2.")
+    chosen = [fault for fault in every if not wanted or fault.name in wanted]
+    return chosen[int(match[1]) - 1::int(match[2])]
+
+
+class Laboratory:
+    """The reference's records and the port that gets the faults, in a folder."""
+
+    def __init__(self, port, folder):
+        others = [name for name in cli.BACKENDS if name != port]
+        self.reference = run.Backend(others[0], run.SUITE, Path(folder) / "reference")
+        self.port = run.Backend(port, run.SUITE, Path(folder) / "port")
+        self.cases = {case.name: case for case in run.select_cases(run.load_suite(run.SUITE), LADDER)}
+
+    def record_reference(self):
+        """Record what all faults are compared with."""
+        cases = [self.cases[name] for name in LADDER]
+        jobs = [job for case in cases for job in run.jobs_of(case, PRECISIONS, True)]
+        layers = [job for case in cases if case.family in LAYER_FAMILIES
+                  for job in run.layer_jobs(case, self.reference.folder)]
+        run.record([self.reference], {self.reference.name: jobs + layers})
+        self.reference.stop()
+
+    def examine(self, fault):
+        """The `Outcome` of one fault or control."""
+        for name, precision in self.rungs():
+            try:
+                verdict = self._compare(run.Job(name, precision, PLAIN, fault.name))
+            except run.WorkerFailed as error:
+                return Outcome(fault, name, precision, "error", str(error), float("inf"))
+            if verdict.problems or verdict.first:
+                return self._outcome(fault, self.cases[name], verdict)
+        return Outcome(fault)
+
+    def rungs(self):
+        """(case, precision) in the order in which a fault meets them: float32 up the ladder, with the
+        float64 gate for layers on the way, then the rest in float64."""
+        first = [(name, "float32") for name in LADDER]
+        first.insert(LADDER.index(GATE) + 1, (GATE, "float64"))
+        return first + [(name, "float64") for name in LADDER
+                        if name != GATE and "float64" in self.cases[name].precisions]
+
+    def _compare(self, job):
+        self.port.forget([job.key])
+        self.port.record(job)
+        return compare_case(self.reference.dump, self.port.dump, job.case, job.precision, job.variant, detail=False)
+
+    def _outcome(self, fault, case, verdict):
+        rung = verdict.first.rung if verdict.first else "structure"
+        culprit = locate([verdict], [])
+        if case.family in LAYER_FAMILIES:
+            alone = []
+            for job in run.layer_jobs(case, self.reference.folder, fault.name):
+                alone.append(self._compare(job))
+                culprit = locate([verdict], alone)
+                if culprit.direction:  # float32 names a layer; float64 is for what a container does itself
+                    break
+        if verdict.problems and not culprit.direction:
+            return Outcome(fault, case.name, verdict.precision, "structure", verdict.problems[0], float("inf"))
+        return Outcome(fault, case.name, verdict.precision, rung, culprit.site, culprit.ratio)
+
+    def stop(self):
+        """End all processes."""
+        self.reference.stop()
+        self.port.stop()
+
+
+def examine_all(faults, port, show=lambda outcome: None):
+    """The outcomes of faults and controls planted in a backend, in order; `show` is called with each."""
+    with tempfile.TemporaryDirectory(prefix="parity-") as folder:
+        laboratory, outcomes = Laboratory(port, folder), []
+        try:
+            tqdm.write(f"recording {laboratory.reference.name}, then {len(faults)} faults in {port}; "
+                       f"dumps go to {folder} until the end", file=sys.stderr)
+            laboratory.record_reference()
+            for fault in tqdm(faults, unit="fault", desc="planting", dynamic_ncols=True):
+                outcomes.append(laboratory.examine(fault))
+                show(outcomes[-1])
+        finally:
+            laboratory.stop()
+    return outcomes
+
+
+def run_mutations(wanted, port, part, table):
+    """Plant faults, print what became of each; write the table to a file if one is named. Returns 0 if
+    every fault was found and named and every control passed, else 1."""
+    faults, began = select_faults(wanted, part), time.perf_counter()
+    outcomes = examine_all(faults, port, lambda outcome: tqdm.write(format_outcome(outcome)))
+    wrong = [outcome for outcome in outcomes if not outcome.right]
+    planted = [outcome for outcome in outcomes if outcome.fault.site]
+    print(f"{sum(outcome.right for outcome in planted)} of {len(planted)} faults found and named, "
+          f"{sum(not outcome.right for outcome in outcomes) - sum(not outcome.right for outcome in planted)} alarms on "
+          f"{len(outcomes) - len(planted)} controls, {time.perf_counter() - began:.0f} s")
+    if table:
+        write_atomic(table, format_table(outcomes, port).encode())
+    return 1 if wrong or not outcomes else 0
+
+
+def format_outcome(outcome):
+    """An outcome as a line for the console."""
+    name, _, caught, site, ratio = outcome.cells()
+    text = f"{'ok   ' if outcome.right else 'WRONG'} {name}: {caught}"
+    if site:
+        text += f"; named {site}, ratio {ratio}"
+    return text if outcome.right else f"{text}; expected {outcome.fault.site or 'no alarm'}"
+
+
+def format_table(outcomes, port):
+    """The table of all outcomes in Markdown."""
+    planted = sum(bool(outcome.fault.site) for outcome in outcomes)
+    lines = [
+        "# Planted faults", "",
+        f"Made by `python -m parity mutate --backend {port} --table parity/MUTATIONS.md`: {planted} faults planted in "
+        f"the {port} backend one at a time, and {len(outcomes) - planted} harmless changes. Each goes up the ladder "
+        "until a case differs; *caught by* is that case, the kind of tensor that differs "
+        "first, and the precision. *Named* is the culprit: a layer that adds the error when it is run alone on "
+        "the reference's inputs, or else the first entry that differs. *Ratio* is its error as a multiple of what the "
+        "rule allows. `tests/test_parity_mutations.py` keeps the table true.", "",
+        "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in outcome.cells()) + " |" for outcome in outcomes]
+    return "\n".join(lines) + "\n"

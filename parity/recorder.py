@@ -1,0 +1,109 @@
+"""What a case hands over in a backend's own process, and how it becomes a section of a dump."""
+import hashlib
+
+import numpy as np
+
+from guided_diffusion_core.noise import NoiseTape
+from parity.capture import ROOT, is_floating, is_tensor, module_types, uncalled_leaves
+from parity.dump import Entry, Section
+
+
+class RecordingTape(NoiseTape):
+    """A noise tape that notes the place and the values of its draws.
+
+    draws: [site, step, case, member, digest of the values] in order.
+    """
+
+    def __init__(self, seed, draws):
+        super().__init__(seed)
+        self.draws = draws
+
+    def _generator(self, site, step, case, member):
+        generator = super()._generator(site, step, case, member)
+        probe = super()._generator(site, step, case, member).bytes(16)
+        self.draws.append([str(site), int(step), str(case), int(member), hashlib.blake2b(probe).hexdigest()[:16]])
+        return generator
+
+
+class Recorder:
+    """Collects the entries of one section.
+
+    verbs:  the backend's `runtime` module.
+    checks: what the family has checked of itself, name -> bool; a False fails the comparison.
+    """
+
+    def __init__(self, verbs):
+        self.verbs = verbs
+        self.draws, self.checks, self.contexts = [], {}, []
+        self.types, self.uncalled, self.arguments = {}, [], {}
+        self._entries, self._values, self._names = [], {}, {}
+
+    def tape(self, seed):
+        """A noise tape whose draws are recorded."""
+        return RecordingTape(seed, self.draws)
+
+    def add(self, rung, site, value):
+        """Record a tensor of the framework, a numpy array or a number; one object is stored once."""
+        name = self._names.get(id(value))
+        if name is None or self._values[name] is not value:
+            name = f"{rung}/{site}"
+            self._names[id(value)], self._values[name] = name, value
+        self._entries.append((rung, site, name))
+
+    def forward(self, capture):
+        """Record the inputs and outputs of every call of a `LayerCapture`, in order."""
+        for kind, call in capture.events:
+            for k, tensor in enumerate(getattr(call, f"{kind}s")):
+                self.add(kind, call.site(f"{kind}s", k), tensor)
+            if kind == "input":
+                place, inputs = f"{call.name}#{call.number}", iter(range(len(call.inputs)))
+                self.arguments[place] = {
+                    "pass": call.passes,
+                    "given": [_outline(value, inputs) for value in call.given]}
+        self.contexts += capture.contexts
+        self.types |= module_types(capture.model, capture.port)
+        self.uncalled = uncalled_leaves(capture.model, capture.port, capture.calls)
+
+    def backward(self, capture, loss, params, gradients):
+        """Record the gradient of `loss` by every call's outputs and inputs, from the loss to the input,
+        and beside each layer those of its parameters.
+
+        params: name -> gradient of a parameter. gradients: the backend's `optim.gradients`.
+        """
+        wanted, places, seen = [], [], set()
+        indices = {}  # id of a tensor -> its place in `wanted`: Jittor gives a repeated one no gradient
+        owners = {name: name.rpartition(".")[0] or ROOT for name in params}
+        for kind, call in reversed(capture.events):
+            tensors = call.outputs if kind == "output" else call.tracked
+            for k, tensor in enumerate(tensors):
+                if is_floating(tensor):
+                    index = indices.setdefault(id(tensor), len(wanted))
+                    wanted += [tensor] if index == len(wanted) else []
+                    places.append((f"{kind} gradient", call.site(f"{kind}s", k), index))
+            if kind == "output" and call.name not in seen:
+                seen.add(call.name)
+                places += [("gradient", name, None) for name in params if owners[name] == call.name]
+        found = gradients(loss, wanted)
+        for rung, site, index in places:
+            self.add(rung, site, params[site] if index is None else found[index])
+
+    def section(self, case, precision, variant):
+        """The finished `Section`, with its tensors."""
+        self.verbs.synchronize()
+        tensors = {name: self._array(value) for name, value in self._values.items()}
+        entries = [Entry(rung, site, name, str(tensors[name].dtype), tensors[name].shape)
+                   for rung, site, name in self._entries]
+        return Section(case.name, precision, variant, entries, self.draws, dict(case.settings), self.types,
+                       self.uncalled, self.checks, self.contexts, self.arguments, tensors)
+
+    def _array(self, value):
+        if is_tensor(value) and not isinstance(value, (np.ndarray, np.generic)):
+            return self.verbs.to_numpy(value)
+        return np.asarray(value)
+
+
+def _outline(value, inputs):
+    """An argument as JSON: a tensor as {"input": its place among the call's inputs}."""
+    if isinstance(value, (tuple, list)):
+        return [_outline(item, inputs) for item in value]
+    return {"input": next(inputs)} if is_tensor(value) else value
