@@ -208,13 +208,19 @@ def run_command(main):
         if code:
             sys.exit(code)
     except UserError as error:
-        sys.exit(_leave(f"{os.path.basename(sys.argv[0])}: {error}", 2))
+        sys.exit(_leave(f"{_command_name()}: {error}", 2))
     except KeyboardInterrupt:
         sys.exit(_leave("Interrupted.", 130))
     except BrokenPipeError:
         # the interpreter flushes stdout once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def _command_name():
+    """How the command was called: its file, or "python -m PACKAGE"."""
+    folder, name = os.path.split(sys.argv[0])
+    return f"python -m {os.path.basename(folder)}" if name == "__main__.py" else name
 
 
 def _leave(message, code):

@@ -77,7 +77,7 @@ def _add_run(parser, many):
     parser.add_argument("--resume", action="store_true", help="keep what an interrupted run has recorded there")
     parser.add_argument("--threads", type=int, default=1, metavar="INT", help="of each process (default: 1)")
     if many:
-        parser.add_argument("--layers", action="store_true", help="run every layer alone too, as locate does")
+        parser.add_argument("--layers", action="store_true", help="run every layer of small networks alone too, as locate does")
 
 
 def main():
@@ -104,14 +104,14 @@ def command_run(args):
         raise found_expected("--threads", args.threads, "at least 1", "Use 1.")
     out_dir = Path(args.out_dir)
     backends = [_open_backend(name, args, out_dir) for name in names]
-    jobs = {backend.name: [job for case in cases for job in run.jobs_of(case, precisions, k == 0 or len(names) == 1)]
+    jobs = {backend.name: [job for case in cases for job in run.jobs_of(case, precisions, k == 0 or len(names) == 1, backend.folder)]
             for k, backend in enumerate(backends)}
-    layers = getattr(args, "layers", True) and len(names) == 2
+    layered = _layered(cases, args) if len(names) == 2 else []
     tqdm.write(f"recording {len(cases)} cases; dumps and logs go to {out_dir}", file=sys.stderr)
     try:
         run.record(backends, jobs)
-        if layers:
-            run.record(backends, _layer_jobs(cases, precisions, *backends))
+        if layered:
+            run.record(backends, _layer_jobs(layered, precisions, *backends))
     finally:
         for backend in backends:
             backend.stop()
@@ -119,7 +119,7 @@ def command_run(args):
         print(f"recorded {len(cases)} cases of {names[0]} in {backends[0].folder}; compare it with: "
               f"python -m parity compare A B")
         return 0
-    return _compare_run(args, cases, precisions, backends, layers)
+    return _compare_run(args, cases, precisions, backends, layered)
 
 
 def _choices(flag, text, known):
@@ -143,29 +143,34 @@ def _open_backend(name, args, out_dir):
     return backend
 
 
+def _layered(cases, args):
+    """The cases whose layers are run alone: with `run --layers` those of small networks."""
+    if args.command == "locate":
+        return [case for case in cases if case.family in LAYER_FAMILIES]
+    return [case for case in cases if args.layers and case.family in LAYER_FAMILIES and "float64" in case.precisions]
+
+
 def _layer_jobs(cases, precisions, reference, candidate):
     """Backend name -> jobs for every layer alone, on the reference's float32 inputs."""
     jobs = {reference.name: [], candidate.name: []}
     for case in cases:
-        if case.family in LAYER_FAMILIES:
-            own = run.layer_jobs(case, reference.folder)
-            jobs[reference.name] += own
-            jobs[candidate.name] += [job for job in own if job.precision in precisions
-                                     and job.precision in case.precisions]
+        own = run.layer_jobs(case, reference.folder)
+        jobs[reference.name] += own
+        jobs[candidate.name] += [job for job in own if job.precision in precisions
+                                 and job.precision in case.precisions]
     return jobs
 
 
-def _compare_run(args, cases, precisions, backends, layers):
+def _compare_run(args, cases, precisions, backends, layered):
     reference, candidate = (backend.dump for backend in backends)
     wanted = [(case.name, precision) for case in cases for precision in case.precisions if precision in precisions]
     verdicts, located = [], []
     for name, precision in tqdm(wanted, unit="case", desc="comparing", dynamic_ncols=True):
         verdicts.append(compare_case(reference, candidate, name, precision))
         tqdm.write(format_verdict(verdicts[-1]))
-    if layers:
-        alone = [compare_case(reference, candidate, case.name, precision, LAYERS) for case in cases
-                 if case.family in LAYER_FAMILIES for precision in case.precisions if precision in precisions]
-        verdicts += alone
+    if layered:
+        verdicts += [compare_case(reference, candidate, case.name, precision, LAYERS) for case in layered
+                     for precision in case.precisions if precision in precisions]
         located = _located(cases, verdicts)
     return _finish(args.suite, reference, candidate, verdicts, located, Path(args.out_dir))
 

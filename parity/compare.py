@@ -13,7 +13,7 @@ from guided_diffusion_core.metrics import count
 from parity.dump import LAYERS, MOVED, PLAIN
 from parity.ledger import ACCEPTED_GAPS
 from parity.protocol import PRECISIONS
-from parity.rule import Judgement, allowance, judge, judge_exact, judge_mask, norms
+from parity.rule import Judgement, allowance, distance, judge, judge_exact, judge_mask, norms
 
 AGREE, DIVERGED, INCOMPLETE = "agree", "diverged", "incomplete"
 # Rungs whose tensors agree to the bit, and those that are not of the precision of the run.
@@ -129,26 +129,47 @@ def compare_case(reference, candidate, name, precision, variant=PLAIN, detail=Tr
                           (truth, f"{reference.backend} in float64")):
         if section is None and f"{name}: no record of {what}" not in verdict.missing:
             verdict.missing.append(f"{name}: no record of {what}")
-    references = _reference_runs(reference, name, variant, verdict)
+    own = _own_errors(reference, name, variant, verdict)
     if verdict.missing:
         return verdict
     _require_content(verdict, ours, candidate)
     _require_content(verdict, beside, reference)
     _compare_structure(verdict, beside, ours)
-    _compare_entries(verdict, beside, ours, truth, references, detail)
+    _compare_entries(verdict, beside, ours, truth, own, detail)
     return verdict
 
 
-def _reference_runs(reference, name, variant, verdict):
-    """"float32" and "float64" -> the reference's runs that show its own error."""
-    runs = {precision: [reference.load(name, precision, kind) for kind in MOVED] for precision in PRECISIONS}
-    if variant == LAYERS:
-        runs = {precision: [] for precision in PRECISIONS}
-    runs["float32"].append(reference.load(name, "float32", variant))
-    if any(run is None for run in runs["float32"]):
+class OwnErrors:
+    """The reference's own error by entry.
+
+    plain: its plain float32 `Section`. moved: precision -> sections of the variants `MOVED`.
+    """
+
+    def __init__(self, plain, moved):
+        self._plain, self._keys, self._moved = plain, plain.by_key(), moved
+
+    def of(self, key, truth):
+        """"float32" and "float64" -> two norms, or None if a run lacks the entry. truth: float64 array."""
+        runs = [section for sections in self._moved.values() for section in sections]
+        if key not in self._keys or any(key not in section.errors for section in runs):
+            return None
+        found = {precision: [section.errors[key] for section in sections]
+                 for precision, sections in self._moved.items()}
+        found["float32"].append(distance(truth, self._plain.array(self._keys[key])))
+        return {precision: np.max(norms, axis=0) if norms else np.zeros(2) for precision, norms in found.items()}
+
+
+def _own_errors(reference, name, variant, verdict):
+    """The `OwnErrors` of a case; of layers alone, the plain run's."""
+    plain = reference.load(name, "float32", variant)
+    moved = {precision: [] if variant == LAYERS else [reference.load(name, precision, kind) for kind in MOVED]
+             for precision in PRECISIONS}
+    if plain is None or None in moved["float32"]:
         verdict.missing.append(f"{name}: no record of {reference.backend}'s own error in float32 "
                                f"(variants {', '.join((variant, *MOVED))})")
-    return {precision: [run for run in found if run] for precision, found in runs.items()}
+        return None
+    return OwnErrors(plain, {precision: [section for section in found if section]
+                             for precision, found in moved.items()})
 
 
 def _require_content(verdict, section, dump):
@@ -210,9 +231,8 @@ def _place(draw):
     return f"{site}, step {step}, case {case}, member {member}"
 
 
-def _compare_entries(verdict, beside, ours, truth, references, detail):
+def _compare_entries(verdict, beside, ours, truth, own, detail):
     ours_by_key, truth_by_key = ours.by_key(), truth.by_key()
-    runs = {precision: [(run, run.by_key()) for run in found] for precision, found in references.items()}
     _compare_names(verdict, "tensor", [entry.key for entry in beside.entries], list(ours_by_key))
     scales, judged = _kind_scales(truth), {}
     for order, entry in enumerate(beside.entries):
@@ -224,12 +244,19 @@ def _compare_entries(verdict, beside, ours, truth, references, detail):
                                     f"the reference has {entry.dtype} {list(entry.shape)}")
             continue
         pair = (entry.rung, entry.tensor, partner.tensor)
-        if pair not in judged:
-            judged[pair] = _judge(verdict, entry, beside, ours.array(partner), ours, truth, truth_by_key, runs,
-                                  scales.get(entry.rung, 0.0), detail)
-        found = judged[pair]
+        if _zero_in_both(beside.array(entry), ours.array(partner)) and not accepted(verdict, "all zero", entry.key):
+            found = Judgement(math.inf, problem="all zero in both")
+        else:
+            if pair not in judged:
+                judged[pair] = _judge(verdict, entry, beside, ours.array(partner), ours, truth, truth_by_key, own,
+                                      scales.get(entry.rung, 0.0), detail)
+            found = judged[pair]
         verdict.rows.append(Row(entry.rung, entry.site, order, found.ratio, found.error, found.own, found.ulps,
                                 found.cosine, found.problem))
+
+
+def _zero_in_both(expected, array):
+    return expected.size > 0 and not np.any(expected) and not np.any(array)
 
 
 def _kind_scales(truth):
@@ -241,34 +268,31 @@ def _kind_scales(truth):
     return scales
 
 
-def _judge(verdict, entry, beside, array, ours, truth, truth_by_key, runs, kind_scale, detail):
+def _judge(verdict, entry, beside, array, ours, truth, truth_by_key, own, kind_scale, detail):
     """The `Judgement` of one entry."""
     expected = beside.array(entry)
     floating = expected.dtype.kind == "f"
     if floating and entry.rung not in OF_FILES and entry.dtype != verdict.precision:
         return Judgement(math.inf, problem=f"{entry.dtype} in a run in {verdict.precision}")
     if entry.rung == "mask":
-        return _judge_mask(entry, expected, array, truth, truth_by_key, runs)
+        return _judge_mask(entry, expected, array, truth, truth_by_key, own)
     if entry.rung == "score":
         return _judge_score(entry, array, ours)
-    if expected.size and not np.any(expected) and not np.any(array):
-        if not accepted(verdict, "all zero", entry.key):
-            return Judgement(math.inf, problem="all zero in both")
     if entry.rung in EXACT or not floating:
         return judge_exact(array, expected)
-    if any(entry.key not in keys for found in (*runs["float32"], *runs["float64"]) for keys in [found[1]]):
+    if entry.key not in truth_by_key:
+        return Judgement(math.inf, problem="not in the reference's float64 run")
+    exact = truth.array(truth_by_key[entry.key])
+    errors = own.of(entry.key, exact)
+    if errors is None:
         return Judgement(math.inf, problem="not in every run of the reference")
-    arrays = {precision: [run.array(keys[entry.key]) for run, keys in found] for precision, found in runs.items()}
-    return judge(array, expected, truth.array(truth_by_key[entry.key]), arrays, verdict.precision, kind_scale, detail)
+    return judge(array, expected, exact, errors, verdict.precision, kind_scale, detail)
 
 
-def _judge_mask(entry, expected, array, truth, truth_by_key, runs):
+def _judge_mask(entry, expected, array, truth, truth_by_key, own):
     key = f"probability/{entry.site}"
     probability = truth.array(truth_by_key[key])
-    arrays = {precision: [run.array(keys[key]) for run, keys in found] for precision, found in runs.items()}
-    allowed, _ = allowance(probability, arrays, "float32")
-    if not np.any(expected) and not np.any(array):
-        return Judgement(math.inf, problem="all zero in both")
+    allowed, _ = allowance(probability, own.of(key, probability), "float32")
     return judge_mask(array, expected, probability, allowed[1], float(truth.array(truth_by_key["table/threshold"])))
 
 

@@ -1,8 +1,9 @@
 """The dump: what one backend computed, as files that need no framework to be read.
 
 A dump is a folder with `manifest.json` and, per section, a JSON file (the entries in order) beside a
-safetensors file (their tensors); `parity/README.md` describes the format for other implementations. A section is one case in one precision; variants of
-it, from weights moved by one ulp, measure the reference's own rounding error.
+safetensors file (their tensors); `parity/README.md` describes the format for other implementations.
+A section is one case in one precision. Variants of it from weights moved by one ulp measure the
+reference's own rounding error; of them only the distances are kept.
 """
 import json
 import re
@@ -55,6 +56,8 @@ class Section:
     checks:   what the child has checked of itself, name -> bool.
     contexts: `Port.context` of each forward pass. arguments: call -> what is no tensor among them.
     tensors:  name -> numpy array.
+    errors:   of a variant in `MOVED`, which keeps neither entries nor tensors: key -> distance from the
+              plain float64 run, RMS and largest.
     """
 
     case: str
@@ -68,6 +71,7 @@ class Section:
     checks: dict = field(default_factory=dict)
     contexts: list = field(default_factory=list)
     arguments: dict = field(default_factory=dict)
+    errors: dict = field(default_factory=dict)
     tensors: dict = field(default_factory=dict)
 
     @property

@@ -93,7 +93,7 @@ class Laboratory:
     def record_reference(self):
         """Record what all faults are compared with."""
         cases = [self.cases[name] for name in LADDER]
-        jobs = [job for case in cases for job in run.jobs_of(case, PRECISIONS, True)]
+        jobs = [job for case in cases for job in run.jobs_of(case, PRECISIONS, True, self.reference.folder)]
         layers = [job for case in cases if case.family in LAYER_FAMILIES
                   for job in run.layer_jobs(case, self.reference.folder)]
         run.record([self.reference], {self.reference.name: jobs + layers})

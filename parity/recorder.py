@@ -93,8 +93,10 @@ class Recorder:
         tensors = {name: self._array(value) for name, value in self._values.items()}
         entries = [Entry(rung, site, name, str(tensors[name].dtype), tensors[name].shape)
                    for rung, site, name in self._entries]
-        return Section(case.name, precision, variant, entries, self.draws, dict(case.settings), self.types,
-                       self.uncalled, self.checks, self.contexts, self.arguments, tensors)
+        return Section(
+            case.name, precision, variant, entries=entries, draws=self.draws, settings=dict(case.settings),
+            types=self.types, uncalled=self.uncalled, checks=self.checks, contexts=self.contexts,
+            arguments=self.arguments, tensors=tensors)
 
     def _array(self, value):
         if is_tensor(value) and not isinstance(value, (np.ndarray, np.generic)):

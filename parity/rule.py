@@ -59,56 +59,52 @@ def norms(values):
     return np.array([largest * np.sqrt(np.dot(scaled, scaled) / values.size), largest])
 
 
-def own_error(truth, runs):
-    """Both norms of the reference's own error: the largest over its runs.
-
-    truth: float64 array. runs: arrays, at least one; where they are not finite they do not count.
-    """
-    return np.max([norms(_finite(run, truth) - _finite(truth, run)) for run in runs], axis=0)
+def distance(truth, run):
+    """Both norms of the difference of a run from the truth; where one is not finite it does not count."""
+    return norms(_finite(run, truth) - _finite(truth, run))
 
 
 def _finite(values, other):
     return np.asarray(values, np.float64)[np.isfinite(values) & np.isfinite(other)]
 
 
-def allowance(truth, references, precision, kind_scale=0.0):
+def allowance(truth, own, precision, kind_scale=0.0):
     """The error that the rule allows, by norm.
 
-    truth:      float64 array. references: "float32" and "float64" -> the reference's runs.
+    truth:      float64 array. own: "float32" and "float64" -> the reference's own error, two norms: the
+                largest `distance` over its runs.
     precision:  of the run that is judged.
     kind_scale: largest RMS among tensors of the same kind in the network, 0 if there is none.
     Returns (allowed, own), two norms each.
     """
-    scale, eps = norms(_finite(truth, truth)), EPS[precision]
-    own = own_error(truth, references["float32"])
+    scale, eps, amount = norms(_finite(truth, truth)), EPS[precision], own["float32"]
     if precision == "float64":
-        scaled = own * (EPS["float64"] / EPS["float32"])
-        own = np.maximum(scaled, own_error(truth, references["float64"])) if references["float64"] else scaled
+        amount = np.maximum(amount * (EPS["float64"] / EPS["float32"]), own["float64"])
     if scale[0] <= EPS["float32"] * kind_scale:
         scale = np.full(2, kind_scale)
     places = RULE.last_places if precision == "float32" else RULE.gate_last_places
-    return RULE.multiple * own + places * eps * scale, own
+    return RULE.multiple * amount + places * eps * scale, amount
 
 
-def judge(candidate, beside, truth, references, precision, kind_scale=0.0, detail=True):
+def judge(candidate, beside, truth, own, precision, kind_scale=0.0, detail=True):
     """`Judgement` of a candidate's floating-point tensor.
 
     candidate: its array. beside: the reference's plain run in the same precision.
-    truth, references, precision, kind_scale: as of `allowance`.
+    truth, own, precision, kind_scale: as of `allowance`.
     detail:    measure ulps and cosine too; the verdict does not depend on them.
     """
     if not np.array_equal(np.isnan(candidate), np.isnan(beside)):
         return Judgement(np.inf, problem="NaN at other places")
     if not np.array_equal(_infinities(candidate), _infinities(beside)):
         return Judgement(np.inf, problem="infinite at other places")
-    allowed, own = allowance(truth, references, precision, kind_scale)
-    error = norms(_finite(candidate, truth) - _finite(truth, candidate))
+    allowed, amount = allowance(truth, own, precision, kind_scale)
+    error = distance(truth, candidate)
     ratio = float(max(_share(e, a) for e, a in zip(error, allowed)))
     size = norms(_finite(truth, truth))[0] or 1.0
     if not detail:
-        return Judgement(ratio, error[0] / size, own[0] / size)
+        return Judgement(ratio, error[0] / size, amount[0] / size)
     first, second = _finite(candidate, beside), _finite(beside, candidate)
-    return Judgement(ratio, error[0] / size, own[0] / size, ulp_quantiles(first, second, precision),
+    return Judgement(ratio, error[0] / size, amount[0] / size, ulp_quantiles(first, second, precision),
                      cosine(first, second))
 
 
@@ -128,9 +124,9 @@ def ulp_quantiles(first, second, precision):
     # zeros and subnormal numbers count as the smallest normal one
     spacing = np.spacing(np.maximum(np.abs(second.astype(kind)), np.finfo(kind).tiny)).astype(np.float64)
     with np.errstate(over="ignore"):
-        distance = np.minimum(np.abs(first - second) / spacing, np.finfo(np.float32).max)
-    places = [int(share * (distance.size - 1)) for share in (0.5, 0.99, 1.0)]
-    return tuple(float(np.partition(distance, places)[place]) for place in places)
+        ulps = np.minimum(np.abs(first - second) / spacing, np.finfo(np.float32).max)
+    places = [int(share * (ulps.size - 1)) for share in (0.5, 0.99, 1.0)]
+    return tuple(float(value) for value in np.partition(ulps.ravel(), places)[places])
 
 
 def cosine(first, second):
@@ -155,9 +151,9 @@ def judge_mask(candidate, beside, probability, allowed, threshold):
     candidate, beside: masks. probability: the reference's in float64. allowed: largest error that the
     rule allows there (`allowance`).
     """
-    distance = np.abs(np.float64(probability) - threshold)[candidate != beside]
-    if distance.size == 0:
+    margin = np.abs(np.float64(probability) - threshold)[candidate != beside]
+    if margin.size == 0:
         return Judgement(0.0)
-    ratio = _share(distance.max(), allowed)
-    return Judgement(ratio, error=distance.size / candidate.size,
+    ratio = _share(margin.max(), allowed)
+    return Judgement(ratio, error=margin.size / candidate.size,
                      problem="pixels differ far from the threshold" if ratio > 1 else "")

@@ -76,10 +76,11 @@ class Job:
         return (self.case, self.precision, self.variant)
 
 
-def jobs_of(case, precisions, is_reference):
+def jobs_of(case, precisions, is_reference, folder):
     """The jobs of one case for one backend, in order.
 
     precisions:   in which candidates are compared. is_reference: record its own error as well.
+    folder:       of the backend's dump.
     """
     if is_reference:
         wanted = [("float64", PLAIN), *(("float32", variant) for variant in (PLAIN, *MOVED))]
@@ -87,7 +88,9 @@ def jobs_of(case, precisions, is_reference):
             wanted += [("float64", variant) for variant in MOVED]
     else:
         wanted = [(precision, PLAIN) for precision in case.precisions if precision in precisions]
-    return [Job(case.name, precision, variant) for precision, variant in wanted]
+    truth = str(Path(folder) / section_stem(case.name, "float64", PLAIN))
+    return [Job(case.name, precision, variant, source=truth if variant in MOVED else None)
+            for precision, variant in wanted]
 
 
 def layer_jobs(case, reference_folder, fault=None):

@@ -19,6 +19,7 @@ from parity.dump import LAYERS, MOVED, read_section, write_section
 from parity.families import FAMILIES, run_layers
 from parity.faults import planted
 from parity.recorder import Recorder
+from parity.rule import distance
 
 
 def moved(weights, variant, precision):
@@ -47,8 +48,9 @@ class Worker:
     def run(self, job):
         """Run one job: record a case in a precision and write its section.
 
-        job: case, precision, variant, folder of the dump; fault, a name or None; for the variant
-             `LAYERS` source, the files of the reference's section whose inputs the layers are given.
+        job: case, precision, variant, folder of the dump; fault, a name or None; source, the files of
+             another section: for the variant `LAYERS` the one whose inputs the layers are given, for
+             those in `MOVED` the plain float64 run.
         """
         case = self.cases[job["case"]]
         self.verbs.set_precision(job["precision"])
@@ -61,6 +63,8 @@ class Worker:
                 family = {**FAMILIES, **self.port.families}[case.family]
                 family(self.port, case, arrays, self.suite.inputs(case), recorder)
             section = recorder.section(case, job["precision"], job["variant"])
+        if job["variant"] in MOVED:
+            _keep_distances(section, read_section(job["source"]))
         write_section(job["folder"], section)
 
     def _fault(self, name):
@@ -68,6 +72,15 @@ class Worker:
         if name is None:
             return contextlib.nullcontext()
         return planted(name, self.port)
+
+
+def _keep_distances(section, truth):
+    """Replace a section's tensors by their distances from those of another one."""
+    expected = truth.by_key()
+    section.errors = {
+        entry.key: [float(norm) for norm in distance(truth.array(expected[entry.key]), section.array(entry))]
+        for entry in section.entries if entry.dtype.startswith("float")}
+    section.entries, section.tensors = [], {}
 
 
 def serve(backend, suite, threads, answers):

@@ -106,9 +106,9 @@ def test_an_interrupted_run_goes_on(tmp_path):
 
 def test_the_reference_is_recorded_with_its_own_error():
     case = next(case for case in CASES if case.name == "forward/full-size")
-    jobs = [(job.precision, job.variant) for job in run.jobs_of(case, ("float64", "float32"), True)]
+    jobs = [(job.precision, job.variant) for job in run.jobs_of(case, ("float64", "float32"), True, "folder")]
     assert jobs == [("float64", PLAIN), ("float32", PLAIN), *(("float32", variant) for variant in MOVED)]
-    assert [job.precision for job in run.jobs_of(case, ("float64", "float32"), False)] == ["float32"]
+    assert [job.precision for job in run.jobs_of(case, ("float64", "float32"), False, "folder")] == ["float32"]
 
 
 def test_comparing_imports_no_framework():

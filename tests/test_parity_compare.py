@@ -12,6 +12,7 @@ from parity.dump import MOVED, PLAIN, Dump, Entry, Section, read_dump, section_s
 from parity.ledger import AcceptedGap
 from parity.protocol import Case
 from parity.result import EXIT_CODES, result_tree, stale_gaps, state_of
+from parity.rule import distance
 
 CASE = "forward/made"
 DRAWS = [["train/noise", 0, "0", 0, "aa"], ["train/noise", 0, "1", 0, "bb"], ["dropout/x", 0, "0", 0, "cc"]]
@@ -42,6 +43,12 @@ def made_dump(folder, change=lambda section: None, keys=None, suite="made"):
                                        for variant in (PLAIN, *MOVED)]:
         section = made_section(precision, variant)
         change(section)
+        if variant in MOVED:
+            truth = made_section("float64", PLAIN)
+            change(truth)
+            section.errors = {entry.key: list(distance(truth.array(entry), section.array(entry)))
+                              for entry in section.entries if section.array(entry).dtype.kind == "f"}
+            section.entries, section.tensors = [], {}
         write_section(folder, section)
         dump.add(section.key, section_stem(*section.key))
     return read_dump(folder)

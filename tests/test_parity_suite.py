@@ -31,7 +31,7 @@ def test_the_backends_agree(ladder):
     found = {(row["case"], row["precision"]) for row in result["verdicts"] if row["variant"] == PLAIN}
     assert found == {(case.name, precision) for case in CASES for precision in case.precisions}
     alone = {row["case"] for row in result["verdicts"] if row["variant"] == LAYERS}
-    assert alone == {case.name for case in CASES if case.family in LAYER_FAMILIES}
+    assert alone == {case.name for case in CASES if case.family in LAYER_FAMILIES and "float64" in case.precisions}
     assert all(row["state"] == AGREE and row["rows"] for row in result["verdicts"])
     assert sum(len(row["rows"]) for row in result["verdicts"]) > 20000
     assert (folder / "report.html").stat().st_size > 10000
