@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from guided_diffusion_core import cli
 from guided_diffusion_core.errors import UserError, found_expected
-from guided_diffusion_core.files import write_atomic
+from guided_diffusion_core.files import make_writable_folder, write_atomic
 from parity import run
 from parity.compare import compare_case, compare_dumps
 from parity.dump import LAYERS, MANIFEST, read_dump
@@ -194,7 +194,8 @@ def _finish(suite, reference, candidate, verdicts, located, out_dir):
     for line in tree["stale"]:
         print(line)
     if out_dir != Path(""):
-        write_atomic(out_dir / RESULT, (json.dumps(tree) + "\n").encode())
+        make_writable_folder(out_dir, "--out_dir")
+        write_atomic(out_dir / RESULT, (json.dumps(tree, separators=(",", ":")) + "\n").encode())
         write_report(tree, reference, candidate, out_dir / REPORT)
         print(f"report: {out_dir / REPORT}")
     tensors = sum(len(verdict.rows) for verdict in verdicts)

@@ -25,11 +25,10 @@ KINDS = ("gradient", "input gradient", "output gradient", "first moment", "secon
 
 @dataclass
 class Row:
-    """One compared entry. order: its place in the section; the rest as of `Entry` and `Judgement`."""
+    """One compared entry; its fields as of `Entry` and `Judgement`."""
 
     rung: str
     site: str
-    order: int
     ratio: float
     error: float
     own: float
@@ -235,7 +234,7 @@ def _compare_entries(verdict, beside, ours, truth, own, detail):
     ours_by_key, truth_by_key = ours.by_key(), truth.by_key()
     _compare_names(verdict, "tensor", [entry.key for entry in beside.entries], list(ours_by_key))
     scales, judged = _kind_scales(truth), {}
-    for order, entry in enumerate(beside.entries):
+    for entry in beside.entries:
         partner = ours_by_key.get(entry.key)
         if partner is None:
             continue
@@ -251,7 +250,7 @@ def _compare_entries(verdict, beside, ours, truth, own, detail):
                 judged[pair] = _judge(verdict, entry, beside, ours.array(partner), ours, truth, truth_by_key, own,
                                       scales.get(entry.rung, 0.0), detail)
             found = judged[pair]
-        verdict.rows.append(Row(entry.rung, entry.site, order, found.ratio, found.error, found.own, found.ulps,
+        verdict.rows.append(Row(entry.rung, entry.site, found.ratio, found.error, found.own, found.ulps,
                                 found.cosine, found.problem))
 
 

@@ -69,7 +69,7 @@ class Page(HTMLParser):
 
 
 def row(rung, site, ratio=0.05, error=1e-7, own=2e-7, problem=""):
-    return Row(rung, site, 0, ratio, error, own, (0.0, 0.0, 0.0), 1.0, problem)
+    return Row(rung, site, ratio, error, own, (0.0, 0.0, 0.0), 1.0, problem)
 
 
 def verdict(case, rows, precision="float32", variant="plain", **more):

@@ -1,4 +1,6 @@
 """The whole ladder on both backends, run as a user runs it; and the harness against itself."""
+import shutil
+
 import numpy as np
 import pytest
 from conftest import BACKENDS
@@ -19,7 +21,8 @@ AGAIN = ("forward/new", "gradients/new", "steps/new", "sampling/ancestral", "mas
 def ladder(tmp_path_factory):
     """Folder of a run of all cases, every layer alone too, and the finished process."""
     folder = tmp_path_factory.mktemp("ladder") / "run"
-    return folder, parity("run", "all", "--layers", "--out_dir", folder)
+    yield folder, parity("run", "all", "--layers", "--out_dir", folder)
+    shutil.rmtree(folder)  # gigabytes
 
 
 @both
