@@ -495,6 +495,17 @@ def ddim_coefficients(port):
         np.roll(values, 1) for values in original(tables, eta)))
 
 
+@fault("DPM-Solver's extrapolation twice as far", "state diffusion.dpm_solver_sample#1.sample")
+def dpm_solver_extrapolation(port):
+    solver = port.module("dpm_solver")
+    original = solver.dpm_solver_coefficients
+
+    def far(tables):
+        xstart_coef, before_coef, x_t_coef = original(tables)
+        return xstart_coef - before_coef, 2 * before_coef, x_t_coef
+    return mock.patch.object(solver, "dpm_solver_coefficients", far)
+
+
 @fault("noise added in the last step too", "state diffusion.p_sample#5.sample")
 def noise_in_last_step(port):
     process = port.module("gaussian_diffusion").GaussianDiffusion

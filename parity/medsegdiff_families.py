@@ -22,7 +22,7 @@ from parity.families import prepare, record_state
 
 # Methods of the process whose results are recorded, each under its own name.
 OBSERVED = ("q_sample", "q_posterior_mean_variance", "_variance", "_predict_xstart", "_target", "_vb_term",
-            "p_mean_variance", "p_sample", "ddim_sample")
+            "p_mean_variance", "p_sample", "ddim_sample", "dpm_solver_sample")
 
 
 class Images:
