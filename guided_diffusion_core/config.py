@@ -78,7 +78,9 @@ class TrainingConfig:
     """How the network is trained."""
 
     max_steps: int = option(100_000, "optimizer steps, after which training ends")
-    schedule_sampler: str = option("uniform", "how time steps are drawn", ("uniform",))
+    schedule_sampler: str = option(
+        "uniform", "how time steps are drawn: all alike, or more often where losses are large",
+        ("uniform", "loss-second-moment"))
     lr: float = option(1e-4, "learning rate of AdamW")
     weight_decay: float = option(0.0, "decoupled weight decay of AdamW")
     lr_anneal_steps: int = option(

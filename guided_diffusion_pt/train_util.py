@@ -124,19 +124,24 @@ class TrainLoop:
     def forward_backward(self, batch):
         """Losses and gradients of the whole batch (N, C + 1, S, S): (dict of floats, list of tensors)."""
         size = batch.shape[0]
-        values, grads = {}, None
+        values, grads, drawn, losses = {}, None, [], []
         for start in range(0, size, self.microbatch):
             slots = range(start, min(start + self.microbatch, size))
-            terms, micro_grads = self._microbatch(batch[start:slots.stop], slots)
+            terms, micro_grads, t = self._microbatch(batch[start:slots.stop], slots)
             share = len(slots) / size
+            terms = {name: runtime.to_numpy(value) for name, value in terms.items()}
             for name, value in terms.items():
-                values[name] = values.get(name, 0.0) + share * float(np.mean(runtime.to_numpy(value)))
+                values[name] = values.get(name, 0.0) + share * float(np.mean(value))
+            drawn.append(runtime.to_numpy(t))
+            losses.append(terms["loss"])
             micro_grads = [runtime.scalar(share) * grad for grad in micro_grads]
             grads = micro_grads if grads is None else [a + b for a, b in zip(grads, micro_grads)]
+        # once for the whole batch: the choice of its time steps does not depend on the microbatches
+        self.schedule_sampler.update_with_losses(np.concatenate(drawn), np.concatenate(losses))
         return values, grads
 
     def _microbatch(self, micro, slots):
-        """Loss terms and gradients of some slots of the batch."""
+        """Loss terms, gradients and time steps of some slots of the batch."""
         uniforms = [float(self.tape.uniform(TRAIN_TIMESTEP, step=self.step, case=slot)) for slot in slots]
         t, weights = self.schedule_sampler.sample(np.array(uniforms))
         noise = self.tape.normal_batch(TRAIN_NOISE, (1, *micro.shape[2:]), step=self.step, cases=slots)
@@ -144,7 +149,7 @@ class TrainLoop:
         terms, _ = self.diffusion.training_losses_segmentation(
             self.model, None, micro, t, noise=runtime.to_tensor(noise, dtype=runtime.precision()))
         total = total_loss(terms, weights)
-        return {"total": total, **terms}, gradients(total, self.params)
+        return {"total": total, **terms}, gradients(total, self.params), t
 
     def networks(self):
         """The network and its moving averages as `checkpoint.save` takes them; the averages share the

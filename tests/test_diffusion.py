@@ -379,8 +379,34 @@ def test_schedule_sampler(backend):
     t, weights = sampler.sample(np.array([0.0, 0.55, 0.999]))
     assert array(backend, t).tolist() == [0, 5, 9] and "int" in str(t.dtype)
     assert array(backend, weights).tolist() == [1.0, 1.0, 1.0]
-    with pytest.raises(UserError, match="--schedule_sampler"):
-        resample.create_named_schedule_sampler("loss-second-moment", make_diffusion(backend))
+    with pytest.raises(UserError, match="uniform or loss-second-moment"):
+        resample.create_named_schedule_sampler("largest", make_diffusion(backend))
+
+
+def test_time_steps_by_the_second_moment_of_their_losses(backend):
+    """Uniform until each of the four has two losses; then by the last two of each."""
+    resample, diffusion = backend.module("resample"), make_diffusion(backend, respacing="4")
+    sampler = resample.LossSecondMomentResampler(diffusion, history_per_term=2, uniform_prob=0.1)
+    for ts, losses in (([0, 1, 2, 0, 0], [9, 1, 2, 3, 1]), ([1, 2, 3], [1, 0, 0])):
+        sampler.update_with_losses(np.array(ts), np.array(losses, np.float32))
+        close(sampler.weights(), np.ones(4))
+    sampler.update_with_losses(np.array([3]), np.array([0.0]))
+    roots = np.sqrt([(9 + 1) / 2, 1, (4 + 0) / 2, 0])  # the 9 has gone
+    probability = 0.9 * roots / roots.sum() + 0.1 / 4
+    close(sampler.weights(), probability)
+    uniforms = (np.arange(4000) + 0.5) / 4000
+    t, weights = (array(backend, value) for value in sampler.sample(uniforms))
+    close(np.bincount(t) / 4000, probability, 1e-3)
+    close(weights, 1 / (4 * probability[t]))
+    assert weights.mean() == pytest.approx(1, rel=1e-3), "the objective keeps its mean"
+    named = resample.create_named_schedule_sampler("loss-second-moment", diffusion)
+    assert named.history.losses.shape == (4, 10) and named.uniform_prob == 0.001
+
+
+def test_losses_of_zero_leave_time_steps_uniform(backend):
+    sampler = backend.module("resample").LossSecondMomentResampler(make_diffusion(backend, respacing="3"), 1)
+    sampler.update_with_losses(np.arange(3), np.zeros(3))
+    close(sampler.weights(), np.ones(3))
 
 
 def test_normal_distribution_function(backend):

@@ -73,6 +73,21 @@ def test_every_microbatch_takes_part_by_its_share(backend):
         assert np.abs(value - expected).max() <= 1e-5 * max(np.abs(expected).max(), 1e-3 * scale), name
 
 
+def test_the_loop_tells_its_sampler_the_losses_of_the_whole_batch(backend):
+    """Time steps from the tape, in the order of the slots, with the mean of `loss` as logged."""
+    loop = create_loop(backend, batch_size=5, microbatch=3, schedule_sampler="loss-second-moment", diffusion_steps=30)
+    sampler, seen = loop.schedule_sampler, []
+    update = sampler.update_with_all_losses
+    sampler.update_with_all_losses = lambda ts, losses: seen.append((ts, losses)) or update(ts, losses)
+    uniforms = [float(loop.tape.uniform(TRAIN_TIMESTEP, step=0, case=slot)) for slot in range(5)]
+    values = run(loop, 1)[0]
+    (ts, losses), = seen
+    assert ts.tolist() == [int(30 * value) for value in uniforms]
+    assert losses.shape == (5,) and len(set(losses.tolist())) == 5
+    assert values["loss"] == pytest.approx(losses.mean(), rel=1e-6)
+    assert sampler.history.counts.sum() == 5 and sampler.history.losses.sum() == pytest.approx(losses.sum(), rel=1e-6)
+
+
 def test_averages_rates_and_gradients_over_steps(backend):
     """One short run: the moving averages by their formula, the annealed rate, the network moving on."""
     loop = create_loop(backend, ema_rate="0.9,0.15", ema_warmup=True, lr=1e-3, lr_anneal_steps=4)
