@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from guided_diffusion_core.errors import UserError, found_expected
 
 NUM_CLASSES = 2  # classes of a class-conditional network, as in the original
+LR_SCHEDULES = ("constant", "linear", "cosine", "cosine-restarts")
 
 
 def option(default, help, choices=None):
@@ -83,8 +84,12 @@ class TrainingConfig:
         ("uniform", "loss-second-moment"))
     lr: float = option(1e-4, "learning rate of AdamW")
     weight_decay: float = option(0.0, "decoupled weight decay of AdamW")
+    lr_schedule: str = option(
+        "linear", "how the learning rate falls over lr_anneal_steps: linear or cosine to zero, cosine-restarts in "
+                  "lr_cycles cosines that each begin at lr, or constant", LR_SCHEDULES)
     lr_anneal_steps: int = option(
-        0, "steps over which the learning rate falls linearly to zero and training ends; 0: constant rate")
+        0, "steps over which the learning rate falls to zero and training ends; 0: constant rate")
+    lr_cycles: int = option(4, "cosines of lr_schedule cosine-restarts, all of one length")
     batch_size: int = option(1, "examples per optimizer step")
     microbatch: int = option(-1, "examples per forward pass, whose gradients are summed up; -1: batch_size")
     ema_rate: str = option("0.9999", "rates of the moving averages of the weights, separated by commas")
@@ -226,8 +231,8 @@ def _check(config):
         ("diffusion_steps", config.diffusion.diffusion_steps, 1), ("batch_size", training.batch_size, 1),
         ("max_steps", training.max_steps, 1), ("log_interval", training.log_interval, 1),
         ("save_interval", training.save_interval, 1), ("num_workers", training.num_workers, 0),
-        ("lr_anneal_steps", training.lr_anneal_steps, 0), ("num_ensemble", sampling.num_ensemble, 1),
-        ("sample_steps", sampling.sample_steps, 0), ("lr", training.lr, 0), ("eta", sampling.eta, 0),
+        ("lr_anneal_steps", training.lr_anneal_steps, 0), ("lr_cycles", training.lr_cycles, 1),
+        ("num_ensemble", sampling.num_ensemble, 1), ("sample_steps", sampling.sample_steps, 0), ("lr", training.lr, 0), ("eta", sampling.eta, 0),
         ("weight_decay", training.weight_decay, 0),
     ):
         if value < low:
@@ -237,6 +242,12 @@ def _check(config):
             raise found_expected(f"--{flag}", value, "a rate from 0 to below 1", "Give such a rate.")
     if not 0 < sampling.threshold < 1:
         raise found_expected("--threshold", sampling.threshold, "a probability between 0 and 1", "Give such a one.")
+    if training.lr_schedule.startswith("cosine") and not training.lr_anneal_steps:
+        raise found_expected("--lr_anneal_steps", f"0 with --lr_schedule {training.lr_schedule}",
+                             "the steps over which the rate falls", "Give for example that of --max_steps.")
+    if training.lr_schedule == "constant" and training.lr_anneal_steps:
+        raise found_expected("--lr_anneal_steps", f"{training.lr_anneal_steps} with --lr_schedule constant", "0",
+                             "Leave it out, and end the training by --max_steps.")
     if sampling.use_ddim and sampling.dpm_solver:
         raise found_expected("--dpm_solver", "True beside --use_ddim True", "one sampler", "Leave one of them out.")
     if sampling.dynamic_thresholding and not sampling.dpm_solver:

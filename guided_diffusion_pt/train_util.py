@@ -48,6 +48,8 @@ def create_train_loop(config, dataset):
         schedule_sampler=create_named_schedule_sampler(training.schedule_sampler, diffusion),
         weight_decay=training.weight_decay,
         lr_anneal_steps=training.lr_anneal_steps,
+        lr_schedule=training.lr_schedule,
+        lr_cycles=training.lr_cycles,
     )
 
 
@@ -62,7 +64,7 @@ class TrainLoop:
     lr:               learning rate of AdamW. weight_decay: its decoupled decay.
     ema_rate:         rates of the moving averages, a tuple of floats. ema_warmup: `ema_rate_at`.
     schedule_sampler: `ScheduleSampler`, uniform if None.
-    lr_anneal_steps:  steps of linear annealing to zero; 0: constant rate.
+    lr_anneal_steps, lr_schedule, lr_cycles: how the rate falls (`training.learning_rate`).
     """
 
     def __init__(
@@ -80,6 +82,8 @@ class TrainLoop:
         schedule_sampler=None,
         weight_decay=0.0,
         lr_anneal_steps=0,
+        lr_schedule="linear",
+        lr_cycles=1,
     ):
         self.model = model
         self.diffusion = diffusion
@@ -88,6 +92,8 @@ class TrainLoop:
         self.microbatch = microbatch if microbatch > 0 else batch_size
         self.lr = lr
         self.lr_anneal_steps = lr_anneal_steps
+        self.lr_schedule = lr_schedule
+        self.lr_cycles = lr_cycles
         self.ema_rate = tuple(ema_rate)
         self.ema_warmup = ema_warmup
         self.schedule_sampler = schedule_sampler or UniformSampler(diffusion)
@@ -113,7 +119,7 @@ class TrainLoop:
         and the learning rate `lr`; floats.
         """
         values, grads = self.forward_backward(th.cat([batch, cond], dim=1).to(self.params[0].dtype))
-        lr = learning_rate(self.lr, self.lr_anneal_steps, self.step)
+        lr = learning_rate(self.lr, self.lr_anneal_steps, self.step, self.lr_schedule, self.lr_cycles)
         self.opt.step(grads, lr)
         for rate, averages in zip(self.ema_rate, self.ema_params):
             update_ema(averages, self.params, rate=ema_rate_at(rate, self.step, self.ema_warmup))

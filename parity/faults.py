@@ -431,7 +431,7 @@ def late_learning_rate(port):
     training = port.module("train_util")
     original = training.learning_rate
     return mock.patch.object(training, "learning_rate",
-                             lambda lr, steps, step: original(lr, steps, max(step - 1, 0)))
+                             lambda lr, steps, step, *rest: original(lr, steps, max(step - 1, 0), *rest))
 
 
 @fault("Adam without bias correction", "update time_embed.0.weight, step 0")

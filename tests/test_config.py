@@ -60,6 +60,8 @@ def test_setting_names_are_unique_over_the_sections():
     ({"threshold": 0.0}, "--threshold"), ({"ema_rate": "0.9,1.5"}, "--ema_rate"), ({"ema_rate": "x"}, "--ema_rate"),
     ({"noise_schedule": "quadratic"}, "linear or cosine"), ({"version": "2"}, "--version"),
     ({"num_ensemble": 0}, "--num_ensemble"), ({"sample_steps": -1}, "--sample_steps"),
+    ({"lr_schedule": "step"}, "--lr_schedule"), ({"lr_schedule": "cosine"}, "--lr_anneal_steps"),
+    ({"lr_schedule": "constant", "lr_anneal_steps": 5}, "--max_steps"), ({"lr_cycles": 0}, "--lr_cycles"),
     ({"use_ddim": True, "dpm_solver": True}, "one sampler"), ({"dynamic_thresholding": True}, "--dpm_solver True"),
 ])
 def test_values_out_of_range_are_refused(values, named):

@@ -115,6 +115,44 @@ def test_averages_rates_and_gradients_over_steps(backend):
         assert gradient.ndim == 1 or np.abs(gradient).max() > 0 < moved, f"{name} is not trained any more"
 
 
+def test_learning_rates():
+    def rates(steps, *schedule):
+        return [training.learning_rate(2.0, steps, step, *schedule) for step in range(steps or 8)]
+
+    assert rates(0) == rates(0, "constant") == rates(8, "constant") == [2.0] * 8
+    assert rates(8) == rates(8, "linear") == [2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5, 0.25]
+    cosine = rates(8, "cosine")
+    assert cosine[0] == 2.0 and cosine[4] == pytest.approx(1.0) and cosine[2] == pytest.approx(1 + np.sqrt(0.5))
+    assert np.add(cosine[1:], cosine[:0:-1]) == pytest.approx(np.full(7, 2.0)), "falls as it would rise"
+    assert rates(8, "cosine-restarts", 1) == cosine
+    assert rates(16, "cosine-restarts", 2) == pytest.approx(2 * cosine)
+    # cycles of no whole number of steps: each still begins with its first step at the rate's top
+    uneven = rates(10, "cosine-restarts", 3)
+    assert [step for step in range(1, 10) if uneven[step] > uneven[step - 1]] == [4, 7]
+
+
+@pytest.mark.skipif("pytorch" not in BACKENDS, reason="torch's own schedulers are the oracle")
+def test_learning_rates_are_those_of_torch():
+    import torch
+
+    for schedule, cycles, name, settings in (
+            ("cosine", 1, "CosineAnnealingLR", {"T_max": 12}),
+            ("cosine-restarts", 3, "CosineAnnealingWarmRestarts", {"T_0": 4}),
+            ("linear", 1, "LinearLR", {"start_factor": 1.0, "end_factor": 0.0, "total_iters": 12})):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+        scheduler = getattr(torch.optim.lr_scheduler, name)(optimizer, **settings)
+        for step in range(12):
+            expected = optimizer.param_groups[0]["lr"]
+            assert training.learning_rate(0.3, 12, step, schedule, cycles) == pytest.approx(expected, abs=1e-12), name
+            optimizer.step()
+            scheduler.step()
+
+
+def test_the_loop_follows_its_schedule_and_ends_with_it(backend):
+    loop = create_loop(backend, lr=1e-3, lr_anneal_steps=4, lr_schedule="cosine-restarts", lr_cycles=2)
+    assert [values["lr"] for values in run(loop, 100)] == pytest.approx([1e-3, 5e-4] * 2)
+
+
 def test_running_statistics_are_not_the_optimizers(backend):
     """They are what the forward pass leaves, whatever the rate and the decay."""
     dataset = RandomDataset()
