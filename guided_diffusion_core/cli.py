@@ -70,7 +70,6 @@ class OriginalFlag:
 
 # `parity/ledger.py` gives the reasons.
 ORIGINAL_FLAGS = {
-    "dpm_solver": OriginalFlag(False, "DPM-Solver is not available; use --use_ddim True --sample_steps 10."),
     "use_fp16": OriginalFlag(False, "half precision is not available; leave the flag out."),
     "fp16_scale_growth": OriginalFlag(1e-3, "half precision is not available; leave the flag out."),
     "gpu_dev": OriginalFlag("0", "the device cannot be chosen here; leave the flag out."),

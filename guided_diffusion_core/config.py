@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from guided_diffusion_core.errors import UserError, found_expected
 
 NUM_CLASSES = 2  # classes of a class-conditional network, as in the original
+LR_SCHEDULES = ("constant", "linear", "cosine", "cosine-restarts")
 
 
 def option(default, help, choices=None):
@@ -78,11 +79,17 @@ class TrainingConfig:
     """How the network is trained."""
 
     max_steps: int = option(100_000, "optimizer steps, after which training ends")
-    schedule_sampler: str = option("uniform", "how time steps are drawn", ("uniform",))
+    schedule_sampler: str = option(
+        "uniform", "how time steps are drawn: all alike, or more often where losses are large",
+        ("uniform", "loss-second-moment"))
     lr: float = option(1e-4, "learning rate of AdamW")
     weight_decay: float = option(0.0, "decoupled weight decay of AdamW")
+    lr_schedule: str = option(
+        "linear", "how the learning rate falls over lr_anneal_steps: linear or cosine to zero, cosine-restarts in "
+                  "lr_cycles cosines that each begin at lr, or constant", LR_SCHEDULES)
     lr_anneal_steps: int = option(
-        0, "steps over which the learning rate falls linearly to zero and training ends; 0: constant rate")
+        0, "steps over which the learning rate falls to zero and training ends; 0: constant rate")
+    lr_cycles: int = option(4, "cosines of lr_schedule cosine-restarts, all of one length")
     batch_size: int = option(1, "examples per optimizer step")
     microbatch: int = option(-1, "examples per forward pass, whose gradients are summed up; -1: batch_size")
     ema_rate: str = option("0.9999", "rates of the moving averages of the weights, separated by commas")
@@ -96,7 +103,12 @@ class TrainingConfig:
 class SamplingConfig:
     """How masks are sampled from a trained network."""
 
-    use_ddim: bool = option(False, "DDIM (True) or the ancestral sampler (False)")
+    use_ddim: bool = option(False, "sample by DDIM; neither this nor dpm_solver: by the ancestral sampler")
+    dpm_solver: bool = option(
+        False, "sample by DPM-Solver++, for which 10 to 20 sample_steps do; diffusion_steps, given beside it, means "
+               "sample_steps then")
+    dynamic_thresholding: bool = option(
+        False, "DPM-Solver++: scale a predicted mask that leaves [-1, 1] by its 0.995 quantile instead of clipping it")
     sample_steps: int = option(0, "network evaluations per sample; 0: one for each step of the diffusion")
     eta: float = option(0.0, "noise of DDIM: 0 deterministic, 1 as the ancestral sampler")
     clip_denoised: bool = option(True, "clip the predicted mask to [-1, 1] in each step")
@@ -167,7 +179,7 @@ def resolve(values, preset=None, base=None):
     base = base or Config()
     if preset is not None and preset not in PRESETS:
         raise found_expected("--preset", repr(preset), " or ".join(PRESETS), "Choose one of them.")
-    merged = {**(PRESETS[preset] if preset else {}), **values}
+    merged = take_over(values, take_over(PRESETS[preset], {}) if preset else {})
     where = setting_names()
     top = {"preset": preset or base.preset}
     changed = {section: {} for section in SECTIONS}
@@ -181,6 +193,16 @@ def resolve(values, preset=None, base=None):
     config = dataclasses.replace(base, **top)
     _check(config)
     return config
+
+
+def take_over(values, below):
+    """The settings `below` with `values` over them, both by name; a sampler that the values choose switches
+    the one below off, so that one flag is enough to change it."""
+    if values.get("dpm_solver"):
+        below = {**below, "use_ddim": False}
+    elif values.get("use_ddim") or "dpm_solver" in values:
+        below = {**below, "dpm_solver": False, "dynamic_thresholding": False}
+    return {**below, **values}
 
 
 def from_dict(tree, where="configuration"):
@@ -209,8 +231,8 @@ def _check(config):
         ("diffusion_steps", config.diffusion.diffusion_steps, 1), ("batch_size", training.batch_size, 1),
         ("max_steps", training.max_steps, 1), ("log_interval", training.log_interval, 1),
         ("save_interval", training.save_interval, 1), ("num_workers", training.num_workers, 0),
-        ("lr_anneal_steps", training.lr_anneal_steps, 0), ("num_ensemble", sampling.num_ensemble, 1),
-        ("sample_steps", sampling.sample_steps, 0), ("lr", training.lr, 0), ("eta", sampling.eta, 0),
+        ("lr_anneal_steps", training.lr_anneal_steps, 0), ("lr_cycles", training.lr_cycles, 1),
+        ("num_ensemble", sampling.num_ensemble, 1), ("sample_steps", sampling.sample_steps, 0), ("lr", training.lr, 0), ("eta", sampling.eta, 0),
         ("weight_decay", training.weight_decay, 0),
     ):
         if value < low:
@@ -220,6 +242,17 @@ def _check(config):
             raise found_expected(f"--{flag}", value, "a rate from 0 to below 1", "Give such a rate.")
     if not 0 < sampling.threshold < 1:
         raise found_expected("--threshold", sampling.threshold, "a probability between 0 and 1", "Give such a one.")
+    if training.lr_schedule.startswith("cosine") and not training.lr_anneal_steps:
+        raise found_expected("--lr_anneal_steps", f"0 with --lr_schedule {training.lr_schedule}",
+                             "the steps over which the rate falls", "Give for example that of --max_steps.")
+    if training.lr_schedule == "constant" and training.lr_anneal_steps:
+        raise found_expected("--lr_anneal_steps", f"{training.lr_anneal_steps} with --lr_schedule constant", "0",
+                             "Leave it out, and end the training by --max_steps.")
+    if sampling.use_ddim and sampling.dpm_solver:
+        raise found_expected("--dpm_solver", "True beside --use_ddim True", "one sampler", "Leave one of them out.")
+    if sampling.dynamic_thresholding and not sampling.dpm_solver:
+        raise found_expected("--dynamic_thresholding", "True without --dpm_solver True", "both, or neither",
+                             "Add --dpm_solver True, which it is for.")
     ema_rates(training)
 
 
@@ -249,9 +282,12 @@ def split_settings(settings):
     one is on, and TypeError for an unknown name.
     """
     settings = dict(settings)
-    for name in ("use_fp16", "dpm_solver"):
+    for name, why, mend in (
+        ("use_fp16", "it is not available", "Leave it out."),
+        ("dpm_solver", "the process is the same for all samplers", "Call dpm_solver_sample_loop_known of the process."),
+    ):
         if settings.pop(name, False):
-            raise found_expected(name, True, "False: it is not available", "Leave it out.")
+            raise found_expected(name, True, f"False: {why}", mend)
     where = setting_names("model", "diffusion")
     unknown = [name for name in settings if name not in where]
     if unknown:

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from guided_diffusion_core import checkpoint
-from guided_diffusion_core.config import PRESETS, DataConfig, setting_names
+from guided_diffusion_core.config import PRESETS, DataConfig, setting_names, take_over
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.files import write_atomic
 from guided_diffusion_core.fusion import fuse_mean
@@ -25,10 +25,15 @@ def sampling_config(path, given, preset=None):
 
     path: safetensors file of the checkpoint. given: settings on the command line, by name.
     preset: a preset's name or None; it counts as if its settings had been given.
+    With DPM-Solver, `diffusion_steps` is the number of the solver's steps, as the original's users mean
+    it, and the schedule stays the trained one; a line on stderr says so.
     Raises `UserError` if a given setting of the network or the diffusion contradicts the checkpoint.
     """
     trained = checkpoint.read_config(path)
-    given = {**(PRESETS[preset] if preset else {}), **given}
+    chosen = take_over(given, PRESETS[preset] if preset else {})
+    if chosen.get("dpm_solver", trained.sampling.dpm_solver):
+        chosen |= _solver_steps(given, trained.diffusion.diffusion_steps)
+    given = chosen
     for name, section in setting_names("model", "diffusion").items():
         expected = getattr(getattr(trained, section), name)
         if name in given and given[name] != expected:
@@ -37,6 +42,22 @@ def sampling_config(path, given, preset=None):
     used = {"seed", *setting_names("data", "sampling")}
     fresh = {"slices": DataConfig.slices, "data_dir": ""}
     return trained.replace(**{**fresh, **{name: value for name, value in given.items() if name in used}})
+
+
+def _solver_steps(given, trained_steps):
+    """The settings that `--diffusion_steps` stands for beside `--dpm_solver True`, {} where it is not given.
+
+    Raises `UserError` where `--sample_steps` says something else.
+    """
+    steps = given.get("diffusion_steps", trained_steps)
+    if "diffusion_steps" not in given or (steps == trained_steps and "sample_steps" in given):
+        return {}
+    if given.get("sample_steps", steps) != steps:
+        raise found_expected("--diffusion_steps", f"{steps} beside --sample_steps {given['sample_steps']}",
+                             "one number of steps for --dpm_solver True", "Leave --diffusion_steps out.")
+    tqdm.write(f"--diffusion_steps {steps} with --dpm_solver True: {steps} steps of the solver (as --sample_steps "
+               f"{steps}) on the trained schedule, which keeps its {trained_steps} steps", file=sys.stderr)
+    return {"diffusion_steps": trained_steps, "sample_steps": steps}
 
 
 def check_dataset(dataset, config, batch_size):

@@ -2,7 +2,8 @@
 
 Time step index t runs from 0 (least noise) to T - 1. beta_t is the variance that step t adds and
 alpha_bar_t the product of 1 - beta up to t. Papers: DDPM (Ho et al. 2020, arXiv:2006.11239),
-DDIM (Song et al. 2021, arXiv:2010.02502), Improved DDPM (Nichol & Dhariwal 2021, arXiv:2102.09672).
+DDIM (Song et al. 2021, arXiv:2010.02502), Improved DDPM (Nichol & Dhariwal 2021, arXiv:2102.09672),
+DPM-Solver (Lu et al. 2022, arXiv:2206.00927), DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095).
 """
 import enum
 import math
@@ -214,6 +215,36 @@ def ddim_coefficients(tables, eta):
     x_t_coef = np.sqrt(remaining * np.maximum(1.0 - fresh, 0.0) / variance)
     xstart_coef = np.sqrt(tables.alphas_cumprod_prev) - x_t_coef * tables.sqrt_alphas_cumprod
     return xstart_coef, x_t_coef, np.sqrt(remaining * fresh)
+
+
+def dpm_solver_coefficients(tables):
+    """The step of DPM-Solver++ (2M) as x_{t-1} = xstart_coef x_0 + before_coef x_0' + x_t_coef x_t, where
+    x_0 and x_0' are predicted at t and at the step before, t + 1.
+
+    DPM-Solver++, algorithm 2, with alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar) and steps in half
+    the logarithm of the signal-to-noise ratio, lambda = log(alpha / sigma) (DPM-Solver, section 2.2). The
+    first step knows no x_0' and the last one ends at an infinite lambda: both are of first order, which is
+    DDIM with eta 0, and so the last one gives x_0.
+    tables: `DiffusionTables`. Returns (xstart_coef, before_coef, x_t_coef), float64 (T,) each.
+    """
+    alpha_prev, sigma_prev = np.sqrt(tables.alphas_cumprod_prev), np.sqrt(1.0 - tables.alphas_cumprod_prev)
+    x_t_coef = sigma_prev / tables.sqrt_one_minus_alphas_cumprod
+    data_coef = alpha_prev - x_t_coef * tables.sqrt_alphas_cumprod  # alpha_{t-1} (1 - exp(-h))
+    h = -np.diff(np.log(tables.sqrt_alphas_cumprod / tables.sqrt_one_minus_alphas_cumprod))  # of t = 1 ... T - 1
+    extrapolation = np.zeros(tables.num_timesteps)
+    extrapolation[1:-1] = h[:-1] / (2.0 * h[1:])  # 1 / (2 r)
+    return data_coef * (1.0 + extrapolation), -data_coef * extrapolation, x_t_coef
+
+
+def quantile_place(count, quantile=0.995):
+    """Where a quantile lies among `count` ordered values, linearly interpolated as by numpy.quantile.
+
+    quantile: 0 to 1; the default is the one that DPM-Solver++'s authors give dynamic thresholding.
+    Returns (lower, upper, share): (1 - share) value[lower] + share value[upper] is the quantile.
+    """
+    place = quantile * (count - 1)
+    lower = math.floor(place)
+    return lower, min(lower + 1, count - 1), place - lower
 
 
 def choose_timesteps(weights, uniforms):

@@ -55,10 +55,21 @@ def last_step(training):
     return min(training.max_steps, training.lr_anneal_steps or training.max_steps)
 
 
-def learning_rate(lr, lr_anneal_steps, step):
-    """The rate of the optimizer step number `step` (from 0): constant, or falling linearly to zero
-    at `lr_anneal_steps`."""
-    return lr * (1 - step / lr_anneal_steps) if lr_anneal_steps else lr
+def learning_rate(lr, lr_anneal_steps, step, schedule="linear", cycles=1):
+    """The rate of the optimizer step number `step` (from 0).
+
+    lr_anneal_steps: steps over which it falls from lr to zero; 0: it stays.
+    schedule: "linear"; "cosine", half a period (SGDR: Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5);
+              "cosine-restarts", as many of these as `cycles`, each of lr_anneal_steps / cycles steps; "constant".
+    """
+    if schedule == "constant" or not lr_anneal_steps:
+        return lr
+    share = step / lr_anneal_steps
+    if schedule == "linear":
+        return lr * (1 - share)
+    if schedule == "cosine-restarts":
+        share = step * cycles % lr_anneal_steps / lr_anneal_steps
+    return lr * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def ema_rate_at(rate, step, warmup):

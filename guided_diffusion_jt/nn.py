@@ -242,6 +242,12 @@ def timestep_embedding(timesteps, dim, max_period=10000):
     return jt.concat([jt.cos(angles), jt.sin(angles)], dim=1)
 
 
+def extract(table, t, like):
+    """table[t], float64 numpy (T,) at indices (N,), in the type, device and shape of `like`."""
+    values = runtime.to_tensor(table, dtype=str(like.dtype))[t]
+    return values.reshape(-1, *[1] * (len(like.shape) - 1)).expand(like.shape)
+
+
 def mean_flat(tensor):
     """Mean over all axes but the first: (N, ...) to (N,)."""
     return mean_last(tensor.reshape(tensor.shape[0], -1)).reshape(-1)

@@ -59,6 +59,8 @@ def create_train_loop(config, dataset):
         schedule_sampler=create_named_schedule_sampler(training.schedule_sampler, diffusion),
         weight_decay=training.weight_decay,
         lr_anneal_steps=training.lr_anneal_steps,
+        lr_schedule=training.lr_schedule,
+        lr_cycles=training.lr_cycles,
     )
 
 
@@ -73,7 +75,7 @@ class TrainLoop:
     lr:               learning rate of AdamW. weight_decay: its decoupled decay.
     ema_rate:         rates of the moving averages, a tuple of floats. ema_warmup: `ema_rate_at`.
     schedule_sampler: `ScheduleSampler`, uniform if None.
-    lr_anneal_steps:  steps of linear annealing to zero; 0: constant rate.
+    lr_anneal_steps, lr_schedule, lr_cycles: how the rate falls (`training.learning_rate`).
     """
 
     def __init__(
@@ -91,6 +93,8 @@ class TrainLoop:
         schedule_sampler=None,
         weight_decay=0.0,
         lr_anneal_steps=0,
+        lr_schedule="linear",
+        lr_cycles=1,
     ):
         self.model = model
         self.diffusion = diffusion
@@ -99,6 +103,8 @@ class TrainLoop:
         self.microbatch = microbatch if microbatch > 0 else batch_size
         self.lr = lr
         self.lr_anneal_steps = lr_anneal_steps
+        self.lr_schedule = lr_schedule
+        self.lr_cycles = lr_cycles
         self.ema_rate = tuple(ema_rate)
         self.ema_warmup = ema_warmup
         self.schedule_sampler = schedule_sampler or UniformSampler(diffusion)
@@ -124,7 +130,7 @@ class TrainLoop:
         and the learning rate `lr`; floats.
         """
         values, grads = self.forward_backward(jt.concat([batch, cond], dim=1).cast(self.params[0].dtype))
-        lr = learning_rate(self.lr, self.lr_anneal_steps, self.step)
+        lr = learning_rate(self.lr, self.lr_anneal_steps, self.step, self.lr_schedule, self.lr_cycles)
         self.opt.step(grads, lr)
         for rate, averages in zip(self.ema_rate, self.ema_params):
             update_ema(averages, self.params, rate=ema_rate_at(rate, self.step, self.ema_warmup))
@@ -135,19 +141,24 @@ class TrainLoop:
     def forward_backward(self, batch):
         """Losses and gradients of the whole batch (N, C + 1, S, S): (dict of floats, list of tensors)."""
         size = batch.shape[0]
-        values, grads = {}, None
+        values, grads, drawn, losses = {}, None, [], []
         for start in range(0, size, self.microbatch):
             slots = range(start, min(start + self.microbatch, size))
-            terms, micro_grads = self._microbatch(batch[start:slots.stop], slots)
+            terms, micro_grads, t = self._microbatch(batch[start:slots.stop], slots)
             share = len(slots) / size
+            terms = {name: runtime.to_numpy(value) for name, value in terms.items()}
             for name, value in terms.items():
-                values[name] = values.get(name, 0.0) + share * float(np.mean(runtime.to_numpy(value)))
+                values[name] = values.get(name, 0.0) + share * float(np.mean(value))
+            drawn.append(runtime.to_numpy(t))
+            losses.append(terms["loss"])
             micro_grads = [runtime.scalar(share) * grad for grad in micro_grads]
             grads = micro_grads if grads is None else [a + b for a, b in zip(grads, micro_grads)]
+        # once for the whole batch: the choice of its time steps does not depend on the microbatches
+        self.schedule_sampler.update_with_losses(np.concatenate(drawn), np.concatenate(losses))
         return values, grads
 
     def _microbatch(self, micro, slots):
-        """Loss terms and gradients of some slots of the batch."""
+        """Loss terms, gradients and time steps of some slots of the batch."""
         uniforms = [float(self.tape.uniform(TRAIN_TIMESTEP, step=self.step, case=slot)) for slot in slots]
         t, weights = self.schedule_sampler.sample(np.array(uniforms))
         noise = self.tape.normal_batch(TRAIN_NOISE, (1, *micro.shape[2:]), step=self.step, cases=slots)
@@ -155,7 +166,7 @@ class TrainLoop:
         terms, _ = self.diffusion.training_losses_segmentation(
             self.model, None, micro, t, noise=runtime.to_tensor(noise, dtype=runtime.precision()))
         total = total_loss(terms, weights)
-        return {"total": total, **terms}, gradients(total, self.params)
+        return {"total": total, **terms}, gradients(total, self.params), t
 
     def networks(self):
         """The network and its moving averages as `checkpoint.save` takes them; the averages share the

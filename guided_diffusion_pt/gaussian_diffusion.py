@@ -16,14 +16,15 @@ from guided_diffusion_core.schedule import (  # noqa: F401
     DiffusionTables, LossType, ModelMeanType, ModelVarType, betas_for_alpha_bar, ddim_coefficients,
     get_named_beta_schedule)
 from guided_diffusion_pt import runtime
+from guided_diffusion_pt.dpm_solver import DPMSolverSampling
 from guided_diffusion_pt.losses import discretized_gaussian_log_likelihood, normal_kl
-from guided_diffusion_pt.nn import mean_flat
+from guided_diffusion_pt.nn import extract, mean_flat
 
 CALIBRATION_WEIGHT = 10.0  # of the calibration mask's term in the total loss
 AGREEMENT = 0.65  # Dice from which on sample and calibration mask count alike
 
 
-class GaussianDiffusion(DiffusionTables):
+class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
     """A diffusion process, how the network's output is read, and how it is trained.
 
     betas:             (T,) numpy, variance that each step adds, between 0 and 1.
@@ -51,17 +52,17 @@ class GaussianDiffusion(DiffusionTables):
         Returns (mean, variance, log_variance), each of x_start's shape.
         """
         return (
-            _extract(self.sqrt_alphas_cumprod, t, x_start) * x_start,
-            _extract(self.one_minus_alphas_cumprod, t, x_start),
-            _extract(self.log_one_minus_alphas_cumprod, t, x_start),
+            extract(self.sqrt_alphas_cumprod, t, x_start) * x_start,
+            extract(self.one_minus_alphas_cumprod, t, x_start),
+            extract(self.log_one_minus_alphas_cumprod, t, x_start),
         )
 
     def q_sample(self, x_start, t, noise=None):
         """A draw of q(x_t | x_0), x_start's shape. noise: of that shape; None draws it anew."""
         noise = _normal_like(x_start) if noise is None else noise
         return (
-            _extract(self.sqrt_alphas_cumprod, t, x_start) * x_start
-            + _extract(self.sqrt_one_minus_alphas_cumprod, t, x_start) * noise)
+            extract(self.sqrt_alphas_cumprod, t, x_start) * x_start
+            + extract(self.sqrt_one_minus_alphas_cumprod, t, x_start) * noise)
 
     def q_posterior_mean_variance(self, x_start, x_t, t):
         """q(x_{t-1} | x_t, x_0) (DDPM, eq. 6 and 7).
@@ -70,10 +71,10 @@ class GaussianDiffusion(DiffusionTables):
         its logarithm that of t = 1.
         """
         return (
-            _extract(self.posterior_mean_coef1, t, x_t) * x_start
-            + _extract(self.posterior_mean_coef2, t, x_t) * x_t,
-            _extract(self.posterior_variance, t, x_t),
-            _extract(self.posterior_log_variance_clipped, t, x_t),
+            extract(self.posterior_mean_coef1, t, x_t) * x_start
+            + extract(self.posterior_mean_coef2, t, x_t) * x_t,
+            extract(self.posterior_variance, t, x_t),
+            extract(self.posterior_log_variance_clipped, t, x_t),
         )
 
     def p_mean_variance(self, model, x, t, clip_denoised=True, model_kwargs=None):
@@ -113,16 +114,16 @@ class GaussianDiffusion(DiffusionTables):
 
     def _variance(self, out, x_t, t):
         """Variance of the reverse step and its logarithm (Improved DDPM, arXiv:2102.09672, eq. 15)."""
-        smallest = _extract(self.posterior_log_variance_clipped, t, x_t)
+        smallest = extract(self.posterior_log_variance_clipped, t, x_t)
         if self.model_var_type == ModelVarType.FIXED_SMALL:
-            return _extract(self.posterior_variance, t, x_t), smallest
+            return extract(self.posterior_variance, t, x_t), smallest
         if self.model_var_type == ModelVarType.FIXED_LARGE:
-            return (_extract(self.fixed_large_variance, t, x_t),
-                    _extract(self.fixed_large_log_variance, t, x_t))
+            return (extract(self.fixed_large_variance, t, x_t),
+                    extract(self.fixed_large_log_variance, t, x_t))
         log_variance = out[:, 1:]
         if self.model_var_type == ModelVarType.LEARNED_RANGE:
             share = (log_variance + 1.0) / 2.0  # the network says -1 for the smallest, 1 for the largest
-            log_variance = share * _extract(self.log_betas, t, x_t) + (1.0 - share) * smallest
+            log_variance = share * extract(self.log_betas, t, x_t) + (1.0 - share) * smallest
         return th.exp(log_variance), log_variance
 
     def _predict_xstart(self, prediction, x_t, t):
@@ -130,10 +131,10 @@ class GaussianDiffusion(DiffusionTables):
         if self.model_mean_type == ModelMeanType.START_X:
             return prediction
         if self.model_mean_type == ModelMeanType.EPSILON:
-            return (_extract(self.sqrt_recip_alphas_cumprod, t, x_t) * x_t
-                    - _extract(self.sqrt_recipm1_alphas_cumprod, t, x_t) * prediction)
-        return (_extract(self.recip_posterior_mean_coef1, t, x_t) * prediction
-                - _extract(self.posterior_mean_coef_ratio, t, x_t) * x_t)
+            return (extract(self.sqrt_recip_alphas_cumprod, t, x_t) * x_t
+                    - extract(self.sqrt_recipm1_alphas_cumprod, t, x_t) * prediction)
+        return (extract(self.recip_posterior_mean_coef1, t, x_t) * prediction
+                - extract(self.posterior_mean_coef_ratio, t, x_t) * x_t)
 
     def p_sample(self, model, x, t, noise=None, clip_denoised=True, model_kwargs=None):
         """One ancestral step (DDPM, algorithm 2).
@@ -144,7 +145,7 @@ class GaussianDiffusion(DiffusionTables):
         """
         out = self.p_mean_variance(model, x, t, clip_denoised, model_kwargs)
         noise = _normal_like(out["mean"]) if noise is None else noise
-        scale = _extract(self.adds_noise, t, out["mean"]) * th.exp(0.5 * out["log_variance"])
+        scale = extract(self.adds_noise, t, out["mean"]) * th.exp(0.5 * out["log_variance"])
         return {"sample": out["mean"] + scale * noise, "pred_xstart": out["pred_xstart"], "cal": out["cal"]}
 
     def ddim_sample(self, model, x, t, noise=None, clip_denoised=True, model_kwargs=None, eta=0.0):
@@ -155,7 +156,7 @@ class GaussianDiffusion(DiffusionTables):
         out = self.p_mean_variance(model, x, t, clip_denoised, model_kwargs)
         x_t = x[:, -1:]
         noise = _normal_like(x_t) if noise is None else noise
-        xstart_coef, x_t_coef, sigma = (_extract(table, t, x_t) for table in ddim_coefficients(self, eta))
+        xstart_coef, x_t_coef, sigma = (extract(table, t, x_t) for table in ddim_coefficients(self, eta))
         sample = xstart_coef * out["pred_xstart"] + x_t_coef * x_t + sigma * noise
         return {"sample": sample, "pred_xstart": out["pred_xstart"], "cal": out["cal"]}
 
@@ -173,20 +174,20 @@ class GaussianDiffusion(DiffusionTables):
         Returns (sample, x_noisy, img, cal, cal_out): the sampled mask (N, 1, H, W), the first network
         input, `img`, the calibration mask and its blend with the sample (`blend_calibration`).
         """
-        x_noisy = _first_input(img, noise)
-        for out in self.p_sample_loop_progressive(
-                model, shape, x_noisy, step_noise, clip_denoised, model_kwargs, progress):
-            final = out
-        return final["sample"], x_noisy, img, final["cal"], blend_calibration(final["sample"], final["cal"])
+        def loop(x_noisy):
+            return self.p_sample_loop_progressive(
+                model, shape, x_noisy, step_noise, clip_denoised, model_kwargs, progress)
+
+        return self._sample_known(loop, img, noise)
 
     def ddim_sample_loop_known(self, model, shape, img, noise=None, step_noise=None, clip_denoised=True,
                                model_kwargs=None, progress=False, eta=0.0):
         """As `p_sample_loop_known` by DDIM. eta: 0 (deterministic) to 1 (ancestral)."""
-        x_noisy = _first_input(img, noise)
-        for out in self.ddim_sample_loop_progressive(
-                model, shape, x_noisy, step_noise, clip_denoised, model_kwargs, progress, eta):
-            final = out
-        return final["sample"], x_noisy, img, final["cal"], blend_calibration(final["sample"], final["cal"])
+        def loop(x_noisy):
+            return self.ddim_sample_loop_progressive(
+                model, shape, x_noisy, step_noise, clip_denoised, model_kwargs, progress, eta)
+
+        return self._sample_known(loop, img, noise)
 
     def p_sample_loop_progressive(self, model, shape, noise, step_noise=None, clip_denoised=True,
                                   model_kwargs=None, progress=False):
@@ -204,6 +205,14 @@ class GaussianDiffusion(DiffusionTables):
             return self.ddim_sample(model, x, t, fresh, clip_denoised, model_kwargs, eta)
 
         return self._sample_loop(step, noise, step_noise, progress)
+
+    def _sample_known(self, loop, img, noise):
+        """What `p_sample_loop_known` returns, of a loop(first network input (N, C, H, W))."""
+        noise = _normal_like(img[:, -1:]) if noise is None else noise.to(img.dtype)
+        x_noisy = th.cat([img[:, :-1], noise], dim=1)  # (N, C, H, W)
+        for out in loop(x_noisy):
+            final = out
+        return final["sample"], x_noisy, img, final["cal"], blend_calibration(final["sample"], final["cal"])
 
     def _sample_loop(self, step, x, step_noise, progress):
         """Yield step(x, t, noise) for t = T - 1 to 0, with the mask in x replaced by each sample."""
@@ -279,18 +288,6 @@ def blend_calibration(sample, cal):
     positive = (sample > 0).to(sample.dtype)
     differ = (2.0 * mean_flat(positive * cal) < AGREEMENT * mean_flat(positive + cal)).reshape(-1, 1, 1, 1)
     return th.where(differ, cal + 0.25 * sample, 0.5 * cal + 0.5 * sample).clamp(0.0, 1.0)
-
-
-def _first_input(img, noise):
-    """The image's channels and x_T: (N, C, H, W)."""
-    noise = _normal_like(img[:, -1:]) if noise is None else noise.to(img.dtype)
-    return th.cat([img[:, :-1], noise], dim=1)
-
-
-def _extract(table, t, like):
-    """table[t], float64 numpy (T,) at indices (N,), in the type, device and shape of `like`."""
-    values = runtime.to_tensor(table).to(like)[t]
-    return values.reshape(-1, *[1] * (len(like.shape) - 1)).expand(like.shape)
 
 
 def _normal_like(x):

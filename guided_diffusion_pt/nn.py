@@ -140,6 +140,12 @@ def timestep_embedding(timesteps, dim, max_period=10000):
     return th.cat([th.cos(angles), th.sin(angles)], dim=1)
 
 
+def extract(table, t, like):
+    """table[t], float64 numpy (T,) at indices (N,), in the type, device and shape of `like`."""
+    values = runtime.to_tensor(table).to(like)[t]
+    return values.reshape(-1, *[1] * (len(like.shape) - 1)).expand(like.shape)
+
+
 def mean_flat(tensor):
     """Mean over all axes but the first: (N, ...) to (N,)."""
     return tensor.mean(dim=list(range(1, len(tensor.shape))))

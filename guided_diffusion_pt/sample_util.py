@@ -36,13 +36,18 @@ class EnsembleSampler:
             noise = self.tape.normal_batch(site, (1, height, width), step=step, cases=cases, members=members)
             return runtime.to_tensor(noise, dtype=runtime.precision())
 
-        known = {"noise": draw(SAMPLE_INITIAL, 0), "step_noise": lambda t: draw(SAMPLE_STEP, t)}
+        known = {"noise": draw(SAMPLE_INITIAL, 0), "step_noise": lambda t: draw(SAMPLE_STEP, t),
+                 "clip_denoised": self.sampling.clip_denoised}
         img = runtime.to_tensor(img, dtype=runtime.precision())
-        shape, clip = tuple(img.shape), self.sampling.clip_denoised
-        if self.sampling.use_ddim:
-            result = self.diffusion.ddim_sample_loop_known(
-                self.model, shape, img, clip_denoised=clip, eta=self.sampling.eta, **known)
-        else:
-            result = self.diffusion.p_sample_loop_known(self.model, shape, img, clip_denoised=clip, **known)
+        result = self._sample_loop(self.model, tuple(img.shape), img, **known)
         masks = runtime.to_numpy(result[0]).astype(np.float32)
         return masks.reshape(ensemble, n, height, width)
+
+    def _sample_loop(self, *args, **known):
+        """The configured sampler's loop of the process."""
+        if self.sampling.dpm_solver:
+            return self.diffusion.dpm_solver_sample_loop_known(
+                *args, dynamic_thresholding=self.sampling.dynamic_thresholding, **known)
+        if self.sampling.use_ddim:
+            return self.diffusion.ddim_sample_loop_known(*args, eta=self.sampling.eta, **known)
+        return self.diffusion.p_sample_loop_known(*args, **known)

@@ -431,7 +431,7 @@ def late_learning_rate(port):
     training = port.module("train_util")
     original = training.learning_rate
     return mock.patch.object(training, "learning_rate",
-                             lambda lr, steps, step: original(lr, steps, max(step - 1, 0)))
+                             lambda lr, steps, step, *rest: original(lr, steps, max(step - 1, 0), *rest))
 
 
 @fault("Adam without bias correction", "update time_embed.0.weight, step 0")
@@ -493,6 +493,17 @@ def ddim_coefficients(port):
     original = process.ddim_coefficients
     return mock.patch.object(process, "ddim_coefficients", lambda tables, eta: tuple(
         np.roll(values, 1) for values in original(tables, eta)))
+
+
+@fault("DPM-Solver's extrapolation twice as far", "state diffusion.dpm_solver_sample#1.sample")
+def dpm_solver_extrapolation(port):
+    solver = port.module("dpm_solver")
+    original = solver.dpm_solver_coefficients
+
+    def far(tables):
+        xstart_coef, before_coef, x_t_coef = original(tables)
+        return xstart_coef - before_coef, 2 * before_coef, x_t_coef
+    return mock.patch.object(solver, "dpm_solver_coefficients", far)
 
 
 @fault("noise added in the last step too", "state diffusion.p_sample#5.sample")

@@ -65,9 +65,21 @@ UPSTREAM_DIFFERENCES = (
     UpstreamDifference(
         "dpm_solver.py, end of sample; --dpm_solver True",
         "throws the solved mask away and returns one more network output, with its graph",
-        "the flag is refused and names DDIM with few steps instead",
-        "a sampler that does not sample is worse than none",
-        "tests/test_cli.py::test_flags_of_the_original_without_function_say_what_to_do"),
+        "the solver's state after its last step, which is x_0, without a graph; the calibration mask beside it",
+        "the mask is what is asked for",
+        "tests/test_diffusion.py::test_samplers_converge_to_one_solution"),
+    UpstreamDifference(
+        "gaussian_diffusion.py:530, --dpm_solver True --diffusion_steps 50",
+        "samples on a schedule of 50 steps, of which the network knows nothing; NaN with 20",
+        "50 steps of the solver on the trained schedule, and a line that says so",
+        "it is what the flags are used for",
+        "tests/test_sampling.py::test_diffusion_steps_beside_dpm_solver_are_the_solvers"),
+    UpstreamDifference(
+        "dpm_solver.py, time steps",
+        "evenly spaced times between the trained ones, the last of them one step before x_0",
+        "trained time steps, those of every other sampler, and then x_0; the same numbers at the same times",
+        "one set of times for all samplers, all of which the network was trained on",
+        "tests/test_diffusion_golden.py::test_dpm_solver_sampling"),
     UpstreamDifference(
         "unet.py:1035, --use_fp16 True",
         "half meets float in the highway network and training crashes",

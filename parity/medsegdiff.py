@@ -75,6 +75,9 @@ CASES = (
     _sampler("ddim", "trajectory of DDIM", use_ddim=True),
     _sampler("ddim-noisy", "trajectory of DDIM with eta 1, without clipping", use_ddim=True, eta=1.0,
              clip_denoised=False),
+    _sampler("dpm-solver", "trajectory of DPM-Solver++", dpm_solver=True),
+    _sampler("dpm-solver-thresholding", "the same with dynamic thresholding instead of clipping", dpm_solver=True,
+             dynamic_thresholding=True),
     _masks("ISIC"),
     _masks("BRATS"),
 )

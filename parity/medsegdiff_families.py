@@ -22,7 +22,7 @@ from parity.families import prepare, record_state
 
 # Methods of the process whose results are recorded, each under its own name.
 OBSERVED = ("q_sample", "q_posterior_mean_variance", "_variance", "_predict_xstart", "_target", "_vb_term",
-            "p_mean_variance", "p_sample", "ddim_sample")
+            "p_mean_variance", "p_sample", "ddim_sample", "dpm_solver_sample")
 
 
 class Images:
@@ -119,7 +119,8 @@ def training_loop(port, case, weights, recorder):
     return training.TrainLoop(
         model=model, diffusion=diffusion, data=training.make_loader(stream, settings.batch_size), tape=tape,
         batch_size=settings.batch_size, microbatch=settings.microbatch, lr=settings.lr,
-        ema_rate=ema_rates(settings), weight_decay=settings.weight_decay, lr_anneal_steps=settings.lr_anneal_steps)
+        ema_rate=ema_rates(settings), weight_decay=settings.weight_decay, lr_anneal_steps=settings.lr_anneal_steps,
+        lr_schedule=settings.lr_schedule, lr_cycles=settings.lr_cycles)
 
 
 def record_forward_backward(loop, recorder):

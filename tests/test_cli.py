@@ -38,7 +38,16 @@ def test_every_setting_is_a_flag_with_help_and_default():
         assert f"--{name} " in text
     assert "(default: 0.0001)" in text
     assert "(default: 0.5; fast: 0.0)" in text, "presets that change a default are named"
-    assert "--dpm_solver" not in text
+    assert "--use_fp16" not in text
+
+
+@pytest.mark.parametrize("argv, used", [
+    (["--preset", "fast", "--dpm_solver", "True"], (False, True)), (["--preset", "fast"], (True, False)),
+    (["--preset", "original", "--dpm_solver", "True"], (False, True)), (["--dpm_solver", "False"], (False, False))])
+def test_one_flag_changes_the_sampler(argv, used):
+    args = cli.build_parser("Test.", *SECTIONS).parse_args(argv)
+    sampling = config.resolve(cli.given_settings(args), getattr(args, "preset", None)).sampling
+    assert (sampling.use_ddim, sampling.dpm_solver) == used
 
 
 def test_only_given_flags_are_settings():
@@ -91,11 +100,10 @@ def test_bad_value_is_named(capsys, argv, message):
 
 def test_flags_of_the_original_without_function_pass_at_their_default():
     assert settings("--gpu_dev", "0", "--use_fp16", "False", "--fp16_scale_growth", "1e-3",
-                    "--num_samples", "1", "--dpm_solver", "False", "--debug", "False") == {}
+                    "--num_samples", "1", "--debug", "False") == {}
 
 
 @pytest.mark.parametrize("argv, instead", [
-    (["--dpm_solver", "True"], "use --use_ddim True --sample_steps 10"),
     (["--use_fp16", "True"], "half precision is not available"),
     (["--gpu_dev", "1"], "the device cannot be chosen"),
     (["--multi_gpu", "0,1"], "several devices are not available"),

@@ -4,7 +4,8 @@ import json
 import pytest
 
 from guided_diffusion_core import config as configuration
-from guided_diffusion_core.config import PRESETS, Config, from_dict, resolve, setting_names, split_settings
+from guided_diffusion_core.config import (
+    PRESETS, Config, SamplingConfig, from_dict, resolve, setting_names, split_settings)
 from guided_diffusion_core.errors import UserError
 
 # Names and defaults of the original's model_and_diffusion_defaults().
@@ -39,6 +40,15 @@ def test_presets_set_their_values_and_flags_override_them():
     assert resolve({"sample_steps": 25}, preset="fast").sampling.sample_steps == 25
 
 
+def test_a_chosen_sampler_replaces_the_one_below():
+    solver = resolve({"dpm_solver": True, "dynamic_thresholding": True}, preset="fast")
+    assert solver.sampling == SamplingConfig(dpm_solver=True, dynamic_thresholding=True, sample_steps=5)
+    assert solver.replace(use_ddim=True).sampling == SamplingConfig(use_ddim=True, sample_steps=5)
+    assert solver.replace(dpm_solver=False).sampling == SamplingConfig(sample_steps=5)
+    assert resolve({}, preset="fast", base=solver).sampling == SamplingConfig(use_ddim=True, sample_steps=5)
+    assert solver.replace(eta=0.0).sampling == solver.sampling
+
+
 def test_setting_names_are_unique_over_the_sections():
     sections = configuration.SECTIONS
     assert len(setting_names()) == sum(len(setting_names(section)) for section in sections)
@@ -50,6 +60,9 @@ def test_setting_names_are_unique_over_the_sections():
     ({"threshold": 0.0}, "--threshold"), ({"ema_rate": "0.9,1.5"}, "--ema_rate"), ({"ema_rate": "x"}, "--ema_rate"),
     ({"noise_schedule": "quadratic"}, "linear or cosine"), ({"version": "2"}, "--version"),
     ({"num_ensemble": 0}, "--num_ensemble"), ({"sample_steps": -1}, "--sample_steps"),
+    ({"lr_schedule": "step"}, "--lr_schedule"), ({"lr_schedule": "cosine"}, "--lr_anneal_steps"),
+    ({"lr_schedule": "constant", "lr_anneal_steps": 5}, "--max_steps"), ({"lr_cycles": 0}, "--lr_cycles"),
+    ({"use_ddim": True, "dpm_solver": True}, "one sampler"), ({"dynamic_thresholding": True}, "--dpm_solver True"),
 ])
 def test_values_out_of_range_are_refused(values, named):
     with pytest.raises(UserError, match=named):

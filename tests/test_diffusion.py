@@ -1,7 +1,7 @@
 """Identities that the diffusion of either backend keeps, in float64 on the toy network."""
 import numpy as np
 import pytest
-from toy import ToyData, ToyNetwork, array, draws, framework, make_diffusion, tensor
+from toy import ToyData, ToyNetwork, array, draws, framework, make_diffusion, process_through, tensor
 
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.schedule import (
@@ -120,7 +120,7 @@ def test_no_noise_at_the_last_step(backend):
         assert np.abs(quiet[1] - loud[1]).min() > 0
 
 
-@pytest.mark.parametrize("sampler", ["p_sample_loop_known", "ddim_sample_loop_known"])
+@pytest.mark.parametrize("sampler", ["p_sample_loop_known", "ddim_sample_loop_known", "dpm_solver_sample_loop_known"])
 def test_a_case_is_sampled_the_same_alone_and_in_a_batch(backend, sampler):
     diffusion = backend.module("respace").with_sampling_steps(make_diffusion(backend), 4)
     noise = dict(zip((0, 33, 66, 99, "initial"), draws(5, 5, NOISE.shape)))
@@ -143,11 +143,95 @@ def test_a_case_is_sampled_the_same_alone_and_in_a_batch(backend, sampler):
     assert mask.shape == cal.shape == cal_out.shape == NOISE.shape
 
 
+def even_in_lambda(steps, first=-2.0, last=2.5):
+    """alpha_bar and whole-process times of `steps` states, evenly spaced in lambda = log(alpha / sigma), on the
+    continuous linear schedule log alpha_bar = -(0.1 u + 9.95 u^2), u in [0, 1]; descending."""
+    lam = np.linspace(last, first, steps)
+    logarithm = np.log1p(np.exp(-2 * lam))  # -log alpha_bar
+    u = (np.sqrt(0.01 + 4 * 9.95 * logarithm) - 0.1) / (2 * 9.95)
+    return np.exp(-logarithm), 1000 * u
+
+
+def solved(backend, sampler, steps, network, mean, **settings):
+    diffusion = process_through(backend, *even_in_lambda(steps), mean=mean)
+    return array(backend, getattr(diffusion, sampler)(
+        network, None, tensor(backend, X_START), tensor(backend, NOISE), clip_denoised=False, **settings)[0])
+
+
+@pytest.mark.parametrize("mean", [ModelMeanType.EPSILON, ModelMeanType.START_X])
+def test_samplers_converge_to_one_solution(backend, mean):
+    """DDIM with order 1, DPM-Solver++ with order 2: twice the steps leave a half and a quarter of the error."""
+    network, steps = ToyNetwork(backend, dtype="float64"), (20, 40, 80)
+    fine, finer = (solved(backend, "dpm_solver_sample_loop_known", n, network, mean) for n in (320, 640))
+    solution = finer + (finer - fine) / 3  # Richardson's extrapolation
+    for sampler, order in (("ddim_sample_loop_known", 1), ("dpm_solver_sample_loop_known", 2)):
+        errors = [np.abs(solved(backend, sampler, n, network, mean) - solution).max() for n in steps]
+        ratios = np.log2(np.divide(errors[:-1], errors[1:]))
+        assert np.abs(ratios - order).max() < 0.3, (sampler, errors)
+    assert errors[-1] < 2e-3
+
+
+def test_every_sampler_gives_the_distribution_of_the_data(backend):
+    """With the best prediction for pixels of N(0.3, 0.25), the deterministic samplers transport each x_T to its
+    place in that distribution, and the others draw from it."""
+    centre, spread = 0.3, 0.5
+    abar, times = even_in_lambda(60, last=4.5)
+    alpha, sigma = (dict(zip(times, np.sqrt(v))) for v in (abar, 1 - abar))
+
+    def network(x, t):
+        a, s = (table[float(array(backend, t)[0])] for table in (alpha, sigma))
+        gain = a * spread ** 2 / (a ** 2 * spread ** 2 + s ** 2)
+        m = array(backend, x)[:, -1:]
+        return (tensor(backend, centre + gain * (m - a * centre)), tensor(backend, 0 * m + 0.5))
+
+    noise = [draw.astype(np.float64) for draw in draws(9, 61, (2, 1, 64, 64))]
+    img = tensor(backend, np.zeros((2, 2, 64, 64)))
+    place = centre + spread * noise[-1]
+    last = alpha[times[-1]] * centre + np.sqrt((alpha[times[-1]] * spread) ** 2 + sigma[times[-1]] ** 2) * noise[-1]
+    fresh = dict(zip(times, noise))
+    diffusion = process_through(backend, abar, times, ModelMeanType.START_X, ModelVarType.FIXED_SMALL)
+    for sampler, settings, error in (("dpm_solver_sample_loop_known", {}, 0.005), ("ddim_sample_loop_known", {}, 0.1),
+                                     ("ddim_sample_loop_known", {"eta": 1.0}, None), ("p_sample_loop_known", {}, None)):
+        sample = array(backend, getattr(diffusion, sampler)(
+            network, None, img, tensor(backend, last),
+            lambda t: tensor(backend, fresh[t]), clip_denoised=False, **settings)[0])
+        assert abs(sample.mean() - centre) < 0.02 and abs(sample.std() - spread) < 0.03, sampler
+        if error:
+            assert np.abs(sample - place).max() < error, sampler
+
+
+def test_dynamic_thresholding_follows_its_definition(backend):
+    """A case whose 0.995 quantile lies within [-1, 1] is clipped, another one scaled; each by itself."""
+    x_start = np.random.default_rng(2).standard_normal((3, 1, 16, 16)) * np.array([0.3, 1.0, 7.0]).reshape(3, 1, 1, 1)
+    x_start[0, 0, 3, 3] = 5.0
+    found = array(backend, backend.module("dpm_solver").dynamic_threshold(tensor(backend, x_start)))
+    for case, expected in zip(found, x_start):
+        limit = max(1.0, np.quantile(np.abs(expected), 0.995))
+        close(case, np.clip(expected, -limit, limit) / limit)
+    assert found[0, 0, 3, 3] == 1.0 and np.abs(found[0] - x_start[0]).max() == 4.0
+
+
+def test_dpm_solver_thresholds_instead_of_clipping(backend):
+    diffusion = make_diffusion(backend, mean=ModelMeanType.START_X, variance=ModelVarType.FIXED_SMALL)
+    predicted = np.linspace(-4, 2, NOISE.size).reshape(NOISE.shape)
+    x, t = tensor(backend, X_START), tensor(backend, np.array([0, 40]))
+    limit = np.maximum(1, np.quantile(np.abs(predicted), 0.995, axis=(1, 2, 3), keepdims=True))
+    for settings, expected in (({}, np.clip(predicted, -1, 1)), ({"clip_denoised": False}, predicted),
+                               ({"dynamic_thresholding": True}, np.clip(predicted, -limit, limit) / limit)):
+        found = diffusion.dpm_solver_sample(network_like(backend, predicted), x, t, **settings)
+        close(array(backend, found["pred_xstart"]), expected)
+        close(array(backend, found["sample"])[0], expected[0])
+        first_order = diffusion.ddim_sample(
+            network_like(backend, expected), x, t, tensor(backend, NOISE), clip_denoised=False)
+        close(array(backend, found["sample"]), array(backend, first_order["sample"]))
+
+
 def test_sampling_draws_its_own_noise_and_shows_progress(backend, capsys):
     diffusion = make_diffusion(backend, steps=25, respacing="3")
     network = ToyNetwork(backend, dtype="float64")
     img = tensor(backend, X_START)
-    for sampler in (diffusion.p_sample_loop_known, diffusion.ddim_sample_loop_known):
+    for sampler in (diffusion.p_sample_loop_known, diffusion.ddim_sample_loop_known,
+                    diffusion.dpm_solver_sample_loop_known):
         first, second = (array(backend, sampler(network, None, img, progress=True)[0]) for _ in range(2))
         assert first.dtype == np.float64 and first.shape == NOISE.shape and np.isfinite(first).all()
         assert np.abs(first - second).max() > 0
@@ -295,8 +379,34 @@ def test_schedule_sampler(backend):
     t, weights = sampler.sample(np.array([0.0, 0.55, 0.999]))
     assert array(backend, t).tolist() == [0, 5, 9] and "int" in str(t.dtype)
     assert array(backend, weights).tolist() == [1.0, 1.0, 1.0]
-    with pytest.raises(UserError, match="--schedule_sampler"):
-        resample.create_named_schedule_sampler("loss-second-moment", make_diffusion(backend))
+    with pytest.raises(UserError, match="uniform or loss-second-moment"):
+        resample.create_named_schedule_sampler("largest", make_diffusion(backend))
+
+
+def test_time_steps_by_the_second_moment_of_their_losses(backend):
+    """Uniform until each of the four has two losses; then by the last two of each."""
+    resample, diffusion = backend.module("resample"), make_diffusion(backend, respacing="4")
+    sampler = resample.LossSecondMomentResampler(diffusion, history_per_term=2, uniform_prob=0.1)
+    for ts, losses in (([0, 1, 2, 0, 0], [9, 1, 2, 3, 1]), ([1, 2, 3], [1, 0, 0])):
+        sampler.update_with_losses(np.array(ts), np.array(losses, np.float32))
+        close(sampler.weights(), np.ones(4))
+    sampler.update_with_losses(np.array([3]), np.array([0.0]))
+    roots = np.sqrt([(9 + 1) / 2, 1, (4 + 0) / 2, 0])  # the 9 has gone
+    probability = 0.9 * roots / roots.sum() + 0.1 / 4
+    close(sampler.weights(), probability)
+    uniforms = (np.arange(4000) + 0.5) / 4000
+    t, weights = (array(backend, value) for value in sampler.sample(uniforms))
+    close(np.bincount(t) / 4000, probability, 1e-3)
+    close(weights, 1 / (4 * probability[t]))
+    assert weights.mean() == pytest.approx(1, rel=1e-3), "the objective keeps its mean"
+    named = resample.create_named_schedule_sampler("loss-second-moment", diffusion)
+    assert named.history.losses.shape == (4, 10) and named.uniform_prob == 0.001
+
+
+def test_losses_of_zero_leave_time_steps_uniform(backend):
+    sampler = backend.module("resample").LossSecondMomentResampler(make_diffusion(backend, respacing="3"), 1)
+    sampler.update_with_losses(np.arange(3), np.zeros(3))
+    close(sampler.weights(), np.ones(3))
 
 
 def test_normal_distribution_function(backend):

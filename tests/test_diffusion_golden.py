@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 from conftest import ROOT
-from toy import ToyData, ToyNetwork, array, draws, make_diffusion, relative_rms, tensor
+from toy import ToyData, ToyNetwork, array, draws, make_diffusion, process_through, relative_rms, tensor
 
 from guided_diffusion_core.schedule import (
     DiffusionTables, LossType, ModelMeanType, ModelVarType, get_named_beta_schedule, respace, space_timesteps)
@@ -30,8 +30,8 @@ SAMPLED = ("sigma", "nosigma", "xstart", "respaced")  # whose trajectories were 
 ETAS = (0.0, 0.5)
 TRAJECTORY = ("trajectory", "final", "last_pred_xstart")
 REVERSE_STEP = ("mean", "variance", "log_variance", "pred_xstart")
-LATER = {f"dpm/steps{steps}_thr{thr}/final" for steps in (10, 20, 50) for thr in (0, 1)} | {
-    "fusion/input", "fusion/upstream"}
+SOLVER_STEPS = (10, 20, 50)
+LATER = {"fusion/input", "fusion/upstream"}
 
 
 def terms(case):
@@ -58,6 +58,7 @@ def test_every_recorded_number_is_checked_or_left_to_later():
         checked |= {f"p/{case}/{part}" for part in REVERSE_STEP}
     checked |= {f"ddpm/{case}/{part}" for case in SAMPLED for part in TRAJECTORY}
     checked |= {f"ddim/eta{eta}/final" for eta in ETAS}
+    checked |= {f"dpm/steps{steps}_thr{thr}/final" for steps in SOLVER_STEPS for thr in (0, 1)}
     assert not checked & LATER
     assert checked | LATER == GOLDEN.keys()
 
@@ -134,3 +135,17 @@ def test_ddim_sampling(backend, eta):
     sample, *_ = diffusion.ddim_sample_loop_known(
         network, None, tensor(backend, data.x_start()), initial, noise_of.get, eta=eta)
     check(array(backend, sample), f"ddim/eta{eta}/final")
+
+
+@pytest.mark.parametrize("steps", SOLVER_STEPS)
+@pytest.mark.parametrize("thresholding", [False, True])
+def test_dpm_solver_sampling(backend, steps, thresholding):
+    """The authors' solver takes n steps between n + 1 times that are evenly spaced, whole or not, with log
+    alpha_bar linear between the trained ones, and ends at the first of these: one step before x_0."""
+    trained = DiffusionTables(get_named_beta_schedule("linear", 1000)).alphas_cumprod
+    times = np.linspace(0, 999, steps + 1)
+    diffusion = process_through(backend, np.exp(np.interp(times, np.arange(1000), np.log(trained))), times)
+    x_noisy = tensor(backend, np.concatenate([ToyData().img, draws(23, 1)[0]], axis=1))
+    outs = list(diffusion.dpm_solver_sample_loop_progressive(
+        ToyNetwork(backend), None, x_noisy, clip_denoised=False, dynamic_thresholding=thresholding))
+    check(array(backend, outs[-2]["sample"]), f"dpm/steps{steps}_thr{int(thresholding)}/final")

@@ -6,8 +6,8 @@ import pytest
 
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.schedule import (
-    DiffusionTables, choose_timesteps, ddim_coefficients, get_named_beta_schedule, respace,
-    sampling_timesteps, space_timesteps)
+    DiffusionTables, choose_timesteps, ddim_coefficients, dpm_solver_coefficients, get_named_beta_schedule,
+    quantile_place, respace, sampling_timesteps, space_timesteps)
 
 PROCESSES = [("linear", 1000), ("linear", 25), ("cosine", 1000), ("cosine", 1)]
 
@@ -74,6 +74,47 @@ def test_ddim_keeps_the_marginal(tables, eta):
     close(x_t_coef ** 2 * (1 - tables.alphas_cumprod) + sigma ** 2, 1 - tables.alphas_cumprod_prev)
     close(sigma, eta * np.sqrt(tables.posterior_variance))
     assert sigma[0] == 0
+
+
+@pytest.mark.parametrize("name, steps", [process for process in PROCESSES if process[1] > 2])
+def test_dpm_solver_is_exact_for_predictions_linear_in_lambda(name, steps):
+    """The step solves dx / d lambda = -sigma^2 x + alpha x_0 (DPM-Solver++, eq. 8), here by quadrature with x_0
+    linear in lambda; what is left is the algorithm's own error of order h^3."""
+    tables = DiffusionTables(get_named_beta_schedule(name, steps))
+    xstart_coef, before_coef, x_t_coef = dpm_solver_coefficients(tables)
+    alpha, sigma = tables.sqrt_alphas_cumprod, tables.sqrt_one_minus_alphas_cumprod
+    lam = np.log(alpha / sigma)
+    for t in (1, tables.num_timesteps // 2, tables.num_timesteps - 2):
+        h = lam[t - 1] - lam[t]
+        nodes, weights = np.polynomial.legendre.leggauss(30)
+        s = lam[t] + h * (nodes + 1) / 2
+        x_t, constant, slope = 0.7, -0.4, 1.3
+        exact = sigma[t - 1] / sigma[t] * x_t + sigma[t - 1] * h / 2 * np.sum(
+            weights * np.exp(s) * (constant + slope * (s - lam[t])))
+        found = (x_t_coef[t] * x_t + xstart_coef[t] * constant
+                 + before_coef[t] * (constant + slope * (lam[t + 1] - lam[t])))
+        own_error = alpha[t - 1] * slope * (h / 2 * (1 - np.exp(-h)) - (h - 1 + np.exp(-h)))
+        np.testing.assert_allclose(found - own_error, exact, rtol=1e-9)
+        assert abs(own_error) < h ** 3 * alpha[t - 1] * slope / 4
+
+
+def test_dpm_solver_begins_and_ends_with_ddim(tables):
+    """First order is DDIM with eta 0 (DPM-Solver++, section 4.1); the last step gives x_0 alone."""
+    xstart_coef, before_coef, x_t_coef = dpm_solver_coefficients(tables)
+    ddim, ddim_x_t, _ = ddim_coefficients(tables, 0.0)
+    close(xstart_coef + before_coef, ddim)
+    close(x_t_coef, ddim_x_t)
+    assert before_coef[-1] == before_coef[0] == 0 and (before_coef[1:-1] < 0).all()
+    assert xstart_coef[0] == 1 and x_t_coef[0] == 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 64, 1000])
+def test_quantile_is_numpys(count):
+    values = np.sort(np.random.default_rng(count).standard_normal(count))
+    for quantile in (0.0, 0.3, 0.995, 1.0):
+        lower, upper, share = quantile_place(count, quantile)
+        close((1 - share) * values[lower] + share * values[upper], np.quantile(values, quantile))
+    assert quantile_place(count) == quantile_place(count, 0.995)
 
 
 def test_ddim_with_eta_1_is_the_posterior(tables):

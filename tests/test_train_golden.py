@@ -42,6 +42,9 @@ class FixedTimesteps:
     def sample(self, uniforms):
         return self.runtime.to_tensor(self.timesteps), self.runtime.to_tensor(np.ones(len(uniforms)))
 
+    def update_with_losses(self, ts, losses):
+        """The given time steps follow no losses."""
+
 
 def feeds_batch_norm(name):
     """Whether a bias is taken out again by the batch norm behind it: its true gradient is zero."""

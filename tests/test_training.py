@@ -73,6 +73,21 @@ def test_every_microbatch_takes_part_by_its_share(backend):
         assert np.abs(value - expected).max() <= 1e-5 * max(np.abs(expected).max(), 1e-3 * scale), name
 
 
+def test_the_loop_tells_its_sampler_the_losses_of_the_whole_batch(backend):
+    """Time steps from the tape, in the order of the slots, with the mean of `loss` as logged."""
+    loop = create_loop(backend, batch_size=5, microbatch=3, schedule_sampler="loss-second-moment", diffusion_steps=30)
+    sampler, seen = loop.schedule_sampler, []
+    update = sampler.update_with_all_losses
+    sampler.update_with_all_losses = lambda ts, losses: seen.append((ts, losses)) or update(ts, losses)
+    uniforms = [float(loop.tape.uniform(TRAIN_TIMESTEP, step=0, case=slot)) for slot in range(5)]
+    values = run(loop, 1)[0]
+    (ts, losses), = seen
+    assert ts.tolist() == [int(30 * value) for value in uniforms]
+    assert losses.shape == (5,) and len(set(losses.tolist())) == 5
+    assert values["loss"] == pytest.approx(losses.mean(), rel=1e-6)
+    assert sampler.history.counts.sum() == 5 and sampler.history.losses.sum() == pytest.approx(losses.sum(), rel=1e-6)
+
+
 def test_averages_rates_and_gradients_over_steps(backend):
     """One short run: the moving averages by their formula, the annealed rate, the network moving on."""
     loop = create_loop(backend, ema_rate="0.9,0.15", ema_warmup=True, lr=1e-3, lr_anneal_steps=4)
@@ -98,6 +113,44 @@ def test_averages_rates_and_gradients_over_steps(backend):
         # the layers that start at zero let no gradient through in the first steps
         moved = np.abs(history[-1][name] - history[-2][name]).max()
         assert gradient.ndim == 1 or np.abs(gradient).max() > 0 < moved, f"{name} is not trained any more"
+
+
+def test_learning_rates():
+    def rates(steps, *schedule):
+        return [training.learning_rate(2.0, steps, step, *schedule) for step in range(steps or 8)]
+
+    assert rates(0) == rates(0, "constant") == rates(8, "constant") == [2.0] * 8
+    assert rates(8) == rates(8, "linear") == [2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5, 0.25]
+    cosine = rates(8, "cosine")
+    assert cosine[0] == 2.0 and cosine[4] == pytest.approx(1.0) and cosine[2] == pytest.approx(1 + np.sqrt(0.5))
+    assert np.add(cosine[1:], cosine[:0:-1]) == pytest.approx(np.full(7, 2.0)), "falls as it would rise"
+    assert rates(8, "cosine-restarts", 1) == cosine
+    assert rates(16, "cosine-restarts", 2) == pytest.approx(2 * cosine)
+    # cycles of no whole number of steps: each still begins with its first step at the rate's top
+    uneven = rates(10, "cosine-restarts", 3)
+    assert [step for step in range(1, 10) if uneven[step] > uneven[step - 1]] == [4, 7]
+
+
+@pytest.mark.skipif("pytorch" not in BACKENDS, reason="torch's own schedulers are the oracle")
+def test_learning_rates_are_those_of_torch():
+    import torch
+
+    for schedule, cycles, name, settings in (
+            ("cosine", 1, "CosineAnnealingLR", {"T_max": 12}),
+            ("cosine-restarts", 3, "CosineAnnealingWarmRestarts", {"T_0": 4}),
+            ("linear", 1, "LinearLR", {"start_factor": 1.0, "end_factor": 0.0, "total_iters": 12})):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+        scheduler = getattr(torch.optim.lr_scheduler, name)(optimizer, **settings)
+        for step in range(12):
+            expected = optimizer.param_groups[0]["lr"]
+            assert training.learning_rate(0.3, 12, step, schedule, cycles) == pytest.approx(expected, abs=1e-12), name
+            optimizer.step()
+            scheduler.step()
+
+
+def test_the_loop_follows_its_schedule_and_ends_with_it(backend):
+    loop = create_loop(backend, lr=1e-3, lr_anneal_steps=4, lr_schedule="cosine-restarts", lr_cycles=2)
+    assert [values["lr"] for values in run(loop, 100)] == pytest.approx([1e-3, 5e-4] * 2)
 
 
 def test_running_statistics_are_not_the_optimizers(backend):

@@ -72,6 +72,16 @@ def make_diffusion(backend, steps=100, respacing=None, mean=ModelMeanType.EPSILO
         model_mean_type=mean, model_var_type=variance, loss_type=loss, rescale_timesteps=rescale_timesteps)
 
 
+def process_through(backend, alphas_cumprod, times, mean=ModelMeanType.EPSILON,
+                    variance=ModelVarType.LEARNED_RANGE):
+    """A process of any alpha_bar, descending, at whose steps the network is given `times`, whole or not."""
+    diffusion = backend.module("gaussian_diffusion").GaussianDiffusion(
+        betas=1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]), model_mean_type=mean,
+        model_var_type=variance, loss_type=LossType.MSE)
+    diffusion.timestep_map = tuple(times)
+    return diffusion
+
+
 class ToyData:
     """img (2, 3, 8, 8), mask (2, 1, 8, 8), noise and time steps t (2,), numpy, float32 values."""
 
