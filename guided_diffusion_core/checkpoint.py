@@ -1,10 +1,12 @@
 """Checkpoints: the only place that forms their names, writes them and reads them.
 
-A checkpoint is a folder `OUT/checkpoints/step_000700` with one safetensors file for the network
-and one for each moving average of it. Every file holds the whole configuration in its metadata,
-so that it can be used on its own, in either backend. A folder is written under a temporary name
-and renamed; the file `OUT/checkpoints/last` names the newest.
+A checkpoint is a folder `OUT/checkpoints/step_000700` with one safetensors file for the network,
+one for each moving average of it, and one for the optimizer (`trainer`). Every file holds the whole
+configuration in its metadata, so that it can be used on its own, in either backend.
+`contents.json` has the size and digest of each. A folder is written under a temporary name and
+renamed; the file `OUT/checkpoints/last` names the newest.
 """
+import hashlib
 import json
 import os
 import shutil
@@ -19,6 +21,8 @@ from guided_diffusion_core.errors import UserError, found_expected
 
 FORMAT = "medsegdiff-parity 1"
 NETWORK = "model"
+TRAINER = "trainer"
+CONTENTS = "contents.json"
 LISTED_NAMES = 8  # names of each kind that an error lists
 
 
@@ -27,12 +31,13 @@ def average_name(rate):
     return f"ema_{rate}"
 
 
-def save(out_dir, step, config, networks):
+def save(out_dir, step, config, networks, keep=0):
     """Write a checkpoint and make it the last one. Returns its folder (Path).
 
     out_dir:  folder of the run. step: optimizer steps done.
     config:   `Config`.
-    networks: dict name (`NETWORK`, `average_name(rate)`) -> dict of numpy arrays by state-dict name.
+    networks: dict name (`NETWORK`, `average_name(rate)`, `TRAINER`) -> dict of numpy arrays by name.
+    keep:     how many checkpoints may stay; the oldest are removed. 0: all.
     Raises `UserError` if the folder cannot be written; then nothing half-written is left.
     """
     root = Path(out_dir) / "checkpoints"
@@ -45,14 +50,36 @@ def save(out_dir, step, config, networks):
         for name, arrays in networks.items():
             contiguous = {key: np.ascontiguousarray(value).reshape(value.shape) for key, value in arrays.items()}
             save_file(contiguous, temporary / f"{name}.safetensors", metadata={**metadata, "network": name})
+        contents = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
+        (temporary / CONTENTS).write_text(json.dumps(contents, indent=1) + "\n")
+        _flush(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
         _point_to(root / "last", folder.name)
+        for old in _steps(root)[:-keep] if keep else []:
+            shutil.rmtree(old)
     except OSError as error:
         raise found_expected(folder, error.strerror, "a folder that can be written", "Choose another --out_dir.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _fingerprint(path):
+    content = path.read_bytes()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _flush(folder):
+    """Bring the files of a folder to the disk: a rename may get there before what it names."""
+    for path in folder.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def _steps(root):
+    """The checkpoints of a run, oldest first."""
+    return sorted(root.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def _point_to(path, name):
@@ -82,6 +109,40 @@ def find(model_path):
         raise found_expected(path, "no .safetensors file", f"ema_*.safetensors or {NETWORK}.safetensors",
                              "Give the --out_dir of a training run that has written a checkpoint.")
     return files[0]
+
+
+def find_whole(resume, out_dir):
+    """The checkpoint's folder (Path) that `--resume` means, every file in it proven whole.
+
+    resume:  "last", the newest of `out_dir`; or a checkpoint's or a run's folder.
+    out_dir: folder of the run.
+    Raises `UserError` if there is none, or a file is missing, cut or changed.
+    """
+    run = Path(out_dir if resume == "last" else resume)
+    pointer = run / "checkpoints" / "last"
+    folder = run / "checkpoints" / pointer.read_text().strip() if pointer.is_file() else run
+    try:
+        contents = json.loads((folder / CONTENTS).read_text())
+        for name, expected in contents.items():
+            found = _fingerprint(folder / name)
+            if found != expected:
+                raise found_expected(folder / name, f"{found['bytes']} bytes that are not those written",
+                                     f"the {expected['bytes']} bytes that {CONTENTS} records",
+                                     "Resume from another checkpoint.")
+    except (OSError, ValueError) as error:
+        raise found_expected(f"--resume {resume}", f"no whole checkpoint at {folder} ({error})",
+                             "last, or the folder of a checkpoint or of a run", "Choose another one.") from error
+    return folder
+
+
+def load_all(folder):
+    """Everything in a checkpoint's folder: (step, Config, dict name -> dict of numpy arrays)."""
+    networks = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with _opened(path) as file:
+            config, step = _config(file, path), int(file.metadata()["step"])
+            networks[path.stem] = {name: file.get_tensor(name) for name in file.keys()}
+    return step, config, networks
 
 
 def load(path):

@@ -96,6 +96,7 @@ class TrainingConfig:
     ema_warmup: bool = option(False, "limit the rate of the moving average to (1 + n) / (10 + n) at step n")
     log_interval: int = option(100, "steps between two lines of the log")
     save_interval: int = option(5000, "steps between two checkpoints")
+    keep_checkpoints: int = option(0, "how many checkpoints may stay, the newest ones; 0: all")
     num_workers: int = option(0, "loader processes; 0: load in the training process")
 
 
@@ -230,9 +231,10 @@ def _check(config):
     for flag, value, low in (
         ("diffusion_steps", config.diffusion.diffusion_steps, 1), ("batch_size", training.batch_size, 1),
         ("max_steps", training.max_steps, 1), ("log_interval", training.log_interval, 1),
-        ("save_interval", training.save_interval, 1), ("num_workers", training.num_workers, 0),
-        ("lr_anneal_steps", training.lr_anneal_steps, 0), ("lr_cycles", training.lr_cycles, 1),
-        ("num_ensemble", sampling.num_ensemble, 1), ("sample_steps", sampling.sample_steps, 0), ("lr", training.lr, 0), ("eta", sampling.eta, 0),
+        ("save_interval", training.save_interval, 1), ("keep_checkpoints", training.keep_checkpoints, 0),
+        ("num_workers", training.num_workers, 0), ("lr_anneal_steps", training.lr_anneal_steps, 0),
+        ("lr_cycles", training.lr_cycles, 1), ("num_ensemble", sampling.num_ensemble, 1),
+        ("sample_steps", sampling.sample_steps, 0), ("lr", training.lr, 0), ("eta", sampling.eta, 0),
         ("weight_decay", training.weight_decay, 0),
     ):
         if value < low:

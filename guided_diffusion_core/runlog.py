@@ -13,15 +13,17 @@ COLUMN_WIDTH = 11
 class RunLog:
     """Writes the mean of the values recorded since the last line, one line at a time.
 
-    out_dir: folder of the run; existing logs there are replaced.
+    out_dir: folder of the run. done: steps that are done already: of existing logs the lines up to
+             there stay.
     Every line has the same columns, those of the first. Raises `UserError` if it cannot write.
     """
 
-    def __init__(self, out_dir):
+    def __init__(self, out_dir, done=0):
         self.jsonl_path = Path(out_dir) / "progress.jsonl"
         self.csv_path = Path(out_dir) / "progress.csv"
-        self._columns = None
+        self._columns, self._titled = None, False
         self._recorded = []
+        earlier = self._earlier(done)
         try:
             self._jsonl = open(self.jsonl_path, "w", encoding="utf-8")
             self._csv_file = open(self.csv_path, "w", newline="", encoding="utf-8")
@@ -29,6 +31,20 @@ class RunLog:
             raise found_expected(self.jsonl_path, error.strerror, "a file that can be written",
                                  "Choose another --out_dir.") from error
         self._csv = csv.writer(self._csv_file)
+        for line in earlier:
+            self._put(line)
+
+    def _earlier(self, done):
+        """The lines of an existing log up to step `done`."""
+        if not done or not self.jsonl_path.is_file():
+            return []
+        lines = []
+        for text in self.jsonl_path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break  # cut while it was written
+        return [line for line in lines if line["step"] <= done]
 
     def record(self, values):
         """Add one step's values, a dict name -> float."""
@@ -40,11 +56,17 @@ class RunLog:
                  for name in self._recorded[0]}
         line = {**exact, **means}
         self._recorded = []
+        if not self._titled:
+            tqdm.write(" ".join(name.rjust(COLUMN_WIDTH) for name in self._columns or line))
+            self._titled = True
+        tqdm.write(" ".join(_shown(line[name]).rjust(COLUMN_WIDTH) for name in self._columns or line))
+        self._put(line)
+
+    def _put(self, line):
+        """Write a line to both files."""
         if self._columns is None:
             self._columns = list(line)
             self._csv.writerow(self._columns)
-            tqdm.write(" ".join(name.rjust(COLUMN_WIDTH) for name in self._columns))
-        tqdm.write(" ".join(_shown(line[name]).rjust(COLUMN_WIDTH) for name in self._columns))
         self._jsonl.write(json.dumps(line) + "\n")
         self._csv.writerow([line[name] for name in self._columns])
         self._jsonl.flush()

@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from guided_diffusion_core import checkpoint
+from guided_diffusion_core.config import setting_names
 from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.files import make_writable_folder, write_atomic
 from guided_diffusion_core.runlog import RunLog
@@ -42,6 +43,32 @@ def fit_to_data(config, dataset, in_ch_given):
                              "two or more, because batch norm sees one value per channel there",
                              "Give a larger --batch_size or --microbatch.")
     return config
+
+
+# Settings that a resumed run may change: how far it goes and what it leaves behind, not what it computes.
+FREE_ON_RESUME = ("max_steps", "log_interval", "save_interval", "keep_checkpoints", "num_workers", "data_dir")
+
+
+def resumed_config(resume, out_dir, given):
+    """What `--resume` goes on with: (step, `Config`, networks) of `checkpoint.load_all`.
+
+    resume, out_dir: as of `checkpoint.find_whole`. given: settings on the command line, by name; of them
+    only `FREE_ON_RESUME` may differ from the checkpoint's.
+    Raises `UserError` if another one does, or the run has reached its end.
+    """
+    folder = checkpoint.find_whole(resume, out_dir)
+    step, config, networks = checkpoint.load_all(folder)
+    trained = {"seed": config.seed, **{name: getattr(getattr(config, section), name)
+                                       for name, section in setting_names().items()}}
+    for name, value in given.items():
+        if name not in FREE_ON_RESUME and value != trained[name]:
+            raise found_expected(f"--{name}", value, f"{trained[name]!r}, with which {folder} was trained",
+                                 "Leave the flag out: the checkpoint decides.")
+    config = config.replace(**{name: value for name, value in given.items() if name in FREE_ON_RESUME})
+    if step >= last_step(config.training):
+        raise found_expected(f"--resume {resume}", f"a checkpoint of step {step}, where this training ends",
+                             "one from before its end", "Give a larger --max_steps, or an earlier checkpoint.")
+    return step, config, networks
 
 
 def prepare_run(out_dir, summary):
@@ -114,11 +141,13 @@ def run_training(loop, config, out_dir):
     checkpoint is written, and `UserError` when the loss is no number any more.
     """
     training = config.training
-    steps, saved = last_step(training), None
-    tqdm.write(f"training {steps} steps; log and checkpoints go to {out_dir}", file=sys.stderr)
-    log, started = RunLog(out_dir), time.perf_counter()
+    steps, saved, before = last_step(training), None, loop.step
+    tqdm.write(f"training {steps} steps{f', from step {before} on' if before else ''}; log and checkpoints go to "
+               f"{out_dir}", file=sys.stderr)
+    log, started = RunLog(out_dir, before), time.perf_counter()
     try:
-        with stop_requested() as stop, tqdm(total=steps, unit="step", desc="training", dynamic_ncols=True) as bar:
+        with stop_requested() as stop, tqdm(
+                total=steps, initial=before, unit="step", desc="training", dynamic_ncols=True) as bar:
             for step, values in loop.run_loop(steps):
                 done = step + 1
                 _check_finite(done, values)
@@ -127,13 +156,13 @@ def run_training(loop, config, out_dir):
                 if done % training.log_interval == 0 or done == steps or stop():
                     log.write(step=done, seconds=time.perf_counter() - started, memory_mib=peak_memory_mib())
                 if done % training.save_interval == 0 or done == steps or stop():
-                    saved = checkpoint.save(out_dir, done, config, loop.networks())
+                    saved = checkpoint.save(out_dir, done, config, loop.networks(), training.keep_checkpoints)
                 if stop():
                     tqdm.write(f"stopped at step {done}; checkpoint: {saved}", file=sys.stderr)
                     raise KeyboardInterrupt
     finally:
         log.close()
-    tqdm.write(f"trained {steps} steps in {time.perf_counter() - started:.0f} s; checkpoint: {saved}", file=sys.stderr)
+    tqdm.write(f"trained {steps - before} steps in {time.perf_counter() - started:.0f} s; checkpoint: {saved}", file=sys.stderr)
     return saved
 
 

@@ -3,7 +3,7 @@ import math
 
 import jittor as jt
 
-from guided_diffusion_jt.runtime import scalar
+from guided_diffusion_jt.runtime import scalar, to_tensor
 
 
 class AdamW:
@@ -46,6 +46,14 @@ class AdamW:
         """(first, second): for each parameter the moving averages of its gradient and of its square,
         zeros before the first step."""
         return self.first_moments, self.second_moments
+
+    def restore(self, first, second, steps):
+        """Go on from the moments (numpy arrays, in the order of the parameters) after `steps` steps."""
+        self.steps = steps
+        for moments, arrays in ((self.first_moments, first), (self.second_moments, second)):
+            for moment, array in zip(moments, arrays):
+                moment.update(to_tensor(array, dtype=str(moment.dtype)))
+        jt.sync_all()
 
 
 def gradients(loss, params):

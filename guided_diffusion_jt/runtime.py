@@ -176,6 +176,11 @@ def tracked_copy(tensor):
     return copy.start_grad() if copy.is_stop_grad() else copy
 
 
+def assign(tensor, array):
+    """Set a tensor's values in place from a numpy array of its shape."""
+    tensor.update(to_tensor(array, dtype=str(tensor.dtype)))
+
+
 def versions():
     """Name -> version of what the numbers depend on: Python, numpy and the framework."""
     return {"python": platform.python_version(), "numpy": np.__version__, "jittor": jt.__version__}

@@ -3,7 +3,7 @@ import jittor as jt
 import numpy as np
 from jittor.dataset import Dataset
 
-from guided_diffusion_core.checkpoint import NETWORK, average_name
+from guided_diffusion_core.checkpoint import NETWORK, TRAINER, average_name, check_state
 from guided_diffusion_core.config import ema_rates, model_and_diffusion_settings
 from guided_diffusion_core.data.stream import ErrorCarrier, TrainingStream, checked, first_error
 from guided_diffusion_core.noise import TRAIN_NOISE, TRAIN_TIMESTEP, NoiseTape
@@ -15,6 +15,8 @@ from guided_diffusion_jt.nn import set_dropout_noise, update_ema
 from guided_diffusion_jt.optim import AdamW, gradients
 from guided_diffusion_jt.resample import UniformSampler, create_named_schedule_sampler
 from guided_diffusion_jt.script_util import create_model_and_diffusion
+
+MOMENTS = ("first_moment", "second_moment")  # prefixes of the names in a checkpoint's `trainer`
 
 
 def make_loader(stream, batch_size, num_workers=0):
@@ -41,12 +43,15 @@ class _StreamDataset(Dataset):
         return first_error(examples) or super().collate_batch(examples)
 
 
-def create_train_loop(config, dataset):
-    """The `TrainLoop` of a `Config` on a `Dataset`: network, process, loader and tape from its seed."""
+def create_train_loop(config, dataset, step=0, networks=None):
+    """The `TrainLoop` of a `Config` on a `Dataset`: network, process, loader and tape from its seed.
+
+    step, networks: of a checkpoint to go on from (`TrainLoop.networks`, `checkpoint.load_all`).
+    """
     training, tape = config.training, NoiseTape(config.seed)
     model, diffusion = create_model_and_diffusion(seed=config.seed, **model_and_diffusion_settings(config))
-    stream = TrainingStream(dataset, tape, training.batch_size, last_step(training))
-    return TrainLoop(
+    stream = TrainingStream(dataset, tape, training.batch_size, last_step(training), start_step=step)
+    loop = TrainLoop(
         model=model,
         diffusion=diffusion,
         data=make_loader(stream, training.batch_size, training.num_workers),
@@ -62,6 +67,9 @@ def create_train_loop(config, dataset):
         lr_schedule=training.lr_schedule,
         lr_cycles=training.lr_cycles,
     )
+    if networks:
+        loop.restore(step, networks)
+    return loop
 
 
 class TrainLoop:
@@ -169,11 +177,30 @@ class TrainLoop:
         return {"total": total, **terms}, gradients(total, self.params), t
 
     def networks(self):
-        """The network and its moving averages as `checkpoint.save` takes them; the averages share the
-        network's running statistics."""
+        """The network, its moving averages and the optimizer's moments as `checkpoint.save` takes them;
+        the averages share the network's running statistics."""
         state = runtime.state_arrays(self.model)
         networks = {NETWORK: state}
         for rate, averages in zip(self.ema_rate, self.ema_params):
             arrays = {name: runtime.to_numpy(value) for name, value in zip(self.names, averages)}
             networks[average_name(rate)] = {**state, **arrays}
+        networks[TRAINER] = {
+            f"{kind}/{name}": runtime.to_numpy(value) for kind, values in zip(MOMENTS, self.opt.moments())
+            for name, value in zip(self.names, values)}
         return networks
+
+    def restore(self, step, networks):
+        """Go on after `step` steps from what `networks` returned then. Raises `UserError` if it does not
+        fit this loop."""
+        runtime.load_state(self.model, networks[NETWORK], where=f"checkpoint of step {step}")
+        shapes = {name: tuple(param.shape) for name, param in zip(self.names, self.params)}
+        check_state({f"{kind}/{name}": shape for kind in MOMENTS for name, shape in shapes.items()},
+                    networks[TRAINER], f"optimizer of step {step}")
+        first, second = ([networks[TRAINER][f"{kind}/{name}"] for name in self.names] for kind in MOMENTS)
+        self.opt.restore(first, second, step)
+        for rate, averages in zip(self.ema_rate, self.ema_params):
+            arrays = networks[average_name(rate)]
+            for name, average in zip(self.names, averages):
+                runtime.assign(average, arrays[name])
+        runtime.synchronize()
+        self.step = step

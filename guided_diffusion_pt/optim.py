@@ -1,6 +1,8 @@
 """The optimizer: AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2)."""
 import torch as th
 
+from guided_diffusion_pt import runtime
+
 
 class AdamW:
     """Adam with decoupled weight decay.
@@ -27,6 +29,13 @@ class AdamW:
         states = [self._adamw.state[param] for param in self.params]
         return tuple([state.get(key, th.zeros_like(param)) for state, param in zip(states, self.params)]
                      for key in ("exp_avg", "exp_avg_sq"))
+
+    def restore(self, first, second, steps):
+        """Go on from the moments (numpy arrays, in the order of the parameters) after `steps` steps."""
+        for param, mean, square in zip(self.params, first, second):
+            self._adamw.state[param] = {
+                "step": th.tensor(float(steps)), "exp_avg": runtime.to_tensor(mean).to(param),
+                "exp_avg_sq": runtime.to_tensor(square).to(param)}
 
 
 def gradients(loss, params):

@@ -66,6 +66,12 @@ def tracked_copy(tensor):
     return copy if copy.requires_grad else copy.requires_grad_()
 
 
+def assign(tensor, array):
+    """Set a tensor's values in place from a numpy array of its shape."""
+    with th.no_grad():
+        tensor.copy_(to_tensor(array))
+
+
 def versions():
     """Name -> version of what the numbers depend on: Python, numpy and the framework."""
     return {"python": platform.python_version(), "numpy": np.__version__, "torch": th.__version__}

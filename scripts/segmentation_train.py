@@ -13,15 +13,22 @@ def main():
     parser = cli.build_parser(__doc__, "data", "model", "diffusion", "training")
     parser.add_argument("--out_dir", default="./results/", metavar="FOLDER",
                         help="folder for the log, the configuration and the checkpoints (default: ./results/)")
+    parser.add_argument("--resume", default="", metavar="last|PATH",
+                        help="go on from the last checkpoint of --out_dir, or from that of another folder, with its "
+                             "configuration")
     args = parser.parse_args()
-    config = resolve(cli.given_settings(args), preset=getattr(args, "preset", None))
+    if args.resume:
+        step, config, networks = training.resumed_config(args.resume, args.out_dir, cli.given_settings(args))
+    else:
+        step, networks = 0, None
+        config = resolve(cli.given_settings(args), preset=getattr(args, "preset", None))
     dataset = open_dataset(config.data, config.model.image_size, "Training", need_masks=True)
     config = training.fit_to_data(config, dataset, in_ch_given=hasattr(args, "in_ch"))
     summary = cli.configuration_text(config, backend=args.backend, out_dir=args.out_dir, examples=len(dataset))
     print(summary)
     if not args.dry_run:
         training.prepare_run(args.out_dir, summary)
-        loop = cli.backend_module(args.backend, "train_util").create_train_loop(config, dataset)
+        loop = cli.backend_module(args.backend, "train_util").create_train_loop(config, dataset, step, networks)
         training.run_training(loop, config, args.out_dir)
 
 

@@ -248,7 +248,7 @@ class FakeLoop:
     """A loop without a framework: the loss falls, and is NaN from a step on."""
 
     def __init__(self, nan_from=10**9, after_step=None):
-        self.nan_from, self.after_step = nan_from, after_step
+        self.nan_from, self.after_step, self.step = nan_from, after_step, 0
 
     def run_loop(self, steps):
         for step in range(steps):
@@ -277,7 +277,8 @@ def test_log_and_checkpoints(tmp_path):
     assert [{name: float(value) for name, value in row.items()} for row in rows] == lines
     assert checkpoints(tmp_path) == ["last", "step_000005", "step_000007"]
     assert saved == tmp_path / "checkpoints" / "step_000007"
-    assert sorted(path.name for path in saved.iterdir()) == ["ema_0.9999.safetensors", "model.safetensors"]
+    assert sorted(path.name for path in saved.iterdir()) == [
+        "contents.json", "ema_0.9999.safetensors", "model.safetensors"]
 
 
 def test_nan_stops_training_and_leaves_the_checkpoints_before(tmp_path):

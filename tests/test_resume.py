@@ -1,0 +1,147 @@
+"""Resuming: a killed run that goes on equals one that was never interrupted, to the bit."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from small import NETWORK, RandomDataset, small_config
+
+from guided_diffusion_core import checkpoint, training
+from guided_diffusion_core.data.phantoms import write_isic_phantoms
+from guided_diffusion_core.errors import UserError
+
+SETTINGS = {"max_steps": 6, "microbatch": 2, "batch_size": 4, "ema_rate": "0.9,0.99", "weight_decay": 0.01,
+            "lr_anneal_steps": 12, "highway_dropout": 0.5}
+
+
+def create(backend, **keywords):
+    return backend.module("train_util").create_train_loop(small_config(**SETTINGS), RandomDataset(), **keywords)
+
+
+def run(loop, steps):
+    return [values for _, values in loop.run_loop(steps)]
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for kind, arrays in expected.items():
+        assert list(found[kind]) == list(arrays)
+        for name, array in arrays.items():
+            assert found[kind][name].dtype == array.dtype
+            assert found[kind][name].tobytes() == array.tobytes(), f"{kind} {name}"
+
+
+def test_a_resumed_loop_equals_an_uninterrupted_one(backend, tmp_path):
+    whole = create(backend)
+    values = run(whole, 6)
+    first = create(backend)
+    assert run(first, 3) == values[:3]
+    folder = checkpoint.save(tmp_path, 3, small_config(**SETTINGS), first.networks())
+    step, _, networks = checkpoint.load_all(folder)
+    resumed = create(backend, step=step, networks=networks)
+    assert_same(resumed.networks(), first.networks())
+    assert run(resumed, 6) == values[3:]
+    assert_same(resumed.networks(), whole.networks())
+
+
+def test_what_does_not_fit_is_refused(backend):
+    loop = create(backend)
+    networks = loop.networks()
+    broken = {**networks, "trainer": {name: value for name, value in networks["trainer"].items()
+                                      if name != "second_moment/out.2.bias"}}
+    with pytest.raises(UserError, match="1 missing: second_moment/out.2.bias"):
+        loop.restore(3, broken)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    networks = {"model": {"a": np.arange(40, dtype=np.float32)}, "trainer": {"first_moment/a": np.ones(3, np.float32)}}
+    return checkpoint.save(tmp_path / "run", 5, small_config(max_steps=9), networks)
+
+
+def test_a_checkpoint_cut_at_any_byte_is_never_taken_for_whole(saved, tmp_path):
+    assert checkpoint.find_whole("last", tmp_path / "run") == saved
+    for path in sorted(saved.iterdir()):
+        content = path.read_bytes()
+        assert len(content) > 100
+        for length in range(len(content)):
+            path.write_bytes(content[:length])
+            with pytest.raises(UserError, match="--resume|bytes that are not those written"):
+                checkpoint.find_whole(saved, "")
+        path.unlink()
+        with pytest.raises(UserError, match="no whole checkpoint"):
+            checkpoint.find_whole(saved, "")
+        path.write_bytes(content)
+    assert checkpoint.find_whole(saved, "") == checkpoint.find_whole(tmp_path / "run", "") == saved
+
+
+def test_a_changed_byte_is_found(saved):
+    path = saved / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="model.safetensors: found .* bytes that are not those written"):
+        checkpoint.find_whole(saved, "")
+
+
+@pytest.mark.parametrize("given, message", [
+    ({"lr": 1.0}, "--lr: found 1.0; expected 0.0001"),
+    ({"num_channels": 64}, "--num_channels: found 64; expected 32"),
+    ({"seed": 9}, "--seed: found 9; expected 3"),
+    ({"max_steps": 5}, "found a checkpoint of step 5, where this training ends"),
+])
+def test_a_flag_that_contradicts_the_checkpoint(saved, given, message):
+    with pytest.raises(UserError, match=message):
+        training.resumed_config(str(saved), "", given)
+
+
+def test_the_checkpoint_decides_but_for_where_it_ends(saved):
+    step, config, networks = training.resumed_config(str(saved), "", {"max_steps": 20, "save_interval": 2})
+    assert (step, config) == (5, small_config(max_steps=20, save_interval=2))
+    assert sorted(networks) == ["model", "trainer"]
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path):
+    for step in (1, 2, 10, 9):
+        checkpoint.save(tmp_path, step, small_config(), {"model": {"a": np.ones(2, np.float32)}}, keep=2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["last", "step_000009", "step_000010"]
+
+
+def command(data, out_dir, backend, *more):
+    flags = {**NETWORK, "data_name": "ISIC", "data_dir": data, "out_dir": out_dir, "batch_size": 2, "max_steps": 8,
+             "save_interval": 2, "log_interval": 1, "backend": backend}
+    del flags["in_ch"]
+    return [sys.executable, "scripts/segmentation_train.py",
+            *(str(part) for name, value in flags.items() for part in (f"--{name}", value)), *map(str, more)]
+
+
+def test_kill_and_resume_on_the_command_line(backend, tmp_path):
+    """kill -9 in the middle, then --resume last: the same files as without, and one log."""
+    write_isic_phantoms(tmp_path / "data", train=4, test=0, size=40, seed=1)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command(tmp_path / "data", whole, backend.name), cwd=ROOT, env=environment, text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen(command(tmp_path / "data", killed, backend.name), cwd=ROOT, env=environment,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (killed / "checkpoints" / "last").exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    stopped = int((killed / "checkpoints" / "last").read_text().strip().removeprefix("step_"))
+    assert stopped < 8, "killed on the way"
+    done = subprocess.run(command(tmp_path / "data", killed, backend.name, "--resume", "last"), cwd=ROOT,
+                          env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert f"from step {stopped} on" in done.stderr
+    expected, found = (checkpoint.load_all(folder / "checkpoints" / "step_000008") for folder in (whole, killed))
+    assert found[0] == expected[0] == 8
+    assert_same(found[2], expected[2])
+    steps = [json.loads(line)["step"] for line in (killed / "progress.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 9))
