@@ -51,7 +51,7 @@ def save(out_dir, step, config, networks, keep=0):
             contiguous = {key: np.ascontiguousarray(value).reshape(value.shape) for key, value in arrays.items()}
             save_file(contiguous, temporary / f"{name}.safetensors", metadata={**metadata, "network": name})
         contents = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
-        (temporary / CONTENTS).write_text(json.dumps(contents, indent=1) + "\n")
+        (temporary / CONTENTS).write_text(json.dumps(contents, indent=1))
         _flush(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)

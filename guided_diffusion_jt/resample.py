@@ -30,6 +30,14 @@ class ScheduleSampler(abc.ABC):
         """Take note of an optimizer step: numpy (N,) time steps and losses of its whole batch, unweighted."""
 
 
+    def state(self):
+        """Name -> numpy array of what the losses have changed, for a checkpoint."""
+        return {}
+
+    def restore(self, arrays):
+        """Go on from what `state` returned."""
+
+
 class UniformSampler(ScheduleSampler):
     """All time steps of `diffusion` alike; every importance weight is 1."""
 
@@ -68,6 +76,12 @@ class LossSecondMomentResampler(LossAwareSampler):
 
     def update_with_all_losses(self, ts, losses):
         self.history.update(ts, losses)
+
+    def state(self):
+        return {"losses": self.history.losses.copy(), "counts": self.history.counts.copy()}
+
+    def restore(self, arrays):
+        self.history.losses, self.history.counts = arrays["losses"].copy(), arrays["counts"].copy()
 
 
 SAMPLERS = {"uniform": UniformSampler, "loss-second-moment": LossSecondMomentResampler}

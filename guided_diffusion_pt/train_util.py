@@ -16,7 +16,8 @@ from guided_diffusion_pt.optim import AdamW, gradients
 from guided_diffusion_pt.resample import UniformSampler, create_named_schedule_sampler
 from guided_diffusion_pt.script_util import create_model_and_diffusion
 
-MOMENTS = ("first_moment", "second_moment")  # prefixes of the names in a checkpoint's `trainer`
+# Prefixes of the names in a checkpoint's `trainer`.
+MOMENTS, SAMPLER = ("first_moment", "second_moment"), "schedule_sampler"
 
 
 def make_loader(stream, batch_size, num_workers=0):
@@ -176,16 +177,20 @@ class TrainLoop:
         networks[TRAINER] = {
             f"{kind}/{name}": runtime.to_numpy(value) for kind, values in zip(MOMENTS, self.opt.moments())
             for name, value in zip(self.names, values)}
+        networks[TRAINER] |= {f"{SAMPLER}/{name}": value for name, value in self.schedule_sampler.state().items()}
         return networks
 
     def restore(self, step, networks):
         """Go on after `step` steps from what `networks` returned then. Raises `UserError` if it does not
         fit this loop."""
         runtime.load_state(self.model, networks[NETWORK], where=f"checkpoint of step {step}")
+        trainer, sampled = networks[TRAINER], self.schedule_sampler.state()
         shapes = {name: tuple(param.shape) for name, param in zip(self.names, self.params)}
-        check_state({f"{kind}/{name}": shape for kind in MOMENTS for name, shape in shapes.items()},
-                    networks[TRAINER], f"optimizer of step {step}")
-        first, second = ([networks[TRAINER][f"{kind}/{name}"] for name in self.names] for kind in MOMENTS)
+        check_state({**{f"{kind}/{name}": shape for kind in MOMENTS for name, shape in shapes.items()},
+                     **{f"{SAMPLER}/{name}": value.shape for name, value in sampled.items()}},
+                    trainer, f"optimizer of step {step}")
+        self.schedule_sampler.restore({name: trainer[f"{SAMPLER}/{name}"] for name in sampled})
+        first, second = ([trainer[f"{kind}/{name}"] for name in self.names] for kind in MOMENTS)
         self.opt.restore(first, second, step)
         for rate, averages in zip(self.ema_rate, self.ema_params):
             arrays = networks[average_name(rate)]

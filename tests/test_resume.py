@@ -15,8 +15,9 @@ from guided_diffusion_core import checkpoint, training
 from guided_diffusion_core.data.phantoms import write_isic_phantoms
 from guided_diffusion_core.errors import UserError
 
-SETTINGS = {"max_steps": 6, "microbatch": 2, "batch_size": 4, "ema_rate": "0.9,0.99", "weight_decay": 0.01,
-            "lr_anneal_steps": 12, "highway_dropout": 0.5}
+# 3 time steps, so that the history of their losses is full, and decides, within the first steps
+SETTINGS = {"schedule_sampler": "loss-second-moment", "timestep_respacing": "3", "max_steps": 18, "microbatch": 2, "batch_size": 4, "ema_rate": "0.9,0.99", "weight_decay": 0.01,
+            "lr_anneal_steps": 20, "lr_schedule": "cosine", "highway_dropout": 0.5}
 
 
 def create(backend, **keywords):
@@ -38,14 +39,15 @@ def assert_same(found, expected):
 
 def test_a_resumed_loop_equals_an_uninterrupted_one(backend, tmp_path):
     whole = create(backend)
-    values = run(whole, 6)
+    values = run(whole, 18)
+    assert whole.schedule_sampler.history.is_full()
     first = create(backend)
-    assert run(first, 3) == values[:3]
-    folder = checkpoint.save(tmp_path, 3, small_config(**SETTINGS), first.networks())
+    assert run(first, 9) == values[:9]
+    folder = checkpoint.save(tmp_path, 9, small_config(**SETTINGS), first.networks())
     step, _, networks = checkpoint.load_all(folder)
     resumed = create(backend, step=step, networks=networks)
     assert_same(resumed.networks(), first.networks())
-    assert run(resumed, 6) == values[3:]
+    assert run(resumed, 18) == values[9:]
     assert_same(resumed.networks(), whole.networks())
 
 
