@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load as decode_arrays
+from safetensors.numpy import save as encode_arrays
 from safetensors.numpy import save_file
 
 from guided_diffusion_core import config as configuration
@@ -43,13 +45,12 @@ def save(out_dir, step, config, networks, keep=0):
     root = Path(out_dir) / "checkpoints"
     folder = root / f"step_{step:06d}"
     temporary = root / f".{folder.name}.writing"
-    metadata = {"format": FORMAT, "step": str(step), "config": json.dumps(config.to_dict())}
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for name, arrays in networks.items():
-            contiguous = {key: np.ascontiguousarray(value).reshape(value.shape) for key, value in arrays.items()}
-            save_file(contiguous, temporary / f"{name}.safetensors", metadata={**metadata, "network": name})
+            save_file(_contiguous(arrays), temporary / f"{name}.safetensors",
+                      metadata=_metadata(step, config, name))
         contents = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
         (temporary / CONTENTS).write_text(json.dumps(contents, indent=1))
         _flush(temporary)
@@ -82,6 +83,38 @@ def _steps(root):
     return sorted(root.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
 
 
+def _contiguous(arrays):
+    return {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in arrays.items()}
+
+
+def _metadata(step, config, network):
+    return {"format": FORMAT, "step": str(step), "config": json.dumps(config.to_dict()), "network": network}
+
+
+def to_bytes(step, config, network, arrays):
+    """The bytes of one safetensors file as `save` writes it; `load` reads it.
+
+    network: its name, `NETWORK` or `average_name(rate)`.
+    """
+    return encode_arrays(_contiguous(arrays), metadata=_metadata(step, config, network))
+
+
+def from_bytes(content, where):
+    """(name -> numpy array, metadata: dict of texts) of any safetensors file's bytes.
+
+    The metadata of a file that `save` has not written is empty. Raises `UserError` if it is no whole
+    safetensors file.
+    """
+    try:
+        arrays = decode_arrays(content)
+        header = json.loads(content[8:8 + int.from_bytes(content[:8], "little")])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise found_expected(where, f"no readable safetensors file ({error})", "a whole safetensors file",
+                             "Copy it again.") from error
+    metadata = header.get("__metadata__", {})
+    return arrays, metadata if metadata.get("format") == FORMAT else {}
+
+
 def _point_to(path, name):
     temporary = path.with_name(f".{path.name}.writing")
     temporary.write_text(name + "\n")
@@ -99,6 +132,10 @@ def find(model_path):
     if not model_path or not path.exists():
         raise found_expected("--model_path", f"no file or folder {str(model_path)!r}", "a checkpoint",
                              "Give a file, a folder of checkpoints/ or the --out_dir of a training run.")
+    if path.suffix in (".pt", ".pth", ".pkl"):
+        target = path.with_suffix(".safetensors")
+        raise found_expected("--model_path", path, "a .safetensors file, which holds the configuration too",
+                             f"Run: python scripts/convert_checkpoint.py {path} {target}")
     if path.is_file():
         return path
     last = path / "checkpoints" / "last"

@@ -177,6 +177,13 @@ UPSTREAM_DIFFERENCES = (
         "weights are read back with the architecture that they belong to, in either backend",
         "tests/test_checkpoint.py::test_a_file_loads_into_either_backend"),
     UpstreamDifference(
+        "dist_util.py, load_state_dict",
+        "torch.load, which before PyTorch 2.6 executes what a file asks for; the file holds no configuration",
+        "scripts/convert_checkpoint.py reads it without PyTorch, by a table of permitted names, infers the "
+        "architecture and writes a .safetensors file that holds it",
+        "old checkpoints serve both backends, and a downloaded file must not be able to run anything",
+        "tests/test_convert.py::TestHostileFiles::test_nothing_is_executed"),
+    UpstreamDifference(
         "train_util.py, lr_anneal_steps 0",
         "training never ends",
         "--max_steps with a finite default, and an ETA",

@@ -107,7 +107,7 @@ def test_flags_of_the_original_without_function_pass_at_their_default():
     (["--use_fp16", "True"], "half precision is not available"),
     (["--gpu_dev", "1"], "the device cannot be chosen"),
     (["--multi_gpu", "0,1"], "several devices are not available"),
-    (["--resume_checkpoint", "a.pt"], "resuming is not available"),
+    (["--resume_checkpoint", "a.pt"], "use --resume last"),
 ])
 def test_flags_of_the_original_without_function_say_what_to_do(capsys, argv, instead):
     assert instead in refused(capsys, *argv)

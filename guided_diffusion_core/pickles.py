@@ -1,0 +1,210 @@
+"""Pickles that cannot run anything, and Jittor's `.pkl` files, which are pickles.
+
+A pickle names functions and calls them while it is read. Here each name is looked up in a table of
+stand-ins defined by this software; a name outside the table ends the reading. Neither numpy's nor a
+framework's own rebuilding functions are called, so that a file decides about values alone.
+"""
+import hashlib
+import io
+import math
+import pickle
+import pickletools
+
+import numpy as np
+
+from guided_diffusion_core.errors import UserError, found_expected
+
+ARRAY_TYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
+
+# `jt.save` ends its files with the SHA-1 of what precedes and this mark.
+_JITTOR_MARK = b"HCAJSLHD"
+_SHA1_BYTES = 20
+
+# A pickle numbers what it uses again, fifteen things a tensor; the reader makes room up to the number.
+_LARGEST_MEMO = 1_000_000
+
+
+class Forbidden(Exception):
+    """A pickle uses a name that no checkpoint needs."""
+
+
+class Sealed:
+    """What a pickle can get hold of: it takes no state and no attributes from there."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state):
+        raise Forbidden(f"state for {type(self).__name__}")
+
+
+class Callable(Sealed):
+    """A name that a pickle may call: the call goes to `function`."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function):
+        self._function = function
+
+    def __call__(self, *arguments):
+        return self._function(*arguments)
+
+
+class Names(dict):
+    """Stand-in for OrderedDict. The state that torch gives it, versions of modules, is passed over."""
+
+    def __setstate__(self, state):
+        pass
+
+
+class _Dtype(Sealed):
+    """Stand-in for a numpy dtype; its pickled state is (version, byte order, ...)."""
+
+    __slots__ = ("name", "order")
+
+    def __init__(self, name, align=False, copy=False):
+        if name not in ARRAY_TYPES:
+            raise Forbidden(f"arrays of type {name!r}")
+        self.name, self.order = name, "<"
+
+    def __setstate__(self, state):
+        self.order = {"<": "<", ">": ">", "|": "<"}[state[1]]
+
+
+class _Array(Sealed):
+    """Stand-in for a numpy array; its pickled state is (version, shape, dtype, whether its order is
+    Fortran's, bytes)."""
+
+    __slots__ = ("_value",)
+
+    def __setstate__(self, state):
+        _, shape, dtype, fortran, content = state
+        if not isinstance(dtype, _Dtype) or not isinstance(content, bytes):
+            raise Forbidden("an array of objects")
+        flat = np.frombuffer(content, dtype.order + dtype.name)
+        if math.prod(shape) != flat.size:
+            raise ValueError(f"{flat.size} values for the shape {tuple(shape)}")
+        value = flat.reshape(shape, order="F" if fortran else "C")
+        self._value = value.astype(value.dtype.newbyteorder("="), order="C")
+
+    def array(self):
+        return self._value
+
+
+def _encode_latin1(text, encoding):
+    """Bytes as protocols below 3 write them: a text, one character for each."""
+    if encoding != "latin1":
+        raise Forbidden(f"the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+def _var(value):
+    """A Jittor variable: pickled as the array that it holds."""
+    if not isinstance(value, _Array):
+        raise Forbidden("a variable that holds no array")
+    return value
+
+
+# (module, name) -> what stands for it in a .pkl. Jittor's `Var` has been pickled under three names.
+JITTOR_NAMES = {
+    ("collections", "OrderedDict"): Callable(Names),
+    ("_codecs", "encode"): Callable(_encode_latin1),
+    ("numpy", "ndarray"): Sealed(),
+    ("numpy", "dtype"): Callable(_Dtype),
+    ("numpy.core.multiarray", "_reconstruct"): Callable(lambda cls, shape, kind: _Array()),
+    ("numpy._core.multiarray", "_reconstruct"): Callable(lambda cls, shape, kind: _Array()),
+    ("jittor", "jittor_core.Var"): Callable(_var),
+    ("jittor", "Var"): Callable(_var),
+    ("jittor_core", "Var"): Callable(_var),
+}
+
+
+class RestrictedUnpickler(pickle.Unpickler):
+    """Reads one pickle with the names of a table alone.
+
+    stream:  binary file that can seek. names: dict (module, name) -> `Sealed`.
+    storage: function of a persistent id, or None where the format has none.
+    """
+
+    def __init__(self, stream, names, storage=None):
+        super().__init__(stream, encoding="utf-8")
+        self._stream = stream
+        self._names = names
+        self._storage = storage
+
+    def load(self):
+        start = self._stream.tell()
+        for opcode, argument, _ in pickletools.genops(self._stream):
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > _LARGEST_MEMO:
+                raise Forbidden("room for billions of things")
+        self._stream.seek(start)
+        return super().load()
+
+    def find_class(self, module, name):
+        try:
+            return self._names[module, name]
+        except KeyError:
+            raise Forbidden(f"{module}.{name}") from None
+
+    def persistent_load(self, pid):
+        if self._storage is None:
+            raise Forbidden("a persistent id")
+        return self._storage(pid)
+
+
+def guarded(read, where):
+    """The result of `read()`; whatever a broken or hostile file makes it raise becomes a `UserError`."""
+    try:
+        return read()
+    except UserError:
+        raise
+    except Forbidden as error:
+        raise found_expected(where, f"a pickle that asks for more than weights: {error}",
+                             "the weights of a network alone; nothing of the file was executed",
+                             "Do not use this file with other software.") from error
+    except Exception as error:  # a malformed pickle raises nearly every kind
+        raise found_expected(where, f"no readable checkpoint ({type(error).__name__}: {error})",
+                             "a whole file of the format that its name says", "Copy it again.") from error
+
+
+def arrays_of(tree, where):
+    """Name -> numpy array of an unpickled state dict. Raises `UserError` if it is another thing."""
+    if isinstance(tree, dict) and {"param_groups", "defaults"} & tree.keys():
+        raise found_expected(where, "the state of an optimizer", "the weights of a network",
+                             "Use savedmodel* or emasavedmodel_*.")
+    if not isinstance(tree, dict) or not tree:
+        raise found_expected(where, f"{type(tree).__name__} without weights", "a state dict",
+                             "Use another file.")
+    strange = [str(name) for name, value in tree.items()
+               if not isinstance(name, str) or not hasattr(value, "array")]
+    if strange:
+        raise found_expected(where, f"entries that are no arrays: {', '.join(strange[:8])}",
+                             "a state dict alone", "Save the network's state_dict() itself.")
+    return {name: value.array() for name, value in tree.items()}
+
+
+def read_pkl(content, where):
+    """Name -> numpy array of a `.pkl` by `jt.save` or `pickle.dump`: arrays or Jittor variables.
+
+    content: the file's bytes. where: its path, for errors. Raises `UserError`.
+    """
+    if content.endswith(_JITTOR_MARK):
+        end = len(content) - len(_JITTOR_MARK)
+        content, checksum = content[:end - _SHA1_BYTES], content[end - _SHA1_BYTES:end]
+        if hashlib.sha1(content).digest() != checksum:
+            raise found_expected(where, "a checksum that does not fit the content", "a whole file of jt.save",
+                                 "Copy it again.")
+    stream = io.BytesIO(content)
+
+    def read():
+        tree = RestrictedUnpickler(stream, JITTOR_NAMES).load()
+        if stream.read(1):
+            raise ValueError("something follows the pickle")  # such as the rest of a checksum
+        return arrays_of(tree, where)
+
+    return guarded(read, where)
+
+
+def write_pkl(arrays):
+    """The bytes of a `.pkl` that `jt.load` reads: numpy arrays by name, with Jittor's checksum."""
+    content = pickle.dumps(dict(arrays), 4)
+    return content + hashlib.sha1(content).digest() + _JITTOR_MARK

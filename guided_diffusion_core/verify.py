@@ -1,0 +1,98 @@
+"""One random input through the network of two files, in both backends: does a conversion hold?
+
+Each backend runs in a process of its own, since a Jittor process keeps torch out.
+"""
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from guided_diffusion_core import checkpoint, cli, convert
+from guided_diffusion_core.errors import UserError, found_expected
+
+INPUT_SEED = 0
+# Of the largest output: sums in another order made 2.7e-6 at width 128 and 64 px, 1.5e-6 at width 32.
+BACKENDS_AGREE = 1e-4
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def check_installed():
+    """Refuse `--verify` where a framework is missing; `UserError`."""
+    for backend, (_, framework, distribution) in cli.BACKENDS.items():
+        if importlib.util.find_spec(framework) is None:
+            raise found_expected("--verify", f"no {distribution}",
+                                 "both frameworks, whose outputs it compares",
+                                 f"Install {distribution} or leave the flag out: converting needs neither.")
+
+
+def verify(source_path, target_path, given, config):
+    """Compare two files bitwise and by what both backends compute from them; print it.
+
+    given:  settings with which the source was read. config: `Config` that came of it.
+    Returns the exit code: 0, or 1 if an array or an output of the same backend differs at all, or the
+    backends' outputs by more than `BACKENDS_AGREE`.
+    """
+    shown = {**given, "normalisation": config.normalisation, **vars(config.model), **vars(config.diffusion)}
+    source, target = convert.read(source_path, given), convert.read(target_path, shown)
+    unequal = convert.differing(source, target)
+    total = len(source.arrays)
+    print(f"--verify: {total - len(unequal)} of {total} tensors are bitwise the same")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, one in (("IN", source), ("OUT", target)):
+            content = checkpoint.to_bytes(one.step, config, one.network, one.arrays)
+            (Path(folder) / f"{name}.safetensors").write_bytes(content)
+        outputs = {backend: _outputs(backend, folder) for backend in cli.BACKENDS}
+    worst = 0.0
+    for backend, found in outputs.items():
+        difference = _largest(found["IN"], found["OUT"])
+        worst = max(worst, difference)
+        print(f"--verify: {backend}, IN against OUT: largest difference {difference:.3g}")
+    pytorch, jittor = (outputs[backend]["OUT"] for backend in cli.BACKENDS)
+    scale = max(float(np.abs(value).max()) for value in pytorch.values())
+    apart = _largest(pytorch, jittor)
+    print(f"--verify: OUT, {' against '.join(cli.BACKENDS)}: largest difference {apart:.3g} "
+          f"(largest output {scale:.3g})")
+    # "not <=" since a difference that is no number agrees with nothing
+    return 1 if unequal or worst or not apart <= BACKENDS_AGREE * scale else 0
+
+
+def _largest(first, second):
+    return max(float(np.abs(first[name].astype(np.float64) - second[name]).max()) for name in first)
+
+
+def _outputs(backend, folder):
+    """{"IN", "OUT"} -> output name -> array, computed in a process of its own."""
+    code = ("from guided_diffusion_core import cli, verify; "
+            f"cli.run_command(lambda: verify.run({backend!r}, {folder!r}))")
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": path})
+    if done.returncode:
+        message = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UserError(f"--verify: {backend} could not run the network: {message}")
+    with np.load(Path(folder) / f"{backend}.npz") as file:
+        return {name: {key.partition("/")[2]: file[key] for key in file if key.startswith(f"{name}/")}
+                for name in ("IN", "OUT")}
+
+
+def run(backend, folder):
+    """Write the outputs of folder/IN.safetensors and OUT.safetensors to folder/<backend>.npz."""
+    runtime = cli.backend_module(backend, "runtime")
+    script_util = cli.backend_module(backend, "script_util")
+    outputs = {}
+    for name in ("IN", "OUT"):
+        model, _, config = script_util.load_model_and_diffusion(Path(folder) / f"{name}.safetensors")
+        side = config.model.image_size
+        x = np.random.RandomState(INPUT_SEED).standard_normal((1, config.model.in_ch, side, side))
+        inputs = [runtime.to_tensor(x, dtype=runtime.precision()),
+                  runtime.to_tensor([config.diffusion.diffusion_steps // 2], dtype=runtime.precision())]
+        if config.model.class_cond:
+            inputs.append(runtime.to_tensor([1], dtype="int32"))
+        with runtime.no_grad():
+            for key, value in zip(("out", "cal"), model(*inputs)):
+                outputs[f"{name}/{key}"] = runtime.to_numpy(value)
+    np.savez(Path(folder) / f"{backend}.npz", **outputs)

@@ -1,0 +1,52 @@
+"""Convert a checkpoint between .pt/.pth (the original's), .pkl (Jittor's) and .safetensors, bitwise."""
+import dataclasses
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from guided_diffusion_core import cli, convert, verify  # noqa: E402
+from guided_diffusion_core.config import DataConfig, DiffusionConfig, ModelConfig  # noqa: E402
+
+
+def main():
+    parser = cli.CommandParser(__doc__)
+    parser.add_argument("source", metavar="IN", help="file to read; its ending names the format")
+    parser.add_argument("target", metavar="OUT", help="file to write, which must not be there yet")
+    for flag, text in (
+        ("--dry_run", "read and check IN, print what would be done, write nothing"),
+        ("--verify", "afterwards run IN and OUT in both backends, which must be installed, and print the "
+                     "largest difference"),
+    ):
+        parser.add_argument(flag, nargs="?", const=True, default=False, type=cli.boolean,
+                            metavar="True|False", help=f"{text} (default: False)")
+    group = parser.add_argument_group(
+        "settings", "What names and shapes show is read from IN, and a flag that contradicts it is an error. "
+                    "The rest (image size, heads, dropout, diffusion) has the original's defaults unless given.")
+    for section in (ModelConfig, DiffusionConfig):
+        cli.add_settings(group, section, *(field.name for field in dataclasses.fields(section)))
+    cli.add_settings(group, DataConfig, "data_name")
+    group.add_argument("--normalisation", metavar="TEXT",
+                       help="rule by which intensities were scaled in training, as segmentation_sample.py "
+                            "compares it (default: the original's for the --data_name)")
+    args = parser.parse_args()
+    given = cli.given_settings(args)
+    if args.normalisation is not None:
+        given["normalisation"] = args.normalisation
+    convert.check_target(args.target)
+    if args.verify:
+        verify.check_installed()
+    source = convert.read(args.source, given)
+    print("\n".join((f"{args.source}: {len(source.arrays)} tensors.", *source.notes)))
+    if args.dry_run:
+        print(f"Nothing written (--dry_run): {args.target}")
+        return 0
+    convert.write(args.target, source)
+    print(f"Written: {args.target}")
+    if not args.target.endswith(".safetensors"):
+        print(f"It holds the weights alone. Flags of the network in it: {convert.flags(source.config)}")
+    return verify.verify(args.source, args.target, given, source.config) if args.verify else 0
+
+
+if __name__ == "__main__":
+    cli.run_command(main)
