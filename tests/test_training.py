@@ -104,7 +104,7 @@ def test_averages_rates_and_gradients_over_steps(backend):
                 average[name] = used * average[name].astype(np.float64) + (1 - used) * state[name]
     assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4]), "and then the annealing ends the training"
     networks = loop.networks()
-    assert list(networks) == ["model", "ema_0.9", "ema_0.15"]
+    assert list(networks) == ["model", "ema_0.9", "ema_0.15", "trainer"]
     for average, name in zip(expected, ("ema_0.9", "ema_0.15")):
         for key in loop.names:
             np.testing.assert_allclose(networks[name][key], average[key], rtol=1e-5, atol=1e-7)
