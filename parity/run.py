@@ -224,6 +224,7 @@ def record(backends, jobs):
         except WorkerFailed as error:
             raise UserError(str(error)) from error
         except KeyboardInterrupt:
+            stop.set()  # first, so that no lane starts a process again
             for backend in backends:
                 backend.stop()  # not at the end of its job, which may be a minute away
             raise
