@@ -81,6 +81,11 @@ class HighwayPlan:
     joins: tuple = ()
     embed: tuple = ()
 
+    @property
+    def poolings(self):
+        """How many times the image's side is halved on the way to the bottleneck."""
+        return len(self.localization)
+
 
 @dataclass(frozen=True)
 class UNetPlan:

@@ -279,13 +279,14 @@ _ANCHORS = ("uncalled", "hwm.upscale_logits_ops.[01]",
             "the names", "guided_diffusion_pt/highway.py, HighwayUNet.forward")
 
 ACCEPTED_GAPS = (
-    *(AcceptedGap(_ANCHORS[0], case, *_ANCHORS[1:]) for case in ("forward/*", "gradients/*")),
+    *(AcceptedGap(_ANCHORS[0], case, *_ANCHORS[1:]) for case in ("forward/new*", "forward/full-size",
+                                                            "gradients/new*")),
     AcceptedGap(
         "all zero", "gradients/*", "input gradient/input_blocks.*#0?1?",
         "a block without residual block is given the time embedding and does not use it",
         "guided_diffusion_pt/unet.py, TimestepEmbedSequential"),
     *(AcceptedGap(
-        "all zero", "gradients/*", site,
+        "all zero", "gradients/new*", site,
         "the network adds the anchors without their gradient, as the original does",
         "guided_diffusion_pt/unet.py, UNetModel_newpreview.forward")
       for site in ("output gradient/hwm#0?[01]?", "output gradient/hwm.upscale_logits_ops.*#0",
