@@ -41,7 +41,8 @@ class ModelConfig:
     use_scale_shift_norm: bool = option(True, "time embedding scales and shifts (True) or is added (False)")
     resblock_updown: bool = option(False, "residual blocks for down- and upsampling")
     use_new_attention_order: bool = option(False, "split queries, keys and values before the heads")
-    version: str = option("new", "network version", ("new",))
+    version: str = option(
+        "new", "network version: new adds the highway's features at the input, 1 at the bottleneck", ("new", "1"))
     learn_sigma: bool = option(False, "the network also predicts the variance of the reverse step")
     highway_dropout: float = option(
         0.5, "channel dropout rate in the encoder of the highway network, 0 to 1")

@@ -2,16 +2,18 @@
 
 Both backends start from these arrays, so that the same seed gives the same network. The
 distributions are the original's: PyTorch's default for convolutions, linear layers and
-embeddings, He et al. 2015 (arXiv:1502.01852, eq. 15 with slope 0.01) in the highway network, and
-zeros where guided diffusion starts a block as the identity.
+embeddings, He et al. 2015 (arXiv:1502.01852, eq. 15 with slope 0.01) in the highway network but for its way
+into the diffusion network, and zeros where guided diffusion starts a block as the identity.
 """
 import math
 
 import numpy as np
 
 from guided_diffusion_core.noise import INITIAL_WEIGHT, NoiseTape
+from guided_diffusion_core.state_shapes import BOTTLENECK_EMBED
 
 HIGHWAY_SLOPE = 0.01  # of the leaky ReLU that He's gain is computed for
+FOURIER_DEVIATION = np.float32(0.02)  # of the weights of an FF-Parser
 ZERO_LAYERS = ("out_layers.3", "proj_out")
 
 
@@ -34,10 +36,12 @@ def _initial_value(name, shape, shapes, tape):
     weight_shape = shapes.get(f"{layer}.weight", ())
     if kind == "running_var" or len(weight_shape) == 1:  # a normalisation: weight 1, bias 0
         return np.full(shape, kind != "bias", np.float32)
+    if kind == "complex_weight":
+        return tape.normal(f"{INITIAL_WEIGHT}/{name}", shape) * FOURIER_DEVIATION
     if layer == "label_emb":
         return tape.normal(f"{INITIAL_WEIGHT}/{name}", shape)
     fan_in = math.prod(weight_shape[1:])
-    if layer.startswith("hwm."):
+    if layer.startswith("hwm.") and layer != BOTTLENECK_EMBED:
         return _he_normal(name, shape, kind, fan_in, tape)
     bound = 1 / math.sqrt(fan_in)  # He's uniform with slope sqrt(5), and the bias's own rule, coincide
     return ((2 * tape.uniform(f"{INITIAL_WEIGHT}/{name}", shape) - 1) * bound).astype(np.float32)

@@ -5,6 +5,8 @@ the highway network are called `instnorm` there.
 """
 from guided_diffusion_core.unet_plan import AttentionPlan, ConvPlan, DownsamplePlan, ResBlockPlan
 
+BOTTLENECK_EMBED = "hwm.bottleneck_embed"  # version `1`; the original draws this layer anew in every call
+
 
 def state_shapes(plan):
     """Return an ordered dict name -> shape of every parameter and buffer of a `UNetPlan`."""
@@ -80,7 +82,20 @@ def _add_highway(shapes, highway):
     bottleneck = len(highway.context) - 1
     for half, channels in enumerate(highway.context[-1]):
         _add_conv_norm(shapes, f"hwm.conv_blocks_context.{bottleneck}.{half}.blocks.0", channels)
+    _add_joins(shapes, highway.joins)
     shapes["hwm.seg_outputs.0.weight"] = (1, highway.localization[-1][-1][-1], 1, 1)
+    if highway.embed:
+        inputs, outputs = highway.embed
+        _add(shapes, BOTTLENECK_EMBED, (outputs, inputs, 1, 1))
+
+
+def _add_joins(shapes, joins):
+    for index, join in enumerate(joins):
+        _add(shapes, f"hwm.conv_trans_blocks_a.{index}", (join.out_channels, join.channels, 1, 1))
+    for index, join in enumerate(joins):
+        _add(shapes, f"hwm.conv_trans_blocks_b.{index}", (1, join.out_channels, 1, 1))
+    for index, join in enumerate(joins):
+        shapes[f"hwm.ffparser.{index}.complex_weight"] = (join.out_channels, join.size, join.size // 2 + 1, 2)
 
 
 def _add_conv_norm(shapes, name, channels):

@@ -35,10 +35,10 @@ def fit_to_data(config, dataset, in_ch_given):
         raise found_expected("--class_cond", True, "False, because these datasets have no class labels",
                              "Leave the flag out.")
     config = config.replace(in_ch=channels, normalisation=dataset.normalisation)
-    make_plan(config.model)
+    plan = make_plan(config.model)
     microbatch = config.training.microbatch if config.training.microbatch > 0 else config.training.batch_size
     smallest = config.training.batch_size % microbatch or microbatch
-    if config.model.image_size == 32 and smallest == 1:
+    if plan.image_size == 2 ** plan.highway.poolings and smallest == 1:
         raise found_expected("--batch_size", f"a forward pass of one example at {config.model.image_size} pixels",
                              "two or more, because batch norm sees one value per channel there",
                              "Give a larger --batch_size or --microbatch.")

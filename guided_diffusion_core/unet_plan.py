@@ -11,7 +11,7 @@ from guided_diffusion_core.config import NUM_CLASSES
 from guided_diffusion_core.errors import UserError, found_expected
 
 GROUP_NORM_GROUPS = 32
-HIGHWAY_POOLINGS = 5
+HIGHWAY_POOLINGS = 5  # of version `new`
 HIGHWAY_MAX_WIDTH = 480
 
 
@@ -51,24 +51,47 @@ class UpsamplePlan:
 
 
 @dataclass(frozen=True)
+class JoinPlan:
+    """Features of the diffusion network that gate those of the highway network, in version `1`.
+
+    block: index of the input block that they come from. channels: theirs, before a 1x1 convolution.
+    out_channels: after it, as wide as the highway. size: side of both in pixels.
+    """
+    block: int
+    channels: int
+    out_channels: int
+    size: int
+
+
+@dataclass(frozen=True)
 class HighwayPlan:
     """The highway network: each stage is a tuple of (in, out) channels of its 3x3 convolutions.
 
     context:       encoder stages, one more than there are poolings; the last is the bottleneck.
     localization:  decoder stages, after upsampling by two and joining the encoder's features.
-    anchor_scales: scale of the upsampling of each decoder stage's features but the last one's to
-                   full size, in the order of the state dict's `upscale_logits_ops`.
+    anchor_scales: version `new`: scale of the upsampling of each decoder stage's features but the last
+                   one's to full size, in the order of the state dict's `upscale_logits_ops`.
+    joins:         version `1`: `JoinPlan` after each pooling but the last.
+    embed:         version `1`: (in, out) channels of the bottleneck's way into the diffusion network.
     """
     context: tuple
     localization: tuple
-    anchor_scales: tuple
     dropout: float
+    anchor_scales: tuple = ()
+    joins: tuple = ()
+    embed: tuple = ()
+
+    @property
+    def poolings(self):
+        """How many times the image's side is halved on the way to the bottleneck."""
+        return len(self.localization)
 
 
 @dataclass(frozen=True)
 class UNetPlan:
     """The whole network. `input_blocks` and `output_blocks` are tuples of blocks, a block is a
     tuple of layer plans; the output of each input block is joined by one output block."""
+    version: str
     image_size: int
     in_channels: int
     model_channels: int
@@ -104,6 +127,7 @@ def make_plan(config):
     width = skips[-1]
     middle = (ResBlockPlan(width, width), _attention(config, width, config.num_heads), ResBlockPlan(width, width))
     return UNetPlan(
+        version=config.version,
         image_size=config.image_size,
         in_channels=config.in_ch,
         model_channels=config.num_channels,
@@ -113,7 +137,7 @@ def make_plan(config):
         input_blocks=input_blocks,
         middle_block=middle,
         output_blocks=_output_blocks(config, channel_mult, attention, width, skips),
-        highway=_highway(config),
+        highway=_highway_new(config) if config.version == "new" else _highway_v1(config, input_blocks, width),
         dropout=config.dropout,
         use_checkpoint=config.use_checkpoint,
         use_scale_shift_norm=config.use_scale_shift_norm,
@@ -202,24 +226,42 @@ def _output_blocks(config, channel_mult, attention, width, skips):
     return tuple(blocks)
 
 
-def _highway(config):
-    """The anchors added to the first features are base + base + 2 base wide: base = width / 4."""
+def _highway_stages(config, poolings):
+    """(context, localization) of `HighwayPlan`. The base width is a quarter of the network's: in version
+    `new` the anchors added to the first features are base + base + 2 base wide."""
     base = config.num_channels // 4
     cap = max(HIGHWAY_MAX_WIDTH, 2 * base)
-    widths = [min(base * 2 ** stage, cap) for stage in range(HIGHWAY_POOLINGS + 1)]
+    widths = [min(base * 2 ** stage, cap) for stage in range(poolings + 1)]
     context, previous = [], config.in_ch - 1
     for width in widths[:-1]:
         context.append(((previous, width), (width, width)))
         previous = width
     context.append(((previous, widths[-1]), (widths[-1], previous)))
     localization = []
-    for stage in range(HIGHWAY_POOLINGS):
-        skip = widths[HIGHWAY_POOLINGS - 1 - stage]
-        following = widths[max(HIGHWAY_POOLINGS - 2 - stage, 0)]
+    for stage in range(poolings):
+        skip = widths[poolings - 1 - stage]
+        following = widths[max(poolings - 2 - stage, 0)]
         localization.append(((2 * skip, skip), (skip, following)))
-    return HighwayPlan(
-        context=tuple(context),
-        localization=tuple(localization),
-        anchor_scales=tuple(2 ** (HIGHWAY_POOLINGS - 1 - stage) for stage in range(HIGHWAY_POOLINGS - 1)),
-        dropout=config.highway_dropout,
-    )
+    return tuple(context), tuple(localization)
+
+
+def _highway_new(config):
+    context, localization = _highway_stages(config, HIGHWAY_POOLINGS)
+    scales = tuple(2 ** (HIGHWAY_POOLINGS - 1 - stage) for stage in range(HIGHWAY_POOLINGS - 1))
+    return HighwayPlan(context, localization, config.highway_dropout, anchor_scales=scales)
+
+
+def _highway_v1(config, input_blocks, width):
+    """One pooling for each downsampling of the diffusion network, so that both meet at the same
+    resolutions; at 256 and 512 px these are the original's five. width: of the diffusion network's bottleneck."""
+    downsamplings = [index for index, block in enumerate(input_blocks)
+                     if isinstance(block[0], DownsamplePlan) or getattr(block[0], "down", False)]
+    if not downsamplings:
+        raise found_expected("--channel_mult", f"{config.channel_mult!r} with --version 1", "two multipliers or more",
+                             "Write for example 1,2, or use --version new.")
+    context, localization = _highway_stages(config, len(downsamplings))
+    joins = tuple(
+        JoinPlan(block, input_blocks[block][0].channels, context[stage][-1][-1], config.image_size // 2 ** (stage + 1))
+        for stage, block in enumerate(downsamplings[:-1]))
+    return HighwayPlan(context, localization, config.highway_dropout, joins=joins,
+                       embed=(context[-1][-1][-1], width))

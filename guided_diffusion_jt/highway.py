@@ -1,12 +1,20 @@
-"""The highway network: a 2D U-Net on the image alone, which yields anchor features for the
-diffusion network and a calibration mask (Wu et al. 2022, arXiv:2211.00611, section 3.2).
+"""The highway network: a 2D U-Net on the image, which yields features for the diffusion
+network and a calibration mask (Wu et al. 2022, arXiv:2211.00611, section 3.2).
 
 Attribute names are the original's, since the state dict is named after them.
 """
 import jittor as jt
 from jittor import nn
 
-from guided_diffusion_jt.nn import BatchNorm2d, BilinearUpsample, Dropout2d, LeakyReLU, MaxPool2d
+from guided_diffusion_jt.nn import (
+    BatchNorm2d,
+    BilinearUpsample,
+    Dropout2d,
+    LeakyReLU,
+    MaxPool2d,
+    channel_mean,
+    spectral_filter,
+)
 
 
 class ConvDropoutNormNonlin(nn.Module):
@@ -40,12 +48,19 @@ def _stack_each(widths, dropout):
     return nn.Sequential(*[StackedConvLayers([pair], dropout) for pair in widths])
 
 
-class HighwayUNet(nn.Module):
-    """Encoder-decoder with five poolings.
+class FFParser(nn.Module):
+    """A learned filter of every channel's spectrum (Wu et al. 2022, arXiv:2211.00611, eq. 4):
+    (N, dim, h, W) to the same, with W // 2 + 1 = w. The weight is (dim, h, w, 2), real and imaginary."""
 
-    plan: `HighwayPlan`. Input: image (N, C, S, S). Returns ((first, second), cal): anchor features
-    (N, base, S, S) and (N, 2 base, S, S), and the calibration mask (N, 1, S, S) in (0, 1).
-    """
+    def __init__(self, dim, h=128, w=65):
+        self.complex_weight = jt.zeros((dim, h, w, 2))
+
+    def execute(self, x):
+        return spectral_filter(x, self.complex_weight)
+
+
+class _EncoderDecoder(nn.Module):
+    """The layers that both versions share; plan: `HighwayPlan`."""
 
     def __init__(self, plan):
         encoder, bottleneck = plan.context[:-1], plan.context[-1]
@@ -55,7 +70,31 @@ class HighwayUNet(nn.Module):
             + [_stack_each(bottleneck, plan.dropout)])
         self.td = nn.ModuleList([MaxPool2d() for _ in encoder])
         self.tu = nn.ModuleList([BilinearUpsample(2) for _ in plan.localization])
-        self.seg_outputs = nn.ModuleList([nn.Conv2d(plan.localization[-1][-1][-1], 1, 1, bias=False)])
+
+    def _decode(self, x, skips):
+        """The features of each decoder stage, from the bottleneck's and the encoder's."""
+        features = []
+        for stage, upsample, skip in zip(self.conv_blocks_localization, self.tu, reversed(skips)):
+            x = stage(jt.concat([upsample(x), skip], dim=1))
+            features.append(x)
+        return features
+
+
+def _mask_head(plan):
+    """The 1x1 convolution of the last features to the calibration mask, in a list as in the original."""
+    return nn.ModuleList([nn.Conv2d(plan.localization[-1][-1][-1], 1, 1, bias=False)])
+
+
+class HighwayUNet(_EncoderDecoder):
+    """The highway network of version `new`, with five poolings.
+
+    plan: `HighwayPlan`. Input: image (N, C, S, S). Returns ((first, second), cal): anchor features
+    (N, base, S, S) and (N, 2 base, S, S), and the calibration mask (N, 1, S, S) in (0, 1).
+    """
+
+    def __init__(self, plan):
+        super().__init__(plan)
+        self.seg_outputs = _mask_head(plan)
         self.upscale_logits_ops = nn.ModuleList([BilinearUpsample(scale) for scale in plan.anchor_scales])
 
     def execute(self, x):
@@ -64,12 +103,45 @@ class HighwayUNet(nn.Module):
             x = stage(x)
             skips.append(x)
             x = pool(x)
-        x = self.conv_blocks_context[-1](x)
-        features = []
-        for stage, upsample, skip in zip(self.conv_blocks_localization, self.tu, reversed(skips)):
-            x = stage(jt.concat([upsample(x), skip], dim=1))
-            features.append(x)
+        features = self._decode(self.conv_blocks_context[-1](x), skips)
         # The network adds the anchors of the half and the quarter resolution only; the original
         # also brings the two coarser ones to full size and throws them away.
         anchors = (self.upscale_logits_ops[-1](features[-2]), self.upscale_logits_ops[-2](features[-3]))
-        return anchors, jt.sigmoid(self.seg_outputs[0](x))
+        return anchors, jt.sigmoid(self.seg_outputs[0](features[-1]))
+
+
+class GatedHighwayUNet(_EncoderDecoder):
+    """The highway network of version `1`: after each pooling but the last its features are gated by
+    the diffusion network's.
+
+    plan: `HighwayPlan`. Input: image (N, C, S, S) and the list of features that its joins name. Returns
+    (embedded, cal): what is added to the diffusion network's bottleneck, as wide and as large as
+    that; the calibration mask (N, 1, S, S) in (0, 1).
+    """
+
+    def __init__(self, plan):
+        super().__init__(plan)
+        self.conv_trans_blocks_a = nn.ModuleList(
+            [nn.Conv2d(join.channels, join.out_channels, 1) for join in plan.joins])
+        self.conv_trans_blocks_b = nn.ModuleList([nn.Conv2d(join.out_channels, 1, 1) for join in plan.joins])
+        self.ffparser = nn.ModuleList(
+            [FFParser(join.out_channels, join.size, join.size // 2 + 1) for join in plan.joins])
+        self.seg_outputs = _mask_head(plan)
+        self.bottleneck_embed = nn.Conv2d(*plan.embed, 1)
+
+    def execute(self, x, hs):
+        skips = []
+        for index, (stage, pool) in enumerate(zip(self.conv_blocks_context, self.td)):
+            x = stage(x)
+            skips.append(x)
+            x = pool(x)
+            if index < len(hs):
+                x = self._gate(index, x, hs[index])
+        x = self.conv_blocks_context[-1](x)
+        features = self._decode(x, skips)
+        return self.bottleneck_embed(x), jt.sigmoid(self.seg_outputs[0](features[-1]))
+
+    def _gate(self, index, x, h):
+        """x times one number per position and one per channel, both from the filtered features h."""
+        h = self.ffparser[index](self.conv_trans_blocks_a[index](h))
+        return x * self.conv_trans_blocks_b[index](h) * channel_mean(h)  # (N, C, S, S) (N, 1, S, S) (N, C, 1, 1)

@@ -207,12 +207,12 @@ def load_state(model, arrays, where="weights"):
     where:  the file they come from, for the error.
     Raises `UserError` that lists all missing, unexpected and misshapen names.
     """
-    from guided_diffusion_core.checkpoint import check_state  # not needed to convert tensors
+    from guided_diffusion_core.checkpoint import fitted_state  # not needed to convert tensors
 
     state = model.state_dict()
     shapes = {name: () if name.endswith("num_batches_tracked") else tuple(value.shape)
               for name, value in state.items()}
-    check_state(shapes, arrays, where)
+    arrays = fitted_state(shapes, arrays, where)
     for name, value in state.items():
         dtype = precision() if "float" in str(value.dtype) else str(value.dtype)
         value.update(to_tensor(np.reshape(arrays[name], value.shape), dtype=dtype))

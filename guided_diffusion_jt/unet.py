@@ -7,7 +7,7 @@ from jittor import nn
 
 from guided_diffusion_core.unet_plan import AttentionPlan, ConvPlan, DownsamplePlan, ResBlockPlan
 from guided_diffusion_jt import runtime
-from guided_diffusion_jt.highway import HighwayUNet
+from guided_diffusion_jt.highway import GatedHighwayUNet, HighwayUNet
 from guided_diffusion_jt.nn import (
     AvgPool2d,
     Conv1d,
@@ -177,10 +177,15 @@ def _block(layers, plan):
     return TimestepEmbedSequential(*[_layer(layer, plan) for layer in layers])
 
 
-class UNetModel_newpreview(nn.Module):
-    """The network of version `new`.
+class _UNetModel(nn.Module):
+    """What both versions of the network share: every layer but the highway network.
 
     plan: UNetPlan (`guided_diffusion_core.unet_plan.make_plan`).
+
+    Input of all: x (N, in_channels, S, S), the image's channels and last the noised mask; timesteps (N,),
+    whole or fractional; y (N,) class labels, if and only if the network is class-conditional, else
+    ValueError. Returns (out, cal): (N, out_channels, S, S), the prediction and where learned the
+    variance's channel; (N, 1, S, S), the calibration mask in (0, 1).
     """
 
     def __init__(self, plan):
@@ -196,23 +201,32 @@ class UNetModel_newpreview(nn.Module):
         self.out = nn.Sequential(
             normalization(plan.model_channels), SiLU(),
             nn.Conv2d(plan.model_channels, plan.out_channels, 3, padding=1))
-        self.hwm = HighwayUNet(plan.highway)
 
-    def execute(self, x, timesteps, y=None):
-        """Apply the network.
-
-        x:         (N, in_channels, S, S), the image's channels and last the noised mask.
-        timesteps: (N,) steps, whole or fractional.
-        y:         (N,) class labels, if and only if the network is class-conditional.
-        Returns (out, cal): (N, out_channels, S, S), the prediction and where learned the
-        variance's channel; (N, 1, S, S), the calibration mask in (0, 1).
-        Raises ValueError when `y` does not fit the network.
-        """
+    def _embed(self, timesteps, y):
+        """Embedding of time steps and labels: (N, time_embed_dim)."""
         if (y is not None) != bool(self.plan.num_classes):
             raise ValueError("labels y must be given if and only if the network is class-conditional")
         emb = self.time_embed(timestep_embedding(timesteps, self.plan.model_channels))
-        if y is not None:
-            emb = emb + self.label_emb(y)
+        return emb if y is None else emb + self.label_emb(y)
+
+    def _decode(self, h, hs, emb):
+        """From the bottleneck's features and those of all input blocks to the output."""
+        h = self.middle_block(h, emb)
+        for block in self.output_blocks:
+            h = block(jt.concat([h, hs.pop()], dim=1), emb)
+        return self.out(h)
+
+
+class UNetModel_newpreview(_UNetModel):
+    """The network of version `new`: the highway's anchors are added to the first features, without
+    a gradient."""
+
+    def __init__(self, plan):
+        super().__init__(plan)
+        self.hwm = HighwayUNet(plan.highway)
+
+    def execute(self, x, timesteps, y=None):
+        emb = self._embed(timesteps, y)
         (first, second), cal = self.hwm(x[:, :-1])
         h = self.input_blocks[0](x, emb)
         h = h + jt.concat([first, first, second], dim=1).detach()  # base + base + 2 base = model_channels
@@ -220,7 +234,27 @@ class UNetModel_newpreview(nn.Module):
         for block in self.input_blocks[1:]:
             h = block(h, emb)
             hs.append(h)
-        h = self.middle_block(h, emb)
-        for block in self.output_blocks:
-            h = block(jt.concat([h, hs.pop()], dim=1), emb)
-        return self.out(h), cal
+        return self._decode(h, hs, emb), cal
+
+
+class UNetModel_v1preview(_UNetModel):
+    """The network of version `1`: features of the encoder gate the highway network, whose bottleneck
+    is added to the network's own (Wu et al. 2022, section 3.2), both with their gradients."""
+
+    def __init__(self, plan):
+        super().__init__(plan)
+        self.hwm = GatedHighwayUNet(plan.highway)
+
+    def execute(self, x, timesteps, y=None):
+        emb = self._embed(timesteps, y)
+        h, hs = x, []
+        for block in self.input_blocks:
+            h = block(h, emb)
+            hs.append(h)
+        embedded, cal = self.hwm(x[:, :-1], [hs[join.block] for join in self.plan.highway.joins])
+        return self._decode(h + embedded, hs, emb), cal
+
+
+def make_network(plan):
+    """The network of a `UNetPlan`, of the version that it says."""
+    return (UNetModel_newpreview if plan.version == "new" else UNetModel_v1preview)(plan)

@@ -14,7 +14,7 @@ from guided_diffusion_core.state_shapes import state_shapes
 from guided_diffusion_core.unet_plan import make_plan
 from guided_diffusion_pt import runtime
 from guided_diffusion_pt.respace import SpacedDiffusion, space_timesteps
-from guided_diffusion_pt.unet import UNetModel_newpreview
+from guided_diffusion_pt.unet import make_network
 
 
 def create_model_and_diffusion(*, seed=0, **settings):
@@ -32,7 +32,7 @@ def create_model_and_diffusion(*, seed=0, **settings):
 def create_model(*, seed=0, **settings):
     """The network of the settings (fields of `ModelConfig`), with the initial weights of a seed."""
     plan = make_plan(ModelConfig(**settings))
-    model = UNetModel_newpreview(plan)
+    model = make_network(plan)
     runtime.load_state(model, initial_state(state_shapes(plan), seed))
     return model
 

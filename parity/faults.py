@@ -63,8 +63,10 @@ def changed_model(port, change):
 
 
 def changed_forward(port, name, change):
-    """Replace the forward pass of one module by change(module, forward, *args)."""
+    """Replace the forward pass of one module, in networks that have it, by change(module, forward, *args)."""
     def replace(modules):
+        if name not in modules:
+            return
         module = modules[name]
         forward = getattr(module, FORWARD[port.backend])
         module.__dict__[FORWARD[port.backend]] = lambda *args: change(module, forward, *args)
@@ -314,6 +316,11 @@ def half_precision_layer(port):
 @fault("a branch without gradient", "hwm.td.2")
 def detached_branch(port):
     return changed_result(port, "hwm.td.2", lambda x: x.detach())
+
+
+@fault("a Fourier transform without gradient", "hwm.ffparser.0")
+def detached_fourier_transform(port):
+    return changed_forward(port, "hwm.ffparser.0", lambda module, forward, x: forward(x.detach()))
 
 
 @fault("half the gradient through one activation", "middle_block.2.out_layers.1")

@@ -23,6 +23,7 @@ FLAGS_TURNED = {
     "class_cond": True, "num_head_channels": 16, "in_ch": 2, "learn_sigma": False, "dropout": 0.0,
     "num_res_blocks": 2,
 }
+V1 = {**SMALL, "version": "1", "channel_mult": "1,1,2,2"}
 FULL_SIZE = {"image_size": 64, "num_channels": 128, "learn_sigma": True, "in_ch": 4}
 TRAINING = {"batch_size": 4, "microbatch": 2, "lr": 1e-3, "lr_anneal_steps": 10, "weight_decay": 0.05,
             "ema_rate": "0.9,0.99", "ema_warmup": False, "seed": 3}
@@ -49,9 +50,11 @@ def _masks(layout):
 
 CASES = (
     Case("weights/new", "parameters and buffers as they come back, bit by bit", {"model": SMALL}),
+    Case("weights/v1", "the same of version 1", {"model": V1}),
     Case("forward/new", "every module's output, training mode", {"model": SMALL}),
     Case("forward/new-sampling", "every module's output, sampling mode", {"model": SMALL}, training=False),
     Case("forward/new-flags", "every module's output with every flag turned", {"model": FLAGS_TURNED}),
+    Case("forward/v1", "every module's output in version 1, training mode", {"model": V1}),
     Case("forward/full-size", "every module's output at width 128 and 64 px, sampling mode",
          {"model": FULL_SIZE, "batch": 1}, precisions=("float32",), training=False),
     Case("table/linear", "the numbers of the process, bit by bit", {"diffusion": {}}),
@@ -65,6 +68,7 @@ CASES = (
                model={**SMALL, "learn_sigma": False}, predict_xstart=True),
     Case("gradients/new", "gradient of every parameter and module input", {"model": SMALL}),
     Case("gradients/new-flags", "the same with every flag turned", {"model": FLAGS_TURNED}),
+    Case("gradients/v1", "the same in version 1: through the Fourier transform", {"model": V1}),
     Case("training/new", "two batches in microbatches: losses and gradients",
          {"model": SMALL, "training": TRAINING, "steps": 2}),
     Case("optimizer/adamw", "steps on given gradients: rate, updates, moments, averages",
@@ -95,6 +99,8 @@ def weights(case):
 def _weight(name, shape, generator):
     if name.endswith("num_batches_tracked"):
         return np.array(3, np.int64)
+    if name.endswith("complex_weight"):  # factors of frequencies: about one
+        return generator.standard_normal(shape).astype(np.float32)
     if len(shape) > 1:
         return (generator.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
     values = generator.uniform(0.05, 0.2, shape)
@@ -137,7 +143,7 @@ class MedSegDiffPort(Port):
 
     def build(self, case):
         plan = make_plan(ModelConfig(**case.settings["model"]))
-        return self.module("unet").UNetModel_newpreview(plan)
+        return self.module("unet").make_network(plan)
 
     def load(self, model, arrays):
         self.runtime.load_state(model, arrays)

@@ -25,7 +25,8 @@ from parity.locate import LAYER_FAMILIES, locate, module_of
 from parity.protocol import PRECISIONS
 
 LADDER = ("weights/new", "table/linear", "forward/new", "loss/mse", "gradients/new", "training/new",
-          "optimizer/adamw", "sampling/ancestral", "sampling/ddim", "sampling/dpm-solver", "masks/isic", "steps/new")
+          "optimizer/adamw", "sampling/ancestral", "sampling/ddim", "sampling/dpm-solver", "masks/isic", "steps/new",
+          "gradients/v1")
 GATE = "forward/new"
 COLUMNS = ("fault", "what is wrong", "caught by", "named", "ratio")
 

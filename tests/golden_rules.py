@@ -18,6 +18,8 @@ def golden_weight(name, shape):
         values = 0.1 * values
     elif name.endswith("running_var"):
         values = 1 + 0.5 * np.abs(values)
+    elif name.endswith("complex_weight"):
+        values = 0.1 * values
     elif len(shape) >= 2:
         values = values / np.sqrt(np.prod(shape[1:]))
     elif name.endswith("bias"):

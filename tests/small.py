@@ -15,6 +15,10 @@ NETWORK = {
 TRAINING = {"batch_size": 2, "max_steps": 10, "dropout": 0.1, "seed": 3}
 
 
+# The same in version 1: three poolings, two of them with an FF-Parser, of 16 and 8 px.
+NETWORK_V1 = {**NETWORK, "version": "1", "channel_mult": "1,1,2,2"}
+
+
 def small_config(**settings):
     """The `Config` of a short training of the small network, with some settings changed."""
     preset = settings.pop("preset", None)
@@ -51,6 +55,8 @@ def random_state(shapes, seed=0):
     def value(name, shape):
         if name.endswith("num_batches_tracked"):
             return np.zeros(shape, np.int64)
+        if name.endswith("complex_weight"):  # factors of frequencies: about one
+            return generator.standard_normal(shape)
         if len(shape) > 1:
             return generator.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
         centre = 0.0 if name.endswith(("bias", "running_mean")) else 1.0

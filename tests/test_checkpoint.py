@@ -48,6 +48,29 @@ def test_a_file_loads_into_either_backend(saved, weights, backend):
     assert_same(backend.module("runtime").state_arrays(model), weights)
 
 
+def test_a_file_of_version_1_without_the_random_layer(tmp_path, backend, capsys):
+    """As the original writes it: the layer becomes zero, and a line says so."""
+    settings = CONFIG.replace(version="1")
+    state = initial_state(state_shapes(make_plan(settings.model)), seed=5)
+    names = ("hwm.bottleneck_embed.weight", "hwm.bottleneck_embed.bias")
+    given = {name: value for name, value in state.items() if name not in names}
+    path = checkpoint.save(tmp_path, 1, settings, {"model": given}) / "model.safetensors"
+    model, _, loaded = backend.module("script_util").load_model_and_diffusion(path)
+    lines = capsys.readouterr().err.splitlines()
+    assert loaded == settings and sum("hwm.bottleneck_embed" in line and "zero" in line for line in lines) == 1
+    assert_same(backend.module("runtime").state_arrays(model),
+                {**given, **{name: np.zeros_like(state[name]) for name in names}})
+
+
+def test_half_of_the_random_layer_is_a_broken_file(capsys):
+    state = initial_state(state_shapes(make_plan(CONFIG.replace(version="1").model)), seed=5)
+    expected = {name: value.shape for name, value in state.items()}
+    del state["hwm.bottleneck_embed.bias"]
+    with pytest.raises(UserError, match="1 missing: hwm.bottleneck_embed.bias"):
+        checkpoint.fitted_state(expected, state, "some.safetensors")
+    assert capsys.readouterr().err == ""
+
+
 def test_find_prefers_the_average_and_the_last_checkpoint(tmp_path, saved, weights):
     assert checkpoint.find(saved / "model.safetensors") == saved / "model.safetensors"
     assert checkpoint.find(saved) == saved / "ema_0.9999.safetensors"

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from small import NETWORK, small_config
+from small import NETWORK, NETWORK_V1, small_config
 
 from guided_diffusion_core import checkpoint
 from guided_diffusion_core.data.phantoms import write_brats_phantom, write_isic_phantoms
@@ -164,9 +164,12 @@ def test_dry_run_prints_the_configuration_and_writes_nothing(command, isic, tmp_
     assert resolved["diffusion"]["predict_xstart"] is True and resolved["training"]["max_steps"] == 1
 
 
-def test_train_sample_and_score(command, backend, isic, tmp_path):
+@pytest.mark.parametrize("version", ["new", "1"])
+def test_train_sample_and_score(command, backend, isic, tmp_path, version):
     """The three commands in a row, on images without masks beside them."""
-    code, _, errors = train(command, "ISIC", isic[0], tmp_path / "out", "--backend", backend.name, "--preset", "fast")
+    multipliers = NETWORK_V1["channel_mult"] if version == "1" else NETWORK["channel_mult"]
+    code, _, errors = train(command, "ISIC", isic[0], tmp_path / "out", "--backend", backend.name, "--preset", "fast",
+                            "--version", version, "--channel_mult", multipliers)
     assert code == 0, errors
     assert [json.loads(line)["step"] for line in (tmp_path / "out" / "progress.jsonl").read_text().splitlines()] == [1]
     images = tmp_path / "images"

@@ -6,7 +6,7 @@ about 1e-12, and a wrong one cannot come near 1e-9.
 import numpy as np
 import pytest
 from conftest import BACKENDS, Backend
-from small import NETWORK, computing, random_state
+from small import NETWORK, NETWORK_V1, computing, random_state
 
 from guided_diffusion_core.config import ModelConfig
 from guided_diffusion_core.errors import UserError
@@ -17,12 +17,15 @@ from guided_diffusion_core.unet_plan import make_plan
 
 FORWARD_TOLERANCE = 1e-9  # of a tensor's largest value
 GRADIENT_TOLERANCE = 1e-7
+FLAGS_TURNED = {
+    "use_scale_shift_norm": True, "resblock_updown": True, "use_new_attention_order": True,
+    "class_cond": True, "num_head_channels": 16, "in_ch": 2, "learn_sigma": False, "use_checkpoint": True,
+    "dropout": 0.0, "num_res_blocks": 2}
 VARIANTS = {
     "plain": {},
-    "all-flags-turned": {
-        "use_scale_shift_norm": True, "resblock_updown": True, "use_new_attention_order": True,
-        "class_cond": True, "num_head_channels": 16, "in_ch": 2, "learn_sigma": False, "use_checkpoint": True,
-        "dropout": 0.0, "num_res_blocks": 2},
+    "all-flags-turned": FLAGS_TURNED,
+    "version-1": NETWORK_V1,
+    "version-1-all-flags-turned": {**NETWORK_V1, **FLAGS_TURNED, "channel_mult": "1,1,2"},
 }
 both = pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
 
@@ -56,7 +59,7 @@ def record_types(model, types):
 def run(backend, plan):
     """One training pass: out and cal, the gradients by name, and the layers' types."""
     runtime = backend.module("runtime")
-    model = backend.module("unet").UNetModel_newpreview(plan)
+    model = backend.module("unet").make_network(plan)
     runtime.load_state(model, random_state(state_shapes(plan)))
     model.train()
     backend.module("nn").set_dropout_noise(model, NoiseTape(2), 0, (0, 1))
@@ -114,11 +117,12 @@ def compare_gradients(gradients, others):
 
 
 @pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch is not among MEDSEGDIFF_BACKENDS")
+@pytest.mark.parametrize("version", ["new", "1"])
 @pytest.mark.parametrize("width, size, resolutions, in_ch", [(64, 96, "24", 5), (96, 160, "20,10", 2)])
-def test_widths_and_sizes_between(width, size, resolutions, in_ch):
+def test_widths_and_sizes_between(width, size, resolutions, in_ch, version):
     """Any multiple of 32; at the smaller one the other backend computes the same."""
     settings = {**NETWORK, "num_channels": width, "image_size": size, "channel_mult": "", "in_ch": in_ch,
-                "attention_resolutions": resolutions}
+                "attention_resolutions": resolutions, "version": version}
     plan = make_plan(ModelConfig(**settings))
     backends = [Backend(name) for name in BACKENDS][:1 if width == 96 else 2]
     x, t, _, _ = inputs(plan)
@@ -126,7 +130,7 @@ def test_widths_and_sizes_between(width, size, resolutions, in_ch):
     with computing("float32", *backends):
         for backend in backends:
             runtime = backend.module("runtime")
-            model = backend.module("unet").UNetModel_newpreview(plan)
+            model = backend.module("unet").make_network(plan)
             runtime.load_state(model, random_state(state_shapes(plan)))
             model.eval()
             with runtime.no_grad():
@@ -139,12 +143,12 @@ def test_widths_and_sizes_between(width, size, resolutions, in_ch):
 
 def test_labels_must_fit_the_network(backend):
     runtime = backend.module("runtime")
-    for settings, labels in (({}, np.array([0, 1])), (VARIANTS["all-flags-turned"], None)):
+    for settings, labels in (({}, np.array([0, 1])), (FLAGS_TURNED, None)):
         plan = plan_of(settings)
         x, t, _, _ = inputs(plan)
         y = None if labels is None else runtime.to_tensor(labels)
         with pytest.raises(ValueError, match="class-conditional"):
-            backend.module("unet").UNetModel_newpreview(plan)(
+            backend.module("unet").make_network(plan)(
                 runtime.to_tensor(x, "float32"), runtime.to_tensor(t), y)
 
 

@@ -8,7 +8,7 @@ from guided_diffusion_core.config import ModelConfig
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.initialization import initial_state, moved_by_one_ulp
 from guided_diffusion_core.state_shapes import is_buffer, state_shapes
-from guided_diffusion_core.unet_plan import AttentionPlan, default_channel_mult, make_plan
+from guided_diffusion_core.unet_plan import AttentionPlan, DownsamplePlan, JoinPlan, default_channel_mult, make_plan
 
 SMALL = {"image_size": 32, "num_channels": 32, "num_heads": 1, "attention_resolutions": "16"}
 
@@ -35,8 +35,25 @@ def test_every_image_size_has_a_whole_resolution_at_each_level(size):
     assert sum(isinstance(layer, AttentionPlan) for block in plan.input_blocks for layer in block) == 2
 
 
-def test_every_skip_is_joined_once():
-    plan = make_plan(ModelConfig(**SMALL))
+@pytest.mark.parametrize("width", [32, 96, 512])
+@pytest.mark.parametrize("size", range(32, 1025, 32))
+def test_both_networks_of_version_1_meet_at_the_same_resolutions_and_widths(size, width):
+    coarsest = size // 2 ** (len(default_channel_mult(size)) - 1)
+    plan = make_plan(ModelConfig(**{**SMALL, "image_size": size, "num_channels": width, "version": "1",
+                                    "attention_resolutions": str(coarsest)}))
+    highway, halvings, joins = plan.highway, 0, []
+    for index, block in enumerate(plan.input_blocks):
+        if isinstance(block[0], DownsamplePlan):
+            halvings += 1
+            joins.append(JoinPlan(index, block[0].channels, highway.context[halvings - 1][-1][1], size // 2 ** halvings))
+    assert size // 2 ** highway.poolings == coarsest and list(highway.joins) == joins[:-1]
+    assert highway.embed == (highway.context[-1][-1][1], plan.middle_block[0].channels)
+    assert highway.anchor_scales == ()
+
+
+@pytest.mark.parametrize("version", ["new", "1"])
+def test_every_skip_is_joined_once(version):
+    plan = make_plan(ModelConfig(**SMALL, version=version))
     skips = [plan.input_blocks[0][0].out_channels]
     for block in plan.input_blocks[1:]:
         skips.append(getattr(block[0], "out_channels", block[0].channels))
@@ -58,6 +75,7 @@ def test_every_skip_is_joined_once():
     ({"num_head_channels": 24}, "--num_head_channels: found 24"),
     ({"num_res_blocks": 0}, "--num_res_blocks: found 0"),
     ({"in_ch": 1}, "--in_ch: found 1"),
+    ({"version": "1", "channel_mult": "2", "attention_resolutions": "32"}, "--channel_mult: found '2' with --version 1"),
 ])
 def test_settings_that_make_no_network_are_refused(settings, named):
     with pytest.raises(UserError) as error:
@@ -71,9 +89,9 @@ def test_learn_sigma_decides_the_output_channels():
         assert shapes["out.2.weight"][0] == channels
 
 
-@pytest.fixture(scope="module")
-def shapes():
-    return state_shapes(make_plan(ModelConfig(**{**SMALL, "num_channels": 64}, class_cond=True)))
+@pytest.fixture(scope="module", params=["new", "1"])
+def shapes(request):
+    return state_shapes(make_plan(ModelConfig(**{**SMALL, "num_channels": 64}, class_cond=True, version=request.param)))
 
 
 def test_initial_weights_follow_their_distributions(shapes):
@@ -85,7 +103,9 @@ def test_initial_weights_follow_their_distributions(shapes):
             assert not value.any(), name
         elif "instnorm" in name or layer.endswith((".norm", "layers.0")) or layer == "out.0":
             assert (value == (kind in ("weight", "running_var"))).all(), name
-        elif layer.startswith("hwm."):
+        elif kind == "complex_weight":
+            assert abs(value.std() / 0.02 - 1) < 5 / math.sqrt(value.size), name
+        elif layer.startswith("hwm.") and layer != "hwm.bottleneck_embed":
             if kind == "bias":
                 assert not value.any(), name
             else:
