@@ -370,7 +370,7 @@ def posterior_coefficients(port):
                              lambda self, x_start, x_t, t: original(self, x_t, x_start, t))
 
 
-@fault("the noise itself not scaled in q(x_t | x_0)", "state diffusion.q_sample#0")
+@fault("noise of the noised mask 0.1% too large", "state diffusion.q_sample#0")
 def noising_scale(port):
     process = port.module("gaussian_diffusion").GaussianDiffusion
     original = process.q_sample
