@@ -86,7 +86,9 @@ def test_an_interrupted_run_goes_on(tmp_path):
     cases = ("table/linear", "table/cosine", "weights/new", "forward/new")
     command = [sys.executable, "-m", "parity", "run", *cases, "--out_dir", str(tmp_path / "run")]
     manifest = tmp_path / "run" / BACKENDS[0] / "manifest.json"
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    # a job in the background of a shell is started with the signal ignored, and hands that down
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
         while not manifest.exists() and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
