@@ -121,8 +121,9 @@ def ulp_quantiles(first, second, precision):
     if first.size == 0:
         return (0.0, 0.0, 0.0)
     kind = np.dtype(precision).type
-    # zeros and subnormal numbers count as the smallest normal one
-    spacing = np.spacing(np.maximum(np.abs(second.astype(kind)), np.finfo(kind).tiny)).astype(np.float64)
+    # what is smaller counts as this: its spacing would be a subnormal number, which Jittor's import turns to 0
+    smallest = np.finfo(kind).tiny / np.finfo(kind).eps
+    spacing = np.spacing(np.maximum(np.abs(second.astype(kind)), smallest)).astype(np.float64)
     with np.errstate(over="ignore"):
         ulps = np.minimum(np.abs(first - second) / spacing, np.finfo(np.float32).max)
     places = [int(share * (ulps.size - 1)) for share in (0.5, 0.99, 1.0)]
