@@ -72,7 +72,7 @@ def read(path, given=None):
         name, step = _network_and_step(path)
     expected = state_shapes(make_plan(config.model))
     notes += _fill_counters(arrays, expected)
-    checkpoint.check_state(expected, arrays, path)
+    arrays = checkpoint.fitted_state(expected, arrays, path)
     _check_types(arrays, path)
     return Checkpoint({key: arrays[key] for key in expected}, config, name, step, tuple(notes))
 
@@ -174,10 +174,7 @@ def _normalised(raw, path):
 
 
 def _fill_counters(arrays, expected):
-    """Add the counters of batch norms that a file lacks, which Jittor's do; returns the notes.
-
-    Layers that another version of the network may lack belong here too.
-    """
+    """Add the counters of batch norms that a file lacks, which Jittor's do; returns the notes."""
     lacking = [name for name in expected if name.endswith(COUNTER) and name not in arrays]
     arrays |= {name: np.zeros((), np.int64) for name in lacking}
     return [f"{len(lacking)} missing {COUNTER} are set to 0; no computation uses them."] if lacking else []

@@ -19,7 +19,6 @@ VISIBLE = ("version", "in_ch", "num_channels", "num_res_blocks", "channel_mult",
 HIDDEN = tuple(field.name for section in (ModelConfig, DiffusionConfig) for field in fields(section)
                if field.name not in VISIBLE)
 
-VERSIONS = next(field.metadata["choices"] for field in fields(ModelConfig) if field.name == "version")
 VERSION_1_MARK = "hwm.ffparser."  # the Fourier filters of version `1`
 ORIGINAL_SIZES = (64, 128, 256)  # smallest of the original's image sizes for each channel_mult
 ORIGINAL_RULES = {"ISIC": RGB_RULE, "BRATS": "none"}  # how the original scales intensities
@@ -40,10 +39,11 @@ def infer(shapes, given, where):
                              "a network of MedSegDiff, with input_blocks.0.0.weight",
                              "Use such a checkpoint.")
     seen = _visible(shapes)
-    if seen["version"] not in VERSIONS:
-        raise found_expected(where, f"a network of version {seen['version']!r} (it holds {VERSION_1_MARK}*)",
-                             "version 'new'", "Version '1' is not available.")
-    image_size = given.get("image_size", _usual_size(seen["channel_mult"]))
+    shown = _filtered_size(shapes)
+    if shown and given.get("image_size", shown) != shown:
+        raise found_expected("--image_size", given["image_size"], f"{shown}, which the weights of {where} show",
+                             "Leave the flag out.")
+    image_size = shown or given.get("image_size", _usual_size(seen["channel_mult"]))
     levels = seen.pop("attention_levels")
     seen["attention_resolutions"] = ",".join(str(image_size // 2 ** level) for level in levels)
     _check_given(given, seen, image_size, where)
@@ -54,7 +54,8 @@ def infer(shapes, given, where):
     data_name = given.get("data_name", "ISIC" if seen["in_ch"] == 4 else "BRATS")
     settings = {**given, **seen, "image_size": image_size, "data_name": data_name}
     settings.setdefault("normalisation", ORIGINAL_RULES[data_name])
-    assumed = [name for name in (*HIDDEN, "data_name", "normalisation") if name not in given]
+    assumed = [name for name in (*HIDDEN, "data_name", "normalisation")
+               if name not in given and not (shown and name == "image_size")]
     return configuration.resolve(settings), assumed
 
 
@@ -117,6 +118,13 @@ def _vote(readings, default):
     """The most frequent reading that is not None, the first of several; else the default."""
     counts = Counter(reading for reading in readings if reading is not None)
     return counts.most_common(1)[0][0] if counts else default
+
+
+def _filtered_size(shapes):
+    """The image size that the first Fourier filter of version `1` shows, which works at half of it; None
+    without one."""
+    side = _dim(shapes, f"{VERSION_1_MARK}0.complex_weight", 1)
+    return side and 2 * side
 
 
 def _usual_size(channel_mult):

@@ -1,4 +1,5 @@
 """Conversion of checkpoints: bitwise in every direction, the frameworks as oracles, hostile files."""
+import dataclasses
 import hashlib
 import io
 import json
@@ -20,6 +21,7 @@ from small import NETWORK, random_state, small_config
 from guided_diffusion_core import checkpoint, config, convert, verify
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.infer_config import VISIBLE, infer
+from guided_diffusion_core.initialization import initial_state
 from guided_diffusion_core.pickles import read_pkl, write_pkl
 from guided_diffusion_core.state_shapes import state_shapes
 from guided_diffusion_core.torch_files import read_pt, write_pt
@@ -302,11 +304,20 @@ class TestConfiguration:
         with pytest.raises(UserError, match=text):
             convert.read(tmp_path / f"x{ending}", {**GIVEN, **given})
 
-    def test_version_1_is_named(self, tmp_path, weights):
-        path = tmp_path / "x.pt"
-        path.write_bytes(write_pt({**weights, "hwm.ffparser.0.complex_weight": np.zeros((8, 4, 3, 2), np.float32)}))
-        with pytest.raises(UserError, match="version '1'"):
-            convert.read(path, GIVEN)
+    def test_version_1_without_the_layer_that_the_original_draws_at_random(self, tmp_path, capsys):
+        model = dataclasses.replace(CONFIG.model, version="1", channel_mult="1,1,2,2")
+        state = initial_state(state_shapes(make_plan(model)), seed=2)
+        given = {name: value for name, value in state.items() if "bottleneck_embed" not in name}
+        (tmp_path / "x.pt").write_bytes(write_pt(given))
+        flags = {name: value for name, value in GIVEN.items() if name != "image_size"}
+        found = convert.read(tmp_path / "x.pt", flags)
+        assert (found.config.model.version, found.config.model.image_size) == ("1", model.image_size)
+        assert "hwm.bottleneck_embed" in capsys.readouterr().err
+        assert list(found.arrays) == list(state)
+        for name, value in state.items():
+            np.testing.assert_array_equal(found.arrays[name], given.get(name, np.zeros_like(value)))
+        with pytest.raises(UserError, match="--image_size: found 64; expected 32"):
+            convert.read(tmp_path / "x.pt", {**flags, "image_size": 64})
 
     @pytest.mark.parametrize("arrays", [{"fc.weight": np.zeros((2, 2), np.float32)}, {}])
     def test_another_network_is_refused(self, tmp_path, arrays):

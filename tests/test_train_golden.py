@@ -45,6 +45,9 @@ class FixedTimesteps:
     def update_with_losses(self, ts, losses):
         """The given time steps follow no losses."""
 
+    def state(self):
+        return {}
+
 
 def feeds_batch_norm(name):
     """Whether a bias is taken out again by the batch norm behind it: its true gradient is zero."""
