@@ -17,8 +17,8 @@ from parity.rule import Judgement, allowance, distance, judge, judge_exact, judg
 
 AGREE, DIVERGED, INCOMPLETE = "agree", "diverged", "incomplete"
 # Rungs whose tensors agree to the bit, and those that are not of the precision of the run.
-EXACT = ("weight", "table", "learning rate", "truth")
-OF_FILES = ("table", "learning rate", "loss", "probability", "uncertainty", "mask", "truth", "score")
+EXACT = ("weight", "table", "learning rate", "image", "truth")
+OF_FILES = ("table", "learning rate", "loss", "image", "probability", "uncertainty", "mask", "truth", "score")
 # Rungs in which a tensor may cancel to nothing beside others of its kind.
 KINDS = ("gradient", "input gradient", "output gradient", "first moment", "second moment")
 

@@ -228,7 +228,7 @@ def _record_masks(recorder, dataset, out_dir, truths, threshold):
     summary = evaluate(out_dir, truths, threshold)
     scores = {row["case"]: row for row in summary["metric_per_case"]}
     for index in range(len(dataset)):
-        recorder.add("input", f"image {dataset[index].noise_key}", dataset[index].image)
+        recorder.add("image", dataset[index].noise_key, dataset[index].image)
     recorder.add("table", "threshold", np.float64(threshold))
     for truth in truths:
         for kind in (PROBABILITY, UNCERTAINTY, MASK):
