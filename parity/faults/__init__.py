@@ -1,0 +1,12 @@
+"""Faults to plant in one backend at run time, with which `mutate` tests the harness itself.
+
+A fault is a function(port) that returns a context manager; while it is open, what the worker builds
+and runs has the fault. No source file is touched. The order of the imports is that of the table.
+"""
+from parity.faults import layers, process, training, sampling, controls  # noqa: F401, I001
+from parity.faults.planting import CONTROLS, FAULTS
+
+
+def planted(name, port):
+    """The context in which the fault or control of that name holds."""
+    return next(fault for fault in FAULTS + CONTROLS if fault.name == name).plant(port)

@@ -1,0 +1,135 @@
+"""What faults are made of: how they are registered, and the places of a port that they change.
+
+A fault is a function(port) that returns a context manager; while it is open, what the worker builds
+and runs has the fault. No source file is touched. All are written against what both backends share,
+so that either can be the port. `CONTROLS` are harmless changes, on which no alarm may be raised.
+"""
+from dataclasses import dataclass
+from unittest import mock
+
+from parity.capture import FORWARD
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A planted fault.
+
+    plant: function(port) -> context manager. about: what a porter did wrong.
+    site:  where the harness has to find it: a module, or an entry (`RUNG SITE`) or a problem, in which
+           * and ? stand for anything.
+    """
+
+    name: str
+    about: str
+    site: str
+    plant: object
+
+
+FAULTS, CONTROLS = [], []
+
+
+def fault(about, site):
+    """Register a function(port) -> context manager under its own name."""
+    return lambda plant: FAULTS.append(Fault(plant.__name__.replace("_", "-"), about, site, plant)) or plant
+
+
+def control(about):
+    """Register a harmless change."""
+    return lambda plant: CONTROLS.append(Fault(plant.__name__.replace("_", "-"), about, "", plant)) or plant
+
+
+def changed_model(port, change):
+    """Apply change(modules by name) to every network that the port builds."""
+    build = port.build
+
+    def built(case):
+        model = build(case)
+        change(dict(model.named_modules()))
+        return model
+    return mock.patch.object(port, "build", built)
+
+
+def changed_forward(port, name, change):
+    """Replace the forward pass of one module, in networks that have it, by change(module, forward, *args)."""
+    def replace(modules):
+        if name not in modules:
+            return
+        module = modules[name]
+        forward = getattr(module, FORWARD[port.backend])
+        module.__dict__[FORWARD[port.backend]] = lambda *args: change(module, forward, *args)
+    return changed_model(port, replace)
+
+
+def changed_result(port, name, change):
+    """Pass what one module returns through a function."""
+    return changed_forward(port, name, lambda module, forward, *args: change(forward(*args)))
+
+
+def changed_weights(port, change):
+    """Pass the weights that the port loads through change(dict)."""
+    load = port.load
+    return mock.patch.object(port, "load", lambda model, arrays: load(model, change(dict(arrays))))
+
+
+def assign(port, tensor, array):
+    """Set a tensor's values in place, outside of any gradient."""
+    new = port.runtime.to_tensor(array, dtype=str(array.dtype))
+    if port.backend == "jittor":
+        tensor.update(new)
+    else:
+        tensor.data.copy_(new)
+
+
+def constant(port, array):
+    """An array as a tensor of the run's precision."""
+    return port.runtime.to_tensor(array, dtype=port.runtime.precision())
+
+
+def library(port):
+    """The framework's own namespace, and its functions on layers."""
+    network = port.module("unet")
+    return network.jt if port.backend == "jittor" else network.th, (
+        network.nn if port.backend == "jittor" else network.nn.functional)
+
+
+def concatenated(port, change):
+    """Let the network join skips by change(two tensors) instead of as they are."""
+    framework, _ = library(port)
+    join = "concat" if port.backend == "jittor" else "cat"
+    original = getattr(framework, join)
+
+    class Changed:
+        def __getattr__(self, name):
+            return getattr(framework, name)
+    setattr(Changed, join, staticmethod(
+        lambda tensors, dim: original(change(tensors) if len(tensors) == 2 else tensors, dim=dim)))
+    return mock.patch.object(port.module("unet"), "jt" if port.backend == "jittor" else "th", Changed())
+
+
+def changed_adamw(port, change):
+    """Replace AdamW's step by change(optimizer, step, gradients, lr)."""
+    adamw = port.module("optim").AdamW
+    step = adamw.step
+    return mock.patch.object(adamw, "step", lambda self, gradients, lr: change(self, step, gradients, lr))
+
+
+def overwritten_update(port, rule, decay):
+    """AdamW whose moments are right and whose parameters follow rule(m, v, n) instead.
+
+    rule:  function of both moments and the number of the step: the step in units of the rate.
+    decay: decoupled weight decay.
+    """
+    runtime, counts = port.runtime, {}
+
+    def change(optimizer, step, gradients, lr):
+        before = [runtime.to_numpy(param) for param in optimizer.params]
+        step(optimizer, gradients, lr)
+        counts[id(optimizer)] = n = counts.get(id(optimizer), 0) + 1
+        for param, old, m, v in zip(optimizer.params, before, *optimizer.moments()):
+            move = rule(runtime.to_numpy(m), runtime.to_numpy(v), n)
+            assign(port, param, (old * (1 - lr * decay) - lr * move).astype(old.dtype))
+        runtime.synchronize()
+    return changed_adamw(port, change)
+
+
+WEIGHT_DECAY = 0.05  # of the cases
