@@ -208,11 +208,13 @@ def take_over(values, below):
 
 
 def from_dict(tree, where="configuration"):
-    """Inverse of `Config.to_dict`; `where` names the file in errors."""
+    """Inverse of `Config.to_dict`; `where` names the file in errors.
+
+    A setting that an older version did not write has its default; one that is unknown here is refused.
+    """
     try:
         sections = {name: cls(**tree[name]) for name, cls in SECTIONS.items()}
-        rest = {name: tree[name] for name in ("preset", "seed", "normalisation")}
-        return Config(**sections, **rest)
+        return Config(**{**tree, **sections})
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{where}: the configuration inside is not one that this version reads ({error}); expected "

@@ -74,7 +74,17 @@ def test_an_unknown_preset_is_refused():
         resolve({}, preset="quick")
 
 
-@pytest.mark.parametrize("tree", [{}, {**Config().to_dict(), "model": {"image_size": 64, "wide": True}}])
+def test_settings_that_an_older_version_did_not_write_have_their_defaults():
+    config = resolve({"lr": 3e-4, "image_size": 96, "seed": 7}, preset="fast")
+    tree = config.to_dict()
+    del tree["normalisation"], tree["training"]["lr_schedule"], tree["sampling"]["dynamic_thresholding"]
+    assert from_dict(tree) == config
+
+
+@pytest.mark.parametrize("tree", [
+    {}, {**Config().to_dict(), "model": {"image_size": 64, "wide": True}}, {**Config().to_dict(), "flavour": 1},
+    {name: value for name, value in Config().to_dict().items() if name != "training"},
+])
 def test_a_foreign_configuration_is_refused_by_the_name_of_its_file(tree):
     with pytest.raises(UserError, match="some.safetensors"):
         from_dict(tree, where="some.safetensors")
