@@ -14,7 +14,7 @@ class Example:
     """One input of the network.
 
     image:       (C, S, S) float32, scaled by the dataset's rule (`Dataset.normalisation`).
-    mask:        (1, S, S) float32 of 0 and 1, or None if the dataset was opened without masks.
+    mask:        (K, S, S) float32, one channel for each label, of 0 and 1, or None if the dataset was opened without masks.
     case:        name of the case that it belongs to.
     slice_index: axial slice of the volume, from 0; None for a 2D image.
     """
@@ -59,10 +59,12 @@ class Dataset(Protocol):
     """Examples by index, framework-free; picklable, so that loader processes can hold it.
 
     in_channels:   channels of an image.
+    labels:        names of the mask's channels, such as ("disc", "cup").
     normalisation: the rule by which intensities become network input, for the checkpoint.
     """
 
     in_channels: int
+    labels: tuple
     normalisation: str
 
     def __len__(self):
