@@ -143,6 +143,7 @@ class BratsDataset:
     """
 
     in_channels = len(MODALITIES)
+    labels = ("whole_tumour",)
     normalisation = ZSCORE_RULE
 
     def __init__(self, data_dir, size, slices="all", need_masks=True, upstream_compat=False,
