@@ -11,6 +11,7 @@ from guided_diffusion_core.errors import UserError, found_expected
 
 NUM_CLASSES = 2  # classes of a class-conditional network, as in the original
 LR_SCHEDULES = ("constant", "linear", "cosine", "cosine-restarts")
+FUSIONS = ("mean", "majority", "staple", "upstream")  # `fusion.py`
 
 
 def option(default, help, choices=None):
@@ -27,7 +28,8 @@ class ModelConfig:
     num_channels: int = option(128, "base width of the network, a multiple of 32")
     num_res_blocks: int = option(2, "residual blocks per resolution")
     num_heads: int = option(4, "attention heads")
-    in_ch: int = option(5, "image channels plus one for the noised mask; set from the data if not given")
+    in_ch: int = option(5, "image channels plus those of the noised mask; set from the data if not given")
+    mask_channels: int = option(1, "channels of the mask, one for each of its labels; set from the data if not given")
     num_heads_upsample: int = option(-1, "attention heads on the way up; -1: as num_heads")
     num_head_channels: int = option(-1, "channels per attention head, instead of num_heads; -1: unused")
     attention_resolutions: str = option(
@@ -68,6 +70,8 @@ class DataConfig:
 
     data_name: str = option("BRATS", "layout of the data", ("ISIC", "BRATS"))
     data_dir: str = option("", "folder of the data")
+    labels: str = option(
+        "", "names of the labels to segment, separated by commas, a mask for each; empty: the layout's default")
     slices: str = option(
         "all", "volumes: which axial slices, filters separated by commas that all must hold: all, even, "
                "odd, brain (some image voxel), tumour (some labelled voxel), START:STOP:STEP")
@@ -114,7 +118,11 @@ class SamplingConfig:
     sample_steps: int = option(0, "network evaluations per sample; 0: one for each step of the diffusion")
     eta: float = option(0.0, "noise of DDIM: 0 deterministic, 1 as the ancestral sampler")
     clip_denoised: bool = option(True, "clip the predicted mask to [-1, 1] in each step")
-    num_ensemble: int = option(5, "samples per case, which are fused by their mean")
+    num_ensemble: int = option(5, "samples per case, which are fused into one")
+    fusion: str = option(
+        "mean", "how the samples of a case are fused: by their mean; by majority, the share of their votes; by STAPLE, "
+                "which weighs them by how well they agree (SimpleITK); upstream: by the square of the mean, as in the "
+                "original", FUSIONS)
     threshold: float = option(0.5, "probability from which on a pixel belongs to the mask, in (0, 1)")
 
 

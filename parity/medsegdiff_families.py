@@ -32,9 +32,10 @@ class Images:
 
     def __init__(self, case, length=12):
         model, generator = case.settings["model"], np.random.default_rng(5)
-        self.in_channels, size = model["in_ch"] - 1, model["image_size"]
+        masks, size = model.get("mask_channels", 1), model["image_size"]
+        self.in_channels = model["in_ch"] - masks
         self.images = generator.uniform(size=(length, self.in_channels, size, size)).astype(np.float32)
-        self.masks = (generator.uniform(size=(length, 1, size, size)) > 0.7).astype(np.float32)
+        self.masks = (generator.uniform(size=(length, masks, size, size)) > 0.7).astype(np.float32)
 
     def __len__(self):
         return len(self.images)
@@ -80,7 +81,8 @@ def _record_parts(recorder, site, result):
 
 def process(port, case):
     """The diffusion process of a case; its tables are the core's numbers."""
-    settings = {"learn_sigma": case.settings.get("model", {}).get("learn_sigma", False),
+    model = case.settings.get("model", {})
+    settings = {"learn_sigma": model.get("learn_sigma", False), "mask_channels": model.get("mask_channels", 1),
                 **case.settings.get("diffusion", {})}
     return port.module("script_util").create_gaussian_diffusion(**settings)
 
