@@ -162,7 +162,6 @@ class IsicDataset:
     """
 
     in_channels = 3
-    labels = ("mask",)
     normalisation = RGB_RULE
 
     def __init__(self, data_dir, size, split, need_masks=True, upstream_compat=False, labels=""):
