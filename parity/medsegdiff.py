@@ -38,13 +38,13 @@ def _objective(name, about, model=SMALL, **diffusion):
 
 def _sampler(name, about, steps=6, members=2, **sampling):
     return Case(f"sampling/{name}", about, {"model": SMALL, "sampling": {
-        "sample_steps": steps, "num_ensemble": members, **sampling}}, training=False)
+        "use_ddim": False, "eta": 0.0, "sample_steps": steps, "num_ensemble": members, **sampling}}, training=False)
 
 
 def _masks(layout):
     return Case(f"masks/{layout.lower()}", f"fused masks, Dice and IoU on phantoms in {layout} layout", {
         "layout": layout, "model": {**SMALL, "in_ch": 5 if layout == "BRATS" else 4},
-        "sampling": {"use_ddim": True, "sample_steps": 3, "num_ensemble": 2}},
+        "sampling": {"use_ddim": True, "eta": 0.0, "sample_steps": 3, "num_ensemble": 2}},
         precisions=("float32",), training=False)
 
 
