@@ -60,6 +60,11 @@ class LabelMap:
         values = tuple(self.values[self.names.index(name)] for name in names)
         return replace(self, names=names, values=values, known=self.allowed)
 
+    def without(self, value):
+        """The same map, in which a stored value does not occur."""
+        values = tuple(kept if kept is None else kept - {value} for kept in self.values)
+        return replace(self, values=values, known=self.known - {value}, exclusive=self.exclusive - {value})
+
     @property
     def allowed(self):
         """All stored values that may occur."""

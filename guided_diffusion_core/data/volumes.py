@@ -66,8 +66,8 @@ def read_geometry(path):
         raise _broken(path, error) from error
     shape = tuple(int(n) for n in header.get_data_shape())
     if len(shape) != 3 or min(shape) < 1:
-        raise found_expected(path, f"an array of shape {shape}", "a volume with three axes",
-                             "Replace the file.")
+        mend = "Write each channel into a file of its own." if len(shape) == 4 else "Replace the file."
+        raise found_expected(path, f"an array of shape {shape}", "a volume with three axes", mend)
     claimed = int(header["vox_offset"]) + int(np.prod(shape)) * header.get_data_dtype().itemsize
     stored = int.from_bytes(trailer, "little") if compressed else length
     if stored != claimed % 2**32 if compressed else stored < claimed:
