@@ -11,6 +11,7 @@ from guided_diffusion_core.errors import UserError, found_expected
 
 NUM_CLASSES = 2  # classes of a class-conditional network, as in the original
 LR_SCHEDULES = ("constant", "linear", "cosine", "cosine-restarts")
+FUSIONS = ("mean", "majority", "staple", "upstream")  # `fusion.py`
 
 
 def option(default, help, choices=None):
@@ -27,7 +28,8 @@ class ModelConfig:
     num_channels: int = option(128, "base width of the network, a multiple of 32")
     num_res_blocks: int = option(2, "residual blocks per resolution")
     num_heads: int = option(4, "attention heads")
-    in_ch: int = option(5, "image channels plus one for the noised mask; set from the data if not given")
+    in_ch: int = option(5, "image channels plus those of the noised mask; set from the data if not given")
+    mask_channels: int = option(1, "channels of the mask, one for each of its labels; set from the data if not given")
     num_heads_upsample: int = option(-1, "attention heads on the way up; -1: as num_heads")
     num_head_channels: int = option(-1, "channels per attention head, instead of num_heads; -1: unused")
     attention_resolutions: str = option(
@@ -68,6 +70,8 @@ class DataConfig:
 
     data_name: str = option("BRATS", "layout of the data", ("ISIC", "BRATS"))
     data_dir: str = option("", "folder of the data")
+    labels: str = option(
+        "", "names of the labels to segment, separated by commas, a mask for each; empty: the layout's default")
     slices: str = option(
         "all", "volumes: which axial slices, filters separated by commas that all must hold: all, even, "
                "odd, brain (some image voxel), tumour (some labelled voxel), START:STOP:STEP")
@@ -114,7 +118,11 @@ class SamplingConfig:
     sample_steps: int = option(0, "network evaluations per sample; 0: one for each step of the diffusion")
     eta: float = option(0.0, "noise of DDIM: 0 deterministic, 1 as the ancestral sampler")
     clip_denoised: bool = option(True, "clip the predicted mask to [-1, 1] in each step")
-    num_ensemble: int = option(5, "samples per case, which are fused by their mean")
+    num_ensemble: int = option(5, "samples per case, which are fused into one")
+    fusion: str = option(
+        "mean", "how the samples of a case are fused: by their mean; by majority, the share of their votes; by STAPLE, "
+                "which weighs them by how well they agree (SimpleITK); upstream: by the square of the mean, as in the "
+                "original", FUSIONS)
     threshold: float = option(0.5, "probability from which on a pixel belongs to the mask, in (0, 1)")
 
 
@@ -137,6 +145,35 @@ PRESETS = {
         "use_ddim": True,
         "sample_steps": 5,
     },
+    # the two settings that the original's README recommends
+    "MedSegDiff-B": {
+        "image_size": 256,
+        "num_channels": 128,
+        "num_res_blocks": 2,
+        "num_heads": 1,
+        "learn_sigma": True,
+        "use_scale_shift_norm": False,
+        "attention_resolutions": "16",
+        "lr": 5e-5,
+        "batch_size": 8,
+        "num_ensemble": 5,
+    },
+    "MedSegDiff++": {
+        "image_size": 256,
+        "num_channels": 512,
+        "num_res_blocks": 12,
+        "num_heads": 8,
+        "learn_sigma": True,
+        "use_scale_shift_norm": True,
+        "attention_resolutions": "16",
+        "batch_size": 64,
+        "num_ensemble": 25,
+    },
+}
+# What a preset changes in the recipe that it is named after; shown in the help and where it is chosen.
+PRESET_NOTES = {
+    "MedSegDiff++": "attention at 16 px; the original's attention_resolutions 24 is no resolution of its network, "
+                    "which then has no attention at all",
 }
 
 
@@ -208,11 +245,13 @@ def take_over(values, below):
 
 
 def from_dict(tree, where="configuration"):
-    """Inverse of `Config.to_dict`; `where` names the file in errors."""
+    """Inverse of `Config.to_dict`; `where` names the file in errors.
+
+    A setting that an older version did not write has its default; one that is unknown here is refused.
+    """
     try:
         sections = {name: cls(**tree[name]) for name, cls in SECTIONS.items()}
-        rest = {name: tree[name] for name in ("preset", "seed", "normalisation")}
-        return Config(**sections, **rest)
+        return Config(**{**tree, **sections})
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{where}: the configuration inside is not one that this version reads ({error}); expected "

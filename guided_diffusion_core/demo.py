@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from guided_diffusion_core.data.images import decode
+from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.evaluation import read_truth
 from guided_diffusion_core.files import make_writable_folder
 from guided_diffusion_core.outputs import MASK, UNCERTAINTY, find_output, read_output
 from guided_diffusion_core.overview import OverviewRow
@@ -98,5 +98,5 @@ def overview_rows(images, truths, folders):
                  for title, folder in folders.items()}
         spread = find_output(next(iter(folders.values())), truth.name, UNCERTAINTY)
         picture = np.asarray(decode(images[truth.name]), np.float32).transpose(2, 0, 1) / 255  # (3, H, W)
-        rows.append(OverviewRow(truth.name, picture, read_truth(truth)[0], masks, read_output(spread)))
+        rows.append(OverviewRow(truth.name, picture, read_truth_masks(truth)[0], masks, read_output(spread)))
     return rows

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 
 from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.data import list_truths
+from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.data.volumes import read_volume
-from guided_diffusion_core.evaluation import mask_agreement, read_truth
+from guided_diffusion_core.evaluation import mask_agreement
 from guided_diffusion_core.outputs import MASK, UNCERTAINTY, find_output, read_output
 from guided_diffusion_core.overview import OverviewRow, write_overview
 
@@ -151,7 +152,7 @@ def _overview_rows(predictions, truths):
     rows = []
     for truth in truths:
         image = read_volume(truth.path.replace("_seg.", "_flair."))
-        volumes = {"truth": read_truth(truth)[0]}
+        volumes = {"truth": read_truth_masks(truth)[0]}
         for name in ("pytorch", "jittor"):
             volumes[name] = read_output(find_output(predictions / name, truth.name, MASK))
         spread = read_output(find_output(predictions / "pytorch", truth.name, UNCERTAINTY))

@@ -173,6 +173,12 @@ UPSTREAM_DIFFERENCES = (
         "a silent change of the architecture costs a training",
         "tests/test_plan.py::test_settings_that_make_no_network_are_refused"),
     UpstreamDifference(
+        "README.md, MedSegDiff++: --attention_resolutions 24",
+        "24 px is no resolution of the network, so that it has no attention at all",
+        "the preset MedSegDiff++ has attention at 16 px, and a line says so",
+        "what is called the full potential has the attention that it names",
+        "tests/test_config.py::test_the_preset_without_attention_in_the_original_says_so"),
+    UpstreamDifference(
         "utils.py, staple",
         "fuses by mean of member x mean under the name of STAPLE: 3 of 5 votes become 0.36",
         "the mean of the members",

@@ -6,6 +6,7 @@ import blobfile as bf
 import numpy as np
 
 from guided_diffusion_core.data.dataset import Case, Example, Truth, listed, require_unique
+from guided_diffusion_core.data.labels import LabelMap
 from guided_diffusion_core.data.slices import parse_slices
 from guided_diffusion_core.data.transforms import ZSCORE_RULE, resize_linear, resize_nearest, zscore
 from guided_diffusion_core.data.volumes import (
@@ -22,6 +23,12 @@ MODALITIES = ("t1", "t1ce", "t2", "flair")  # in the original's order of channel
 LABELS = "seg"
 LAYOUT = ("folders of BraTS volumes such as BraTS2021_00000/BraTS2021_00000_flair.nii.gz, with "
           f"{', '.join(MODALITIES)} and, for training and scoring, {LABELS}")
+# Up to 2021 the enhancing tumour has code 4, from 2023 on 3; edema is 2, the necrotic core 1.
+REGIONS = LabelMap(
+    names=("whole_tumour", "tumour_core", "enhancing"),
+    values=(None, frozenset({1, 3, 4}), frozenset({3, 4})),
+    known=frozenset({0, 2}), exclusive=frozenset({3, 4}))
+DEFAULT_LABELS = ("whole_tumour",)
 CACHE_BYTES = 4 << 30  # of prepared volumes, in each process that reads data
 
 
@@ -110,7 +117,7 @@ def select_slices(files, depth, slice_filter):
 
 @dataclass(frozen=True)
 class PreparedVolume:
-    """A case as network input: image (Z, 4, S, S) float32, mask (Z, 1, S, S) bool or None."""
+    """A case as network input: image (Z, 4, S, S) float32, mask (Z, K, S, S) bool or None."""
 
     image: np.ndarray
     mask: Optional[np.ndarray]
@@ -122,7 +129,7 @@ class PreparedVolume:
 
 
 class BratsDataset:
-    """Axial slices of BraTS volumes (`Dataset`): channels t1, t1ce, t2, flair; mask of the whole tumour.
+    """Axial slices of BraTS volumes (`Dataset`): channels t1, t1ce, t2, flair; a mask for each of `labels`.
 
     Every file's header is checked here, its voxels when its volume is first used: a volume is read,
     normalised and resized once as a whole and kept while the cache allows.
@@ -136,10 +143,13 @@ class BratsDataset:
     """
 
     in_channels = len(MODALITIES)
+    labels = ("whole_tumour",)
     normalisation = ZSCORE_RULE
 
     def __init__(self, data_dir, size, slices="all", need_masks=True, upstream_compat=False,
-                 cache_bytes=CACHE_BYTES):
+                 cache_bytes=CACHE_BYTES, labels=""):
+        self._label_map = REGIONS.select(labels, DEFAULT_LABELS)
+        self.labels = self._label_map.names
         self.size, self.need_masks, self.upstream_compat = size, need_masks, upstream_compat
         self._cache = VolumeCache(cache_bytes)
         self._files, self._cases, self._examples = {}, [], []
@@ -184,24 +194,25 @@ class BratsDataset:
         ], axis=1)  # 4 x (Z, S, S) -> (Z, 4, S, S)
         if not self.need_masks:
             return PreparedVolume(image, None)
-        labels = np.moveaxis(read_volume(files.paths[LABELS]) > 0, 2, 0)  # (X, Y, Z) -> (Z, X, Y)
+        masks = self._label_map.masks(read_volume(files.paths[LABELS]), files.paths[LABELS])
+        labels = masks.transpose(3, 0, 1, 2)  # (K, X, Y, Z) -> (Z, K, X, Y)
         mask = resize_linear(labels, shape) > 0 if self.upstream_compat else resize_nearest(labels, shape)
-        return PreparedVolume(image, mask[:, None])
+        return PreparedVolume(image, mask)
 
 
-def list_truths(data_dir, slices="all"):
+def list_truths(data_dir, slices="all", labels=""):
     """The ground truth of every case under a folder, a list of `Truth`; cases without a chosen
     slice are left out. The images are needed only for the filter "brain".
 
     Raises `UserError` for a case without labels, and if no slice is chosen at all.
     """
-    slice_filter = parse_slices(slices)
+    slice_filter, label_map = parse_slices(slices), REGIONS.select(labels, DEFAULT_LABELS)
     truths = []
     for files in find_cases(data_dir):
         depth = common_geometry(files, (LABELS,)).shape[2]
         chosen = select_slices(files, depth, slice_filter)
         if chosen:
-            truths.append(Truth(files.name, files.paths[LABELS], chosen))
+            truths.append(Truth(files.name, files.paths[LABELS], chosen, label_map))
     if not truths:
         raise _no_slices(slices, data_dir)
     return truths

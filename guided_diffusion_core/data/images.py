@@ -5,7 +5,7 @@ import blobfile as bf
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from guided_diffusion_core.data.transforms import resize_nearest
+from guided_diffusion_core.data.transforms import resize_linear, resize_nearest
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.files import READ_ERRORS, read_bytes
 
@@ -29,12 +29,48 @@ def read_rgb(path, size):
     return np.ascontiguousarray(channels) / 255
 
 
-def read_mask(path, size=None, upstream_compat=False):
+def read_masks(path, label_map, size=None, upstream_compat=False):
+    """The masks of a picture of labels, bool (K, H, W), or (K, size, size) if a size is given.
+
+    label_map: `LabelMap` of K names. A binary one reads the picture as `read_mask` does; else the stored
+    values count (`read_labels`). upstream_compat: with a size, above zero after a bilinear resize.
+    Raises `UserError` as `read_mask`, and for values that the map does not know.
+    """
+    if label_map.is_binary:
+        return read_mask(path, size, upstream_compat, label_map.zero_one)[None].repeat(len(label_map), axis=0)
+    masks = label_map.masks(read_labels(path), path)  # (K, H, W)
+    if size is None:
+        return masks
+    shape = (size, size)
+    return resize_linear(masks, shape) > 0 if upstream_compat else resize_nearest(masks, shape)
+
+
+def read_labels(path):
+    """The stored values of a picture of labels, (H, W).
+
+    Grey of any depth counts as it is stored, a palette by its indices, a colour picture if its colours are
+    all grey. Raises `UserError` for a file that is no image, and for one in colour or partly transparent.
+    """
+    image = decode(path)
+    values = np.asarray(image)
+    if values.ndim == 2:
+        return values.astype(np.uint8) if values.dtype == bool else values
+    colours, alpha = (values, None) if image.mode == "RGB" else (values[..., :-1], values[..., -1])
+    if image.mode not in ("RGB", "RGBA", "LA") or (colours != colours[..., :1]).any():
+        raise found_expected(path, f"a mask in colour ({image.mode})", "grey values or a palette, one for each label",
+                             "Write the labels' numbers into a grey PNG.")
+    if alpha is not None and (alpha != alpha.max()).any():
+        raise found_expected(path, "a mask that is transparent in places", "values that are all visible",
+                             "Save it without transparency.")
+    return values[..., 0]
+
+
+def read_mask(path, size=None, upstream_compat=False, zero_one=False):
     """A mask as booleans (H, W), or (size, size) if a size is given.
 
     Foreground is what reaches half of the largest value, 255 in 8-bit grey, which all other modes
     are turned into. upstream_compat: with a size, everything above zero after a bilinear resize,
-    the original's rule.
+    the original's rule. zero_one: values of 0 and 1 alone are a mask, too.
     Raises `UserError` for a file that is no image, and for one whose values are all below half
     but not all zero, such as labels 0 and 1, because all its foreground would silently vanish.
     """
@@ -43,7 +79,7 @@ def read_mask(path, size=None, upstream_compat=False):
         resized = image.convert("L").resize((size, size), Image.Resampling.BILINEAR)
         return np.asarray(resized) > 0
     values = np.asarray(image.convert("L"))
-    foreground = values >= FOREGROUND
+    foreground = values > 0 if zero_one and values.max() == 1 else values >= FOREGROUND
     if values.any() and not foreground.any():
         raise found_expected(path, f"mask values of at most {values.max()}", "0 and 255",
                              "Scale the mask so that its foreground is 255.")

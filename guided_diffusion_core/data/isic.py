@@ -8,7 +8,8 @@ import blobfile as bf
 import numpy as np
 
 from guided_diffusion_core.data.dataset import Case, Example, Truth, listed, require_unique
-from guided_diffusion_core.data.images import image_size, read_mask, read_rgb
+from guided_diffusion_core.data.images import image_size, read_masks, read_rgb
+from guided_diffusion_core.data.labels import SINGLE, LabelMap
 from guided_diffusion_core.data.transforms import RGB_RULE
 from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.files import read_bytes, require_folder, walk_files
@@ -163,7 +164,9 @@ class IsicDataset:
     in_channels = 3
     normalisation = RGB_RULE
 
-    def __init__(self, data_dir, size, split, need_masks=True, upstream_compat=False):
+    def __init__(self, data_dir, size, split, need_masks=True, upstream_compat=False, labels=""):
+        self._label_map = LabelMap().select(labels, (SINGLE,))
+        self.labels = self._label_map.names
         self.size, self.need_masks, self.upstream_compat = size, need_masks, upstream_compat
         self._pairs = find_pairs(data_dir, split)
         if self._pairs[0].image is None:
@@ -189,7 +192,7 @@ class IsicDataset:
             raise IndexError(f"example {index} of {len(self)}")
         pair, mask = self._pairs[index], None
         if self.need_masks:
-            mask = read_mask(pair.mask, self.size, self.upstream_compat)[None].astype(np.float32)
+            mask = read_masks(pair.mask, self._label_map, self.size, self.upstream_compat).astype(np.float32)
         return Example(read_rgb(pair.image, self.size), mask, pair.name)
 
     def cases(self):
@@ -198,14 +201,15 @@ class IsicDataset:
         return [Case(pair.name, (index,), shape) for index, (pair, shape) in enumerate(together)]
 
 
-def list_truths(data_dir, split="Test"):
+def list_truths(data_dir, split="Test", labels=""):
     """The ground truth of every case of a split, a list of `Truth`.
 
     data_dir: folder of the set, or of the masks alone. Raises `UserError` for missing masks.
     """
     pairs = find_pairs(data_dir, split)
     _require_masks(pairs, data_dir)
-    return [Truth(pair.name, pair.mask) for pair in pairs]
+    label_map = LabelMap().select(labels, (SINGLE,))
+    return [Truth(pair.name, pair.mask, label_map=label_map) for pair in pairs]
 
 
 def _pixels(shape):

@@ -97,6 +97,17 @@ def read_volume(path):
         raise _broken(path, error) from error
 
 
+def read_plane(path):
+    """The pixels of a NIfTI file of one slice, (X, Y). Raises `UserError` for a broken file or more slices."""
+    values = read_volume(path)
+    if values.ndim == 3 and values.shape[2] == 1:
+        return values[:, :, 0]
+    if values.ndim != 2:
+        raise found_expected(path, f"an array of shape {values.shape}", "one slice, of two axes",
+                             "Use the layout of volumes for whole ones.")
+    return values
+
+
 def volume_bytes(array, geometry):
     """A compressed NIfTI file of an array (X, Y, Z) on the grid of `geometry`; the same array gives
     the same bytes."""

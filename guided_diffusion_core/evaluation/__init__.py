@@ -8,7 +8,6 @@ from guided_diffusion_core.evaluation.agreement import (
     table_rows,
 )
 from guided_diffusion_core.evaluation.pictures import ImageSource
-from guided_diffusion_core.evaluation.predictions import read_truth
 from guided_diffusion_core.evaluation.report import write_comparison, write_report
 from guided_diffusion_core.evaluation.scores import Surfaces
 from guided_diffusion_core.evaluation.summary import evaluate, format_table, write_summary
@@ -16,6 +15,6 @@ from guided_diffusion_core.evaluation.upstream import evaluate_upstream, format_
 
 __all__ = [
     "ImageSource", "Run", "Surfaces", "TABLE_HEAD", "compare", "evaluate", "evaluate_upstream", "format_table",
-    "format_upstream", "mask_agreement", "read_summary", "read_truth", "table_rows", "write_comparison",
+    "format_upstream", "mask_agreement", "read_summary", "table_rows", "write_comparison",
     "write_report", "write_summary",
 ]

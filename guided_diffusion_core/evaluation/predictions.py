@@ -10,8 +10,8 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 
 from guided_diffusion_core.data.dataset import listed
-from guided_diffusion_core.data.images import read_mask
-from guided_diffusion_core.data.volumes import read_geometry, read_volume
+from guided_diffusion_core.data.truths import read_truth_masks
+from guided_diffusion_core.data.volumes import read_geometry
 from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.files import require_folder
 from guided_diffusion_core.fusion import binarize
@@ -34,20 +34,16 @@ class Scored:
 
 def label_names(truth):
     """Names of the masks of a `Truth`, a tuple of length K."""
-    return ("mask",) if truth.slices is None else ("whole_tumour",)
+    return truth.label_map.names
 
 
-def read_truth(truth):
-    """A ground truth as bool: (K, H, W), or (K, X, Y, Z) of a volume. Raises `UserError`."""
-    mask = read_mask(truth.path) if truth.slices is None else read_volume(truth.path) > 0
-    return mask[None]
-
-
-def spacing_of(truth, pixel_spacing):
-    """Distances between the truth's pixels in mm: of a volume its header's (3,), else `pixel_spacing` twice."""
+def spacing_of(truth, prediction_path, pixel_spacing):
+    """Distances between pixels: of an image `pixel_spacing` twice; of a volume (3,) in mm, from the truth's
+    header, or the prediction's if the truth is a file for each slice."""
     if truth.slices is None:
         return pixel_spacing, pixel_spacing
-    return tuple(map(float, voxel_sizes(read_geometry(truth.path).affine)))
+    path = truth.path if truth.planes is None else prediction_path
+    return tuple(map(float, voxel_sizes(read_geometry(path).affine)))
 
 
 def common_labels(truths):
@@ -92,7 +88,7 @@ def read_scored(folder, truth, kind, paths, threshold):
     kind, paths: of `find_predictions`. threshold: probability from which on a pixel belongs to the mask.
     Raises `UserError` for a prediction of another size than the truth, and for broken files.
     """
-    expected = read_truth(truth)
+    expected = read_truth_masks(truth)
     values = selected(read_outputs(paths, expected.shape[1:], truth.path), truth)
     spread = output_paths(folder, truth.name, UNCERTAINTY, label_names(truth))
     uncertainty = None

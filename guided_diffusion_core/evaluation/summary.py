@@ -46,7 +46,8 @@ def evaluate(prediction_dir, truths, threshold, surfaces=None):
     for truth in tqdm(truths, unit="case", desc="scoring", dynamic_ncols=True, leave=False, delay=2):
         kind, paths = sources[truth.name]
         scored = read_scored(prediction_dir, truth, kind, paths, threshold)
-        row, of_slices = _score(truth, scored, surfaces, labels)
+        spacing = spacing_of(truth, paths[0], surfaces.pixel_spacing) if surfaces else None
+        row, of_slices = _score(truth, scored, surfaces, spacing, labels)
         for place, label in enumerate(labels):
             reliability[label].add(scored, place)
             planes[label] += of_slices[label] or []
@@ -72,9 +73,8 @@ def evaluate(prediction_dir, truths, threshold, surfaces=None):
     }
 
 
-def _score(truth, scored, surfaces, labels):
+def _score(truth, scored, surfaces, spacing, labels):
     """A case's part of a row and, by label, the scores of its slices (None for an image)."""
-    spacing = spacing_of(truth, surfaces.pixel_spacing) if surfaces else None
     adjacent = truth.slices is None or scores.are_adjacent(truth.slices)
     found = {label: scores.case_scores(scored.prediction[place], scored.truth[place], spacing, surfaces, adjacent)
              for place, label in enumerate(labels)}

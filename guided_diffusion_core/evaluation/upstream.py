@@ -10,9 +10,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.evaluation import statistics
-from guided_diffusion_core.evaluation.predictions import common_labels, find_predictions, read_outputs, read_truth
+from guided_diffusion_core.evaluation.predictions import common_labels, find_predictions, read_outputs
 from guided_diffusion_core.evaluation.summary import aligned
 
 SIZE = 256
@@ -45,7 +46,7 @@ def evaluate_upstream(prediction_dir, truths):
     sources, rows = find_predictions(prediction_dir, truths), []
     for truth in tqdm(truths, unit="case", desc="scoring", dynamic_ncols=True, leave=False, delay=2):
         kind, paths = sources[truth.name]
-        expected = read_truth(truth)
+        expected = read_truth_masks(truth)
         prediction = read_outputs(paths, expected.shape[1:], truth.path).astype(np.float32)
         found = {label: dict(zip(METRICS, upstream_scores(as_bytes(prediction[place]), as_bytes(expected[place].astype(np.float32)))))
                  for place, label in enumerate(labels)}
