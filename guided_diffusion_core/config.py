@@ -70,7 +70,9 @@ class DiffusionConfig:
 class DataConfig:
     """Which data, and how it becomes network input."""
 
-    data_name: str = option("BRATS", "layout of the data", ("ISIC", "BRATS"))
+    data_name: str = option(
+        "BRATS", "layout of the data, see docs/data.md: ISIC, BRATS, BRATS_SLICES, REFUGE2, DDTI, IMAGES, VOLUMES or "
+                 "NNUNET; any other name is a plain folder, IMAGES or VOLUMES by what it holds")
     data_dir: str = option("", "folder of the data")
     labels: str = option(
         "", "names of the labels to segment, separated by commas, a mask for each; empty: the layout's default")
