@@ -105,7 +105,15 @@ class TrainingConfig:
     ema_warmup: bool = option(False, "limit the rate of the moving average to (1 + n) / (10 + n) at step n")
     log_interval: int = option(100, "steps between two lines of the log")
     save_interval: int = option(5000, "steps between two checkpoints")
-    keep_checkpoints: int = option(0, "how many checkpoints may stay, the newest ones; 0: all")
+    keep_checkpoints: int = option(0, "how many checkpoints may stay, the newest ones and the best one; 0: all")
+    val_dir: str = option(
+        "", "folder of validation data, laid out as data_dir; the Dice of masks sampled from it goes to the log, and "
+            "checkpoints/best names the checkpoint with the highest; empty: no validation")
+    val_interval: int = option(1000, "steps between two validations")
+    val_slices: str = option("all", "slices of the validation data, as in slices")
+    val_cases: int = option(0, "validate on the first so many cases; 0: on all")
+    val_steps: int = option(
+        0, "network evaluations per image in validation, with the preset's sampler; 0: sample_steps, but at most 10")
     num_workers: int = option(0, "loader processes; 0: load in the training process")
 
 
@@ -297,7 +305,8 @@ def _check(config):
     for flag, value, low in (
         ("diffusion_steps", config.diffusion.diffusion_steps, 1), ("batch_size", training.batch_size, 1),
         ("max_steps", training.max_steps, 1), ("log_interval", training.log_interval, 1),
-        ("save_interval", training.save_interval, 1), ("keep_checkpoints", training.keep_checkpoints, 0),
+        ("save_interval", training.save_interval, 1), ("val_interval", training.val_interval, 1),
+        ("val_cases", training.val_cases, 0), ("val_steps", training.val_steps, 0), ("keep_checkpoints", training.keep_checkpoints, 0),
         ("num_workers", training.num_workers, 0), ("lr_anneal_steps", training.lr_anneal_steps, 0),
         ("lr_cycles", training.lr_cycles, 1), ("num_ensemble", sampling.num_ensemble, 1),
         ("sample_steps", sampling.sample_steps, 0), ("lr", training.lr, 0), ("eta", sampling.eta, 0),
