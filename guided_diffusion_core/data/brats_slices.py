@@ -45,7 +45,8 @@ class SlicedCase(CaseFiles):
         """The voxels of a part, (X, Y, Z); slices without a file are 0."""
         planes = {z: read_plane(path) for z, path in self.paths[part].items()}
         first = next(iter(planes.values()))
-        volume = np.zeros((*first.shape, self.numbers[-1] + 1), first.dtype)
+        # in memory as nibabel reads a volume, so that sums over it round alike
+        volume = np.zeros((*first.shape, self.numbers[-1] + 1), first.dtype, order="F")
         for z, plane in planes.items():
             volume[:, :, z] = plane
         return volume

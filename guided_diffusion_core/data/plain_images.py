@@ -9,12 +9,12 @@ LAYOUT = ("images/NAME.png beside masks/NAME.png (or NAME_mask.png, …; jpg, ti
 def open_dataset(config, size, split, need_masks):
     """See `data.open_dataset`."""
     pairs = find_pairs(config.data_dir, split, picture_stem, LAYOUT)
-    label_map = folder_labels(config.data_dir, config.labels, need_masks, zero_one=True)
+    label_map = folder_labels(config.data_dir, config.labels, need_masks, plain=True)
     return PairDataset(pairs, label_map, size, need_masks, config.upstream_compat, config.data_dir, LAYOUT)
 
 
 def open_truths(config, split):
     """See `data.list_truths`."""
     pairs = find_pairs(config.data_dir, split, picture_stem, LAYOUT)
-    label_map = folder_labels(config.data_dir, config.labels, True, zero_one=True)
+    label_map = folder_labels(config.data_dir, config.labels, True, plain=True)
     return pair_truths(pairs, label_map, config.data_dir, LAYOUT)
