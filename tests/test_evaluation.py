@@ -1,4 +1,4 @@
-"""Scoring of written predictions: the right pixels, nnU-Net's keys, means, empty masks, and errors that name the cases."""
+"""Scoring of written predictions: the right pixels, nnU-Net's keys, empty masks, errors that name the cases."""
 import json
 import os
 
