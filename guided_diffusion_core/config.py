@@ -8,8 +8,10 @@ import dataclasses
 from dataclasses import dataclass
 
 from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.schedule import space_timesteps
 
 NUM_CLASSES = 2  # classes of a class-conditional network, as in the original
+SOLVERS = ("use_ddim", "dpm_solver")  # settings that choose another sampler than the ancestral one
 LR_SCHEDULES = ("constant", "linear", "cosine", "cosine-restarts")
 FUSIONS = ("mean", "majority", "staple", "upstream")  # `fusion.py`
 
@@ -68,7 +70,9 @@ class DiffusionConfig:
 class DataConfig:
     """Which data, and how it becomes network input."""
 
-    data_name: str = option("BRATS", "layout of the data", ("ISIC", "BRATS"))
+    data_name: str = option(
+        "BRATS", "layout of the data, see docs/data.md: ISIC, BRATS, BRATS_SLICES, REFUGE2, DDTI, IMAGES, VOLUMES or "
+                 "NNUNET; any other name is a plain folder, IMAGES or VOLUMES by what it holds")
     data_dir: str = option("", "folder of the data")
     labels: str = option(
         "", "names of the labels to segment, separated by commas, a mask for each; empty: the layout's default")
@@ -109,13 +113,16 @@ class TrainingConfig:
 class SamplingConfig:
     """How masks are sampled from a trained network."""
 
-    use_ddim: bool = option(False, "sample by DDIM; neither this nor dpm_solver: by the ancestral sampler")
+    # Why this sampler and so many steps: logs/samplers-brats2021-64px/README.md.
+    use_ddim: bool = option(
+        True, "sample by DDIM; neither this nor dpm_solver: by the ancestral sampler, which takes all steps unless "
+              "sample_steps says otherwise: in fewer a learned variance can spoil the mask")
     dpm_solver: bool = option(
         False, "sample by DPM-Solver++, for which 10 to 20 sample_steps do; diffusion_steps, given beside it, means "
                "sample_steps then")
     dynamic_thresholding: bool = option(
         False, "DPM-Solver++: scale a predicted mask that leaves [-1, 1] by its 0.995 quantile instead of clipping it")
-    sample_steps: int = option(0, "network evaluations per sample; 0: one for each step of the diffusion")
+    sample_steps: int = option(50, "network evaluations per sample, at most one for each step of the diffusion; 0: so many")
     eta: float = option(0.0, "noise of DDIM: 0 deterministic, 1 as the ancestral sampler")
     clip_denoised: bool = option(True, "clip the predicted mask to [-1, 1] in each step")
     num_ensemble: int = option(5, "samples per case, which are fused into one")
@@ -137,7 +144,7 @@ SECTIONS = {
 # The original's recipe to the letter, and the one that learns in minutes (UPSTREAM rulings:
 # parity/ledger.py, "recipe"). A flag on the command line overrides its preset.
 PRESETS = {
-    "original": {},
+    "original": {"use_ddim": False, "dpm_solver": False, "sample_steps": 0},
     "fast": {
         "predict_xstart": True,
         "highway_dropout": 0.0,
@@ -181,7 +188,7 @@ PRESET_NOTES = {
 class Config:
     """The whole configuration of a run, as it is written into its checkpoints."""
 
-    preset: str = "original"
+    preset: str = "none"
     seed: int = 0
     model: ModelConfig = ModelConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
@@ -218,7 +225,8 @@ def resolve(values, preset=None, base=None):
     base = base or Config()
     if preset is not None and preset not in PRESETS:
         raise found_expected("--preset", repr(preset), " or ".join(PRESETS), "Choose one of them.")
-    merged = take_over(values, take_over(PRESETS[preset], {}) if preset else {})
+    below = dataclasses.asdict(base.sampling)
+    merged = take_over(values, take_over(PRESETS[preset], below) if preset else below)
     where = setting_names()
     top = {"preset": preset or base.preset}
     changed = {section: {} for section in SECTIONS}
@@ -230,18 +238,34 @@ def resolve(values, preset=None, base=None):
     for section, settings in changed.items():
         top[section] = dataclasses.replace(getattr(base, section), **settings)
     config = dataclasses.replace(base, **top)
+    if "sample_steps" not in {**PRESETS.get(preset, {}), **values}:
+        steps = min(config.sampling.sample_steps, _process_steps(config.diffusion))
+        config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, sample_steps=steps))
     _check(config)
     return config
 
 
+def _process_steps(diffusion):
+    """How many steps the process of a `DiffusionConfig` has."""
+    every = [diffusion.diffusion_steps]
+    return len(space_timesteps(diffusion.diffusion_steps, diffusion.timestep_respacing or every))
+
+
 def take_over(values, below):
     """The settings `below` with `values` over them, both by name; a sampler that the values choose switches
-    the one below off, so that one flag is enough to change it."""
+    the one below off, so that one flag is enough to change it. Where the values leave none but the ancestral
+    one, it takes all steps unless they say how many: a number meant for another sampler would spoil its masks.
+    """
     if values.get("dpm_solver"):
         below = {**below, "use_ddim": False}
-    elif values.get("use_ddim") or "dpm_solver" in values:
+    elif values.get("use_ddim"):
         below = {**below, "dpm_solver": False, "dynamic_thresholding": False}
-    return {**below, **values}
+    elif "dpm_solver" in values:
+        below = {**below, "dynamic_thresholding": False}
+    chosen = {**below, **values}
+    if any(below.get(name) for name in SOLVERS) and not any(chosen[name] for name in SOLVERS if name in chosen):
+        chosen["sample_steps"] = values.get("sample_steps", 0)
+    return chosen
 
 
 def from_dict(tree, where="configuration"):

@@ -16,6 +16,10 @@ from guided_diffusion_core.evaluation import mask_agreement
 from guided_diffusion_core.outputs import MASK, UNCERTAINTY, find_output, read_output
 from guided_diffusion_core.overview import OverviewRow, write_overview
 
+# Flags of every recorded network, and of how it was trained.
+NETWORK = ["--image_size", "64", "--num_channels", "32", "--num_res_blocks", "2", "--num_heads", "1",
+           "--learn_sigma", "True", "--use_scale_shift_norm", "False", "--attention_resolutions", "16"]
+OPTIMIZATION = ["--lr", "1e-3", "--batch_size", "8", "--log_interval", "10"]
 TRAININGS = ("pytorch", "jittor", "pytorch-ulp", "pytorch-original", "pytorch-transfer")
 AGREEMENTS = {
     "pytorch and jittor, trained from one seed": ("pytorch", "jittor"),

@@ -181,9 +181,9 @@ UPSTREAM_DIFFERENCES = (
     UpstreamDifference(
         "utils.py, staple",
         "fuses by mean of member x mean under the name of STAPLE: 3 of 5 votes become 0.36",
-        "the mean of the members",
-        "it is the probability that the threshold of 0.5 is meant for",
-        "tests/test_metrics.py::test_fusion_of_votes"),
+        "the mean of the members; --fusion upstream for the old rule, --fusion staple for STAPLE itself",
+        "the mean is the probability that the threshold of 0.5 is meant for",
+        "tests/test_fusion.py::test_the_originals_rule_gives_its_recorded_values"),
     UpstreamDifference(
         "bratsloader.py and isicloader.py, masks",
         "resize masks bilinearly and take all above zero, which grows every ground truth",
