@@ -8,6 +8,7 @@ import pytest
 from medpy.metric import binary
 from PIL import Image
 from test_commands import assert_refused, command, files_below  # noqa: F401
+from test_evaluation import two_labels
 from test_parity_report import HOSTILE, TAGS, Page, browser  # noqa: F401
 
 from guided_diffusion_core import evaluation
@@ -208,6 +209,25 @@ def test_agreement_of_volumes_is_that_of_the_selected_slices(tmp_path):
     assert evaluation.mask_agreement(*folders, truths) == {"A": pytest.approx(expected)} and 0.5 < expected < 1
     scored = [evaluation.Run(folder.name, str(folder), evaluation.evaluate(folder, truths, 0.5)) for folder in folders]
     assert evaluation.compare(*scored)["masks"]["whole_tumour"][0]["pixel_agreement"] == pytest.approx(expected)
+
+
+def test_two_labels(tmp_path):
+    """Masks of two labels without uncertainty, in the report and beside another run."""
+    truths, _ = two_labels(tmp_path)
+    summary = evaluation.evaluate(tmp_path, truths, 0.5)
+    page_path = tmp_path / "report.html"
+    report.write_report(page_path, summary, tmp_path, truths, pictures.ImageSource(DataConfig("ISIC", "nowhere")), 3)
+    page = Page(page_path)
+    assert len(page.images) == 3, "no calibration without probability"
+    for label in ("disc", "cup"):
+        assert f"{label} Dice {summary['mean'][label]['Dice']:.4f}" in page.text
+    assert "cup: 1 of 3 cases have both masks empty" in page.text
+    run = evaluation.Run("a", str(tmp_path), summary)
+    result = evaluation.compare(run, run)
+    (tmp_path / "out").mkdir()
+    report.write_comparison(tmp_path / "out", result, run, run, 1)
+    assert result["masks"]["cup"][-1] == {"case": "c", "pixel_agreement": 1.0, "mask_dice": None}
+    assert len(evaluation.table_rows(result)) == 2
 
 
 def test_runs_that_cannot_be_compared(command, runs, tmp_path):  # noqa: F811

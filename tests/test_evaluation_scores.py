@@ -18,12 +18,12 @@ from guided_diffusion_core.evaluation.upstream import upstream_scores
 from guided_diffusion_core.outputs import output_path
 
 
-def blobs(seed, shape, share=0.3):
-    """Two smooth random masks of a shape, unlike each other."""
+def blobs(seed, shape):
+    """Two smooth random masks of a shape, unlike each other and of different sizes."""
     generator = np.random.default_rng(seed)
     noise = ndimage.gaussian_filter(generator.normal(size=shape), 2)
     other = noise + 0.5 * ndimage.gaussian_filter(generator.normal(size=shape), 2)
-    return [values > np.quantile(values, 1 - share) for values in (noise, other)]
+    return [values > np.quantile(values, 1 - share) for values, share in ((noise, 0.3), (other, 0.2))]
 
 
 @pytest.mark.parametrize("shape", [(40, 30), (16, 20, 12)])
