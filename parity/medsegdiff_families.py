@@ -238,7 +238,7 @@ def _record_masks(recorder, dataset, out_dir, truths, threshold):
             recorder.add(kind, truth.name, read_output(find_output(out_dir, truth.name, kind)))
         recorder.add("truth", truth.name, read_truth_masks(truth)[0])
         for metric in ("Dice", "IoU"):
-            recorder.add("score", f"{truth.name} {metric}", np.float64(scores[truth.name][metric]))
+            recorder.add("score", f"{truth.name} {metric.lower()}", np.float64(scores[truth.name][metric]))
 
 
 FAMILIES = {
