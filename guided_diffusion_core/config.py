@@ -70,6 +70,8 @@ class DataConfig:
 
     data_name: str = option("BRATS", "layout of the data", ("ISIC", "BRATS"))
     data_dir: str = option("", "folder of the data")
+    labels: str = option(
+        "", "names of the labels to segment, separated by commas, a mask for each; empty: the layout's default")
     slices: str = option(
         "all", "volumes: which axial slices, filters separated by commas that all must hold: all, even, "
                "odd, brain (some image voxel), tumour (some labelled voxel), START:STOP:STEP")

@@ -5,8 +5,7 @@ from collections import Counter
 import numpy as np
 
 from guided_diffusion_core.data.dataset import listed
-from guided_diffusion_core.data.images import read_mask
-from guided_diffusion_core.data.volumes import read_volume
+from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.files import require_folder, write_atomic
 from guided_diffusion_core.fusion import binarize
@@ -92,8 +91,11 @@ def format_table(summary):
 
 
 def read_truth(truth):
-    """A ground truth as bool: (H, W), or (X, Y, Z) with all labels merged. Raises `UserError`."""
-    return read_mask(truth.path) if truth.slices is None else read_volume(truth.path) > 0
+    """A ground truth of one label as bool: (H, W), or (X, Y, Z). Raises `UserError`."""
+    masks = read_truth_masks(truth)
+    if len(masks) > 1:
+        raise found_expected("--labels", ", ".join(truth.label_map.names), "one label", "Score one label at a time.")
+    return masks[0]
 
 
 def _find_predictions(prediction_dir, truths):

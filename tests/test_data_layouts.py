@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from guided_diffusion_core.config import DataConfig
-from guided_diffusion_core.data import brats, isic, list_truths, open_dataset, phantoms
+from guided_diffusion_core.data import brats, isic, list_truths, open_dataset, phantoms, volume_cases
 from guided_diffusion_core.errors import UserError
 
 TEST_DATA, TEST_TRUTH = "ISBI2016_ISIC_Part1_Test_Data", "ISBI2016_ISIC_Part1_Test_GroundTruth"
@@ -293,8 +293,8 @@ class TestBrats:
 
     def test_volume_is_read_once_and_the_cache_is_bounded(self, brats_folder, monkeypatch):
         reads = []
-        original = brats.read_volume
-        monkeypatch.setattr(brats, "read_volume", lambda path: reads.append(path) or original(path))
+        original = volume_cases.read_volume
+        monkeypatch.setattr(volume_cases, "read_volume", lambda path: reads.append(path) or original(path))
         dataset = brats.BratsDataset(brats_folder, 32)
         for index in range(len(dataset)):
             dataset[index]

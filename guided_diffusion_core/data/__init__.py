@@ -18,9 +18,10 @@ def open_dataset(data_config, image_size, split, need_masks):
     """
     if data_config.data_name == "BRATS":
         return brats.BratsDataset(data_config.data_dir, image_size, data_config.slices, need_masks,
-                                  data_config.upstream_compat)
+                                  data_config.upstream_compat, labels=data_config.labels)
     _require_all_slices(data_config)
-    return isic.IsicDataset(data_config.data_dir, image_size, split, need_masks, data_config.upstream_compat)
+    return isic.IsicDataset(data_config.data_dir, image_size, split, need_masks, data_config.upstream_compat,
+                            data_config.labels)
 
 
 def list_truths(data_config, split="Test"):
@@ -29,9 +30,9 @@ def list_truths(data_config, split="Test"):
     Arguments and errors as in `open_dataset`; images may lack.
     """
     if data_config.data_name == "BRATS":
-        return brats.list_truths(data_config.data_dir, data_config.slices)
+        return brats.list_truths(data_config.data_dir, data_config.slices, data_config.labels)
     _require_all_slices(data_config)
-    return isic.list_truths(data_config.data_dir, split)
+    return isic.list_truths(data_config.data_dir, split, data_config.labels)
 
 
 def _require_all_slices(data_config):

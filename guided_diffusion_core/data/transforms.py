@@ -5,6 +5,7 @@ import numpy as np
 
 ZSCORE_RULE = ("z-score per volume and modality: (v - mean) / standard deviation, both over the voxels "
                "above 0; all others 0")
+ZSCORE_ALL_RULE = "z-score per volume and channel: (v - mean) / standard deviation, both over all voxels"
 RGB_RULE = "RGB / 255"
 
 
@@ -67,3 +68,15 @@ def zscore(volume):
     scaled = np.zeros_like(volume)
     scaled[inside] = (values - values.mean()) / spread
     return scaled
+
+
+def zscore_all(values):
+    """Scale a volume or picture by `ZSCORE_ALL_RULE`; one of a single value becomes 0.
+
+    values: any shape. Returns float32 of that shape. Raises ValueError if a value is not finite.
+    """
+    values = np.asarray(values, np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{np.count_nonzero(~np.isfinite(values))} values that are not finite")
+    spread = values.std() or 1.0
+    return ((values - values.mean()) / spread).astype(np.float32)

@@ -66,8 +66,8 @@ def read_geometry(path):
         raise _broken(path, error) from error
     shape = tuple(int(n) for n in header.get_data_shape())
     if len(shape) != 3 or min(shape) < 1:
-        raise found_expected(path, f"an array of shape {shape}", "a volume with three axes",
-                             "Replace the file.")
+        mend = "Write each channel into a file of its own." if len(shape) == 4 else "Replace the file."
+        raise found_expected(path, f"an array of shape {shape}", "a volume with three axes", mend)
     claimed = int(header["vox_offset"]) + int(np.prod(shape)) * header.get_data_dtype().itemsize
     stored = int.from_bytes(trailer, "little") if compressed else length
     if stored != claimed % 2**32 if compressed else stored < claimed:
@@ -95,6 +95,17 @@ def read_volume(path):
         return np.asanyarray(image_class.from_bytes(content).dataobj)
     except _BROKEN as error:
         raise _broken(path, error) from error
+
+
+def read_plane(path):
+    """The pixels of a NIfTI file of one slice, (X, Y). Raises `UserError` for a broken file or more slices."""
+    values = read_volume(path)
+    if values.ndim == 3 and values.shape[2] == 1:
+        return values[:, :, 0]
+    if values.ndim != 2:
+        raise found_expected(path, f"an array of shape {values.shape}", "one slice, of two axes",
+                             "Use the layout of volumes for whole ones.")
+    return values
 
 
 def volume_bytes(array, geometry):
