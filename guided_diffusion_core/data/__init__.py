@@ -3,7 +3,7 @@ from guided_diffusion_core.data import brats, isic
 from guided_diffusion_core.data.dataset import Case, Dataset, Example, Truth
 from guided_diffusion_core.errors import found_expected
 
-__all__ = ["Case", "Dataset", "Example", "Truth", "list_truths", "open_dataset"]
+__all__ = ["Case", "Dataset", "Example", "Truth", "list_files", "list_truths", "open_dataset"]
 
 
 def open_dataset(data_config, image_size, split, need_masks):
@@ -33,6 +33,17 @@ def list_truths(data_config, split="Test"):
         return brats.list_truths(data_config.data_dir, data_config.slices, data_config.labels)
     _require_all_slices(data_config)
     return isic.list_truths(data_config.data_dir, split, data_config.labels)
+
+
+def list_files(data_config, split, need_masks):
+    """Every file of a configuration's data, for `inventory.take_inventory`.
+
+    split, need_masks: as in `open_dataset`.
+    Returns (normalisation, list of `ListedFile`); what is wrong with single files is reported (`errors.report`).
+    Raises `UserError` where there is nothing to list.
+    """
+    layout = {"BRATS": brats, "ISIC": isic}[data_config.data_name]
+    return layout.list_files(data_config, split, need_masks)
 
 
 def _require_all_slices(data_config):
