@@ -8,11 +8,14 @@ import dataclasses
 from dataclasses import dataclass
 
 from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.schedule import space_timesteps
 
 NUM_CLASSES = 2  # classes of a class-conditional network, as in the original
 FLIPS = ("none", "vertical", "horizontal", "both")
 AUGMENT_SHARES = ("augment_scale", "augment_contrast", "augment_gamma")  # settings from 0 to below 1
+SOLVERS = ("use_ddim", "dpm_solver")  # settings that choose another sampler than the ancestral one
 LR_SCHEDULES = ("constant", "linear", "cosine", "cosine-restarts")
+FUSIONS = ("mean", "majority", "staple", "upstream")  # `fusion.py`
 
 
 def option(default, help, choices=None):
@@ -29,7 +32,8 @@ class ModelConfig:
     num_channels: int = option(128, "base width of the network, a multiple of 32")
     num_res_blocks: int = option(2, "residual blocks per resolution")
     num_heads: int = option(4, "attention heads")
-    in_ch: int = option(5, "image channels plus one for the noised mask; set from the data if not given")
+    in_ch: int = option(5, "image channels plus those of the noised mask; set from the data if not given")
+    mask_channels: int = option(1, "channels of the mask, one for each of its labels; set from the data if not given")
     num_heads_upsample: int = option(-1, "attention heads on the way up; -1: as num_heads")
     num_head_channels: int = option(-1, "channels per attention head, instead of num_heads; -1: unused")
     attention_resolutions: str = option(
@@ -68,7 +72,9 @@ class DiffusionConfig:
 class DataConfig:
     """Which data, and how it becomes network input."""
 
-    data_name: str = option("BRATS", "layout of the data", ("ISIC", "BRATS"))
+    data_name: str = option(
+        "BRATS", "layout of the data, see docs/data.md: ISIC, BRATS, BRATS_SLICES, REFUGE2, DDTI, IMAGES, VOLUMES or "
+                 "NNUNET; any other name is a plain folder, IMAGES or VOLUMES by what it holds")
     data_dir: str = option("", "folder of the data")
     labels: str = option(
         "", "names of the labels to segment, separated by commas, a mask for each; empty: the layout's default")
@@ -120,16 +126,23 @@ class TrainingConfig:
 class SamplingConfig:
     """How masks are sampled from a trained network."""
 
-    use_ddim: bool = option(False, "sample by DDIM; neither this nor dpm_solver: by the ancestral sampler")
+    # Why this sampler and so many steps: logs/samplers-brats2021-64px/README.md.
+    use_ddim: bool = option(
+        True, "sample by DDIM; neither this nor dpm_solver: by the ancestral sampler, which takes all steps unless "
+              "sample_steps says otherwise: in fewer a learned variance can spoil the mask")
     dpm_solver: bool = option(
         False, "sample by DPM-Solver++, for which 10 to 20 sample_steps do; diffusion_steps, given beside it, means "
                "sample_steps then")
     dynamic_thresholding: bool = option(
         False, "DPM-Solver++: scale a predicted mask that leaves [-1, 1] by its 0.995 quantile instead of clipping it")
-    sample_steps: int = option(0, "network evaluations per sample; 0: one for each step of the diffusion")
+    sample_steps: int = option(50, "network evaluations per sample, at most one for each step of the diffusion; 0: so many")
     eta: float = option(0.0, "noise of DDIM: 0 deterministic, 1 as the ancestral sampler")
     clip_denoised: bool = option(True, "clip the predicted mask to [-1, 1] in each step")
-    num_ensemble: int = option(5, "samples per case, which are fused by their mean")
+    num_ensemble: int = option(5, "samples per case, which are fused into one")
+    fusion: str = option(
+        "mean", "how the samples of a case are fused: by their mean; by majority, the share of their votes; by STAPLE, "
+                "which weighs them by how well they agree (SimpleITK); upstream: by the square of the mean, as in the "
+                "original", FUSIONS)
     threshold: float = option(0.5, "probability from which on a pixel belongs to the mask, in (0, 1)")
 
 
@@ -144,7 +157,7 @@ SECTIONS = {
 # The original's recipe to the letter, and the one that learns in minutes (UPSTREAM rulings:
 # parity/ledger.py, "recipe"). A flag on the command line overrides its preset.
 PRESETS = {
-    "original": {},
+    "original": {"use_ddim": False, "dpm_solver": False, "sample_steps": 0},
     "fast": {
         "predict_xstart": True,
         "highway_dropout": 0.0,
@@ -152,6 +165,35 @@ PRESETS = {
         "use_ddim": True,
         "sample_steps": 5,
     },
+    # the two settings that the original's README recommends
+    "MedSegDiff-B": {
+        "image_size": 256,
+        "num_channels": 128,
+        "num_res_blocks": 2,
+        "num_heads": 1,
+        "learn_sigma": True,
+        "use_scale_shift_norm": False,
+        "attention_resolutions": "16",
+        "lr": 5e-5,
+        "batch_size": 8,
+        "num_ensemble": 5,
+    },
+    "MedSegDiff++": {
+        "image_size": 256,
+        "num_channels": 512,
+        "num_res_blocks": 12,
+        "num_heads": 8,
+        "learn_sigma": True,
+        "use_scale_shift_norm": True,
+        "attention_resolutions": "16",
+        "batch_size": 64,
+        "num_ensemble": 25,
+    },
+}
+# What a preset changes in the recipe that it is named after; shown in the help and where it is chosen.
+PRESET_NOTES = {
+    "MedSegDiff++": "attention at 16 px; the original's attention_resolutions 24 is no resolution of its network, "
+                    "which then has no attention at all",
 }
 
 
@@ -159,7 +201,7 @@ PRESETS = {
 class Config:
     """The whole configuration of a run, as it is written into its checkpoints."""
 
-    preset: str = "original"
+    preset: str = "none"
     seed: int = 0
     model: ModelConfig = ModelConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
@@ -196,7 +238,8 @@ def resolve(values, preset=None, base=None):
     base = base or Config()
     if preset is not None and preset not in PRESETS:
         raise found_expected("--preset", repr(preset), " or ".join(PRESETS), "Choose one of them.")
-    merged = take_over(values, take_over(PRESETS[preset], {}) if preset else {})
+    below = dataclasses.asdict(base.sampling)
+    merged = take_over(values, take_over(PRESETS[preset], below) if preset else below)
     where = setting_names()
     top = {"preset": preset or base.preset}
     changed = {section: {} for section in SECTIONS}
@@ -208,26 +251,44 @@ def resolve(values, preset=None, base=None):
     for section, settings in changed.items():
         top[section] = dataclasses.replace(getattr(base, section), **settings)
     config = dataclasses.replace(base, **top)
+    if "sample_steps" not in {**PRESETS.get(preset, {}), **values}:
+        steps = min(config.sampling.sample_steps, _process_steps(config.diffusion))
+        config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, sample_steps=steps))
     _check(config)
     return config
 
 
+def _process_steps(diffusion):
+    """How many steps the process of a `DiffusionConfig` has."""
+    every = [diffusion.diffusion_steps]
+    return len(space_timesteps(diffusion.diffusion_steps, diffusion.timestep_respacing or every))
+
+
 def take_over(values, below):
     """The settings `below` with `values` over them, both by name; a sampler that the values choose switches
-    the one below off, so that one flag is enough to change it."""
+    the one below off, so that one flag is enough to change it. Where the values leave none but the ancestral
+    one, it takes all steps unless they say how many: a number meant for another sampler would spoil its masks.
+    """
     if values.get("dpm_solver"):
         below = {**below, "use_ddim": False}
-    elif values.get("use_ddim") or "dpm_solver" in values:
+    elif values.get("use_ddim"):
         below = {**below, "dpm_solver": False, "dynamic_thresholding": False}
-    return {**below, **values}
+    elif "dpm_solver" in values:
+        below = {**below, "dynamic_thresholding": False}
+    chosen = {**below, **values}
+    if any(below.get(name) for name in SOLVERS) and not any(chosen[name] for name in SOLVERS if name in chosen):
+        chosen["sample_steps"] = values.get("sample_steps", 0)
+    return chosen
 
 
 def from_dict(tree, where="configuration"):
-    """Inverse of `Config.to_dict`; `where` names the file in errors."""
+    """Inverse of `Config.to_dict`; `where` names the file in errors.
+
+    A setting that an older version did not write has its default; one that is unknown here is refused.
+    """
     try:
         sections = {name: cls(**tree[name]) for name, cls in SECTIONS.items()}
-        rest = {name: tree[name] for name in ("preset", "seed", "normalisation")}
-        return Config(**sections, **rest)
+        return Config(**{**tree, **sections})
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{where}: the configuration inside is not one that this version reads ({error}); expected "

@@ -21,20 +21,26 @@ from guided_diffusion_core.runlog import RunLog
 from guided_diffusion_core.unet_plan import make_plan
 
 
-def fit_to_data(config, dataset, in_ch_given):
+def fit_to_data(config, dataset, in_ch_given, mask_channels_given=False):
     """The configuration with the dataset's channels and normalisation, checked for training.
 
-    in_ch_given: whether `--in_ch` stands on the command line, which then must fit the data.
+    in_ch_given, mask_channels_given: whether `--in_ch` and `--mask_channels` stand on the command line;
+    they then must fit the data.
     Raises `UserError` for a network or a batch that cannot be trained.
     """
-    channels = dataset.in_channels + 1
+    masks = len(dataset.labels)
+    channels = dataset.in_channels + masks
+    if mask_channels_given and config.model.mask_channels != masks:
+        raise found_expected("--mask_channels", config.model.mask_channels,
+                             f"{masks} for this data, whose labels are {', '.join(dataset.labels)}",
+                             "Leave the flag out.")
     if in_ch_given and config.model.in_ch != channels:
         raise found_expected("--in_ch", config.model.in_ch, f"{channels} for this data, its {dataset.in_channels} "
-                             "image channels and the mask's", "Leave the flag out.")
+                             f"image channels and {'the mask' if masks == 1 else f'{masks} masks'}", "Leave the flag out.")
     if config.model.class_cond:
         raise found_expected("--class_cond", True, "False, because these datasets have no class labels",
                              "Leave the flag out.")
-    config = config.replace(in_ch=channels, normalisation=dataset.normalisation)
+    config = config.replace(in_ch=channels, mask_channels=masks, normalisation=dataset.normalisation)
     plan = make_plan(config.model)
     microbatch = config.training.microbatch if config.training.microbatch > 0 else config.training.batch_size
     smallest = config.training.batch_size % microbatch or microbatch

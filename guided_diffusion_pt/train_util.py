@@ -23,7 +23,7 @@ MOMENTS, SAMPLER = ("first_moment", "second_moment"), "schedule_sampler"
 
 def make_loader(stream, batch_size, num_workers=0):
     """Batches of a `TrainingStream`, in its order: pairs of tensors, image (N, C, S, S) and mask
-    (N, 1, S, S), read by `num_workers` processes beside (0: none), whose errors are raised here."""
+    (N, K, S, S), read by `num_workers` processes beside (0: none), whose errors are raised here."""
     examples = ErrorCarrier(stream) if num_workers else stream
     return checked(DataLoader(
         examples, batch_size=batch_size, shuffle=False, num_workers=num_workers, collate_fn=_collate))
@@ -124,7 +124,7 @@ class TrainLoop:
             yield step, self.run_step(batch, cond)
 
     def run_step(self, batch, cond):
-        """One optimizer step on images `batch` (N, C, S, S) and masks `cond` (N, 1, S, S).
+        """One optimizer step on images `batch` (N, C, S, S) and masks `cond` (N, K, S, S).
 
         Returns the means over the batch: `total` and the terms of `training_losses_segmentation`,
         and the learning rate `lr`; floats.
@@ -139,7 +139,7 @@ class TrainLoop:
         return {**values, "lr": lr}
 
     def forward_backward(self, batch):
-        """Losses and gradients of the whole batch (N, C + 1, S, S): (dict of floats, list of tensors)."""
+        """Losses and gradients of the whole batch (N, C + K, S, S): (dict of floats, list of tensors)."""
         size = batch.shape[0]
         values, grads, drawn, losses = {}, None, [], []
         for start in range(0, size, self.microbatch):
@@ -161,7 +161,8 @@ class TrainLoop:
         """Loss terms, gradients and time steps of some slots of the batch."""
         uniforms = [float(self.tape.uniform(TRAIN_TIMESTEP, step=self.step, case=slot)) for slot in slots]
         t, weights = self.schedule_sampler.sample(np.array(uniforms))
-        noise = self.tape.normal_batch(TRAIN_NOISE, (1, *micro.shape[2:]), step=self.step, cases=slots)
+        shape = (self.diffusion.mask_channels, *micro.shape[2:])
+        noise = self.tape.normal_batch(TRAIN_NOISE, shape, step=self.step, cases=slots)
         set_dropout_noise(self.model, self.tape, self.step, slots)
         terms, _ = self.diffusion.training_losses_segmentation(
             self.model, None, micro, t, noise=runtime.to_tensor(noise, dtype=runtime.precision()))

@@ -173,11 +173,17 @@ UPSTREAM_DIFFERENCES = (
         "a silent change of the architecture costs a training",
         "tests/test_plan.py::test_settings_that_make_no_network_are_refused"),
     UpstreamDifference(
+        "README.md, MedSegDiff++: --attention_resolutions 24",
+        "24 px is no resolution of the network, so that it has no attention at all",
+        "the preset MedSegDiff++ has attention at 16 px, and a line says so",
+        "what is called the full potential has the attention that it names",
+        "tests/test_config.py::test_the_preset_without_attention_in_the_original_says_so"),
+    UpstreamDifference(
         "utils.py, staple",
         "fuses by mean of member x mean under the name of STAPLE: 3 of 5 votes become 0.36",
-        "the mean of the members",
-        "it is the probability that the threshold of 0.5 is meant for",
-        "tests/test_metrics.py::test_fusion_of_votes"),
+        "the mean of the members; --fusion upstream for the old rule, --fusion staple for STAPLE itself",
+        "the mean is the probability that the threshold of 0.5 is meant for",
+        "tests/test_fusion.py::test_the_originals_rule_gives_its_recorded_values"),
     UpstreamDifference(
         "bratsloader.py and isicloader.py, masks",
         "resize masks bilinearly and take all above zero, which grows every ground truth",

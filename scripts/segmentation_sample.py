@@ -19,7 +19,7 @@ def main():
                         help="images per batch; each brings its whole ensemble (default: 1)")
     args = parser.parse_args()
     path = checkpoint.find(args.model_path)
-    config = sampling.sampling_config(path, cli.given_settings(args), getattr(args, "preset", None))
+    config = sampling.sampling_config(path, cli.given_settings(args), cli.chosen_preset(args))
     dataset = open_dataset(config.data, config.model.image_size, "Test", need_masks=False)
     sampling.check_dataset(dataset, config, args.batch_size)
     summary = cli.configuration_text(config, backend=args.backend, model_path=str(path), out_dir=args.out_dir,

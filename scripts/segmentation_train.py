@@ -21,9 +21,10 @@ def main():
         step, config, networks = training.resumed_config(args.resume, args.out_dir, cli.given_settings(args))
     else:
         step, networks = 0, None
-        config = resolve(cli.given_settings(args), preset=getattr(args, "preset", None))
+        config = resolve(cli.given_settings(args), preset=cli.chosen_preset(args))
     dataset = open_dataset(config.data, config.model.image_size, "Training", need_masks=True)
-    config = training.fit_to_data(config, dataset, in_ch_given=hasattr(args, "in_ch"))
+    config = training.fit_to_data(config, dataset, in_ch_given=hasattr(args, "in_ch"),
+                                  mask_channels_given=hasattr(args, "mask_channels"))
     summary = cli.configuration_text(config, backend=args.backend, out_dir=args.out_dir, examples=len(dataset))
     print(summary)
     if not args.dry_run:

@@ -36,7 +36,7 @@ def test_every_setting_is_a_flag_with_help_and_default():
     text = " ".join(cli.build_parser("Test.", *SECTIONS).format_help().split())
     for name in config.setting_names():
         assert f"--{name} " in text
-    assert "(default: 0.0001)" in text
+    assert "(default: 0.0001; MedSegDiff-B: 5e-05)" in text
     assert "(default: 0.5; fast: 0.0)" in text, "presets that change a default are named"
     assert "--use_fp16" not in text
 

@@ -200,6 +200,38 @@ def test_every_sampler_gives_the_distribution_of_the_data(backend):
             assert np.abs(sample - place).max() < error, sampler
 
 
+@pytest.mark.parametrize("sampler, settings, order", [
+    ("p_sample_loop_known", {}, 1), ("ddim_sample_loop_known", {"eta": 1.0}, 1), ("ddim_sample_loop_known", {}, 1),
+    ("dpm_solver_sample_loop_known", {}, 2)])
+def test_samplers_converge_to_one_distribution(backend, sampler, settings, order):
+    """With the best prediction for a pixel of N(0.3, 0.25) every sampler's mean is 0.3 at any number of steps, and
+    its standard deviation comes to 0.5, twice the steps leaving a half or a quarter of the error.
+
+    A sample is then affine in the draws, so that its moments are exact: case 0 is sampled without noise, each
+    other case with a single draw of 1 (or none), and its distance from case 0 is the draw's factor."""
+    centre, spread, errors, cases = 0.3, 0.5, [], 82
+    for steps in (20, 40, 80):
+        abar, times = even_in_lambda(steps, last=6.5)  # the last step is to x_0: its error is exp(-13)
+        alpha, variance = dict(zip(times, np.sqrt(abar))), dict(zip(times, 1 - abar))
+
+        def network(x, t):
+            a, v = (table[float(array(backend, t)[0])] for table in (alpha, variance))
+            m = array(backend, x)[:, -1:]
+            predicted = centre + a * spread ** 2 / (a ** 2 * spread ** 2 + v) * (m - a * centre)
+            return tensor(backend, predicted), tensor(backend, 0 * m + 0.5)
+
+        single = dict(zip(("start", *times), np.eye(cases)[1:, :, None, None, None]))  # (cases, 1, 1, 1) each
+        a, v = alpha[times[-1]], variance[times[-1]]
+        diffusion = process_through(backend, abar, times, ModelMeanType.START_X, ModelVarType.FIXED_SMALL)
+        sample = array(backend, getattr(diffusion, sampler)(
+            network, None, tensor(backend, np.zeros((cases, 2, 1, 1))),
+            tensor(backend, a * centre + np.sqrt(a ** 2 * spread ** 2 + v) * single["start"]),
+            lambda t: tensor(backend, single[t]), clip_denoised=False, **settings)[0]).reshape(-1)
+        close(sample[0], centre)
+        errors.append(abs(np.sqrt(np.sum((sample[1:] - sample[0]) ** 2)) - spread))
+    assert np.abs(np.log2(np.divide(errors[:-1], errors[1:])) - order).max() < 0.3, errors
+
+
 def test_dynamic_thresholding_follows_its_definition(backend):
     """A case whose 0.995 quantile lies within [-1, 1] is clipped, another one scaled; each by itself."""
     x_start = np.random.default_rng(2).standard_normal((3, 1, 16, 16)) * np.array([0.3, 1.0, 7.0]).reshape(3, 1, 1, 1)

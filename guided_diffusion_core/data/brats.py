@@ -108,3 +108,8 @@ def list_files(config, split, need_masks):
 def list_truths(data_dir, slices="all", labels=""):
     """The ground truth of every case under a folder, see `volume_truths`."""
     return volume_truths(find_cases(data_dir), VOLUMES, REGIONS.select(labels, DEFAULT_LABELS), slices, data_dir)
+
+
+def open_truths(config, split):
+    """See `data.list_truths`."""
+    return list_truths(config.data_dir, config.slices, config.labels)

@@ -135,7 +135,8 @@ def _duplicates(examined):
 
 def _shared_names(examined):
     """Cases of the two sets that have one name, which may be one patient."""
-    names = [{result.file.case: result.file.path for result in results} for results in examined.values()]
+    # the first file of each case, an image
+    names = [{result.file.case: result.file.path for result in reversed(results)} for results in examined.values()]
     if len(names) < 2:
         return []
     return [Problem(WARNING, "name", names[1][case], f"the case name {case!r} in both sets",

@@ -63,6 +63,16 @@ def read_picture(path, size):
     return resize_linear(planes.transpose(2, 0, 1).astype(np.float32) / scale, (size, size))
 
 
+def channel_values(path):
+    """The channels of a picture in their stored values, (C, H, W): one of grey, three of colour or a palette;
+    transparency is left out. Raises `UserError` as `stored_values`."""
+    image = _one_picture(path)
+    if image is not None and image.mode in EIGHT_BITS:
+        image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+    values = _tiff_values(path) if image is None else np.asarray(image)
+    return values[None] if values.ndim == 2 else values[..., :3].transpose(2, 0, 1)
+
+
 def stored_values(path):
     """The stored values of a picture, (H, W), or (H, W, C) of one with several channels; a palette gives
     its indices. Raises `UserError` for a file that is no image, and for one of several pages."""

@@ -186,3 +186,8 @@ def list_truths(data_dir, split="Test", labels=""):
     data_dir: folder of the set, or of the masks alone. Raises `UserError` for missing masks.
     """
     return pair_truths(find_pairs(data_dir, split), LABELS.select(labels, DEFAULT_LABELS), data_dir, LAYOUT)
+
+
+def open_truths(config, split):
+    """See `data.list_truths`."""
+    return list_truths(config.data_dir, split, config.labels)

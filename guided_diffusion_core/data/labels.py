@@ -24,6 +24,7 @@ class LabelMap:
                the largest value in a picture (`images.read_mask`).
     known:     stored values that may occur beyond `values`: the background, and labels not chosen.
     exclusive: stored values of which a file may hold one only, because they are two codes of one thing.
+    hint:      what to do about other values, where there is more to say.
     zero_one:  whether a picture with values up to 1 is a binary mask of 0 and 1, where `values` is None.
     """
 
@@ -31,6 +32,7 @@ class LabelMap:
     values: tuple = (None,)
     known: frozenset = frozenset({0})
     exclusive: frozenset = frozenset()
+    hint: str = ""
     zero_one: bool = False
 
     def __post_init__(self):
@@ -92,7 +94,7 @@ class LabelMap:
             more = f" and {len(unknown) - SHOWN_VALUES} more" if len(unknown) > SHOWN_VALUES else ""
             raise found_expected(where, f"label values {shown}{more}", "values out of "
                                  + ", ".join(f"{value:g}" for value in sorted(self.allowed)),
-                                 "Correct the file, or choose the layout and labels that it is of.")
+                                 self.hint or "Correct the file, or choose the layout and labels that it is of.")
         if len(both) > 1:
             raise found_expected(where, f"the label values {' and '.join(map(str, both))} in one file",
                                  "one of them, because they are two codes of the same label",

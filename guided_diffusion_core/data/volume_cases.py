@@ -44,6 +44,10 @@ class CaseFiles:
         """How errors name a part."""
         return self.paths[part]
 
+    def present(self, slices):
+        """Those of the slices that the case has, all of a volume."""
+        return slices
+
     def meaning(self, label_map):
         """What a layout's label map is for this case, whose name may tell one variant of it."""
         return label_map
@@ -101,7 +105,7 @@ def select_slices(files, layout, depth, slice_filter):
                 "--slices tumour", f"no labels ({layout.labels}) of case {files.name} in {files.folder}",
                 "labels, because they say where the tumour is", "Choose other slices.")
         tumour = slices_above_zero(files.read(layout.labels))
-    return slice_filter.select(depth, brain, tumour)
+    return files.present(slice_filter.select(depth, brain, tumour))
 
 
 @dataclass(frozen=True)

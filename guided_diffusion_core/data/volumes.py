@@ -46,8 +46,10 @@ def stem(name):
     return None
 
 
-def read_geometry(path):
+def read_geometry(path, of_slice=False):
     """`Geometry` of a NIfTI file, from its header, and a cheap check that the file is complete.
+
+    of_slice: the file holds one slice, of two axes or with a third one of length 1; the shape is (X, Y, 1) then.
 
     A gzip file ends in its uncompressed length (RFC 1952), which is compared with the header's
     claim; only when they differ, as they do in a truncated file but also in one of several gzip
@@ -65,9 +67,12 @@ def read_geometry(path):
     except _BROKEN as error:
         raise _broken(path, error) from error
     shape = tuple(int(n) for n in header.get_data_shape())
-    if len(shape) != 3 or min(shape) < 1:
+    wanted = "a volume with three axes"
+    if of_slice:
+        wanted, shape = "one slice, of two axes", shape + (1,) * (len(shape) == 2)
+    if len(shape) != 3 or min(shape) < 1 or (of_slice and shape[2] > 1):
         mend = "Write each channel into a file of its own." if len(shape) == 4 else "Replace the file."
-        raise found_expected(path, f"an array of shape {shape}", "a volume with three axes", mend)
+        raise found_expected(path, f"an array of shape {shape}", wanted, mend)
     claimed = int(header["vox_offset"]) + int(np.prod(shape)) * header.get_data_dtype().itemsize
     stored = int.from_bytes(trailer, "little") if compressed else length
     if stored != claimed % 2**32 if compressed else stored < claimed:
