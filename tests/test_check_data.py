@@ -15,7 +15,16 @@ from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.data import list_files
 from guided_diffusion_core.data.checking import Check
 from guided_diffusion_core.data.inventory import take_inventory
-from guided_diffusion_core.data.phantoms import write_brats_phantom, write_isic_phantoms
+from guided_diffusion_core.data.phantoms import (
+    write_brats_phantom,
+    write_brats_slices_phantom,
+    write_ddti_phantoms,
+    write_image_phantoms,
+    write_isic_phantoms,
+    write_nnunet_phantoms,
+    write_refuge2_phantoms,
+    write_volume_phantoms,
+)
 from guided_diffusion_core.errors import UserError
 
 SHAPE = (20, 18, 10)
@@ -65,6 +74,39 @@ def rewrite(path, change, affine=None, dtype=None):
 def test_whole_sets_have_no_problem(isic, brats):
     assert found(check(*isic)) == []
     assert found(check(brats, data_name="BRATS")) == []
+
+
+# Layout -> writer of a set of it, and a file whose loss must be noticed (*: any).
+OTHER_LAYOUTS = {
+    "BRATS_SLICES": (lambda folder: write_brats_slices_phantom(folder, "brats_train_001", SHAPE, 1), "*t1ce_005*"),
+    "REFUGE2": (lambda folder: write_refuge2_phantoms(folder, 2, 64, 1), "*Masks/*"),
+    "DDTI": (lambda folder: write_ddti_phantoms(folder, 2, 48, 1), "masks/*"),
+    "IMAGES": (lambda folder: write_image_phantoms(folder, 2, 48, 1, labelled=True), "images/*"),
+    "VOLUMES": (lambda folder: write_volume_phantoms(folder, 2, SHAPE, 1), "masks/*"),
+    "NNUNET": (lambda folder: write_nnunet_phantoms(folder, 2, 1, SHAPE, 1), "imagesTr/*_0001*"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_LAYOUTS)
+def test_every_layout(name, tmp_path):
+    """A whole set has no problem but for empty masks; a missing file and a broken one are found together."""
+    write, lost = OTHER_LAYOUTS[name]
+    write(tmp_path)
+    result = check(tmp_path, data_name=name)
+    assert {kind for _, kind, _ in found(result)} <= {"empty mask"}
+    files_of_set = [each.file for each in result.examined["train"]]
+    assert {file.part for file in files_of_set if file.label_map} and all(Path(file.path).is_file() for file in files_of_set)
+    next(path for path in sorted(tmp_path.rglob("*")) if path.match(lost)).unlink()
+    broken = next(Path(file.path) for file in reversed(files_of_set) if Path(file.path).exists() and file.label_map)
+    broken.write_bytes(broken.read_bytes()[:40])
+    errors = [problem[1:] for problem in found(check(tmp_path, data_name=name)) if problem[0] == "error"]
+    assert ("unreadable", broken.name) in errors and sorted(kind for kind, _ in errors) == ["layout", "unreadable"]
+
+
+@pytest.mark.parametrize("name, folder", [("BRATS", "BraTS2021/Train"), ("REFUGE2", "REFUGE2/Train"), ("DDTI", "DDTI/Train")])
+def test_real_data(shared_data, name, folder):
+    result = check(shared_data / folder, data_name=name)
+    assert found(result) == [] and len(result.examined["train"]) >= 2
 
 
 def test_all_problems_of_pictures_at_once(isic):

@@ -124,7 +124,7 @@ def _examine_image(result, values, normalisation):
         return
     low, high = float(values.min()), float(values.max())
     result.range = (low, high)
-    if low == high:
+    if low == high and result.file.place is None:  # the outermost slices of a volume are empty
         result.add(WARNING, "constant", f"the value {low:g} everywhere", "a picture of something",
                    "Replace the file, or take the case out.")
     above_zero = normalisation == ZSCORE_RULE
