@@ -236,7 +236,8 @@ UPSTREAM_DIFFERENCES = (
     UpstreamDifference(
         "segmentation_env.py",
         "mean over thresholds 0.1 to 0.9 at 256 px, divided by the maximum: NaN on an empty mask",
-        "one stated threshold, at the ground truth's own size; two empty masks counted apart",
+        "one stated threshold, at the ground truth's own size; two empty masks counted apart; `--protocol upstream` "
+        "gives the original's figure, but for the JPEG that it scores",
         "a score that others can reproduce",
         "tests/test_evaluation.py::test_scores_at_the_size_of_the_truth"),
     UpstreamDifference(
