@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from guided_diffusion_core.config import SamplingConfig
-from guided_diffusion_core.evaluation import mask_agreement
+from guided_diffusion_core.evaluation import evaluate, mask_agreement
 from guided_diffusion_core.sampler_study import Point
 
 TITLES = {
@@ -99,7 +99,7 @@ def write_record(work_dir, log_dir, points, truths):
         for file in KEPT:
             text = (work_dir / name / file).read_text()
             (log_dir / name / file).write_text(text.replace(f"{work_dir}/", ""))
-    rows = [_row(work_dir / "points" / point.name, point) for point in points]
+    rows = [_row(work_dir / "points" / point.name, point, truths) for point in points]
     courses = {point.name: json.loads((work_dir / "points" / point.name / "course.json").read_text())
                for point in points if point.backend == "pytorch" and point.evaluations in COURSES}
     agreement = {point.name: mask_agreement(work_dir / "points" / point.name, work_dir / "points" / _twin(point).name,
@@ -118,18 +118,18 @@ def _twin(point):
     return Point(point.network, point.sampler, point.evaluations)
 
 
-def _row(folder, point):
-    """One measured point as JSON values."""
-    scores = json.loads((folder / "summary.json").read_text())
-    report = json.loads((folder / "run_report.json").read_text())
+def _row(folder, point, truths):
+    """One measured point and its scores as JSON values."""
+    scores = evaluate(folder, truths, SamplingConfig.threshold)
+    label, = scores["labels"]
     return {"network": point.network, "backend": point.backend, "sampler": point.sampler,
-            "evaluations": point.evaluations, "dice": scores["mean"]["dice"], "iou": scores["mean"]["iou"],
-            "dice_per_case": {row["case"]: row["dice"] for row in scores["metric_per_case"]},
-            "seconds": report["sampler_seconds"]}
+            "evaluations": point.evaluations, "dice": scores["mean"][label]["Dice"],
+            "iou": scores["mean"][label]["IoU"],
+            "dice_per_case": {row["case"]: row["metrics"][label]["Dice"] for row in scores["metric_per_case"]}}
 
 
 def _write_csv(path, rows):
-    names = ("network", "backend", "sampler", "evaluations", "dice", "iou", "seconds")
+    names = ("network", "backend", "sampler", "evaluations", "dice", "iou")
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
