@@ -45,7 +45,8 @@ class Description:
     @property
     def normalisation(self):
         """The channels' rules in words, for the checkpoint."""
-        return "; ".join(f"channel {part}: {channel_rule(name)[0]}" for part, name in zip(self.parts, self.channels))
+        return "; ".join(f"channel {part}: {channel_rule(name)[0]}"
+                         for part, name in zip(self.parts, self.channels))
 
     @property
     def scales(self):
@@ -116,9 +117,10 @@ def find_cases(data_dir, split, description, with_labels):
         cases = {case: {**paths, LABEL: labels[case]} for case, paths in cases.items() if case in labels}
     found = [f"{len(which)} {what} ({listed(which)})" for what, which in problems if which]
     if found or not cases:
-        raise UserError(f"--data_dir {str(data_dir)!r}, {FOLDERS[split][0]}: found {'; '.join(found) or 'no case'}; "
-                        f"expected {LAYOUT}. Add what is missing or take the others out.")
-    return [CaseFiles(case, bf.join(str(data_dir), FOLDERS[split][0]), paths) for case, paths in sorted(cases.items())]
+        raise UserError(f"--data_dir {str(data_dir)!r}, {FOLDERS[split][0]}: found "
+                        f"{'; '.join(found) or 'no case'}; expected {LAYOUT}. Add what is missing or take the others out.")
+    folder = bf.join(str(data_dir), FOLDERS[split][0])
+    return [CaseFiles(case, folder, paths) for case, paths in sorted(cases.items())]
 
 
 def _holds_all_channels(description, paths):
