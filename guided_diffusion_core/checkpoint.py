@@ -84,6 +84,11 @@ def point_to_best(out_dir, best):
     return True
 
 
+def forget_best(out_dir):
+    """Remove the pointer to the best checkpoint, if there is one."""
+    (pointers.root_of(out_dir) / pointers.BEST).unlink(missing_ok=True)
+
+
 def _contiguous(arrays):
     return {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in arrays.items()}
 

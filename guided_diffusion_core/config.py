@@ -11,6 +11,8 @@ from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.schedule import space_timesteps
 
 NUM_CLASSES = 2  # classes of a class-conditional network, as in the original
+FLIPS = ("none", "vertical", "horizontal", "both")
+AUGMENT_SHARES = ("augment_scale", "augment_contrast", "augment_gamma")  # settings from 0 to below 1
 SOLVERS = ("use_ddim", "dpm_solver")  # settings that choose another sampler than the ancestral one
 LR_SCHEDULES = ("constant", "linear", "cosine", "cosine-restarts")
 FUSIONS = ("mean", "majority", "staple", "upstream")  # `fusion.py`
@@ -105,8 +107,27 @@ class TrainingConfig:
     ema_warmup: bool = option(False, "limit the rate of the moving average to (1 + n) / (10 + n) at step n")
     log_interval: int = option(100, "steps between two lines of the log")
     save_interval: int = option(5000, "steps between two checkpoints")
-    keep_checkpoints: int = option(0, "how many checkpoints may stay, the newest ones; 0: all")
+    keep_checkpoints: int = option(0, "how many checkpoints may stay, the newest ones and the best one; 0: all")
+    val_dir: str = option(
+        "", "folder of validation data, laid out as data_dir; the Dice of masks sampled from it goes to the log, and "
+            "checkpoints/best names the checkpoint with the highest; empty: no validation")
+    val_interval: int = option(1000, "steps between two validations")
+    val_slices: str = option("all", "slices of the validation data, as in slices")
+    val_cases: int = option(0, "validate on the first so many cases; 0: on all")
+    val_steps: int = option(
+        0, "network evaluations per image in validation, with the preset's sampler; 0: sample_steps, but at most 10")
     num_workers: int = option(0, "loader processes; 0: load in the training process")
+    augment_flip: str = option(
+        "none", "mirror examples, each direction with probability 1/2: vertical (rows; x of a volume), horizontal "
+                "(columns; y of a volume) or both", FLIPS)
+    augment_rotation: float = option(0.0, "rotate examples by up to so many degrees either way, 0 to 180")
+    augment_scale: float = option(0.0, "scale examples by 1 - this to 1 + this, 0 to below 1")
+    augment_brightness: float = option(
+        0.0, "shift intensities by up to this: a share of the range in colour images, standard deviations in volumes")
+    augment_contrast: float = option(
+        0.0, "stretch intensities about their mean by 1 - this to 1 + this, 0 to below 1")
+    augment_gamma: float = option(
+        0.0, "raise intensities, between their extremes, to a power of 1 - this to 1 + this, 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -123,7 +144,8 @@ class SamplingConfig:
     dynamic_thresholding: bool = option(
         False, "DPM-Solver++: scale a predicted mask that leaves [-1, 1] by its 0.995 quantile instead of clipping it")
     sample_steps: int = option(50, "network evaluations per sample, at most one for each step of the diffusion; 0: so many")
-    eta: float = option(0.0, "noise of DDIM: 0 deterministic, 1 as the ancestral sampler")
+    eta: float = option(
+        1.0, "noise of DDIM: 0 deterministic, 1 as the ancestral sampler with the posterior's variance")
     clip_denoised: bool = option(True, "clip the predicted mask to [-1, 1] in each step")
     num_ensemble: int = option(5, "samples per case, which are fused into one")
     fusion: str = option(
@@ -144,12 +166,13 @@ SECTIONS = {
 # The original's recipe to the letter, and the one that learns in minutes (UPSTREAM rulings:
 # parity/ledger.py, "recipe"). A flag on the command line overrides its preset.
 PRESETS = {
-    "original": {"use_ddim": False, "dpm_solver": False, "sample_steps": 0},
+    "original": {"use_ddim": False, "dpm_solver": False, "dynamic_thresholding": False, "sample_steps": 0, "eta": 0.0},
     "fast": {
         "predict_xstart": True,
         "highway_dropout": 0.0,
         "ema_warmup": True,
         "use_ddim": True,
+        "eta": 0.0,
         "sample_steps": 5,
     },
     # the two settings that the original's README recommends
@@ -295,17 +318,21 @@ def _check(config):
     for flag, value, low in (
         ("diffusion_steps", config.diffusion.diffusion_steps, 1), ("batch_size", training.batch_size, 1),
         ("max_steps", training.max_steps, 1), ("log_interval", training.log_interval, 1),
-        ("save_interval", training.save_interval, 1), ("keep_checkpoints", training.keep_checkpoints, 0),
+        ("save_interval", training.save_interval, 1), ("val_interval", training.val_interval, 1),
+        ("val_cases", training.val_cases, 0), ("val_steps", training.val_steps, 0), ("keep_checkpoints", training.keep_checkpoints, 0),
         ("num_workers", training.num_workers, 0), ("lr_anneal_steps", training.lr_anneal_steps, 0),
         ("lr_cycles", training.lr_cycles, 1), ("num_ensemble", sampling.num_ensemble, 1),
         ("sample_steps", sampling.sample_steps, 0), ("lr", training.lr, 0), ("eta", sampling.eta, 0),
-        ("weight_decay", training.weight_decay, 0),
+        ("weight_decay", training.weight_decay, 0), ("augment_brightness", training.augment_brightness, 0),
     ):
         if value < low:
             raise found_expected(f"--{flag}", value, f"a number of at least {low}", "Give a larger one.")
-    for flag, value in (("dropout", model.dropout), ("highway_dropout", model.highway_dropout)):
+    for flag, value in (("dropout", model.dropout), ("highway_dropout", model.highway_dropout),
+                        *((name, getattr(training, name)) for name in AUGMENT_SHARES)):
         if not 0 <= value < 1:
             raise found_expected(f"--{flag}", value, "a rate from 0 to below 1", "Give such a rate.")
+    if not 0 <= training.augment_rotation <= 180:
+        raise found_expected("--augment_rotation", training.augment_rotation, "degrees from 0 to 180", "Give such a one.")
     if not 0 < sampling.threshold < 1:
         raise found_expected("--threshold", sampling.threshold, "a probability between 0 and 1", "Give such a one.")
     if training.lr_schedule.startswith("cosine") and not training.lr_anneal_steps:

@@ -39,16 +39,17 @@ def point(pointer, line):
 
 def pointed_to(pointer):
     """The folder (Path) that a pointer names. Raises `UserError` if the pointer is cut or the folder is gone."""
-    content = pointer.read_bytes()
-    name = content.decode(errors="replace").partition(" ")[0].strip()
-    found = None
-    if not content.endswith(b"\n") or not name.startswith(_PREFIX):
-        found = "a cut file"
-    elif not (pointer.parent / name).is_dir():
-        found = f"the name {name}, of which there is no folder"
-    if found:
-        raise found_expected(pointer, found, "the name of a checkpoint beside it", advice(pointer.parent))
-    return pointer.parent / name
+    folder = _named(pointer)
+    if folder and folder.is_dir():
+        return folder
+    found = f"the name {folder.name}, of which there is no folder" if folder else "a cut file"
+    raise found_expected(pointer, found, "the name of a checkpoint beside it", advice(pointer.parent))
+
+
+def _named(pointer):
+    """The folder that a pointer names, there or not; None if the pointer is cut or there is none."""
+    content = pointer.read_text(errors="replace") if pointer.is_file() else ""
+    return pointer.parent / content.split()[0] if content.startswith(_PREFIX) and content.endswith("\n") else None
 
 
 def resolved(path):
@@ -97,8 +98,7 @@ def advice(root):
 def remove_old(out_dir, newest, keep):
     """Remove the oldest checkpoints until `keep` are left; the folder `newest`, even if a run that went further
     before it was resumed has left later ones, and the best one stay whatever their age."""
-    pointer = root_of(out_dir) / BEST
-    best = pointed_to(pointer) if pointer.is_file() else None
+    best = _named(root_of(out_dir) / BEST)
     for old in sorted(_steps(root_of(out_dir)), key=newest.__eq__)[:-keep]:
         if old != best:
             shutil.rmtree(old)

@@ -11,6 +11,7 @@ import numpy as np
 
 from guided_diffusion_core.config import DataConfig, SamplingConfig, ema_rates, resolve
 from guided_diffusion_core.data import list_truths, open_dataset
+from guided_diffusion_core.data.augment import create_augmentation
 from guided_diffusion_core.data.dataset import Example
 from guided_diffusion_core.data.phantoms import write_brats_phantom, write_isic_phantoms
 from guided_diffusion_core.data.stream import TrainingStream
@@ -26,15 +27,15 @@ OBSERVED = ("q_sample", "q_posterior_mean_variance", "_variance", "_predict_xsta
 
 
 class Images:
-    """Random images and masks (`Dataset`), made from the case's seed."""
+    """Random images, about the case's `mean`, and masks (`Dataset`)."""
 
     normalisation = "none"
 
     def __init__(self, case, length=12):
         model, generator = case.settings["model"], np.random.default_rng(5)
         masks, size = model.get("mask_channels", 1), model["image_size"]
-        self.in_channels = model["in_ch"] - masks
-        self.images = generator.uniform(size=(length, self.in_channels, size, size)).astype(np.float32)
+        self.in_channels, low = model["in_ch"] - masks, case.settings.get("mean", 0.5) - 0.5
+        self.images = generator.uniform(low, low + 1, (length, self.in_channels, size, size)).astype(np.float32)
         self.masks = (generator.uniform(size=(length, masks, size, size)) > 0.7).astype(np.float32)
 
     def __len__(self):
@@ -117,7 +118,8 @@ def training_loop(port, case, weights, recorder):
     model, diffusion = prepare(port, case, weights), process(port, case)
     config = resolve({**case.settings["model"], **case.settings["training"], "max_steps": 10})
     tape, settings = recorder.tape(config.seed), config.training
-    stream = TrainingStream(Images(case), tape, settings.batch_size, settings.max_steps)
+    augment = create_augmentation(settings, Images.normalisation, tape)
+    stream = TrainingStream(Images(case), tape, settings.batch_size, settings.max_steps, augment=augment)
     return training.TrainLoop(
         model=model, diffusion=diffusion, data=training.make_loader(stream, settings.batch_size), tape=tape,
         batch_size=settings.batch_size, microbatch=settings.microbatch, lr=settings.lr,

@@ -145,7 +145,10 @@ def test_a_flag_that_contradicts_the_checkpoint(saved, given, message):
 
 
 def test_the_checkpoint_decides_but_for_where_it_ends(saved):
-    step, config, networks = training.resumed_config(str(saved), "", {"max_steps": 20, "save_interval": 2})
+    step, config, networks, validated = training.resumed_config(
+        str(saved), "", {"max_steps": 20, "save_interval": 2})
+    assert validated == {"step": 5, "best": {"step": 5, "dice": 0.5}}
+    assert training.resumed_config(str(saved), "", {"max_steps": 20, "val_cases": 1})[3] is None
     assert (step, config) == (5, small_config(max_steps=20, save_interval=2))
     assert sorted(networks) == ["model", "trainer"]
 

@@ -66,7 +66,7 @@ def _of_split(places, split, data_dir):
     return chosen
 
 
-def folder_labels(data_dir, spec, need_values, zero_one=False):
+def folder_labels(data_dir, spec, need_values, plain=False):
     """The chosen `LabelMap` of a plain folder: of its labels.json, else of one binary mask.
 
     spec:        value of `--labels`; empty for all of labels.json in its order, or the one mask.
@@ -81,7 +81,7 @@ def folder_labels(data_dir, spec, need_values, zero_one=False):
     if names != (SINGLE,) and need_values:
         raise found_expected("--labels", repr(spec), f"the values of these labels in {path}: {LABELS_FORM}",
                              "Write that file.")
-    return LabelMap(names, (None,) * len(names), zero_one=zero_one)
+    return LabelMap(names, (None,) * len(names), plain=plain)
 
 
 def _read_labels_file(path):

@@ -25,7 +25,7 @@ class LabelMap:
     known:     stored values that may occur beyond `values`: the background, and labels not chosen.
     exclusive: stored values of which a file may hold one only, because they are two codes of one thing.
     hint:      what to do about other values, where there is more to say.
-    zero_one:  whether a picture with values up to 1 is a binary mask of 0 and 1, where `values` is None.
+    plain:     whether a binary picture is of unknown origin, see `images.read_mask`.
     """
 
     names: tuple = (SINGLE,)
@@ -33,7 +33,7 @@ class LabelMap:
     known: frozenset = frozenset({0})
     exclusive: frozenset = frozenset()
     hint: str = ""
-    zero_one: bool = False
+    plain: bool = False
 
     def __post_init__(self):
         wrong = [name for name in self.names if not NAME.fullmatch(name)]
