@@ -13,8 +13,8 @@ from guided_diffusion_core.data.transforms import RGB_RULE
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.unet_plan import default_channel_mult
 
-VISIBLE = ("version", "in_ch", "num_channels", "num_res_blocks", "channel_mult", "attention_resolutions",
-           "use_scale_shift_norm", "resblock_updown", "class_cond", "learn_sigma")
+VISIBLE = ("version", "in_ch", "mask_channels", "num_channels", "num_res_blocks", "channel_mult",
+           "attention_resolutions", "use_scale_shift_norm", "resblock_updown", "class_cond", "learn_sigma")
 # Settings that names and shapes do not show.
 HIDDEN = tuple(field.name for section in (ModelConfig, DiffusionConfig) for field in fields(section)
                if field.name not in VISIBLE)
@@ -51,9 +51,9 @@ def infer(shapes, given, where):
         seen["channel_mult"] = ""
     if "attention_resolutions" in given:
         seen["attention_resolutions"] = given["attention_resolutions"]  # the same ones in another order
-    data_name = given.get("data_name", "ISIC" if seen["in_ch"] == 4 else "BRATS")
+    data_name = given.get("data_name", "ISIC" if seen["in_ch"] - seen["mask_channels"] == 3 else "BRATS")
     settings = {**given, **seen, "image_size": image_size, "data_name": data_name}
-    settings.setdefault("normalisation", ORIGINAL_RULES[data_name])
+    settings.setdefault("normalisation", ORIGINAL_RULES.get(data_name, RGB_RULE if seen["in_ch"] == 4 else "none"))
     assumed = [name for name in (*HIDDEN, "data_name", "normalisation")
                if name not in given and not (shown and name == "image_size")]
     return configuration.resolve(settings), assumed
@@ -64,7 +64,9 @@ def _visible(shapes):
     width = _vote([_dim(shapes, "input_blocks.0.0.weight", 0), _dim(shapes, "time_embed.0.weight", 1),
                    _dim(shapes, "out.0.weight", 0), _dim(shapes, "out.0.bias", 0)], ModelConfig.num_channels)
     images = _dim(shapes, "hwm.conv_blocks_context.0.blocks.0.conv.weight", 1)
-    in_ch = _vote([_dim(shapes, "input_blocks.0.0.weight", 1), images and images + 1], ModelConfig.in_ch)
+    inputs = _dim(shapes, "input_blocks.0.0.weight", 1)
+    masks = _vote([_dim(shapes, "hwm.seg_outputs.0.weight", 0), images and inputs and inputs - images], 1)
+    in_ch = _vote([inputs, images and images + masks], ModelConfig.in_ch)
     outputs = _vote([_dim(shapes, "out.2.weight", 0), _dim(shapes, "out.2.bias", 0)], 1)
     per_level, levels, updown = _levels(shapes)
     mult, attention = [], []
@@ -78,10 +80,10 @@ def _visible(shapes):
             attention.append(level)
     return {
         "version": "1" if any(name.startswith(VERSION_1_MARK) for name in shapes) else "new",
-        "in_ch": in_ch, "num_channels": width, "num_res_blocks": max(1, per_level - 1),
+        "in_ch": in_ch, "mask_channels": masks, "num_channels": width, "num_res_blocks": max(1, per_level - 1),
         "channel_mult": ",".join(map(str, mult)), "attention_levels": attention,
         "use_scale_shift_norm": _scales_and_shifts(shapes), "resblock_updown": updown,
-        "class_cond": "label_emb.weight" in shapes, "learn_sigma": outputs == 2,
+        "class_cond": "label_emb.weight" in shapes, "learn_sigma": outputs == 2 * masks,
     }
 
 

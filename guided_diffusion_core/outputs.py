@@ -21,12 +21,14 @@ _IMAGE_SUFFIX = {MASK: ".png", PROBABILITY: ".tiff", UNCERTAINTY: ".tiff"}
 _VOLUME_SUFFIX = ".nii.gz"
 
 
-def output_path(out_dir, name, kind, is_volume):
+def output_path(out_dir, name, kind, is_volume, label=None):
     """Path of one file of a case.
 
-    name: the case's. kind: `MASK`, `PROBABILITY` or `UNCERTAINTY`.
+    name: the case's. kind: `MASK`, `PROBABILITY` or `UNCERTAINTY`. label: name of the mask's label
+    where a case has several; None where it has one mask.
     """
-    return bf.join(str(out_dir), f"{name}_{kind}{_VOLUME_SUFFIX if is_volume else _IMAGE_SUFFIX[kind]}")
+    suffix = _VOLUME_SUFFIX if is_volume else _IMAGE_SUFFIX[kind]
+    return bf.join(str(out_dir), "_".join(part for part in (name, label, kind) if part) + suffix)
 
 
 class CaseWriter:
@@ -66,9 +68,9 @@ class CaseWriter:
         return paths
 
 
-def find_output(out_dir, name, kind):
+def find_output(out_dir, name, kind, label=None):
     """Path of a case's file of a kind, of an image or a volume, or None if there is none."""
-    paths = (output_path(out_dir, name, kind, is_volume) for is_volume in (False, True))
+    paths = (output_path(out_dir, name, kind, is_volume, label) for is_volume in (False, True))
     return next((path for path in paths if bf.exists(path)), None)
 
 

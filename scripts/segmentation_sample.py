@@ -12,14 +12,15 @@ from guided_diffusion_core.noise import NoiseTape  # noqa: E402
 def main():
     parser = cli.build_parser(__doc__, "data", "model", "diffusion", "sampling")
     parser.add_argument("--model_path", default="", metavar="PATH",
-                        help="checkpoint: a .safetensors file, a folder of checkpoints/, or a training's --out_dir")
+                        help="checkpoint: a .safetensors file, a folder of checkpoints/, a training's --out_dir, of which the last "
+                             "checkpoint is taken, or OUT_DIR/checkpoints/best")
     parser.add_argument("--out_dir", default="./results/", metavar="FOLDER",
                         help="folder for the masks (default: ./results/)")
     parser.add_argument("--batch_size", type=int, default=1, metavar="INT",
                         help="images per batch; each brings its whole ensemble (default: 1)")
     args = parser.parse_args()
     path = checkpoint.find(args.model_path)
-    config = sampling.sampling_config(path, cli.given_settings(args), getattr(args, "preset", None))
+    config = sampling.sampling_config(path, cli.given_settings(args), cli.chosen_preset(args))
     dataset = open_dataset(config.data, config.model.image_size, "Test", need_masks=False)
     sampling.check_dataset(dataset, config, args.batch_size)
     summary = cli.configuration_text(config, backend=args.backend, model_path=str(path), out_dir=args.out_dir,
