@@ -247,13 +247,13 @@ def resolve(values, preset=None, base=None):
         top[section] = dataclasses.replace(getattr(base, section), **settings)
     config = dataclasses.replace(base, **top)
     if "sample_steps" not in {**PRESETS.get(preset, {}), **values}:
-        steps = min(config.sampling.sample_steps, _process_steps(config.diffusion))
+        steps = min(config.sampling.sample_steps, process_steps(config.diffusion))
         config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, sample_steps=steps))
     _check(config)
     return config
 
 
-def _process_steps(diffusion):
+def process_steps(diffusion):
     """How many steps the process of a `DiffusionConfig` has."""
     every = [diffusion.diffusion_steps]
     return len(space_timesteps(diffusion.diffusion_steps, diffusion.timestep_respacing or every))
