@@ -11,6 +11,8 @@ from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.schedule import space_timesteps
 
 NUM_CLASSES = 2  # classes of a class-conditional network, as in the original
+FLIPS = ("none", "vertical", "horizontal", "both")
+AUGMENT_SHARES = ("augment_scale", "augment_contrast", "augment_gamma")  # settings from 0 to below 1
 SOLVERS = ("use_ddim", "dpm_solver")  # settings that choose another sampler than the ancestral one
 LR_SCHEDULES = ("constant", "linear", "cosine", "cosine-restarts")
 FUSIONS = ("mean", "majority", "staple", "upstream")  # `fusion.py`
@@ -115,6 +117,17 @@ class TrainingConfig:
     val_steps: int = option(
         0, "network evaluations per image in validation, with the preset's sampler; 0: sample_steps, but at most 10")
     num_workers: int = option(0, "loader processes; 0: load in the training process")
+    augment_flip: str = option(
+        "none", "mirror examples, each direction with probability 1/2: vertical (rows; x of a volume), horizontal "
+                "(columns; y of a volume) or both", FLIPS)
+    augment_rotation: float = option(0.0, "rotate examples by up to so many degrees either way, 0 to 180")
+    augment_scale: float = option(0.0, "scale examples by 1 - this to 1 + this, 0 to below 1")
+    augment_brightness: float = option(
+        0.0, "shift intensities by up to this: a share of the range in colour images, standard deviations in volumes")
+    augment_contrast: float = option(
+        0.0, "stretch intensities about their mean by 1 - this to 1 + this, 0 to below 1")
+    augment_gamma: float = option(
+        0.0, "raise intensities, between their extremes, to a power of 1 - this to 1 + this, 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -131,7 +144,8 @@ class SamplingConfig:
     dynamic_thresholding: bool = option(
         False, "DPM-Solver++: scale a predicted mask that leaves [-1, 1] by its 0.995 quantile instead of clipping it")
     sample_steps: int = option(50, "network evaluations per sample, at most one for each step of the diffusion; 0: so many")
-    eta: float = option(0.0, "noise of DDIM: 0 deterministic, 1 as the ancestral sampler")
+    eta: float = option(
+        1.0, "noise of DDIM: 0 deterministic, 1 as the ancestral sampler with the posterior's variance")
     clip_denoised: bool = option(True, "clip the predicted mask to [-1, 1] in each step")
     num_ensemble: int = option(5, "samples per case, which are fused into one")
     fusion: str = option(
@@ -152,12 +166,13 @@ SECTIONS = {
 # The original's recipe to the letter, and the one that learns in minutes (UPSTREAM rulings:
 # parity/ledger.py, "recipe"). A flag on the command line overrides its preset.
 PRESETS = {
-    "original": {"use_ddim": False, "dpm_solver": False, "sample_steps": 0},
+    "original": {"use_ddim": False, "dpm_solver": False, "dynamic_thresholding": False, "sample_steps": 0, "eta": 0.0},
     "fast": {
         "predict_xstart": True,
         "highway_dropout": 0.0,
         "ema_warmup": True,
         "use_ddim": True,
+        "eta": 0.0,
         "sample_steps": 5,
     },
     # the two settings that the original's README recommends
@@ -308,13 +323,16 @@ def _check(config):
         ("num_workers", training.num_workers, 0), ("lr_anneal_steps", training.lr_anneal_steps, 0),
         ("lr_cycles", training.lr_cycles, 1), ("num_ensemble", sampling.num_ensemble, 1),
         ("sample_steps", sampling.sample_steps, 0), ("lr", training.lr, 0), ("eta", sampling.eta, 0),
-        ("weight_decay", training.weight_decay, 0),
+        ("weight_decay", training.weight_decay, 0), ("augment_brightness", training.augment_brightness, 0),
     ):
         if value < low:
             raise found_expected(f"--{flag}", value, f"a number of at least {low}", "Give a larger one.")
-    for flag, value in (("dropout", model.dropout), ("highway_dropout", model.highway_dropout)):
+    for flag, value in (("dropout", model.dropout), ("highway_dropout", model.highway_dropout),
+                        *((name, getattr(training, name)) for name in AUGMENT_SHARES)):
         if not 0 <= value < 1:
             raise found_expected(f"--{flag}", value, "a rate from 0 to below 1", "Give such a rate.")
+    if not 0 <= training.augment_rotation <= 180:
+        raise found_expected("--augment_rotation", training.augment_rotation, "degrees from 0 to 180", "Give such a one.")
     if not 0 < sampling.threshold < 1:
         raise found_expected("--threshold", sampling.threshold, "a probability between 0 and 1", "Give such a one.")
     if training.lr_schedule.startswith("cosine") and not training.lr_anneal_steps:

@@ -1,31 +1,34 @@
-"""Samplers compared on trained networks: masks, scores and the course of every sampling.
+"""Samplers compared on trained networks: masks and the course of every sampling.
 
 A point of the study is one network, one sampler and one number of network evaluations. Its folder holds
-the masks, `summary.json` (scores), `run_report.json` (settings) and `course.json`: what the network was
-given and what it answered at each evaluation.
+the masks, what sampling writes beside them, and `course.json`: what the network was given and what it
+answered at each evaluation.
 """
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from guided_diffusion_core import checkpoint, cli, evaluation
-from guided_diffusion_core.data import list_truths, open_dataset
+from guided_diffusion_core import checkpoint, cli
+from guided_diffusion_core.data import open_dataset
 from guided_diffusion_core.files import write_atomic
 from guided_diffusion_core.metrics import count
-from guided_diffusion_core.noise import NoiseTape
+from guided_diffusion_core.noise import SAMPLE_STEP, NoiseTape
 from guided_diffusion_core.sampling import run_sampling
-from guided_diffusion_core.schedule import ModelVarType
+from guided_diffusion_core.schedule import ModelMeanType
 
-# Name -> settings of a sampler. The last two are the ancestral one with another variance.
+# Name -> settings of a sampler. DDIM with eta 1 is the ancestral one with the posterior's variance instead of the
+# learned one; the last is the ancestral one with a learned variance that stays between its two bounds.
 SAMPLERS = {
     "ancestral": {"use_ddim": False, "dpm_solver": False},
     "ddim": {"use_ddim": True, "eta": 0.0},
+    "ddim-eta1": {"use_ddim": True, "eta": 1.0},
     "dpm-solver": {"dpm_solver": True},
-    "ancestral-posterior": {"use_ddim": False, "dpm_solver": False},
     "ancestral-limited": {"use_ddim": False, "dpm_solver": False},
 }
+PROBED = (1, 2, 5, 10, 20, 50, 100, 300, 999)  # time steps
 TRACED = ("t", "alpha_bar", "noise_ratio", "share", "noise_added", "dice_xstart")
 
 
@@ -45,19 +48,18 @@ class Point:
 
 
 def measure(point, model_path, data, out_dir):
-    """Sample and score one point, unless that is done.
+    """Sample one point, unless that is done.
 
     model_path: of the checkpoint. data: `DataConfig` of the slices. out_dir: folder of the point.
     """
     out_dir = Path(out_dir)
     if (out_dir / "course.json").is_file():
         return
+    shutil.rmtree(out_dir, ignore_errors=True)  # what an interrupted one has left
     path = checkpoint.find(model_path)
     model, diffusion, config = cli.backend_module(point.backend, "script_util").load_model_and_diffusion(path)
     settings = {"num_ensemble": 1, "sample_steps": point.evaluations, **SAMPLERS[point.sampler]}
     config = config.replace(data_name=data.data_name, data_dir=data.data_dir, slices=data.slices, **settings)
-    if point.sampler == "ancestral-posterior":
-        diffusion.model_var_type = ModelVarType.FIXED_SMALL
     dataset = open_dataset(data, config.model.image_size, "Test", need_masks=True)
     watched = Watched(model, point, np.stack([dataset[index].mask for index in range(len(dataset))]))
     sampler = cli.backend_module(point.backend, "sample_util").EnsembleSampler(
@@ -65,9 +67,59 @@ def measure(point, model_path, data, out_dir):
     watched.process = sampler.diffusion
     summary = cli.configuration_text(config, backend=point.backend, model_path=str(path), sampler=point.sampler)
     run_sampling(sampler, dataset, out_dir, len(dataset), config.sampling.threshold, summary)
-    scores = evaluation.evaluate(out_dir, list_truths(data), config.sampling.threshold)
-    evaluation.write_summary(out_dir / "summary.json", scores)
     write_atomic(out_dir / "course.json", json.dumps(watched.course, allow_nan=False).encode())
+
+
+def probe(network, model_path, data, out_dir):
+    """Compare the learned variance with the one that the network's own errors ask for, unless that is done.
+
+    The slices' true masks are noised to a few time steps of the whole process. For each, `probe.json` of
+    out_dir / network holds what `_probed` returns. Arguments as of `measure`, in PyTorch.
+    """
+    out_file = Path(out_dir) / network / "probe.json"
+    if out_file.is_file():
+        return
+    script_util, runtime = (cli.backend_module("pytorch", name) for name in ("script_util", "runtime"))
+    model, process, config = script_util.load_model_and_diffusion(checkpoint.find(model_path))
+    dataset = open_dataset(data, config.model.image_size, "Test", need_masks=True)
+    examples = [dataset[index] for index in range(len(dataset))]
+    images, truth = (np.stack([getattr(example, name) for example in examples]) for name in ("image", "mask"))
+    tape, rows = NoiseTape(config.seed), []
+    for t in PROBED:
+        noise = tape.normal_batch(SAMPLE_STEP, truth.shape[1:], step=t, cases=[e.noise_key for e in examples],
+                                  members=np.zeros(len(examples), np.int64))
+        x_t = process.sqrt_alphas_cumprod[t] * truth + process.sqrt_one_minus_alphas_cumprod[t] * noise
+        with runtime.no_grad():
+            out, _ = model(runtime.to_tensor(np.concatenate([images, x_t], axis=1), dtype="float32"),
+                           runtime.to_tensor(np.full(len(x_t), t)))
+        rows.append(_probed(process, t, runtime.to_numpy(out).astype(np.float64), x_t, truth))
+    out_file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out_file, (json.dumps(rows, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _probed(process, t, values, x_t, truth):
+    """A dict for one time step, over the pixels where the learned share is above 1: pixels, their part of all;
+    error, the root mean square of the predicted x_0's; share, the median learned; asked, the share at which the
+    variance is the posterior's plus the mean square of the error that the step's mean makes, which is what
+    minimises the variational bound; None where there are no such pixels."""
+    share = (values[:, 1:] + 1) / 2
+    above = share > 1
+    row = {"t": t, "pixels": float(above.mean()), "error": None, "share": None, "asked": None}
+    if above.any():
+        square = np.mean((_predicted_xstart(process, t, values, x_t) - truth)[above] ** 2)
+        smallest, largest = process.posterior_log_variance_clipped[t], process.log_betas[t]
+        variance = np.exp(smallest) + process.posterior_mean_coef1[t] ** 2 * square
+        row.update(error=float(np.sqrt(square)), share=float(np.median(share[above])),
+                   asked=float((np.log(variance) - smallest) / (largest - smallest)))
+    return row
+
+
+def _predicted_xstart(process, index, values, x_t):
+    """x_0 of the network's output, (N, 1, S, S)."""
+    if process.model_mean_type != ModelMeanType.EPSILON:
+        return values[:, :1]
+    alpha_bar = process.alphas_cumprod[index]
+    return (x_t - np.sqrt(1 - alpha_bar) * values[:, :1]) / np.sqrt(alpha_bar)
 
 
 class Watched:
@@ -80,7 +132,7 @@ class Watched:
     A dict holds: t, the time step of the whole process; alpha_bar there; noise_ratio, the standard
     deviation of what the noised mask holds beside the true mask over what the schedule says; share, the
     5%, 50% and 95% quantiles of where the learned variance's logarithm lies between the posterior's (0)
-    and beta (1); noise_added, the standard deviation of the noise that the ancestral step adds, in
+    and beta (1); noise_added, the standard deviation of the noise that an ancestral step would add, in
     quantiles too; dice_xstart, Dice of the predicted mask at the network's size.
     """
 
@@ -95,8 +147,6 @@ class Watched:
         if self.sampler == "ancestral-limited":
             values[:, 1:] = values[:, 1:].clip(-1, 1)
             out = self.runtime.to_tensor(values)
-        elif self.sampler == "ancestral-posterior":
-            out = out[:, :1]
         index = self.process.timestep_map.index(int(self.runtime.to_numpy(t)[0]))
         self.course.append(self._entry(index, values, x_t))
         return out, cal
@@ -106,12 +156,8 @@ class Watched:
         alpha_bar = process.alphas_cumprod[index]
         share = (values[:, 1:].astype(np.float64) + 1) / 2
         smallest = process.posterior_log_variance_clipped[index]
-        if process.model_var_type == ModelVarType.FIXED_SMALL:
-            share = 0 * share
         deviation = np.exp((share * process.log_betas[index] + (1 - share) * smallest) / 2) * process.adds_noise[index]
-        predicted = values[:, :1]
-        if process.model_mean_type.name == "EPSILON":
-            predicted = (x_t - np.sqrt(1 - alpha_bar) * predicted) / np.sqrt(alpha_bar)
+        predicted = _predicted_xstart(process, index, values, x_t)
         residual = x_t.astype(np.float64) - np.sqrt(alpha_bar) * self.truth
         entry = (process.timestep_map[index], alpha_bar, np.sqrt(np.mean(residual ** 2) / (1 - alpha_bar)),
                  _quantiles(share), _quantiles(deviation), count(predicted >= 0.5, self.truth > 0.5).dice)

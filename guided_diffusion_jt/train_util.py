@@ -5,6 +5,7 @@ from jittor.dataset import Dataset
 
 from guided_diffusion_core.checkpoint import NETWORK, TRAINER, average_name, check_state
 from guided_diffusion_core.config import ema_rates, model_and_diffusion_settings
+from guided_diffusion_core.data.augment import create_augmentation
 from guided_diffusion_core.data.stream import ErrorCarrier, TrainingStream, checked, first_error
 from guided_diffusion_core.noise import TRAIN_NOISE, TRAIN_TIMESTEP, NoiseTape
 from guided_diffusion_core.state_shapes import is_buffer
@@ -54,7 +55,8 @@ def create_train_loop(config, dataset, step=0, networks=None):
     """
     training, tape = config.training, NoiseTape(config.seed)
     model, diffusion = create_model_and_diffusion(seed=config.seed, **model_and_diffusion_settings(config))
-    stream = TrainingStream(dataset, tape, training.batch_size, last_step(training), start_step=step)
+    augment = create_augmentation(training, dataset.normalisation, tape)
+    stream = TrainingStream(dataset, tape, training.batch_size, last_step(training), start_step=step, augment=augment)
     loop = TrainLoop(
         model=model,
         diffusion=diffusion,

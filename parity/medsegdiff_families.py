@@ -11,9 +11,11 @@ import numpy as np
 
 from guided_diffusion_core.config import DataConfig, SamplingConfig, ema_rates, resolve
 from guided_diffusion_core.data import list_truths, open_dataset
+from guided_diffusion_core.data.augment import create_augmentation
 from guided_diffusion_core.data.dataset import Example
 from guided_diffusion_core.data.phantoms import write_brats_phantom, write_isic_phantoms
 from guided_diffusion_core.data.stream import TrainingStream
+from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.evaluation import evaluate
 from guided_diffusion_core.outputs import MASK, PROBABILITY, UNCERTAINTY, find_output, read_output
 from guided_diffusion_core.sampling import run_sampling
@@ -26,15 +28,15 @@ OBSERVED = ("q_sample", "q_posterior_mean_variance", "_variance", "_predict_xsta
 
 
 class Images:
-    """Random images and masks (`Dataset`), made from the case's seed."""
+    """Random images, about the case's `mean`, and masks (`Dataset`)."""
 
     normalisation = "none"
 
     def __init__(self, case, length=12):
         model, generator = case.settings["model"], np.random.default_rng(5)
         masks, size = model.get("mask_channels", 1), model["image_size"]
-        self.in_channels = model["in_ch"] - masks
-        self.images = generator.uniform(size=(length, self.in_channels, size, size)).astype(np.float32)
+        self.in_channels, low = model["in_ch"] - masks, case.settings.get("mean", 0.5) - 0.5
+        self.images = generator.uniform(low, low + 1, (length, self.in_channels, size, size)).astype(np.float32)
         self.masks = (generator.uniform(size=(length, masks, size, size)) > 0.7).astype(np.float32)
 
     def __len__(self):
@@ -123,7 +125,8 @@ def training_loop(port, case, weights, recorder, start_step=0):
     model, diffusion = prepare(port, case, weights), process(port, case)
     config = training_config(case)
     tape, settings = recorder.tape(config.seed), config.training
-    stream = TrainingStream(Images(case), tape, settings.batch_size, settings.max_steps, start_step)
+    augment = create_augmentation(settings, Images.normalisation, tape)
+    stream = TrainingStream(Images(case), tape, settings.batch_size, settings.max_steps, start_step, augment)
     sampler = training.create_named_schedule_sampler(settings.schedule_sampler, diffusion)
     if sampler.state():  # as after many steps
         sampler.restore(_full_history(sampler))
@@ -256,7 +259,7 @@ def _record_masks(recorder, dataset, out_dir, truths, threshold):
             recorder.add(kind, truth.name, read_output(find_output(out_dir, truth.name, kind)))
         recorder.add("truth", truth.name, read_truth_masks(truth)[0])
         for metric in ("Dice", "IoU"):
-            recorder.add("score", f"{truth.name} {metric}", np.float64(scores[truth.name][metric]))
+            recorder.add("score", f"{truth.name} {metric.lower()}", np.float64(scores[truth.name][metric]))
 
 
 FAMILIES = {

@@ -30,6 +30,7 @@ def main():
 def compare(args, titles):
     """Score if asked for, compare, write and print."""
     from guided_diffusion_core import evaluation
+    from guided_diffusion_core.evaluation.report import write_comparison
     from guided_diffusion_core.files import make_writable_folder, write_atomic
 
     folders = (args.first, args.second)
@@ -37,7 +38,7 @@ def compare(args, titles):
                      for title, folder, summary in zip(titles, folders, summaries(args, folders)))
     result = evaluation.compare(first, second)
     out_dir = make_writable_folder(args.out_dir, "--out_dir")
-    evaluation.write_comparison(out_dir, result, first, second, args.pictures)
+    write_comparison(out_dir, result, first, second, args.pictures)
     write_atomic(Path(out_dir) / "comparison.json", (json.dumps(result, indent=2) + "\n").encode())
     print("\n".join((*evaluation.TABLE_HEAD, *evaluation.table_rows(result))))
     print(f"written to {out_dir}")

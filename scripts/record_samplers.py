@@ -12,15 +12,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from guided_diffusion_core import cli, record, sampler_study  # noqa: E402
+from guided_diffusion_core import cli, record, sampler_record, sampler_study  # noqa: E402
 from guided_diffusion_core.config import DataConfig  # noqa: E402
+from guided_diffusion_core.data import list_truths  # noqa: E402
 from guided_diffusion_core.errors import UserError  # noqa: E402
 from guided_diffusion_core.sampler_study import Point  # noqa: E402
 
 # Name of the network -> its objective, its optimizer steps and the steps between two checkpoints.
 NETWORKS = {"x0": (True, 300, 50), "epsilon": (False, 800, 100)}
 EVALUATIONS = (1, 2, 3, 5, 10, 20, 50, 100, 250, 1000)
-VARIANTS = (10, 20, 50, 100)  # evaluations of the ancestral sampler with another variance
+SAMPLERS = ("ancestral", "ddim", "ddim-eta1", "dpm-solver")
+VARIANT = (10, 20, 50, 100)  # evaluations of the ancestral sampler with a limited variance
 HELD_OUT = "tumour,63:155:28"  # odd slices: two of each volume
 
 
@@ -29,19 +31,22 @@ def main():
     for name in args.networks:
         train(args, name)
     data = DataConfig(data_name="BRATS", data_dir=str(args.data_dir), slices=HELD_OUT)
-    for point in points(args.networks, args.most):
-        print(f"{point.name}", flush=True)
+    for name in args.networks:
+        sampler_study.probe(name, args.work_dir / name, data, args.work_dir / "points")
+    study = points(args.networks, args.most)
+    for point in study:
+        print(point.name, flush=True)
         sampler_study.measure(point, args.work_dir / point.network, data, args.work_dir / "points" / point.name)
+    if set(args.networks) == set(NETWORKS):
+        sampler_record.write_record(args.work_dir, args.log_dir, study, list_truths(data))
 
 
 def points(networks, most):
     """All points of the study, those of few evaluations first."""
     found = [Point(network, sampler, count) for network in networks for count in EVALUATIONS
-             for sampler in ("ancestral", "ddim", "dpm-solver")]
-    found += [Point(network, sampler, count) for network in networks for count in VARIANTS
-              for sampler in ("ancestral-posterior", "ancestral-limited")]
-    found += [Point(network, sampler, 10, "jittor") for network in networks
-              for sampler in ("ancestral", "ddim", "dpm-solver")]
+             for sampler in SAMPLERS]
+    found += [Point(network, "ancestral-limited", count) for network in networks for count in VARIANT]
+    found += [Point(network, sampler, 10, "jittor") for network in networks for sampler in SAMPLERS]
     return sorted((point for point in found if point.evaluations <= most), key=lambda point: point.evaluations)
 
 
@@ -53,7 +58,7 @@ def parse():
     parser.add_argument("--log_dir", type=Path, default=ROOT / "logs" / "samplers-brats2021-64px",
                         help="folder for the record")
     parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=tuple(NETWORKS),
-                        help="which of the networks")
+                        help="which of the networks; the record is written for both")
     parser.add_argument("--most", type=int, default=EVALUATIONS[-1], help="the most network evaluations")
     return parser.parse_args()
 

@@ -29,6 +29,8 @@ def main():
 def score(args):
     """Score, write the summary and the report, print the table."""
     from guided_diffusion_core import data, evaluation
+    from guided_diffusion_core.evaluation.pictures import ImageSource
+    from guided_diffusion_core.evaluation.report import write_report
 
     config, folder = scoring_flags.data_config(args), Path(args.inp_pth)
     threshold, surfaces = scoring_flags.threshold(args), scoring_flags.surfaces(args)
@@ -36,7 +38,7 @@ def score(args):
     summary = evaluation.evaluate(args.inp_pth, truths, threshold, surfaces)
     path, report = args.summary or folder / "summary.json", args.report or folder / "report.html"
     evaluation.write_summary(path, summary)
-    evaluation.write_report(report, summary, args.inp_pth, truths, evaluation.ImageSource(config), args.pictures)
+    write_report(report, summary, args.inp_pth, truths, ImageSource(config), args.pictures)
     print(evaluation.format_table(summary))
     print(f"written to {path} and {report}")
 

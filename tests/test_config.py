@@ -1,5 +1,6 @@
 """Configuration: presets, overrides, ranges, and the way through a checkpoint's JSON."""
 import dataclasses
+import dataclasses
 import json
 import math
 
@@ -27,8 +28,9 @@ ORIGINAL_DEFAULTS = {
 def test_defaults_are_the_originals():
     defaults = configuration.model_and_diffusion_defaults()
     assert {name: defaults[name] for name in ORIGINAL_DEFAULTS} == ORIGINAL_DEFAULTS
-    assert set(defaults) - set(ORIGINAL_DEFAULTS) == {"highway_dropout"}
+    assert set(defaults) - set(ORIGINAL_DEFAULTS) == {"highway_dropout", "mask_channels"}
     assert defaults["highway_dropout"] == 0.5  # a constant of the original's highway network
+    assert defaults["mask_channels"] == 1
 
 
 def test_a_configuration_survives_json():
@@ -37,7 +39,10 @@ def test_a_configuration_survives_json():
 
 
 def test_presets_set_their_values_and_flags_override_them():
-    assert resolve({}, preset="original") == Config()
+    # the default samples otherwise: the original's sampler spoils the masks of a short training
+    original = resolve({}, preset="original")
+    assert original.sampling == SamplingConfig(use_ddim=False, sample_steps=0, eta=0.0)
+    assert dataclasses.replace(original, preset="none", sampling=SamplingConfig()) == Config()
     fast = resolve({}, preset="fast")
     names = setting_names()
     for name, value in PRESETS["fast"].items():
@@ -78,11 +83,32 @@ def test_the_preset_without_attention_in_the_original_says_so(capsys):
 
 def test_a_chosen_sampler_replaces_the_one_below():
     solver = resolve({"dpm_solver": True, "dynamic_thresholding": True}, preset="fast")
-    assert solver.sampling == SamplingConfig(dpm_solver=True, dynamic_thresholding=True, sample_steps=5)
-    assert solver.replace(use_ddim=True).sampling == SamplingConfig(use_ddim=True, sample_steps=5)
-    assert solver.replace(dpm_solver=False).sampling == SamplingConfig(sample_steps=5)
-    assert resolve({}, preset="fast", base=solver).sampling == SamplingConfig(use_ddim=True, sample_steps=5)
+    assert solver.sampling == SamplingConfig(
+        use_ddim=False, dpm_solver=True, dynamic_thresholding=True, sample_steps=5, eta=0.0)
+    fast = SamplingConfig(use_ddim=True, sample_steps=5, eta=0.0)
+    assert solver.replace(use_ddim=True).sampling == resolve({}, preset="fast", base=solver).sampling == fast
     assert solver.replace(eta=0.0).sampling == solver.sampling
+    assert resolve({}, preset="original", base=solver).sampling == SamplingConfig(
+        use_ddim=False, sample_steps=0, eta=0.0)
+
+
+def test_the_ancestral_sampler_takes_all_steps_unless_told():
+    """The steps of another sampler, whether from the default, a preset or a checkpoint, are too few for it."""
+    all_steps, solver = SamplingConfig(use_ddim=False, sample_steps=0), resolve({"dpm_solver": True})
+    assert resolve({"use_ddim": False}).sampling == all_steps
+    assert resolve({"use_ddim": False}, preset="fast").sampling == dataclasses.replace(all_steps, eta=0.0)
+    assert solver.replace(dpm_solver=False).sampling == all_steps
+    assert resolve({"use_ddim": False, "sample_steps": 9}).sampling.sample_steps == 9
+    assert resolve({"use_ddim": False, "sample_steps": 9}).replace(use_ddim=False).sampling.sample_steps == 9
+    assert resolve({"dpm_solver": False}).sampling == SamplingConfig()
+
+
+@pytest.mark.parametrize("process, steps", [
+    ({"diffusion_steps": 30}, 30), ({"timestep_respacing": "10,5"}, 15), ({"timestep_respacing": "ddim25"}, 25),
+    ({}, SamplingConfig.sample_steps)])
+def test_the_default_steps_are_no_more_than_the_process_has(process, steps):
+    assert resolve(process).sampling.sample_steps == steps
+    assert resolve({**process, "sample_steps": 60}).sampling.sample_steps == 60
 
 
 def test_setting_names_are_unique_over_the_sections():

@@ -109,6 +109,24 @@ def test_ddim_with_eta_1_is_the_ancestral_sampler(backend):
             close(array(backend, ddim[part]), array(backend, ancestral[part]))
 
 
+def test_a_share_above_1_spoils_few_ancestral_steps_and_no_ddim_step(backend):
+    """What a short training learns, a variance share of 4, is five times the posterior's noise at the last noisy
+    one of 1000 steps and a million times in 10; DDIM with eta 1 adds the posterior's."""
+    learned = np.concatenate([X_START[:, -1:], 0 * NOISE + 7], axis=1)
+    arguments = network_like(backend, learned), tensor(backend, X_START), tensor(backend, np.array([1, 1]))
+    for steps, least, most in ((1000, 4, 6), (10, 1e6, 2e6)):
+        diffusion = backend.module("respace").with_sampling_steps(
+            make_diffusion(backend, 1000, mean=ModelMeanType.START_X), steps)
+        ancestral, ddim = (
+            np.abs(array(backend, sample(*arguments, tensor(backend, NOISE), **settings)["sample"])
+                   - array(backend, sample(*arguments, tensor(backend, 0 * NOISE), **settings)["sample"]))
+            / np.abs(NOISE) for sample, settings in ((diffusion.p_sample, {}), (diffusion.ddim_sample, {"eta": 1.0})))
+        posterior = np.sqrt(diffusion.posterior_variance[1])
+        close(ddim, np.full(NOISE.shape, posterior), 1e-8)
+        close(ancestral, posterior * (diffusion.betas[1] / diffusion.posterior_variance[1]) ** 2 + 0 * NOISE, 1e-8)
+        assert least < ancestral.mean() / posterior < most
+
+
 def test_no_noise_at_the_last_step(backend):
     diffusion, network = make_diffusion(backend), ToyNetwork(backend, dtype="float64")
     arguments = network, tensor(backend, X_START), tensor(backend, np.array([0, 1]))

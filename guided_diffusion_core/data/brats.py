@@ -3,6 +3,7 @@ import re
 
 import blobfile as bf
 
+from guided_diffusion_core.data.inventory import files_of_volumes
 from guided_diffusion_core.data.labels import LabelMap
 from guided_diffusion_core.data.transforms import ZSCORE_RULE, zscore
 from guided_diffusion_core.data.volume_cases import (
@@ -96,6 +97,12 @@ def open_dataset(config, size, split, need_masks):
     """See `data.open_dataset`; all cases are used, whatever the split."""
     return BratsDataset(config.data_dir, size, config.slices, need_masks, config.upstream_compat,
                         labels=config.labels)
+
+
+def list_files(config, split, need_masks):
+    """See `data.list_files`."""
+    label_map = REGIONS.select(config.labels, DEFAULT_LABELS)
+    return ZSCORE_RULE, files_of_volumes(find_cases(config.data_dir), VOLUMES, label_map, need_masks)
 
 
 def list_truths(data_dir, slices="all", labels=""):

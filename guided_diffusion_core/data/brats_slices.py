@@ -1,4 +1,4 @@
-"""The original's BraTS slices: one 2D NIfTI file per slice and modality, such as brats_train_001_t1_123_w.nii.gz.
+"""The original's BraTS slices: a 2D NIfTI file for each, such as brats_train_001_t1_123_w.nii.gz.
 
 The slices of a case are put together into its volume again, each at the place that its number names.
 """
@@ -10,6 +10,7 @@ import numpy as np
 
 from guided_diffusion_core.data.brats import DEFAULT_LABELS, LABELS, MODALITIES, REGIONS, VOLUMES
 from guided_diffusion_core.data.dataset import Truth, listed, require_unique
+from guided_diffusion_core.data.inventory import files_of_volumes
 from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, volume_truths
 from guided_diffusion_core.data.volumes import AFFINE_TOLERANCE, Geometry, read_geometry, read_plane, stem
 from guided_diffusion_core.errors import found_expected
@@ -45,7 +46,8 @@ class SlicedCase(CaseFiles):
         """The voxels of a part, (X, Y, Z); slices without a file are 0."""
         planes = {z: read_plane(path) for z, path in self.paths[part].items()}
         first = next(iter(planes.values()))
-        volume = np.zeros((*first.shape, self.numbers[-1] + 1), first.dtype)
+        # in memory as nibabel reads a volume, so that sums over it round alike
+        volume = np.zeros((*first.shape, self.numbers[-1] + 1), first.dtype, order="F")
         for z, plane in planes.items():
             volume[:, :, z] = plane
         return volume
@@ -79,7 +81,8 @@ class SlicedCase(CaseFiles):
 
     def truth(self, part, slices, label_map):
         """The `Truth` that a part holds, one file per slice."""
-        return Truth(self.name, self.folder, slices, self.meaning(label_map), tuple(sorted(self.paths[part].items())))
+        planes = tuple(sorted(self.paths[part].items()))
+        return Truth(self.name, self.folder, slices, self.meaning(label_map), planes)
 
 
 def holds_slices(data_dir):
@@ -106,7 +109,7 @@ def find_cases(data_dir):
     require_unique({f"{case}, {part}, slice {z}": paths for (case, part, z), paths in claims.items()},
                    f"--data_dir {data_dir!r}")
     cases = {}
-    for (case, part, z), [path] in claims.items():
+    for (case, part, z), [path, *_] in claims.items():
         cases.setdefault(case, {}).setdefault(part, {})[z] = path
     return [SlicedCase(name, data_dir, cases[name]) for name in sorted(cases)]
 
@@ -121,3 +124,9 @@ def open_truths(config, split):
     """See `data.list_truths`."""
     return volume_truths(find_cases(config.data_dir), VOLUMES, REGIONS.select(config.labels, DEFAULT_LABELS),
                          config.slices, config.data_dir)
+
+
+def list_files(config, split, need_masks):
+    """See `data.list_files`."""
+    label_map = REGIONS.select(config.labels, DEFAULT_LABELS)
+    return VOLUMES.normalisation, files_of_volumes(find_cases(config.data_dir), VOLUMES, label_map, need_masks)

@@ -12,6 +12,7 @@ from guided_diffusion_core.files import READ_ERRORS, read_bytes
 
 FOREGROUND = 128  # from here on, half of 255, an 8-bit grey value belongs to a mask
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa")  # Pillow's modes
+FEW = 8  # a mask with soft edges has more different values
 BITS_PER_SAMPLE = 258  # a tag of TIFF
 
 # Pillow raises SyntaxError for a PNG with broken chunks, ValueError for some broken headers
@@ -120,7 +121,7 @@ def read_masks(path, label_map, size=None, upstream_compat=False):
     Raises `UserError` as `read_mask`, and for values that the map does not know.
     """
     if label_map.is_binary:
-        return read_mask(path, size, upstream_compat, label_map.zero_one)[None].repeat(len(label_map), axis=0)
+        return read_mask(path, size, upstream_compat, label_map.plain)[None].repeat(len(label_map), axis=0)
     masks = label_map.masks(read_labels(path), path)  # (K, H, W)
     if size is None:
         return masks
@@ -149,21 +150,27 @@ def read_labels(path):
     return values[..., 0]
 
 
-def read_mask(path, size=None, upstream_compat=False, zero_one=False):
+def read_mask(path, size=None, upstream_compat=False, plain=False):
     """A mask as booleans (H, W), or (size, size) if a size is given.
 
     Foreground is what reaches half of the largest value, 255 in 8-bit grey, which all other modes
     are turned into. upstream_compat: with a size, everything above zero after a bilinear resize,
-    the original's rule. zero_one: a mask of 0 and 1 alone is one, too.
+    the original's rule. plain: for files of unknown origin; 0 and 1 alone are a mask, too, and up to
+    `FEW` grey values are labels rather than soft edges.
     Raises `UserError` for a file that is no image, and for one whose values are all below half
-    but not all zero, such as labels 0 and 1, because all its foreground would silently vanish.
+    but not all zero, such as labels 0 and 1, because all its foreground would silently vanish; if plain, also
+    for labels, which would silently be merged.
     """
     image = decode(path)
     if upstream_compat and size is not None:
         resized = image.convert("L").resize((size, size), Image.Resampling.BILINEAR)
         return np.asarray(resized) > 0
     values = np.asarray(image.convert("L"))
-    foreground = values > 0 if zero_one and values.max() == 1 else values >= FOREGROUND
+    foreground = values > 0 if plain and values.max() == 1 else values >= FOREGROUND
+    found = np.unique(values) if plain else ()
+    if 2 < len(found) <= FEW:
+        raise found_expected(path, f"mask values {', '.join(map(str, found))}", "0 and 255, or 0 and 1",
+                             "If they are labels, name them in labels.json; if soft edges, save two values.")
     if values.any() and not foreground.any():
         raise found_expected(path, f"mask values of at most {values.max()}", "0 and 255",
                              "Scale the mask so that its foreground is 255.")
@@ -186,7 +193,8 @@ def _is_tiff(path):
 
 
 def _several_pages(path, pages):
-    return found_expected(path, f"{pages} pages or frames", "one picture", "Write each page into a file of its own.")
+    return found_expected(path, f"{pages} pages or frames", "one picture",
+                          "Write each page into a file of its own.")
 
 
 def _not_an_image(path, error):

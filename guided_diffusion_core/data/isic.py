@@ -6,9 +6,11 @@ import blobfile as bf
 
 from guided_diffusion_core.data.dataset import require_unique
 from guided_diffusion_core.data.images import read_rgb
+from guided_diffusion_core.data.inventory import files_of_pairs
 from guided_diffusion_core.data.labels import SINGLE, LabelMap
 from guided_diffusion_core.data.pairs import Pair, PairDataset, pair_truths
-from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.data.transforms import RGB_RULE
+from guided_diffusion_core.errors import found_expected, report
 from guided_diffusion_core.files import read_bytes, require_folder, walk_files
 
 IMAGE_SUFFIX = re.compile(r"\.(jpg|jpeg|png)$", re.IGNORECASE)
@@ -55,7 +57,8 @@ def _pairs_of_csv(data_dir, split):
         if file.lower().endswith(ending) and not file.startswith("."):
             rows = _read_csv(bf.join(data_dir, file))
             if rows and {"img", "seg"} <= set(rows[0]):
-                return [_pair_of_row(data_dir, bf.join(data_dir, file), row) for row in rows]
+                pairs = [_pair_of_row(data_dir, bf.join(data_dir, file), row) for row in rows]
+                return [pair for pair in pairs if pair]
     return None
 
 
@@ -78,16 +81,20 @@ def _read_csv(path):
 
 
 def _pair_of_row(data_dir, table, row):
+    """The `Pair` of a row of a csv; reports what is wrong with it, and returns None then."""
     if not row["img"]:
-        raise found_expected(table, "a row without an image", "its path in column img", "Mend the row.")
+        report(found_expected(table, "a row without an image", "its path in column img", "Mend the row."))
+        return None
     image, mask = (bf.join(data_dir, (row[key] or "").replace("\\", "/")) for key in ("img", "seg"))
-    if not bf.exists(image):
-        raise found_expected(table, f"{image}, which is not there", "paths relative to the csv's folder",
-                             "Mend the csv or add the file.")
     name = _stem(bf.basename(image))
     if name is None:
-        raise found_expected(table, f"{image}, which is no image", "a jpg, jpeg or png file", "Mend the csv.")
-    return Pair(name, image, mask if row["seg"] and bf.exists(mask) else None)
+        report(found_expected(table, f"{image}, which is no image", "a jpg, jpeg or png file", "Mend the csv."))
+    elif not bf.exists(image):
+        report(found_expected(table, f"{image}, which is not there", "paths relative to the csv's folder",
+                              "Mend the csv or add the file."))
+    else:
+        return Pair(name, image, mask if row["seg"] and bf.exists(mask) else None)
+    return None
 
 
 def _pairs_of_folders(data_dir, split):
@@ -165,6 +172,12 @@ class IsicDataset(PairDataset):
 def open_dataset(config, size, split, need_masks):
     """See `data.open_dataset`."""
     return IsicDataset(config.data_dir, size, split, need_masks, config.upstream_compat, config.labels)
+
+
+def list_files(config, split, need_masks):
+    """See `data.list_files`."""
+    pairs = find_pairs(config.data_dir, split)
+    return RGB_RULE, files_of_pairs(pairs, LABELS.select(config.labels, DEFAULT_LABELS), need_masks)
 
 
 def list_truths(data_dir, split="Test", labels=""):

@@ -11,13 +11,14 @@ import numpy as np
 
 from guided_diffusion_core.data.dataset import listed
 from guided_diffusion_core.data.images import channel_values, image_size
+from guided_diffusion_core.data.inventory import files_of_volumes
 from guided_diffusion_core.data.labels import LabelMap
 from guided_diffusion_core.data.pairs import Pair, PairDataset, pair_truths
 from guided_diffusion_core.data.slices import require_all_slices
 from guided_diffusion_core.data.transforms import channel_rule, resize_linear
 from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, VolumeLayout, volume_truths
 from guided_diffusion_core.data.volumes import SUFFIXES
-from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.errors import UserError, found_expected, report
 from guided_diffusion_core.files import read_bytes, require_folder
 
 DESCRIPTION = "dataset.json"
@@ -45,7 +46,8 @@ class Description:
     @property
     def normalisation(self):
         """The channels' rules in words, for the checkpoint."""
-        return "; ".join(f"channel {part}: {channel_rule(name)[0]}" for part, name in zip(self.parts, self.channels))
+        return "; ".join(f"channel {part}: {channel_rule(name)[0]}"
+                         for part, name in zip(self.parts, self.channels))
 
     @property
     def scales(self):
@@ -113,12 +115,16 @@ def find_cases(data_dir, split, description, with_labels):
     if with_labels:
         problems += [("cases without labels", [case for case in cases if case not in labels]),
                      ("labels without an image", [path for case, path in labels.items() if case not in cases])]
-        cases = {case: {**paths, LABEL: labels[case]} for case, paths in cases.items() if case in labels}
+        cases = {case: {**paths, LABEL: labels[case]} if case in labels else paths for case, paths in cases.items()}
     found = [f"{len(which)} {what} ({listed(which)})" for what, which in problems if which]
     if found or not cases:
-        raise UserError(f"--data_dir {str(data_dir)!r}, {FOLDERS[split][0]}: found {'; '.join(found) or 'no case'}; "
-                        f"expected {LAYOUT}. Add what is missing or take the others out.")
-    return [CaseFiles(case, bf.join(str(data_dir), FOLDERS[split][0]), paths) for case, paths in sorted(cases.items())]
+        each = [found_expected(which, what, LAYOUT, "Add what is missing or take the others out.")
+                for what, members in problems for which in members]
+        report(UserError(f"--data_dir {str(data_dir)!r}, {FOLDERS[split][0]}: found "
+                         f"{'; '.join(found) or 'no case'}; expected {LAYOUT}. Add what is missing or take the "
+                         "others out."), each)
+    folder = bf.join(str(data_dir), FOLDERS[split][0])
+    return [CaseFiles(case, folder, paths) for case, paths in sorted(cases.items())]
 
 
 def _holds_all_channels(description, paths):
@@ -206,3 +212,12 @@ def _layout(description):
 
 def _pairs(cases):
     return [Pair(files.name, files.paths.get("0000"), files.paths.get(LABEL)) for files in cases]
+
+
+def list_files(config, split, need_masks):
+    """See `data.list_files`."""
+    description = read_description(config.data_dir)
+    label_map = description.labels.select(config.labels, description.labels.names)
+    labels = _files(config.data_dir, FOLDERS[split][1], description.ending)
+    cases = find_cases(config.data_dir, split, description, need_masks or bool(labels))
+    return description.normalisation, files_of_volumes(cases, VolumeLayout((), LABEL, (), ""), label_map, False)

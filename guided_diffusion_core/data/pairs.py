@@ -51,8 +51,8 @@ def pair_by_stem(images, masks, where):
     doubled = {**{names[key][0][0]: paths for key, paths in claims.items()},
                **{found[0][0]: [path for _, path in found] for found in alone.values()}}
     require_unique(doubled, where)
-    pairs = [Pair(name, path, claims.get(key, [None])[0]) for key, [(name, path)] in names.items()]
-    pairs += [Pair(name, None, path) for [(name, path)] in alone.values()]
+    pairs = [Pair(name, path, claims.get(key, [None])[0]) for key, [(name, path), *_] in names.items()]
+    pairs += [Pair(name, None, path) for [(name, path), *_] in alone.values()]
     return sorted(pairs, key=lambda pair: pair.name)
 
 

@@ -2,6 +2,7 @@
 import blobfile as bf
 
 from guided_diffusion_core.data.folders import find_pairs, folder_labels
+from guided_diffusion_core.data.inventory import files_of_pairs
 from guided_diffusion_core.data.pairs import require_paired
 from guided_diffusion_core.data.transforms import ZSCORE_ALL_RULE, zscore_all
 from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, VolumeLayout, volume_truths
@@ -10,8 +11,8 @@ from guided_diffusion_core.errors import found_expected
 
 IMAGE, MASK = "image", "mask"
 PLAIN = VolumeLayout((IMAGE,), MASK, (zscore_all,), ZSCORE_ALL_RULE)
-LAYOUT = ("images/NAME.nii.gz beside masks/NAME.nii.gz (or NAME_mask.nii.gz, …; .nii too), with labels.json beside "
-          "where the masks hold several labels")
+LAYOUT = ("images/NAME.nii.gz beside masks/NAME.nii.gz (or NAME_mask.nii.gz, …; .nii too), with labels.json "
+          "beside where the masks hold several labels")
 
 
 def open_dataset(config, size, split, need_masks):
@@ -33,6 +34,13 @@ def open_truths(config, split):
     require_paired([pair for pair in pairs if pair.image is not None], config.data_dir, LAYOUT)
     label_map = folder_labels(config.data_dir, config.labels, True)
     return volume_truths([_files(pair) for pair in pairs], PLAIN, label_map, config.slices, config.data_dir)
+
+
+def list_files(config, split, need_masks):
+    """See `data.list_files`."""
+    pairs = find_pairs(config.data_dir, split, stem, LAYOUT)
+    label_map = folder_labels(config.data_dir, config.labels, True)
+    return PLAIN.normalisation, files_of_pairs(pairs, label_map, need_masks)
 
 
 def _files(pair):

@@ -3,8 +3,10 @@ import re
 
 import blobfile as bf
 
+from guided_diffusion_core.data.inventory import files_of_pairs
 from guided_diffusion_core.data.labels import LabelMap
 from guided_diffusion_core.data.pairs import PairDataset, pair_by_stem, pair_truths, picture_stem
+from guided_diffusion_core.data.transforms import RGB_RULE
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.files import require_folder, walk_files
 
@@ -14,8 +16,8 @@ LABELS = LabelMap(names=("disc", "cup"), values=(frozenset({CUP, RIM}), frozense
 DEFAULT_LABELS = ("disc", "cup")
 MASK_FOLDER = re.compile(r"(^|[_-])masks?$", re.IGNORECASE)
 ILLUSTRATIONS = re.compile(r"illustration", re.IGNORECASE)
-LAYOUT = ("pictures such as T0001.jpg, and in a folder Disc_Cup_Masks masks such as T0001.png or T0001.bmp, of cup 0, "
-          "rim 128 and background 255")
+LAYOUT = ("pictures such as T0001.jpg, and in a folder Disc_Cup_Masks masks such as T0001.png or T0001.bmp, of "
+          "cup 0, rim 128 and background 255")
 
 
 def find_pairs(data_dir):
@@ -53,3 +55,9 @@ def open_truths(config, split):
     """See `data.list_truths`."""
     return pair_truths(find_pairs(config.data_dir), LABELS.select(config.labels, DEFAULT_LABELS), config.data_dir,
                        LAYOUT)
+
+
+def list_files(config, split, need_masks):
+    """See `data.list_files`."""
+    pairs = find_pairs(config.data_dir)
+    return RGB_RULE, files_of_pairs(pairs, LABELS.select(config.labels, DEFAULT_LABELS), need_masks)

@@ -91,13 +91,20 @@ def _header_class(file, compressed):
 def read_volume(path):
     """The voxels of a NIfTI file, (X, Y, Z), in their stored type or scaled by the header's slope.
     Raises `UserError` for a broken or truncated file."""
+    return read_with_geometry(path)[0]
+
+
+def read_with_geometry(path):
+    """(voxels, `Geometry`) of a NIfTI file of any number of axes, read once; as `read_volume`."""
     content = read_bytes(path)
     try:
         if content.startswith(_GZIP_MAGIC):
             content = gzip.decompress(content)
         header_class = _header_class(io.BytesIO(content), False)
         image_class = nib.Nifti2Image if header_class is nib.Nifti2Header else nib.Nifti1Image
-        return np.asanyarray(image_class.from_bytes(content).dataobj)
+        image = image_class.from_bytes(content)
+        values = np.asanyarray(image.dataobj)
+        return values, Geometry(values.shape, image.header.get_best_affine(), image.header)
     except _BROKEN as error:
         raise _broken(path, error) from error
 

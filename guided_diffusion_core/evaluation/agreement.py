@@ -137,8 +137,8 @@ def _require_same(first, second, what, found, expected):
 
 
 def _differences(pairs, label, metric):
-    """Statistics of one score: n, n_one_sided (cases in which one run alone has it), means, the mean difference with
-    its interval and limits, the largest difference and its case, and the values of all cases."""
+    """Statistics of one score: n, n_one_sided (cases in which one run alone has it), means, the mean
+    difference with its interval and limits, the largest difference and its case, the values of all cases."""
     values = [(first["case"], first["metrics"][label][metric], second["metrics"][label][metric])
               for first, second in pairs]
     both = [row for row in values if None not in row]

@@ -63,17 +63,16 @@ def case_picture(images, truth, scored):
         place = int(np.argmax((scored.truth != scored.prediction).sum(axis=(0, 1, 2))))
         index = (..., place)
     slice_index = None if place is None else truth.slices[place]
-    planes = [None if array is None else array[index] for array in (scored.truth, scored.prediction, scored.uncertainty)]
-    shape = panel_shape(planes[0].shape[1:])
+    shape = panel_shape(scored.truth.shape[1:3])
     image = images.picture(truth.name, slice_index, shape)
-    expected, prediction = (resize_nearest(plane, shape) for plane in planes[:2])
+    expected, prediction = (resize_nearest(masks[index], shape) for masks in (scored.truth, scored.prediction))
     errors = image.copy()
     errors[(expected & ~prediction).any(0)] = MISSED
     errors[(prediction & ~expected).any(0)] = INVENTED
     panels = [image, outlined(image, expected), outlined(image, prediction), errors]
     largest = None
-    if planes[2] is not None:
-        spread = planes[2].max(axis=0)
+    if scored.uncertainty is not None:
+        spread = scored.uncertainty[index].max(axis=0)
         largest = float(spread.max())
         panels.append(_heat(resize_linear(spread, shape), largest))
     return png_uri(beside(panels, turned=place is not None)), slice_index, largest
@@ -105,7 +104,7 @@ def png_uri(picture):
     """A picture, uint8 (H, W, 3) or the bytes of a PNG file, as a data URI."""
     if not isinstance(picture, bytes):
         buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "PNG", optimize=True)
+        Image.fromarray(picture).save(buffer, "PNG")
         picture = buffer.getvalue()
     return "data:image/png;base64," + base64.b64encode(picture).decode()
 

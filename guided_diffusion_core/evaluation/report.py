@@ -41,7 +41,8 @@ def write_report(path, summary, prediction_dir, truths, images, pictures):
         truth = by_name[row["case"]]
         scored = read_scored(prediction_dir, truth, *sources[truth.name], summary["threshold"])
         uri, slice_index, largest = case_picture(images, truth, scored)
-        shown.append({"row": row, "uri": uri, "slice": slice_index, "uncertainty": largest})
+        shown.append({"row": row, "uri": uri, "slice": slice_index,
+                      "uncertainty": None if largest is None else f"{largest:.2g}"})
     page = _template("report.html.j2").render(
         summary=summary, labels=labels, metrics=metrics, rows=rows, shown=shown, found_images=images.found,
         calibration=_calibration_plot(summary["calibration"]), colours=dict(zip(labels, map(_css, COLOURS))),

@@ -3,7 +3,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from guided_diffusion_core.evaluation.surfaces import surface_scores
 from guided_diffusion_core.metrics import count
 
 # nnU-Net v2 has these; the others are added to them.
@@ -56,7 +55,11 @@ def mask_scores(prediction, truth, spacing=None, tolerance=None):
         "n_ref": counts.tp + counts.fn, "n_pred": counts.tp + counts.fp, "precision": counts.precision,
         "recall": counts.recall, "sensitivity": counts.recall, "specificity": counts.specificity,
     }
-    return scores | (surface_scores(prediction, truth, spacing, tolerance) if spacing else {})
+    if spacing:
+        from guided_diffusion_core.evaluation.surfaces import surface_scores  # whose packages take a second to import
+
+        scores |= surface_scores(prediction, truth, spacing, tolerance)
+    return scores
 
 
 def case_scores(prediction, truth, spacing, surfaces, adjacent=True):

@@ -1,6 +1,5 @@
 """Mean, median and bootstrap interval of scores over cases."""
 import numpy as np
-from scipy import stats
 
 CONFIDENCE, RESAMPLES, SEED = 0.95, 9999, 0
 INTERVAL_RULE = (f"{100 * CONFIDENCE:g}% percentile bootstrap interval of the mean over the cases (Efron 1979; "
@@ -25,6 +24,8 @@ def mean_interval(values):
     values = defined(values)
     if len(values) < 2:
         return None
+    from scipy import stats  # takes a second to import
+
     found = stats.bootstrap(
         (np.asarray(values, np.float64),), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES,
         method="percentile", batch=max(1, _BATCH_VALUES // len(values)), rng=np.random.default_rng(SEED))

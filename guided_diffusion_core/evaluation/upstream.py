@@ -48,8 +48,8 @@ def evaluate_upstream(prediction_dir, truths):
         kind, paths = sources[truth.name]
         expected = read_truth_masks(truth)
         prediction = read_outputs(paths, expected.shape[1:], truth.path).astype(np.float32)
-        found = {label: dict(zip(METRICS, upstream_scores(as_bytes(prediction[place]), as_bytes(expected[place].astype(np.float32)))))
-                 for place, label in enumerate(labels)}
+        pairs = zip(labels, map(as_bytes, prediction), map(as_bytes, expected.astype(np.float32)))
+        found = {label: dict(zip(METRICS, upstream_scores(*pair))) for label, *pair in pairs}
         rows.append({"case": truth.name, "reference_file": str(truth.path), "scored_from": kind, "metrics": found})
     mean = {label: {metric: statistics.mean([row["metrics"][label][metric] for row in rows]) for metric in METRICS}
             for label in labels}

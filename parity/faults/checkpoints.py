@@ -51,7 +51,7 @@ def _moments(loop, networks):
             for kind in ("first_moment", "second_moment"))
 
 
-@fault("second moments not restored", "second moment *, step 2")
+@fault("second moments not restored", "second moment *, step 1")
 def resumed_without_second_moment(port):
     def change(loop, networks, before):
         first, second = _moments(loop, networks)
@@ -59,12 +59,12 @@ def resumed_without_second_moment(port):
     return _changed_restore(port, change)
 
 
-@fault("the optimizer's step count not restored", "update *, step 2")
+@fault("the optimizer's step count not restored", "update *, step 1")
 def resumed_step_count(port):
     return _changed_restore(port, lambda loop, networks, before: loop.opt.restore(*_moments(loop, networks), 0))
 
 
-@fault("moving averages not restored", "average *, step 2")
+@fault("moving averages not restored", "average *, step 1")
 def resumed_without_average(port):
     def change(loop, networks, before):
         for averages, arrays in zip(loop.ema_params, before):
