@@ -27,7 +27,7 @@ class _FirstCases:
     """The first cases of a `Dataset`, without its others."""
 
     def __init__(self, dataset, count):
-        self.dataset, self.labels, self._cases = dataset, dataset.labels, dataset.cases()[:count or None]
+        self.dataset, self._cases, self.labels = dataset, dataset.cases()[:count or None], dataset.labels
 
     def __getitem__(self, index):
         return self.dataset[index]
