@@ -178,7 +178,7 @@ def test_train_sample_and_score(command, backend, isic, tmp_path, version):
                              "--num_ensemble", "2", "--sample_steps", "2")
     assert code == 0, errors
     names = {path.name for path in (tmp_path / "masks").iterdir()}
-    kinds = ("mask.png", "probability.tiff", "uncertainty.tiff")
+    kinds = ("mask.png", "probability.tiff", "uncertainty.tiff", "overlay.png")
     assert names == {"run_report.json"} | {f"ISIC_000000{n}_{kind}" for n in (4, 5) for kind in kinds}
     report = json.loads((tmp_path / "masks" / "run_report.json").read_text())
     assert report["cases"] == 2 and report["sampling"]["sample_steps"] == 2 and report["sampler_seconds"] > 0

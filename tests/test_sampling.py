@@ -63,6 +63,17 @@ def test_masks_depend_on_neither_batch_size_nor_order(backend, weights, tmp_path
         assert (np.abs(probability[differing] - 0.5) <= ROUNDING).all()
 
 
+def test_parts_and_neighbours_do_not_change_a_bit(backend, weights, tmp_path):
+    """Batches of one size, whoever is in them: 3 parts of 2 cases, in batches of 4, as the whole in batches of 4."""
+    sampler = sampler_of(backend, weights, num_ensemble=1)
+    whole = sampled(sampler, RandomDataset(), tmp_path / "whole", 4)
+    for part_id in range(3):
+        run_sampling(sampler, RandomDataset(), tmp_path / "parts", 4, 0.5, "{}", part_id=part_id, num_parts=3)
+    for name, found in whole.items():
+        for kind, values in zip((MASK, PROBABILITY), found):
+            np.testing.assert_array_equal(read_output(find_output(tmp_path / "parts", name, kind)), values)
+
+
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
 def test_both_backends_sample_the_same_masks_from_one_checkpoint(weights, tmp_path):
     found = [sampled(sampler_of(Backend(name), weights), RandomDataset(), tmp_path / name, 2)
