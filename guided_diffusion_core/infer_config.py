@@ -53,7 +53,7 @@ def infer(shapes, given, where):
         seen["attention_resolutions"] = given["attention_resolutions"]  # the same ones in another order
     data_name = given.get("data_name", "ISIC" if seen["in_ch"] - seen["mask_channels"] == 3 else "BRATS")
     settings = {**given, **seen, "image_size": image_size, "data_name": data_name}
-    settings.setdefault("normalisation", ORIGINAL_RULES[data_name])
+    settings.setdefault("normalisation", ORIGINAL_RULES.get(data_name, RGB_RULE if seen["in_ch"] == 4 else "none"))
     assumed = [name for name in (*HIDDEN, "data_name", "normalisation")
                if name not in given and not (shown and name == "image_size")]
     return configuration.resolve(settings), assumed

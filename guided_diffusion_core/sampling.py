@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from guided_diffusion_core import checkpoint
 from guided_diffusion_core.config import PRESETS, DataConfig, setting_names, take_over
+from guided_diffusion_core.data.labels import split_names
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.fusion import DEFINITIONS, fuse
 from guided_diffusion_core.outputs import CaseWriter
@@ -39,6 +40,9 @@ def sampling_config(path, given, preset=None):
         if name in given and given[name] != expected:
             raise found_expected(f"--{name}", given[name], f"{expected!r}, with which {path} was trained",
                                  "Leave the flag out: the checkpoint decides.")
+    if "labels" in given and trained.data.labels and split_names(given["labels"]) != split_names(trained.data.labels):
+        raise found_expected("--labels", repr(given["labels"]), f"{trained.data.labels!r}, with which {path} was "
+                             "trained", "Leave the flag out: the checkpoint decides.")
     used = {"seed", *setting_names("data", "sampling")}
     fresh = {"slices": DataConfig.slices, "data_dir": ""}
     return trained.replace(**{**fresh, **{name: value for name, value in given.items() if name in used}})
@@ -104,7 +108,7 @@ def run_sampling(sampler, dataset, out_dir, batch_size, threshold, summary, fusi
               "finished": False}
     path = report_path(out_dir, part_id, num_parts)
     write_report(path, report)
-    size = min(batch_size, len(dataset))
+    size = min(batch_size, sum(len(case.indices) for case in cases))
     tqdm.write(f"sampling {sum(len(case.indices) for case in left)} images of {len(left)} cases"
                f"{f', {len(chosen) - len(left)} are finished' if len(left) < len(chosen) else ''}; masks go to "
                f"{out_dir}", file=sys.stderr)

@@ -125,7 +125,11 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
         return {"mean": mean, "variance": variance, "log_variance": log_variance, "pred_xstart": pred_xstart}
 
     def _variance(self, out, x_t, t):
-        """Variance of the reverse step and its logarithm (Improved DDPM, arXiv:2102.09672, eq. 15)."""
+        """Variance of the reverse step and its logarithm (Improved DDPM, arXiv:2102.09672, eq. 15).
+
+        The learned share is not limited, as in the original: a short training puts it far above 1, which
+        spoils the ancestral sampler's last steps (logs/samplers-brats2021-64px/README.md).
+        """
         smallest = extract(self.posterior_log_variance_clipped, t, x_t)
         if self.model_var_type == ModelVarType.FIXED_SMALL:
             return extract(self.posterior_variance, t, x_t), smallest

@@ -29,6 +29,9 @@ TWO_LABELS_V1 = {**V1, "mask_channels": 2, "in_ch": 5}
 FULL_SIZE = {"image_size": 64, "num_channels": 128, "learn_sigma": True, "in_ch": 4}
 TRAINING = {"batch_size": 4, "microbatch": 2, "lr": 1e-3, "lr_anneal_steps": 10, "weight_decay": 0.05,
             "ema_rate": "0.9,0.99", "ema_warmup": False, "seed": 3}
+# Outside a rotated image there is 0, which must be nothing unusual: else leaky ReLUs come near their kinks (below).
+AUGMENTED = {"augment_flip": "both", "augment_rotation": 30.0, "augment_scale": 0.2, "augment_brightness": 0.1,
+             "augment_contrast": 0.2, "augment_gamma": 0.3}
 # Of the batch norms of the highway network, in standard deviations: every channel lies wholly on one
 # side of its leaky ReLU's kink, since at a kink rounding decides the gradient.
 KINK_DISTANCE = 4.5
@@ -40,13 +43,13 @@ def _objective(name, about, model=SMALL, **diffusion):
 
 def _sampler(name, about, steps=6, members=2, model=SMALL, **sampling):
     return Case(f"sampling/{name}", about, {"model": model, "sampling": {
-        "sample_steps": steps, "num_ensemble": members, **sampling}}, training=False)
+        "use_ddim": False, "eta": 0.0, "sample_steps": steps, "num_ensemble": members, **sampling}}, training=False)
 
 
 def _masks(layout):
     return Case(f"masks/{layout.lower()}", f"fused masks, Dice and IoU on phantoms in {layout} layout", {
         "layout": layout, "model": {**SMALL, "in_ch": 5 if layout == "BRATS" else 4},
-        "sampling": {"use_ddim": True, "sample_steps": 3, "num_ensemble": 2}},
+        "sampling": {"use_ddim": True, "eta": 0.0, "sample_steps": 3, "num_ensemble": 2}},
         precisions=("float32",), training=False)
 
 
@@ -76,6 +79,8 @@ CASES = (
     Case("gradients/v1-two-labels", "the same with masks of two labels", {"model": TWO_LABELS_V1}),
     Case("training/new", "two batches in microbatches: losses and gradients",
          {"model": SMALL, "training": TRAINING, "steps": 2}),
+    Case("training/augmented", "one batch mirrored, turned, scaled and of other intensities",
+         {"model": SMALL, "training": {**TRAINING, **AUGMENTED}, "steps": 1, "mean": 0.0}),
     Case("optimizer/adamw", "steps on given gradients: rate, updates, moments, averages",
          {"model": SMALL, "training": TRAINING, "steps": 3}),
     Case("steps/new", "training steps end to end: losses, updates, averages, buffers",

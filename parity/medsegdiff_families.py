@@ -11,10 +11,11 @@ import numpy as np
 
 from guided_diffusion_core.config import DataConfig, SamplingConfig, ema_rates, resolve
 from guided_diffusion_core.data import list_truths, open_dataset
+from guided_diffusion_core.data.augment import create_augmentation
 from guided_diffusion_core.data.dataset import Example
 from guided_diffusion_core.data.phantoms import write_brats_phantom, write_isic_phantoms
 from guided_diffusion_core.data.stream import TrainingStream
-from guided_diffusion_core.evaluation import evaluate, read_truth
+from guided_diffusion_core.evaluation import evaluate
 from guided_diffusion_core.outputs import MASK, PROBABILITY, UNCERTAINTY, find_output, read_output
 from guided_diffusion_core.sampling import run_sampling
 from parity.capture import is_floating, is_tensor
@@ -26,15 +27,15 @@ OBSERVED = ("q_sample", "q_posterior_mean_variance", "_variance", "_predict_xsta
 
 
 class Images:
-    """Random images and masks (`Dataset`), made from the case's seed."""
+    """Random images, about the case's `mean`, and masks (`Dataset`)."""
 
     normalisation = "none"
 
     def __init__(self, case, length=12):
         model, generator = case.settings["model"], np.random.default_rng(5)
         masks, size = model.get("mask_channels", 1), model["image_size"]
-        self.in_channels = model["in_ch"] - masks
-        self.images = generator.uniform(size=(length, self.in_channels, size, size)).astype(np.float32)
+        self.in_channels, low = model["in_ch"] - masks, case.settings.get("mean", 0.5) - 0.5
+        self.images = generator.uniform(low, low + 1, (length, self.in_channels, size, size)).astype(np.float32)
         self.masks = (generator.uniform(size=(length, masks, size, size)) > 0.7).astype(np.float32)
 
     def __len__(self):
@@ -117,7 +118,8 @@ def training_loop(port, case, weights, recorder):
     model, diffusion = prepare(port, case, weights), process(port, case)
     config = resolve({**case.settings["model"], **case.settings["training"], "max_steps": 10})
     tape, settings = recorder.tape(config.seed), config.training
-    stream = TrainingStream(Images(case), tape, settings.batch_size, settings.max_steps)
+    augment = create_augmentation(settings, Images.normalisation, tape)
+    stream = TrainingStream(Images(case), tape, settings.batch_size, settings.max_steps, augment=augment)
     return training.TrainLoop(
         model=model, diffusion=diffusion, data=training.make_loader(stream, settings.batch_size), tape=tape,
         batch_size=settings.batch_size, microbatch=settings.microbatch, lr=settings.lr,
@@ -228,16 +230,17 @@ def run_masks(port, case, weights, inputs, recorder):
 
 def _record_masks(recorder, dataset, out_dir, truths, threshold):
     summary = evaluate(out_dir, truths, threshold)
-    scores = {row["case"]: row for row in summary["metric_per_case"]}
+    (label,) = summary["labels"]
+    scores = {row["case"]: row["metrics"][label] for row in summary["metric_per_case"]}
     for index in range(len(dataset)):
         recorder.add("image", dataset[index].noise_key, dataset[index].image)
     recorder.add("table", "threshold", np.float64(threshold))
     for truth in truths:
         for kind in (PROBABILITY, UNCERTAINTY, MASK):
             recorder.add(kind, truth.name, read_output(find_output(out_dir, truth.name, kind)))
-        recorder.add("truth", truth.name, np.asarray(read_truth(truth)))
-        for metric in ("dice", "iou"):
-            recorder.add("score", f"{truth.name} {metric}", np.float64(scores[truth.name][metric]))
+        recorder.add("truth", truth.name, read_truth_masks(truth)[0])
+        for metric in ("Dice", "IoU"):
+            recorder.add("score", f"{truth.name} {metric.lower()}", np.float64(scores[truth.name][metric]))
 
 
 FAMILIES = {

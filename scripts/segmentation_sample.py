@@ -15,7 +15,8 @@ from guided_diffusion_core.sampling_folder import part_of  # noqa: E402
 def main():
     parser = cli.build_parser(__doc__, "data", "model", "diffusion", "sampling")
     parser.add_argument("--model_path", default="", metavar="PATH",
-                        help="checkpoint: a .safetensors file, a folder of checkpoints/, or a training's --out_dir")
+                        help="checkpoint: a .safetensors file, a folder of checkpoints/, a training's --out_dir, of which the last "
+                             "checkpoint is taken, or OUT_DIR/checkpoints/best")
     parser.add_argument("--out_dir", default="./results/", metavar="FOLDER",
                         help="folder for the masks (default: ./results/)")
     parser.add_argument("--batch_size", type=int, default=1, metavar="INT",
@@ -29,7 +30,7 @@ def main():
                         help="which part of the cases this process samples, from 0 on (default: 0)")
     args = parser.parse_args()
     path = checkpoint.find(args.model_path)
-    config = sampling.sampling_config(path, cli.given_settings(args), getattr(args, "preset", None))
+    config = sampling.sampling_config(path, cli.given_settings(args), cli.chosen_preset(args))
     dataset = open_dataset(config.data, config.model.image_size, "Test", need_masks=False)
     sampling.check_dataset(dataset, config, args.batch_size)
     part_of(dataset.cases(), args.part_id, args.num_parts)

@@ -9,7 +9,7 @@ from guided_diffusion_core import checkpoint
 from guided_diffusion_core.config import ModelConfig
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.noise import NoiseTape
-from guided_diffusion_core.sampling import check_dataset
+from guided_diffusion_core.sampling import check_dataset, sampling_config
 from guided_diffusion_core.schedule import LossType, ModelMeanType, ModelVarType
 from guided_diffusion_core.state_shapes import state_shapes
 from guided_diffusion_core.training import fit_to_data
@@ -142,7 +142,8 @@ def test_gradients_against_finite_differences(backend, float64):
 def test_the_data_decides_the_masks_channels():
     dataset = RandomDataset(labels=LABELS)
     config = fit_to_data(small_config(), dataset, in_ch_given=False)
-    assert (config.model.mask_channels, config.model.in_ch) == (3, 6)
+    assert (config.model.mask_channels, config.model.in_ch, config.data.labels) == (3, 6, ",".join(LABELS))
+    assert fit_to_data(small_config(), RandomDataset(), in_ch_given=False) == small_config(normalisation="none")
     with pytest.raises(UserError, match="--mask_channels: found 1; expected 3 .*whole_tumour, tumour_core, enhancing"):
         fit_to_data(small_config(), dataset, in_ch_given=False, mask_channels_given=True)
     with pytest.raises(UserError, match="--in_ch: found 4; expected 6"):
@@ -171,6 +172,9 @@ def test_training_and_sampling(tmp_path):
     path = checkpoint.save(tmp_path, 2, config, loop.networks()) / "model.safetensors"
     model, diffusion, config = backend.module("script_util").load_model_and_diffusion(path)
     sampler = backend.module("sample_util").EnsembleSampler(model, diffusion, config.sampling, NoiseTape(0))
+    assert sampling_config(path, {}).data.labels == "whole_tumour,tumour_core,enhancing"
+    with pytest.raises(UserError, match="--labels: found 'enhancing,tumour_core,whole_tumour'; expected 'whole"):
+        sampling_config(path, {"labels": "enhancing,tumour_core,whole_tumour"})
     members = sampler(dataset.images[:2], ["a", "b"])
     assert members.shape == (2, 2, 3, 32, 32) and np.isfinite(members).all()
     assert np.abs(members[:, :, 0] - members[:, :, 1]).max() > 0
