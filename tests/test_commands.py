@@ -212,8 +212,8 @@ def test_two_labels_in_parts_and_continued(command, tmp_path):
     assert masks[0].read_bytes() == before
     report = json.loads((tmp_path / "masks" / "run_report.json").read_text())
     assert report["labels"] == ["disc", "cup"] and "STAPLE" in report["definitions"]["probability"]
-    assert_refused(sample(command, tmp_path / "data", tmp_path / "run", tmp_path / "masks", "--num_ensemble", "3"),
-                   "--num_ensemble", "found 3; expected 2")
+    assert_refused(sample(command, tmp_path / "data", tmp_path / "run", tmp_path / "masks", *settings[:-2],
+                          "--num_ensemble", "3"), "--num_ensemble", "found 3; expected 2")
     assert_refused(sample(command, tmp_path / "data", tmp_path / "run", tmp_path / "new", "--part_id", "1"), "--part_id")
     code, printed, errors = command("segmentation_env", "--inp_pth", tmp_path / "masks", "--out_pth", tmp_path / "data",
                                     "--data_name", "REFUGE2")
