@@ -185,6 +185,19 @@ UPSTREAM_DIFFERENCES = (
         "the mean is the probability that the threshold of 0.5 is meant for",
         "tests/test_fusion.py::test_the_originals_rule_gives_its_recorded_values"),
     UpstreamDifference(
+        "gaussian_diffusion.py and unet.py, x[:, -1:]",
+        "one mask channel, so that all classes are merged into one",
+        "--labels: a channel for each label, in the network, the objective, the samplers and the files; one label is "
+        "what it was",
+        "labels overlap, and are asked for by name",
+        "tests/test_labels.py::test_losses_are_the_means_of_the_labels"),
+    UpstreamDifference(
+        "segmentation_sample.py, interrupted or run twice",
+        "begins again, over whatever lies in the folder",
+        "--continue goes on, --num_parts shares the cases, and masks of other settings are not overwritten",
+        "a folder of masks must be of one run",
+        "tests/test_sampling_folder.py::test_kill_9_and_continue_give_the_files_of_an_uninterrupted_run"),
+    UpstreamDifference(
         "bratsloader.py and isicloader.py, masks",
         "resize masks bilinearly and take all above zero, which grows every ground truth",
         "nearest neighbour; --upstream_compat True keeps the old rule",
@@ -227,6 +240,24 @@ UPSTREAM_DIFFERENCES = (
         "tolerant names, any depth, cached volumes, a stated normalisation that the checkpoint carries",
         "the public data has those names; intensities of MR have no unit",
         "tests/test_data_real.py::test_normalisation_and_labels"),
+    UpstreamDifference(
+        "bratsloader.py, label > 0",
+        "merges all classes of the tumour",
+        "the same by default; --labels names the regions whole_tumour, tumour_core and enhancing",
+        "the regions are what the challenge scores",
+        "tests/test_data_volume_layouts.py::TestBratsNames::test_regions_of_every_year"),
+    UpstreamDifference(
+        "bratsloader.py, folders of slices",
+        "each slice is a case; its corners are cut to 224 px",
+        "the slices of a case make its volume again, results lie on its grid; nothing is cut",
+        "a score is of a patient, and a mask of the picture that it was made for",
+        "tests/test_data_volume_layouts.py::TestBratsSlices::test_slices_of_a_case_make_its_volume"),
+    UpstreamDifference(
+        "custom_dataset_loader.py",
+        "pairs by the order of names, lengths unchecked; PNG alone; the class for volumes gets a wrong number of arguments",
+        "pairs by name, in PNG, JPEG, BMP and TIFF; volumes work; all that is unpaired is listed in one error",
+        "one missing file shifts all pairs behind it without a word",
+        "tests/test_data_pictures.py::TestPairing::test_every_mask_goes_to_the_image_of_its_name"),
     UpstreamDifference(
         "isicloader.py",
         "needs a csv of another part of the challenge in gbk encoding",

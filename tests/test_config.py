@@ -28,8 +28,9 @@ ORIGINAL_DEFAULTS = {
 def test_defaults_are_the_originals():
     defaults = configuration.model_and_diffusion_defaults()
     assert {name: defaults[name] for name in ORIGINAL_DEFAULTS} == ORIGINAL_DEFAULTS
-    assert set(defaults) - set(ORIGINAL_DEFAULTS) == {"highway_dropout"}
+    assert set(defaults) - set(ORIGINAL_DEFAULTS) == {"highway_dropout", "mask_channels"}
     assert defaults["highway_dropout"] == 0.5  # a constant of the original's highway network
+    assert defaults["mask_channels"] == 1
 
 
 def test_a_configuration_survives_json():
