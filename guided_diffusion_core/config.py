@@ -298,12 +298,24 @@ def from_dict(tree, where="configuration"):
     """
     try:
         sections = {name: cls(**tree[name]) for name, cls in SECTIONS.items()}
-        return Config(**{**tree, **sections})
+        config = Config(**{**tree, **sections})
+        for name in ("preset", "seed", "normalisation"):
+            _check_type(name, getattr(config, name), getattr(Config, name))
+        for section, cls in SECTIONS.items():
+            for field in dataclasses.fields(cls):
+                _check_type(field.name, getattr(sections[section], field.name), field.default)
+        return config
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{where}: the configuration inside is not one that this version reads ({error}); expected "
             f"the sections {', '.join(SECTIONS)}. Use a checkpoint written by segmentation_train.py."
         ) from error
+
+
+def _check_type(name, value, default):
+    """Raise TypeError for a value that is not of its default's type; a whole number is a float, too."""
+    if type(value) not in {type(default), int if isinstance(default, float) else None}:
+        raise TypeError(f"{name} is {value!r}")
 
 
 def _check(config):

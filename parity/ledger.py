@@ -185,6 +185,19 @@ UPSTREAM_DIFFERENCES = (
         "the mean is the probability that the threshold of 0.5 is meant for",
         "tests/test_fusion.py::test_the_originals_rule_gives_its_recorded_values"),
     UpstreamDifference(
+        "gaussian_diffusion.py and unet.py, x[:, -1:]",
+        "one mask channel, so that all classes are merged into one",
+        "--labels: a channel for each label, in the network, the objective, the samplers and the files; one label is "
+        "what it was",
+        "labels overlap, and are asked for by name",
+        "tests/test_labels.py::test_losses_are_the_means_of_the_labels"),
+    UpstreamDifference(
+        "segmentation_sample.py, interrupted or run twice",
+        "begins again, over whatever lies in the folder",
+        "--continue goes on, --num_parts shares the cases, and masks of other settings are not overwritten",
+        "a folder of masks must be of one run",
+        "tests/test_sampling_folder.py::test_kill_9_and_continue_give_the_files_of_an_uninterrupted_run"),
+    UpstreamDifference(
         "bratsloader.py and isicloader.py, masks",
         "resize masks bilinearly and take all above zero, which grows every ground truth",
         "nearest neighbour; --upstream_compat True keeps the old rule",

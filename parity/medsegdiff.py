@@ -25,6 +25,8 @@ FLAGS_TURNED = {
     "num_res_blocks": 2,
 }
 V1 = {**SMALL, "version": "1", "channel_mult": "1,1,2,2"}
+TWO_LABELS = {**SMALL, "mask_channels": 2, "in_ch": 5}
+TWO_LABELS_V1 = {**V1, "mask_channels": 2, "in_ch": 5}
 FULL_SIZE = {"image_size": 64, "num_channels": 128, "learn_sigma": True, "in_ch": 4}
 TRAINING = {"batch_size": 4, "microbatch": 2, "lr": 1e-3, "lr_anneal_steps": 10, "weight_decay": 0.05,
             "ema_rate": "0.9,0.99", "ema_warmup": False, "seed": 3}
@@ -40,8 +42,8 @@ def _objective(name, about, model=SMALL, **diffusion):
     return Case(f"loss/{name}", about, {"model": model, "diffusion": diffusion})
 
 
-def _sampler(name, about, steps=6, members=2, **sampling):
-    return Case(f"sampling/{name}", about, {"model": SMALL, "sampling": {
+def _sampler(name, about, steps=6, members=2, model=SMALL, **sampling):
+    return Case(f"sampling/{name}", about, {"model": model, "sampling": {
         "use_ddim": False, "eta": 0.0, "sample_steps": steps, "num_ensemble": members, **sampling}}, training=False)
 
 
@@ -59,6 +61,7 @@ CASES = (
     Case("forward/new-sampling", "every module's output, sampling mode", {"model": SMALL}, training=False),
     Case("forward/new-flags", "every module's output with every flag turned", {"model": FLAGS_TURNED}),
     Case("forward/v1", "every module's output in version 1, training mode", {"model": V1}),
+    Case("forward/new-two-labels", "every module's output with masks of two labels", {"model": TWO_LABELS}),
     Case("forward/full-size", "every module's output at width 128 and 64 px, sampling mode",
          {"model": FULL_SIZE, "batch": 1}, precisions=("float32",), training=False),
     Case("table/linear", "the numbers of the process, bit by bit", {"diffusion": {}}),
@@ -70,9 +73,11 @@ CASES = (
     _objective("bound", "the variational bound alone", use_kl=True),
     _objective("xstart", "the network predicts the mask, variance not learned",
                model={**SMALL, "learn_sigma": False}, predict_xstart=True),
+    _objective("two-labels", "the terms with masks of two labels", model=TWO_LABELS),
     Case("gradients/new", "gradient of every parameter and module input", {"model": SMALL}),
     Case("gradients/new-flags", "the same with every flag turned", {"model": FLAGS_TURNED}),
     Case("gradients/v1", "the same in version 1: through the Fourier transform", {"model": V1}),
+    Case("gradients/v1-two-labels", "the same with masks of two labels", {"model": TWO_LABELS_V1}),
     Case("training/new", "two batches in microbatches: losses and gradients",
          {"model": SMALL, "training": TRAINING, "steps": 2}),
     Case("training/augmented", "one batch mirrored, turned, scaled and of other intensities",
@@ -99,6 +104,8 @@ CASES = (
          {"model": SMALL}, precisions=("float32",), training=False),
     Case("steps/new", "training steps end to end: losses, updates, averages, buffers",
          {"model": SMALL, "training": TRAINING, "steps": 3}),
+    Case("steps/new-two-labels", "the same with masks of two labels",
+         {"model": TWO_LABELS, "training": TRAINING, "steps": 2}),
     _sampler("ancestral", "trajectory of the ancestral sampler, state by state"),
     _sampler("ddim", "trajectory of DDIM", use_ddim=True),
     _sampler("ddim-noisy", "trajectory of DDIM with eta 1, without clipping", use_ddim=True, eta=1.0,
@@ -106,6 +113,9 @@ CASES = (
     _sampler("dpm-solver", "trajectory of DPM-Solver++", dpm_solver=True),
     _sampler("dpm-solver-thresholding", "the same with dynamic thresholding instead of clipping", dpm_solver=True,
              dynamic_thresholding=True),
+    _sampler("two-labels", "trajectory of the ancestral sampler with masks of two labels", steps=3, model=TWO_LABELS),
+    _sampler("two-labels-dpm-solver", "the same of DPM-Solver++ with dynamic thresholding", steps=3,
+             model=TWO_LABELS, dpm_solver=True, dynamic_thresholding=True),
     _masks("ISIC"),
     _masks("BRATS"),
 )
