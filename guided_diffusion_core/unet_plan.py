@@ -77,6 +77,7 @@ class HighwayPlan:
     context: tuple
     localization: tuple
     dropout: float
+    use_checkpoint: bool
     anchor_scales: tuple = ()
     joins: tuple = ()
     embed: tuple = ()
@@ -248,7 +249,7 @@ def _highway_stages(config, poolings):
 def _highway_new(config):
     context, localization = _highway_stages(config, HIGHWAY_POOLINGS)
     scales = tuple(2 ** (HIGHWAY_POOLINGS - 1 - stage) for stage in range(HIGHWAY_POOLINGS - 1))
-    return HighwayPlan(context, localization, config.highway_dropout, anchor_scales=scales)
+    return HighwayPlan(context, localization, config.highway_dropout, config.use_checkpoint, anchor_scales=scales)
 
 
 def _highway_v1(config, input_blocks, width):
@@ -263,5 +264,5 @@ def _highway_v1(config, input_blocks, width):
     joins = tuple(
         JoinPlan(block, input_blocks[block][0].channels, context[stage][-1][-1], config.image_size // 2 ** (stage + 1))
         for stage, block in enumerate(downsamplings[:-1]))
-    return HighwayPlan(context, localization, config.highway_dropout, joins=joins,
+    return HighwayPlan(context, localization, config.highway_dropout, config.use_checkpoint, joins=joins,
                        embed=(context[-1][-1][-1], width))

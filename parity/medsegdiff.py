@@ -71,6 +71,8 @@ CASES = (
     Case("gradients/v1", "the same in version 1: through the Fourier transform", {"model": V1}),
     Case("training/new", "two batches in microbatches: losses and gradients",
          {"model": SMALL, "training": TRAINING, "steps": 2}),
+    Case("training/checkpointing", "the same in version 1 with activations recomputed in the backward pass",
+         {"model": {**V1, "use_checkpoint": True}, "training": TRAINING, "steps": 1}),
     Case("optimizer/adamw", "steps on given gradients: rate, updates, moments, averages",
          {"model": SMALL, "training": TRAINING, "steps": 3}),
     Case("steps/new", "training steps end to end: losses, updates, averages, buffers",
