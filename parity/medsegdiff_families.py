@@ -114,7 +114,7 @@ def training_loop(port, case, weights, recorder):
     training = port.module("train_util")
     model, diffusion = prepare(port, case, weights), process(port, case)
     config = resolve({**case.settings["model"], **case.settings["training"], "max_steps": 10})
-    tape, settings = recorder.tape(config.seed), config.training
+    tape, settings = recorder.tape(config.seed, port.module("recompute").is_recomputing), config.training
     stream = TrainingStream(Images(case), tape, settings.batch_size, settings.max_steps)
     return training.TrainLoop(
         model=model, diffusion=diffusion, data=training.make_loader(stream, settings.batch_size), tape=tape,
