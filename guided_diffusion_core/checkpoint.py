@@ -1,12 +1,12 @@
-"""Checkpoints: the only place that forms their names, writes them and reads them.
+"""Checkpoints: writing and reading; with `pointers.py` the only place that forms their names.
 
 A checkpoint is a folder `OUT/checkpoints/step_000700` with one safetensors file for the network,
 one for each moving average of it, and one for the optimizer (`trainer`). Every file holds the whole
 configuration in its metadata, so that it can be used on its own, in either backend.
-`contents.json` has the size and digest of each. A folder is written under a temporary name and
-renamed; the file `OUT/checkpoints/last` names the newest.
+`contents.json` has the size and digest of each; `validation.json`, in a run with validation, what is
+known of its Dice. A folder is written under a temporary name and renamed; the files
+`OUT/checkpoints/last` and `best` name folders (`pointers.py`).
 """
-import hashlib
 import json
 import os
 import shutil
@@ -20,13 +20,14 @@ from safetensors.numpy import save as encode_arrays
 from safetensors.numpy import save_file
 
 from guided_diffusion_core import config as configuration
+from guided_diffusion_core import pointers
 from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.state_shapes import BOTTLENECK_EMBED
 
 FORMAT = "medsegdiff-parity 1"
 NETWORK = "model"
 TRAINER = "trainer"
-CONTENTS = "contents.json"
+VALIDATION = "validation.json"
 LISTED_NAMES = 8  # names of each kind that an error lists
 
 
@@ -35,17 +36,17 @@ def average_name(rate):
     return f"ema_{rate}"
 
 
-def save(out_dir, step, config, networks, keep=0):
+def save(out_dir, step, config, networks, keep=0, validation=None):
     """Write a checkpoint and make it the last one. Returns its folder (Path).
 
-    out_dir:  folder of the run. step: optimizer steps done.
-    config:   `Config`.
-    networks: dict name (`NETWORK`, `average_name(rate)`, `TRAINER`) -> dict of numpy arrays by name.
-    keep:     how many checkpoints may stay; the oldest are removed. 0: all.
+    out_dir:    folder of the run. step: optimizer steps done.
+    config:     `Config`.
+    networks:   dict name (`NETWORK`, `average_name(rate)`, `TRAINER`) -> dict of numpy arrays by name.
+    keep:       how many checkpoints may stay; the oldest are removed, but never the best. 0: all.
+    validation: `Validation.state()`, JSON values, or None.
     Raises `UserError` if the folder cannot be written; then nothing half-written is left.
     """
-    root = Path(out_dir) / "checkpoints"
-    folder = root / f"step_{step:06d}"
+    root, folder = pointers.root_of(out_dir), pointers.folder_of(out_dir, step)
     temporary = root / f".{folder.name}.writing"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -53,14 +54,16 @@ def save(out_dir, step, config, networks, keep=0):
         for name, arrays in networks.items():
             save_file(_contiguous(arrays), temporary / f"{name}.safetensors",
                       metadata=_metadata(step, config, name))
-        contents = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
-        (temporary / CONTENTS).write_text(json.dumps(contents, indent=1))
-        _flush(temporary)
+        if validation:
+            (temporary / VALIDATION).write_text(json.dumps(validation))
+        pointers.write_contents(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
-        _point_to(root / "last", folder.name)
-        for old in _steps(root)[:-keep] if keep else []:
-            shutil.rmtree(old)
+        pointers.point(root / pointers.LAST, folder.name)
+        if validation:
+            point_to_best(out_dir, validation["best"])
+        if keep:
+            pointers.remove_old(out_dir, folder, keep)
     except OSError as error:
         raise found_expected(folder, error.strerror, "a folder that can be written", "Choose another --out_dir.") from error
     finally:
@@ -68,21 +71,22 @@ def save(out_dir, step, config, networks, keep=0):
     return folder
 
 
-def _fingerprint(path):
-    content = path.read_bytes()
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+def point_to_best(out_dir, best):
+    """Make a validated checkpoint the best one of a run. Returns whether it is in the run's folder; if not,
+    nothing changes.
+
+    best: {"step": its number, "dice": its Dice}, or None.
+    """
+    folder = pointers.folder_of(out_dir, best["step"]) if best else None
+    if folder is None or not folder.is_dir():
+        return False
+    pointers.point(pointers.root_of(out_dir) / pointers.BEST, f"{folder.name} {best['dice']:.6f}")
+    return True
 
 
-def _flush(folder):
-    """Bring the files of a folder to the disk: a rename may get there before what it names."""
-    for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-
-
-def _steps(root):
-    """The checkpoints of a run, oldest first."""
-    return sorted(root.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+def forget_best(out_dir):
+    """Remove the pointer to the best checkpoint, if there is one."""
+    (pointers.root_of(out_dir) / pointers.BEST).unlink(missing_ok=True)
 
 
 def _contiguous(arrays):
@@ -117,17 +121,12 @@ def from_bytes(content, where):
     return arrays, metadata if metadata.get("format") == FORMAT else {}
 
 
-def _point_to(path, name):
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(name + "\n")
-    os.replace(temporary, path)
-
-
 def find(model_path):
     """The safetensors file (Path) that `--model_path` means.
 
     model_path: a file; a checkpoint's folder, of which the first moving average is taken and else
-                the network; or a run's folder, of which the last checkpoint is taken.
+                the network; a pointer such as RUN/checkpoints/best; or a run's folder, of which the last
+                checkpoint is taken.
     Raises `UserError` if there is none.
     """
     path = Path(model_path)
@@ -138,11 +137,9 @@ def find(model_path):
         target = path.with_suffix(".safetensors")
         raise found_expected("--model_path", path, "a .safetensors file, which holds the configuration too",
                              f"Run: python scripts/convert_checkpoint.py {path} {target}")
+    path = pointers.resolved(path)
     if path.is_file():
         return path
-    last = path / "checkpoints" / "last"
-    if last.is_file():
-        path = path / "checkpoints" / last.read_text().strip()
     files = sorted(path.glob("ema_*.safetensors")) + sorted(path.glob(f"{NETWORK}.safetensors"))
     if not files:
         raise found_expected(path, "no .safetensors file", f"ema_*.safetensors or {NETWORK}.safetensors",
@@ -153,25 +150,22 @@ def find(model_path):
 def find_whole(resume, out_dir):
     """The checkpoint's folder (Path) that `--resume` means, every file in it proven whole.
 
-    resume:  "last", the newest of `out_dir`; or a checkpoint's or a run's folder.
+    resume:  "last", the newest of `out_dir`; or a checkpoint's folder, a pointer or a run's folder.
     out_dir: folder of the run.
-    Raises `UserError` if there is none, or a file is missing, cut or changed.
+    Raises `UserError` if there is none, or a file is missing, cut or changed; it names the newest whole
+    checkpoint beside the broken one.
     """
-    run = Path(out_dir if resume == "last" else resume)
-    pointer = run / "checkpoints" / "last"
-    folder = run / "checkpoints" / pointer.read_text().strip() if pointer.is_file() else run
-    try:
-        contents = json.loads((folder / CONTENTS).read_text())
-        for name, expected in contents.items():
-            found = _fingerprint(folder / name)
-            if found != expected:
-                raise found_expected(folder / name, f"{found['bytes']} bytes that are not those written",
-                                     f"the {expected['bytes']} bytes that {CONTENTS} records",
-                                     "Resume from another checkpoint.")
-    except (OSError, ValueError) as error:
-        raise found_expected(f"--resume {resume}", f"no whole checkpoint at {folder} ({error})",
-                             "last, or the folder of a checkpoint or of a run", "Choose another one.") from error
+    folder = pointers.resolved(Path(out_dir if resume == "last" else resume))
+    flaw = pointers.flaw(folder)
+    if flaw:
+        raise found_expected(*flaw, pointers.advice(folder.parent))
     return folder
+
+
+def load_validation(folder):
+    """What `save` was given as `validation`, or None."""
+    path = Path(folder) / VALIDATION
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def load_all(folder):
@@ -212,7 +206,12 @@ def _config(file, path):
     if metadata.get("format") != FORMAT:
         raise found_expected(path, "a safetensors file without this software's configuration",
                              "a checkpoint written by segmentation_train.py", "Use such a checkpoint.")
-    return configuration.from_dict(json.loads(metadata["config"]), where=path)
+    try:
+        tree = json.loads(metadata["config"])
+    except (KeyError, ValueError) as error:
+        raise found_expected(path, f"a configuration that cannot be read ({error})", "a whole checkpoint file",
+                             "Copy it again or use another checkpoint.") from error
+    return configuration.from_dict(tree, where=path)
 
 
 def fitted_state(expected, arrays, where):

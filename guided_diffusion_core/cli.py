@@ -116,8 +116,8 @@ def build_parser(description, *sections):
     parser.add_argument("--backend", choices=tuple(BACKENDS), default="pytorch",
                         help="framework that computes (default: pytorch)")
     parser.add_argument("--preset", choices=tuple(config.PRESETS), default=argparse.SUPPRESS,
-                        help="named set of values, which other flags override "
-                             f"(default: {config.Config.preset})")
+                        help=f"named set of values, which other flags override (default: {config.Config.preset}). "
+                             + ". ".join(f"{preset}: {note}" for preset, note in config.PRESET_NOTES.items()))
     parser.add_argument("--seed", type=_CONVERTERS[int], default=argparse.SUPPRESS, metavar="INT",
                         help=f"seed of every random number (default: {config.Config.seed})")
     parser.add_argument("--dry_run", nargs="?", const=True, default=False, type=boolean, metavar="True|False",
@@ -173,6 +173,14 @@ def given_settings(args):
     """
     names = {*config.setting_names(), "seed"}
     return {name: value for name, value in vars(args).items() if name in names}
+
+
+def chosen_preset(args):
+    """The preset on the command line, or None; what it has to say for itself goes to stderr."""
+    preset = getattr(args, "preset", None)
+    if preset in config.PRESET_NOTES:
+        print(f"--preset {preset}: {config.PRESET_NOTES[preset]}", file=sys.stderr)
+    return preset
 
 
 def configuration_text(resolved, **rest):

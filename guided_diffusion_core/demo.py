@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from guided_diffusion_core.data.images import decode
+from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.evaluation import read_truth
 from guided_diffusion_core.files import make_writable_folder
 from guided_diffusion_core.outputs import MASK, UNCERTAINTY, find_output, read_output
 from guided_diffusion_core.overview import OverviewRow
@@ -62,10 +62,10 @@ def read_result(run_dir, masks_dir, training, sampling):
 
     training, sampling: seconds that the two commands took.
     """
-    mean = json.loads((Path(masks_dir) / "summary.json").read_text())["mean"]
+    mean = json.loads((Path(masks_dir) / "summary.json").read_text())["foreground_mean"]
     lines = [json.loads(line) for line in (Path(run_dir) / "progress.jsonl").read_text().splitlines()]
     step = (lines[-1]["seconds"] - lines[0]["seconds"]) / (lines[-1]["step"] - lines[0]["step"])
-    return Result(mean["dice"], mean["iou"], training, sampling, step)
+    return Result(mean["Dice"], mean["IoU"], training, sampling, step)
 
 
 def format_table(results, agreement):
@@ -98,5 +98,5 @@ def overview_rows(images, truths, folders):
                  for title, folder in folders.items()}
         spread = find_output(next(iter(folders.values())), truth.name, UNCERTAINTY)
         picture = np.asarray(decode(images[truth.name]), np.float32).transpose(2, 0, 1) / 255  # (3, H, W)
-        rows.append(OverviewRow(truth.name, picture, read_truth(truth), masks, read_output(spread)))
+        rows.append(OverviewRow(truth.name, picture, read_truth_masks(truth)[0], masks, read_output(spread)))
     return rows

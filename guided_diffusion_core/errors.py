@@ -1,4 +1,8 @@
 """The one error that a user of the command lines is meant to see."""
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_COLLECTED = ContextVar("collected", default=None)  # the list of `collecting`, None outside
 
 
 class UserError(Exception):
@@ -7,7 +11,11 @@ class UserError(Exception):
     The message is one clear sentence or a short list: which file or flag, what was found,
     what was expected and how to mend it. Command lines print it without a traceback and exit
     with code 2.
+
+    parts: (where, found, expected, mend) as texts, of an error made by `found_expected`; else None.
     """
+
+    parts = None
 
 
 def found_expected(where, found, expected, mend):
@@ -18,4 +26,28 @@ def found_expected(where, found, expected, mend):
     expected: what should be there.
     mend:     what the user can do, an imperative sentence.
     """
-    return UserError(f"{where}: found {found}; expected {expected}. {mend}")
+    error = UserError(f"{where}: found {found}; expected {expected}. {mend}")
+    error.parts = tuple(map(str, (where, found, expected, mend)))
+    return error
+
+
+@contextmanager
+def collecting():
+    """Inside, `report` appends to the list that this yields and returns, so that all problems come to light."""
+    problems = []
+    token = _COLLECTED.set(problems)
+    try:
+        yield problems
+    finally:
+        _COLLECTED.reset(token)
+
+
+def report(error, each=None):
+    """Raise a `UserError`, or inside `collecting` keep it; the caller then goes on as well as it can.
+
+    each: the single errors that `error` sums up, which are kept in its place.
+    """
+    problems = _COLLECTED.get()
+    if problems is None:
+        raise error
+    problems.extend(each or [error])

@@ -5,12 +5,15 @@ renamed; an object in a bucket appears only when its upload is complete. So no r
 half a file, wherever it lies.
 """
 import os
+from contextlib import contextmanager
 
 import blobfile as bf
 
 from guided_diffusion_core.errors import found_expected
 
 READ_ERRORS = (OSError, bf.Error)  # what a path that cannot be read or written raises
+
+_HELD = {}  # path -> content, of `held`
 
 
 def is_local(path):
@@ -20,10 +23,22 @@ def is_local(path):
 
 def read_bytes(path):
     """The content of a file. Raises `UserError` if it cannot be read."""
+    if str(path) in _HELD:
+        return _HELD[str(path)]
     try:
         return bf.read_bytes(str(path))
     except READ_ERRORS as error:
         raise found_expected(path, f"no readable file ({error})", "a file", "Check the path.") from error
+
+
+@contextmanager
+def held(path):
+    """Read a file once: inside, `read_bytes` returns what was read then. Raises `UserError` as that does."""
+    _HELD[str(path)] = read_bytes(path)
+    try:
+        yield _HELD[str(path)]
+    finally:
+        _HELD.pop(str(path), None)
 
 
 def write_atomic(path, content):

@@ -11,15 +11,16 @@ from guided_diffusion_core import config as configuration
 from guided_diffusion_core.config import DiffusionConfig, ModelConfig
 from guided_diffusion_core.data.transforms import RGB_RULE
 from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.state_shapes import BOTTLENECK_EMBED
 from guided_diffusion_core.unet_plan import default_channel_mult
 
-VISIBLE = ("version", "in_ch", "num_channels", "num_res_blocks", "channel_mult", "attention_resolutions",
-           "use_scale_shift_norm", "resblock_updown", "class_cond", "learn_sigma")
+VISIBLE = ("version", "in_ch", "mask_channels", "num_channels", "num_res_blocks", "channel_mult",
+           "attention_resolutions", "use_scale_shift_norm", "resblock_updown", "class_cond", "learn_sigma")
 # Settings that names and shapes do not show.
 HIDDEN = tuple(field.name for section in (ModelConfig, DiffusionConfig) for field in fields(section)
                if field.name not in VISIBLE)
 
-VERSION_1_MARK = "hwm.ffparser."  # the Fourier filters of version `1`
+FOURIER_FILTERS = "hwm.ffparser."  # of version `1`; a network of few resolutions has none
 ORIGINAL_SIZES = (64, 128, 256)  # smallest of the original's image sizes for each channel_mult
 ORIGINAL_RULES = {"ISIC": RGB_RULE, "BRATS": "none"}  # how the original scales intensities
 
@@ -51,9 +52,9 @@ def infer(shapes, given, where):
         seen["channel_mult"] = ""
     if "attention_resolutions" in given:
         seen["attention_resolutions"] = given["attention_resolutions"]  # the same ones in another order
-    data_name = given.get("data_name", "ISIC" if seen["in_ch"] == 4 else "BRATS")
+    data_name = given.get("data_name", "ISIC" if seen["in_ch"] - seen["mask_channels"] == 3 else "BRATS")
     settings = {**given, **seen, "image_size": image_size, "data_name": data_name}
-    settings.setdefault("normalisation", ORIGINAL_RULES[data_name])
+    settings.setdefault("normalisation", ORIGINAL_RULES.get(data_name, RGB_RULE if seen["in_ch"] == 4 else "none"))
     assumed = [name for name in (*HIDDEN, "data_name", "normalisation")
                if name not in given and not (shown and name == "image_size")]
     return configuration.resolve(settings), assumed
@@ -64,7 +65,9 @@ def _visible(shapes):
     width = _vote([_dim(shapes, "input_blocks.0.0.weight", 0), _dim(shapes, "time_embed.0.weight", 1),
                    _dim(shapes, "out.0.weight", 0), _dim(shapes, "out.0.bias", 0)], ModelConfig.num_channels)
     images = _dim(shapes, "hwm.conv_blocks_context.0.blocks.0.conv.weight", 1)
-    in_ch = _vote([_dim(shapes, "input_blocks.0.0.weight", 1), images and images + 1], ModelConfig.in_ch)
+    inputs = _dim(shapes, "input_blocks.0.0.weight", 1)
+    masks = _vote([_dim(shapes, "hwm.seg_outputs.0.weight", 0), images and inputs and inputs - images], 1)
+    in_ch = _vote([inputs, images and images + masks], ModelConfig.in_ch)
     outputs = _vote([_dim(shapes, "out.2.weight", 0), _dim(shapes, "out.2.bias", 0)], 1)
     per_level, levels, updown = _levels(shapes)
     mult, attention = [], []
@@ -77,11 +80,11 @@ def _visible(shapes):
         if any(name.startswith(f"{block}.1.") for block in blocks for name in shapes):
             attention.append(level)
     return {
-        "version": "1" if any(name.startswith(VERSION_1_MARK) for name in shapes) else "new",
-        "in_ch": in_ch, "num_channels": width, "num_res_blocks": max(1, per_level - 1),
+        "version": "1" if any(name.startswith((FOURIER_FILTERS, BOTTLENECK_EMBED)) for name in shapes) else "new",
+        "in_ch": in_ch, "mask_channels": masks, "num_channels": width, "num_res_blocks": max(1, per_level - 1),
         "channel_mult": ",".join(map(str, mult)), "attention_levels": attention,
         "use_scale_shift_norm": _scales_and_shifts(shapes), "resblock_updown": updown,
-        "class_cond": "label_emb.weight" in shapes, "learn_sigma": outputs == 2,
+        "class_cond": "label_emb.weight" in shapes, "learn_sigma": outputs == 2 * masks,
     }
 
 
@@ -123,7 +126,7 @@ def _vote(readings, default):
 def _filtered_size(shapes):
     """The image size that the first Fourier filter of version `1` shows, which works at half of it; None
     without one."""
-    side = _dim(shapes, f"{VERSION_1_MARK}0.complex_weight", 1)
+    side = _dim(shapes, f"{FOURIER_FILTERS}0.complex_weight", 1)
     return side and 2 * side
 
 

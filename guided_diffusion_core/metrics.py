@@ -6,12 +6,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Counts:
-    """Pixels (or voxels) of a prediction against the truth: true positives, false positives,
-    false negatives."""
+    """Pixels (or voxels) of a prediction against the truth: true positives, false positives, false
+    negatives, true negatives.
+
+    The scores are in [0, 1]. Where neither mask has foreground, the overlap scores are None; where one
+    of them has none, they are 0.
+    """
 
     tp: int
     fp: int
     fn: int
+    tn: int
 
     @property
     def both_empty(self):
@@ -20,23 +25,37 @@ class Counts:
 
     @property
     def dice(self):
-        """Dice coefficient 2 TP / (2 TP + FP + FN) in [0, 1] (Dice 1945); None if both are empty."""
+        """Dice coefficient 2 TP / (2 TP + FP + FN) (Dice 1945)."""
         return None if self.both_empty else 2 * self.tp / (2 * self.tp + self.fp + self.fn)
 
     @property
     def iou(self):
-        """Intersection over union TP / (TP + FP + FN) in [0, 1] (Jaccard 1901); None if both are empty."""
+        """Intersection over union TP / (TP + FP + FN) (Jaccard 1901)."""
         return None if self.both_empty else self.tp / (self.tp + self.fp + self.fn)
+
+    @property
+    def precision(self):
+        """TP / (TP + FP)."""
+        return None if self.both_empty else self.tp / max(1, self.tp + self.fp)
+
+    @property
+    def recall(self):
+        """TP / (TP + FN), which is the sensitivity too."""
+        return None if self.both_empty else self.tp / max(1, self.tp + self.fn)
+
+    @property
+    def specificity(self):
+        """TN / (TN + FP); None if the truth has no background."""
+        return self.tn / (self.tn + self.fp) if self.tn + self.fp else None
 
 
 def count(prediction, truth):
     """`Counts` of two boolean arrays of one shape. Raises ValueError if the shapes differ."""
     prediction, truth = _same_shape(prediction, truth)
-    return Counts(
-        tp=int(np.count_nonzero(prediction & truth)),
-        fp=int(np.count_nonzero(prediction & ~truth)),
-        fn=int(np.count_nonzero(~prediction & truth)),
-    )
+    tp = int(np.count_nonzero(prediction & truth))
+    fp = int(np.count_nonzero(prediction)) - tp
+    fn = int(np.count_nonzero(truth)) - tp
+    return Counts(tp, fp, fn, truth.size - tp - fp - fn)
 
 
 def pixel_agreement(first, second):

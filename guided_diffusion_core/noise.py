@@ -7,13 +7,15 @@ device, the number of processes and the framework.
 
 Sites are names such as "train/noise" or "dropout/input_blocks.1.0.out_layers.2". In training a
 draw's case is the slot of the example in the whole batch (0, 1, ...); in sampling it is the
-name of the case, so that a case gets the same noise alone and among others.
+name of the case, so that a case gets the same noise alone and among others. The steps of
+`TRAIN_AUGMENT` are the examples of the run, one after the other, whatever the batches.
 """
 import hashlib
 
 import numpy as np
 
 TRAIN_ORDER = "train/order"
+TRAIN_AUGMENT = "train/augment"
 TRAIN_TIMESTEP = "train/timestep"
 TRAIN_NOISE = "train/noise"
 SAMPLE_INITIAL = "sample/initial"

@@ -10,11 +10,16 @@ from matplotlib.figure import Figure
 
 from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.data import list_truths
+from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.data.volumes import read_volume
-from guided_diffusion_core.evaluation import mask_agreement, read_truth
+from guided_diffusion_core.evaluation import mask_agreement
 from guided_diffusion_core.outputs import MASK, UNCERTAINTY, find_output, read_output
 from guided_diffusion_core.overview import OverviewRow, write_overview
 
+# Flags of every recorded network, and of how it was trained.
+NETWORK = ["--image_size", "64", "--num_channels", "32", "--num_res_blocks", "2", "--num_heads", "1",
+           "--learn_sigma", "True", "--use_scale_shift_norm", "False", "--attention_resolutions", "16"]
+OPTIMIZATION = ["--lr", "1e-3", "--batch_size", "8", "--log_interval", "10"]
 TRAININGS = ("pytorch", "jittor", "pytorch-ulp", "pytorch-original", "pytorch-transfer")
 AGREEMENTS = {
     "pytorch and jittor, trained from one seed": ("pytorch", "jittor"),
@@ -78,9 +83,10 @@ def _training(work_dir, name):
     pairs = list(zip(lines, lines[1:]))
     return {
         "steps": lines[-1]["step"],
-        "dice": scores["mean"]["dice"],
-        "iou": scores["mean"]["iou"],
-        "dice_per_case": {row["case"]: row["dice"] for row in scores["metric_per_case"]},
+        "dice": scores["foreground_mean"]["Dice"],
+        "iou": scores["foreground_mean"]["IoU"],
+        "dice_per_case": {row["case"]: metrics["Dice"] for row in scores["metric_per_case"]
+                          for metrics in row["metrics"].values()},
         "seconds_per_step": statistics.median(
             (b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairs),
         "training_memory_mib": lines[-1]["memory_mib"],
@@ -92,7 +98,7 @@ def _training(work_dir, name):
 
 def _validation(work_dir, name):
     """Step -> mean volume Dice of the checkpoints on the way."""
-    return {int(folder.name.rsplit("-", 1)[1]): _scores(work_dir, folder.name)["mean"]["dice"]
+    return {int(folder.name.rsplit("-", 1)[1]): _scores(work_dir, folder.name)["foreground_mean"]["Dice"]
             for folder in sorted((work_dir / "predictions").glob(f"{name}-[0-9]*"))}
 
 
@@ -150,7 +156,7 @@ def _overview_rows(predictions, truths):
     rows = []
     for truth in truths:
         image = read_volume(truth.path.replace("_seg.", "_flair."))
-        volumes = {"truth": read_truth(truth)}
+        volumes = {"truth": read_truth_masks(truth)[0]}
         for name in ("pytorch", "jittor"):
             volumes[name] = read_output(find_output(predictions / name, truth.name, MASK))
         spread = read_output(find_output(predictions / "pytorch", truth.name, UNCERTAINTY))

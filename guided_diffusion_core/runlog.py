@@ -15,15 +15,19 @@ class RunLog:
 
     out_dir: folder of the run. done: steps that are done already: of existing logs the lines up to
              there stay.
-    Every line has the same columns, those of the first. Raises `UserError` if it cannot write.
+    late:    values by name that belong to the line of step `done`, if there is one.
+    The table and the CSV have the columns of the first line; what a line lacks is left empty. Raises
+    `UserError` if it cannot write.
     """
 
-    def __init__(self, out_dir, done=0):
+    def __init__(self, out_dir, done=0, late=None):
         self.jsonl_path = Path(out_dir) / "progress.jsonl"
         self.csv_path = Path(out_dir) / "progress.csv"
         self._columns, self._titled = None, False
         self._recorded = []
         earlier = self._earlier(done)
+        if late and earlier and earlier[-1]["step"] == done:
+            earlier[-1] |= late
         try:
             self._jsonl = open(self.jsonl_path, "w", encoding="utf-8")
             self._csv_file = open(self.csv_path, "w", newline="", encoding="utf-8")
@@ -59,7 +63,7 @@ class RunLog:
         if not self._titled:
             tqdm.write(" ".join(name.rjust(COLUMN_WIDTH) for name in self._columns or line))
             self._titled = True
-        tqdm.write(" ".join(_shown(line[name]).rjust(COLUMN_WIDTH) for name in self._columns or line))
+        tqdm.write(" ".join(_shown(line.get(name)).rjust(COLUMN_WIDTH) for name in self._columns or line))
         self._put(line)
 
     def _put(self, line):
@@ -68,7 +72,7 @@ class RunLog:
             self._columns = list(line)
             self._csv.writerow(self._columns)
         self._jsonl.write(json.dumps(line) + "\n")
-        self._csv.writerow([line[name] for name in self._columns])
+        self._csv.writerow([line.get(name) for name in self._columns])
         self._jsonl.flush()
         self._csv_file.flush()
 
@@ -79,4 +83,6 @@ class RunLog:
 
 
 def _shown(value):
+    if value is None:
+        return "-"
     return f"{value:.5g}" if isinstance(value, float) else str(value)

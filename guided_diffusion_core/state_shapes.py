@@ -83,7 +83,7 @@ def _add_highway(shapes, highway):
     for half, channels in enumerate(highway.context[-1]):
         _add_conv_norm(shapes, f"hwm.conv_blocks_context.{bottleneck}.{half}.blocks.0", channels)
     _add_joins(shapes, highway.joins)
-    shapes["hwm.seg_outputs.0.weight"] = (1, highway.localization[-1][-1][-1], 1, 1)
+    shapes["hwm.seg_outputs.0.weight"] = (highway.mask_channels, highway.localization[-1][-1][-1], 1, 1)
     if highway.embed:
         inputs, outputs = highway.embed
         _add(shapes, BOTTLENECK_EMBED, (outputs, inputs, 1, 1))

@@ -2,13 +2,13 @@
 
 The loop itself (`train_util.TrainLoop`) computes and yields; nothing here depends on a framework.
 """
+import contextlib
 import math
 import os
 import resource
 import signal
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,20 +21,28 @@ from guided_diffusion_core.runlog import RunLog
 from guided_diffusion_core.unet_plan import make_plan
 
 
-def fit_to_data(config, dataset, in_ch_given):
+def fit_to_data(config, dataset, in_ch_given, mask_channels_given=False):
     """The configuration with the dataset's channels and normalisation, checked for training.
 
-    in_ch_given: whether `--in_ch` stands on the command line, which then must fit the data.
+    in_ch_given, mask_channels_given: whether `--in_ch` and `--mask_channels` stand on the command line;
+    they then must fit the data.
     Raises `UserError` for a network or a batch that cannot be trained.
     """
-    channels = dataset.in_channels + 1
+    masks = len(dataset.labels)
+    channels = dataset.in_channels + masks
+    if mask_channels_given and config.model.mask_channels != masks:
+        raise found_expected("--mask_channels", config.model.mask_channels,
+                             f"{masks} for this data, whose labels are {', '.join(dataset.labels)}",
+                             "Leave the flag out.")
     if in_ch_given and config.model.in_ch != channels:
         raise found_expected("--in_ch", config.model.in_ch, f"{channels} for this data, its {dataset.in_channels} "
-                             "image channels and the mask's", "Leave the flag out.")
+                             f"image channels and {masks} of the mask", "Leave the flag out.")
     if config.model.class_cond:
         raise found_expected("--class_cond", True, "False, because these datasets have no class labels",
                              "Leave the flag out.")
-    config = config.replace(in_ch=channels, normalisation=dataset.normalisation)
+    # the names of several masks, since data to sample need not say them; of one they stay as given
+    labels = ",".join(dataset.labels) if masks > 1 else config.data.labels
+    config = config.replace(in_ch=channels, mask_channels=masks, labels=labels, normalisation=dataset.normalisation)
     plan = make_plan(config.model)
     microbatch = config.training.microbatch if config.training.microbatch > 0 else config.training.batch_size
     smallest = config.training.batch_size % microbatch or microbatch
@@ -46,14 +54,16 @@ def fit_to_data(config, dataset, in_ch_given):
 
 
 # Settings that a resumed run may change: how far it goes and what it leaves behind, not what it computes.
-FREE_ON_RESUME = ("max_steps", "log_interval", "save_interval", "keep_checkpoints", "num_workers", "data_dir")
+FREE_ON_RESUME = ("max_steps", "log_interval", "save_interval", "keep_checkpoints", "num_workers", "data_dir",
+                  "val_dir", "val_interval", "val_slices", "val_cases", "val_steps")
 
 
 def resumed_config(resume, out_dir, given):
-    """What `--resume` goes on with: (step, `Config`, networks) of `checkpoint.load_all`.
+    """What `--resume` goes on with: (step, `Config`, networks) of `checkpoint.load_all`, and what
+    `Validation.state` was then, or None.
 
     resume, out_dir: as of `checkpoint.find_whole`. given: settings on the command line, by name; of them
-    only `FREE_ON_RESUME` may differ from the checkpoint's.
+    only `FREE_ON_RESUME` may differ from the checkpoint's; what was validated otherwise is forgotten.
     Raises `UserError` if another one does, or the run has reached its end.
     """
     folder = checkpoint.find_whole(resume, out_dir)
@@ -68,7 +78,8 @@ def resumed_config(resume, out_dir, given):
     if step >= last_step(config.training):
         raise found_expected(f"--resume {resume}", f"a checkpoint of step {step}, where this training ends",
                              "one from before its end", "Give a larger --max_steps, or an earlier checkpoint.")
-    return step, config, networks
+    otherwise = any(name in given and given[name] != trained[name] for name in ("val_slices", "val_cases", "val_steps"))
+    return step, config, networks, None if otherwise else checkpoint.load_validation(folder)
 
 
 def prepare_run(out_dir, summary):
@@ -113,7 +124,7 @@ def peak_memory_mib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-@contextmanager
+@contextlib.contextmanager
 def stop_requested():
     """Yield a function that tells whether Ctrl-C was pressed; the second press ends at once."""
     pressed, process = [], os.getpid()
@@ -134,36 +145,89 @@ def stop_requested():
         signal.signal(signal.SIGINT, previous)
 
 
-def run_training(loop, config, out_dir):
-    """Run a `TrainLoop` to its end: log lines, a progress bar with the time left, checkpoints.
+def run_training(loop, config, out_dir, validation=None):
+    """Run a `TrainLoop` to its end: log lines, a progress bar with the time left, validation, checkpoints.
 
+    validation: `Validation`, or None.
     Returns the folder of the last checkpoint. Raises KeyboardInterrupt after Ctrl-C, when the
     checkpoint is written, and `UserError` when the loss is no number any more.
     """
-    training = config.training
-    steps, saved, before = last_step(training), None, loop.step
+    steps, before, started = last_step(config.training), loop.step, time.perf_counter()
     tqdm.write(f"training {steps} steps{f', from step {before} on' if before else ''}; log and checkpoints go to "
                f"{out_dir}", file=sys.stderr)
-    log, started = RunLog(out_dir, before), time.perf_counter()
-    try:
-        with stop_requested() as stop, tqdm(
-                total=steps, initial=before, unit="step", desc="training", dynamic_ncols=True) as bar:
-            for step, values in loop.run_loop(steps):
-                done = step + 1
-                _check_finite(done, values)
-                log.record(values)
-                bar.update()
-                if done % training.log_interval == 0 or done == steps or stop():
-                    log.write(step=done, seconds=time.perf_counter() - started, memory_mib=peak_memory_mib())
-                if done % training.save_interval == 0 or done == steps or stop():
-                    saved = checkpoint.save(out_dir, done, config, loop.networks(), training.keep_checkpoints)
-                if stop():
-                    tqdm.write(f"stopped at step {done}; checkpoint: {saved}", file=sys.stderr)
-                    raise KeyboardInterrupt
-    finally:
-        log.close()
-    tqdm.write(f"trained {steps - before} steps in {time.perf_counter() - started:.0f} s; checkpoint: {saved}", file=sys.stderr)
-    return saved
+    with stop_requested() as stop, contextlib.closing(_Run(loop, config, out_dir, validation, stop)) as run, tqdm(
+            total=steps, initial=before, unit="step", desc="training", dynamic_ncols=True) as bar:
+        for step, values in loop.run_loop(steps):
+            _check_finite(step + 1, values)
+            bar.update()
+            run.after_step(step + 1, values)
+            if stop():
+                tqdm.write(f"stopped at step {step + 1}; checkpoint: {run.saved}", file=sys.stderr)
+                raise KeyboardInterrupt
+    tqdm.write(f"trained {steps - before} steps in {time.perf_counter() - started:.0f} s; checkpoint: {run.saved}",
+               file=sys.stderr)
+    return run.saved
+
+
+class _Run:
+    """What happens after the steps of a training: log, validation, checkpoints.
+
+    saved: folder of the last checkpoint, None before the first.
+    """
+
+    def __init__(self, loop, config, out_dir, validation, stop):
+        self.loop, self.config, self.out_dir = loop, config, out_dir
+        self.validation, self.stop = validation, stop
+        self.saved, self.started = None, time.perf_counter()
+        if not loop.step:
+            checkpoint.forget_best(out_dir)  # of an earlier training in this folder
+        late = self._resume_validation() if validation else {}
+        self.log = RunLog(out_dir, loop.step, late)
+
+    def _resume_validation(self):
+        """Make up for a validation that was interrupted; its values for the log's last line."""
+        validation, step = self.validation, self.loop.step
+        if not checkpoint.point_to_best(self.out_dir, validation.best):
+            validation.best = None  # it is in no folder of this run
+        if not validation.is_due(step):
+            return {}
+        dice = validation.run(step, self.loop, self.stop)
+        if self.stop():
+            raise KeyboardInterrupt
+        if validation.is_best(step):
+            checkpoint.point_to_best(self.out_dir, validation.best)
+        return {"val_dice": dice}
+
+    def after_step(self, done, values):
+        """Record the values of step number `done`; validate, write a line and save if it is time to."""
+        training, validation = self.config.training, self.validation
+        self.log.record(values)
+        ends = done == last_step(training)
+        validated = {}
+        if validation and validation.is_due(done):
+            validated = {"val_dice": self._validate(done)}
+        if validated or ends or done % training.log_interval == 0 or self.stop():
+            self.log.write(step=done, seconds=time.perf_counter() - self.started, memory_mib=peak_memory_mib(),
+                           **({"val_dice": None, **validated} if validation else {}))
+        best = validation is not None and validation.is_best(done)
+        if best or ends or done % training.save_interval == 0 or self.stop():
+            self._save(done)
+
+    def _validate(self, done):
+        try:
+            return self.validation.run(done, self.loop, self.stop)
+        except Exception:
+            self._save(done)  # whatever is wrong with validation data must not cost steps
+            raise
+
+    def _save(self, done):
+        state = self.validation.state() if self.validation else None
+        self.saved = checkpoint.save(self.out_dir, done, self.config, self.loop.networks(),
+                                     self.config.training.keep_checkpoints, state)
+
+    def close(self):
+        """Close the log."""
+        self.log.close()
 
 
 def _check_finite(step, values):

@@ -67,6 +67,7 @@ class JoinPlan:
 class HighwayPlan:
     """The highway network: each stage is a tuple of (in, out) channels of its 3x3 convolutions.
 
+    mask_channels: channels of the calibration mask.
     context:       encoder stages, one more than there are poolings; the last is the bottleneck.
     localization:  decoder stages, after upsampling by two and joining the encoder's features.
     anchor_scales: version `new`: scale of the upsampling of each decoder stage's features but the last
@@ -77,7 +78,8 @@ class HighwayPlan:
     context: tuple
     localization: tuple
     dropout: float
-    use_checkpoint: bool
+    mask_channels: int = 1
+    use_checkpoint: bool = False
     anchor_scales: tuple = ()
     joins: tuple = ()
     embed: tuple = ()
@@ -95,6 +97,7 @@ class UNetPlan:
     version: str
     image_size: int
     in_channels: int
+    mask_channels: int
     model_channels: int
     out_channels: int
     time_embed_dim: int
@@ -131,8 +134,9 @@ def make_plan(config):
         version=config.version,
         image_size=config.image_size,
         in_channels=config.in_ch,
+        mask_channels=config.mask_channels,
         model_channels=config.num_channels,
-        out_channels=2 if config.learn_sigma else 1,
+        out_channels=config.mask_channels * (2 if config.learn_sigma else 1),
         time_embed_dim=4 * config.num_channels,
         num_classes=NUM_CLASSES if config.class_cond else 0,
         input_blocks=input_blocks,
@@ -152,8 +156,12 @@ def _check_sizes(config):
         if value < 32 or value % 32:
             raise found_expected(flag, value, f"a multiple of 32 {unit}",
                                  f"Use {max(32, round(value / 32) * 32)}.")
-    if config.in_ch < 2:
-        raise found_expected("--in_ch", config.in_ch, "at least one image channel and the mask's",
+    if config.mask_channels < 1:
+        raise found_expected("--mask_channels", config.mask_channels, "at least 1",
+                             "Leave it out: it follows from the data.")
+    if config.in_ch <= config.mask_channels:
+        masks = "the mask's" if config.mask_channels == 1 else f"the {config.mask_channels} of the mask"
+        raise found_expected("--in_ch", config.in_ch, f"at least one image channel and {masks}",
                              "Leave it out: it follows from the data.")
     if config.num_res_blocks < 1:
         raise found_expected("--num_res_blocks", config.num_res_blocks, "at least 1", "Use 2.")
@@ -233,7 +241,7 @@ def _highway_stages(config, poolings):
     base = config.num_channels // 4
     cap = max(HIGHWAY_MAX_WIDTH, 2 * base)
     widths = [min(base * 2 ** stage, cap) for stage in range(poolings + 1)]
-    context, previous = [], config.in_ch - 1
+    context, previous = [], config.in_ch - config.mask_channels
     for width in widths[:-1]:
         context.append(((previous, width), (width, width)))
         previous = width
@@ -249,7 +257,8 @@ def _highway_stages(config, poolings):
 def _highway_new(config):
     context, localization = _highway_stages(config, HIGHWAY_POOLINGS)
     scales = tuple(2 ** (HIGHWAY_POOLINGS - 1 - stage) for stage in range(HIGHWAY_POOLINGS - 1))
-    return HighwayPlan(context, localization, config.highway_dropout, config.use_checkpoint, anchor_scales=scales)
+    return HighwayPlan(context, localization, config.highway_dropout, config.mask_channels, config.use_checkpoint,
+                       anchor_scales=scales)
 
 
 def _highway_v1(config, input_blocks, width):
@@ -264,5 +273,5 @@ def _highway_v1(config, input_blocks, width):
     joins = tuple(
         JoinPlan(block, input_blocks[block][0].channels, context[stage][-1][-1], config.image_size // 2 ** (stage + 1))
         for stage, block in enumerate(downsamplings[:-1]))
-    return HighwayPlan(context, localization, config.highway_dropout, config.use_checkpoint, joins=joins,
-                       embed=(context[-1][-1][-1], width))
+    return HighwayPlan(context, localization, config.highway_dropout, config.mask_channels, config.use_checkpoint,
+                       joins=joins, embed=(context[-1][-1][-1], width))

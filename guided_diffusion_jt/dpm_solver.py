@@ -19,13 +19,13 @@ class DPMSolverSampling:
         """One step of the solver.
 
         x:      (N, C, H, W) network input at t. t: (N,) time step indices.
-        before: (N, 1, H, W), pred_xstart of the step before, t + 1; None: a step of first order.
+        before: (N, K, H, W), pred_xstart of the step before, t + 1; None: a step of first order.
         clip_denoised: clip the predicted mask to [-1, 1].
         dynamic_thresholding: apply `dynamic_threshold` to it instead.
-        Returns a dict: sample (x_{t-1}; x_0 where t = 0), pred_xstart and cal, each (N, 1, H, W).
+        Returns a dict: sample (x_{t-1}; x_0 where t = 0), pred_xstart and cal, each (N, K, H, W).
         """
         out = self.p_mean_variance(model, x, t, clip_denoised and not dynamic_thresholding, model_kwargs)
-        pred_xstart, x_t = out["pred_xstart"], x[:, -1:]
+        pred_xstart, x_t = out["pred_xstart"], self._mask(x)
         if dynamic_thresholding:
             pred_xstart = dynamic_threshold(pred_xstart)
         before = pred_xstart if before is None else before
@@ -63,10 +63,10 @@ def dynamic_threshold(x_start):
     """Dynamic thresholding (Saharia et al. 2022, arXiv:2205.11487, section 2.3): s, the 0.995 quantile of
     |x_0| and at least 1, becomes the limit to which x_0 is clipped and by which it is divided.
 
-    x_start: (N, 1, H, W). Returns its shape, values in [-1, 1]; each case has its own s.
+    x_start: (N, K, H, W). Returns its shape, values in [-1, 1]; each case's each channel has its own s.
     """
-    ordered = jt.sort(x_start.abs().reshape(x_start.shape[0], -1), dim=1)[0]  # (N, H * W)
+    ordered = jt.sort(x_start.abs().reshape(x_start.shape[0] * x_start.shape[1], -1), dim=1)[0]  # (N * K, H * W)
     lower, upper, share = quantile_place(ordered.shape[1])
     quantile = ordered[:, lower] + (ordered[:, upper] - ordered[:, lower]) * runtime.scalar(share)
-    limit = quantile.clamp(1.0).reshape(-1, 1, 1, 1)  # (N, 1, 1, 1)
+    limit = quantile.clamp(1.0).reshape(*x_start.shape[:2], 1, 1)  # (N, K, 1, 1)
     return jt.minimum(jt.maximum(x_start, -limit), limit) / limit

@@ -93,14 +93,14 @@ class _EncoderDecoder(nn.Module):
 
 def _mask_head(plan):
     """The 1x1 convolution of the last features to the calibration mask, in a list as in the original."""
-    return nn.ModuleList([nn.Conv2d(plan.localization[-1][-1][-1], 1, 1, bias=False)])
+    return nn.ModuleList([nn.Conv2d(plan.localization[-1][-1][-1], plan.mask_channels, 1, bias=False)])
 
 
 class HighwayUNet(_EncoderDecoder):
     """The highway network of version `new`, with five poolings.
 
     plan: `HighwayPlan`. Input: image (N, C, S, S). Returns ((first, second), cal): anchor features
-    (N, base, S, S) and (N, 2 base, S, S), and the calibration mask (N, 1, S, S) in (0, 1).
+    (N, base, S, S) and (N, 2 base, S, S), and the calibration mask (N, K, S, S) in (0, 1).
     """
 
     def __init__(self, plan):
@@ -127,7 +127,7 @@ class GatedHighwayUNet(_EncoderDecoder):
 
     plan: `HighwayPlan`. Input: image (N, C, S, S) and the list of features that its joins name. Returns
     (embedded, cal): what is added to the diffusion network's bottleneck, as wide and as large as
-    that; the calibration mask (N, 1, S, S) in (0, 1).
+    that; the calibration mask (N, K, S, S) in (0, 1).
     """
 
     def __init__(self, plan):

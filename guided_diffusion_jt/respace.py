@@ -37,4 +37,5 @@ def with_sampling_steps(diffusion, steps):
         model_var_type=diffusion.model_var_type,
         loss_type=diffusion.loss_type,
         rescale_timesteps=diffusion.rescale_timesteps,
+        mask_channels=diffusion.mask_channels,
     )

@@ -24,16 +24,18 @@ class EnsembleSampler:
         """Sample masks.
 
         images: (N, C, S, S) float32. keys: N strings, the cases' names on the tape.
-        Returns (M, N, S, S) float32, M = `num_ensemble`; values about 0 to 1.
+        Returns (M, N, K, S, S) float32, M = `num_ensemble`, K channels of the mask; values about 0 to 1.
         """
         ensemble, (n, _, height, width) = self.sampling.num_ensemble, images.shape
+        channels = self.diffusion.mask_channels
         cases = list(keys) * ensemble
         members = np.repeat(np.arange(ensemble), n)
         rows = np.tile(images, (ensemble, 1, 1, 1))  # member by member
-        img = np.concatenate([rows, np.zeros((len(rows), 1, height, width), np.float32)], axis=1)
+        img = np.concatenate([rows, np.zeros((len(rows), channels, height, width), np.float32)], axis=1)
 
         def draw(site, step):
-            noise = self.tape.normal_batch(site, (1, height, width), step=step, cases=cases, members=members)
+            noise = self.tape.normal_batch(
+                site, (channels, height, width), step=step, cases=cases, members=members)
             return runtime.to_tensor(noise, dtype=runtime.precision())
 
         known = {"noise": draw(SAMPLE_INITIAL, 0), "step_noise": lambda t: draw(SAMPLE_STEP, t),
@@ -41,7 +43,7 @@ class EnsembleSampler:
         img = runtime.to_tensor(img, dtype=runtime.precision())
         result = self._sample_loop(self.model, tuple(img.shape), img, **known)
         masks = runtime.to_numpy(result[0]).astype(np.float32)
-        return masks.reshape(ensemble, n, height, width)
+        return masks.reshape(ensemble, n, channels, height, width)
 
     def _sample_loop(self, *args, **known):
         """The configured sampler's loop of the process."""

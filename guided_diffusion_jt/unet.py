@@ -175,10 +175,10 @@ class _UNetModel(nn.Module):
 
     plan: UNetPlan (`guided_diffusion_core.unet_plan.make_plan`).
 
-    Input of all: x (N, in_channels, S, S), the image's channels and last the noised mask; timesteps (N,),
-    whole or fractional; y (N,) class labels, if and only if the network is class-conditional, else
-    ValueError. Returns (out, cal): (N, out_channels, S, S), the prediction and where learned the
-    variance's channel; (N, 1, S, S), the calibration mask in (0, 1).
+    Input of all: x (N, in_channels, S, S), the image's channels and last the K of the noised mask; timesteps
+    (N,), whole or fractional; y (N,) class labels, if and only if the network is class-conditional, else
+    ValueError. Returns (out, cal): (N, out_channels, S, S), the K channels of the prediction and where
+    learned the K of the variance; (N, K, S, S), the calibration mask in (0, 1).
     """
 
     def __init__(self, plan):
@@ -201,6 +201,10 @@ class _UNetModel(nn.Module):
             raise ValueError("labels y must be given if and only if the network is class-conditional")
         emb = self.time_embed(timestep_embedding(timesteps, self.plan.model_channels))
         return emb if y is None else emb + self.label_emb(y)
+
+    def _image(self, x):
+        """The image's channels of the network's input."""
+        return x[:, :-self.plan.mask_channels]
 
     def _encode(self, block, h, emb):
         """The output of an input block."""
@@ -228,7 +232,7 @@ class UNetModel_newpreview(_UNetModel):
 
     def execute(self, x, timesteps, y=None):
         emb = self._embed(timesteps, y)
-        (first, second), cal = self.hwm(x[:, :-1])
+        (first, second), cal = self.hwm(self._image(x))
         h = self._encode(self.input_blocks[0], x, emb)
         h = h + jt.concat([first, first, second], dim=1).detach()  # base + base + 2 base = model_channels
         hs = [h]
@@ -252,7 +256,7 @@ class UNetModel_v1preview(_UNetModel):
         for block in self.input_blocks:
             h = self._encode(block, h, emb)
             hs.append(h)
-        embedded, cal = self.hwm(x[:, :-1], [hs[join.block] for join in self.plan.highway.joins])
+        embedded, cal = self.hwm(self._image(x), [hs[join.block] for join in self.plan.highway.joins])
         return self._decode(h + embedded, hs, emb), cal
 
 

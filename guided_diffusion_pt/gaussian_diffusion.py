@@ -1,9 +1,9 @@
 """The diffusion process of the mask: objective and samplers.
 
-Only the mask is diffused: a network input is (N, C, H, W), the image's channels and last the
-noised mask; mask, noise and predictions are (N, 1, H, W). The network is called
-`model(x, t, **model_kwargs) -> (out, cal)`: its prediction, a second channel for the variance
-where that is learned, and the calibration mask in (0, 1). All numbers of the process come from
+Only the mask is diffused, K channels of it, one for each label: a network input is (N, C, H, W), the
+image's channels and last those of the noised mask; mask, noise and predictions are (N, K, H, W). The
+network is called `model(x, t, **model_kwargs) -> (out, cal)`: its prediction, K more channels for the
+variance where that is learned, and the calibration mask in (0, 1). All numbers of the process come from
 `guided_diffusion_core/schedule.py` and take the type and device of the tensor they meet.
 """
 import math
@@ -32,15 +32,18 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
     model_var_type:    ModelVarType, the variance of a reverse step.
     loss_type:         LossType, the training objective.
     rescale_timesteps: scale the network's time input to 0 to 1000.
+    mask_channels:     K, channels of the mask.
     """
 
-    def __init__(self, *, betas, model_mean_type, model_var_type, loss_type, rescale_timesteps=False):
+    def __init__(self, *, betas, model_mean_type, model_var_type, loss_type, rescale_timesteps=False,
+                 mask_channels=1):
         super().__init__(betas)
         self.model_mean_type = model_mean_type
         self.model_var_type = model_var_type
         self.learns_sigma = model_var_type in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
         self.loss_type = loss_type
         self.rescale_timesteps = rescale_timesteps
+        self.mask_channels = mask_channels
         self.timestep_map = tuple(range(self.num_timesteps))
         self.whole_betas = self.betas
         self.original_num_steps = self.num_timesteps
@@ -48,7 +51,7 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
     def q_mean_variance(self, x_start, t):
         """q(x_t | x_0) (DDPM, arXiv:2006.11239, eq. 4).
 
-        x_start: (N, 1, H, W) mask. t: (N,) time step indices, 0 to T - 1.
+        x_start: (N, K, H, W) mask. t: (N,) time step indices, 0 to T - 1.
         Returns (mean, variance, log_variance), each of x_start's shape.
         """
         return (
@@ -83,10 +86,18 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
         x: (N, C, H, W) network input. t: (N,) time step indices.
         clip_denoised: clip the predicted mask to [-1, 1].
         Returns a dict: mean, variance, log_variance, pred_xstart (the predicted mask) and cal (the
-        calibration mask), each (N, 1, H, W).
+        calibration mask), each (N, K, H, W).
         """
         out, cal = self._apply(model, x, t, model_kwargs)
-        return {**self._reverse_step(out, x[:, -1:], t, clip_denoised), "cal": cal}
+        return {**self._reverse_step(out, self._mask(x), t, clip_denoised), "cal": cal}
+
+    def _image(self, x):
+        """The image's channels of a network input."""
+        return x[:, :-self.mask_channels]
+
+    def _mask(self, x):
+        """The mask's channels of a network input."""
+        return x[:, -self.mask_channels:]
 
     def _apply(self, model, x, t, model_kwargs):
         """The network at its own time steps: those of the whole process, scaled where asked."""
@@ -94,14 +105,15 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
         if self.rescale_timesteps:
             network_t = network_t.to(x.dtype) * runtime.scalar(1000.0 / self.original_num_steps)
         out, cal = model(x, network_t, **(model_kwargs or {}))
-        if out.shape[1] != 1 + self.learns_sigma:
+        expected = self.mask_channels * (1 + self.learns_sigma)
+        if out.shape[1] != expected:
             raise ValueError(f"the network's output has {out.shape[1]} channels, the diffusion expects "
-                             f"{1 + self.learns_sigma}: learn_sigma of the two differs")
+                             f"{expected}: learn_sigma or mask_channels of the two differ")
         return out, cal
 
     def _reverse_step(self, out, x_t, t, clip_denoised):
         """Mean, variance, log_variance and pred_xstart from the network's output at x_t."""
-        prediction = out[:, :1]
+        prediction = out[:, :self.mask_channels]
         variance, log_variance = self._variance(out, x_t, t)
         pred_xstart = self._predict_xstart(prediction, x_t, t)
         if clip_denoised:
@@ -113,14 +125,18 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
         return {"mean": mean, "variance": variance, "log_variance": log_variance, "pred_xstart": pred_xstart}
 
     def _variance(self, out, x_t, t):
-        """Variance of the reverse step and its logarithm (Improved DDPM, arXiv:2102.09672, eq. 15)."""
+        """Variance of the reverse step and its logarithm (Improved DDPM, arXiv:2102.09672, eq. 15).
+
+        The learned share is not limited, as in the original: a short training puts it far above 1, which
+        spoils the ancestral sampler's last steps (logs/samplers-brats2021-64px/README.md).
+        """
         smallest = extract(self.posterior_log_variance_clipped, t, x_t)
         if self.model_var_type == ModelVarType.FIXED_SMALL:
             return extract(self.posterior_variance, t, x_t), smallest
         if self.model_var_type == ModelVarType.FIXED_LARGE:
             return (extract(self.fixed_large_variance, t, x_t),
                     extract(self.fixed_large_log_variance, t, x_t))
-        log_variance = out[:, 1:]
+        log_variance = out[:, self.mask_channels:]
         if self.model_var_type == ModelVarType.LEARNED_RANGE:
             share = (log_variance + 1.0) / 2.0  # the network says -1 for the smallest, 1 for the largest
             log_variance = share * extract(self.log_betas, t, x_t) + (1.0 - share) * smallest
@@ -140,8 +156,8 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
         """One ancestral step (DDPM, algorithm 2).
 
         x:     (N, C, H, W) network input at t. t: (N,) time step indices.
-        noise: (N, 1, H, W) standard normal, unused where t = 0; None draws it anew.
-        Returns a dict: sample (x_{t-1}), pred_xstart and cal, each (N, 1, H, W).
+        noise: (N, K, H, W) standard normal, unused where t = 0; None draws it anew.
+        Returns a dict: sample (x_{t-1}), pred_xstart and cal, each (N, K, H, W).
         """
         out = self.p_mean_variance(model, x, t, clip_denoised, model_kwargs)
         noise = _normal_like(out["mean"]) if noise is None else noise
@@ -154,7 +170,7 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
         eta: 0 (deterministic, the noise is unused) to 1 (ancestral). Raises `UserError` outside.
         """
         out = self.p_mean_variance(model, x, t, clip_denoised, model_kwargs)
-        x_t = x[:, -1:]
+        x_t = self._mask(x)
         noise = _normal_like(x_t) if noise is None else noise
         xstart_coef, x_t_coef, sigma = (extract(table, t, x_t) for table in ddim_coefficients(self, eta))
         sample = xstart_coef * out["pred_xstart"] + x_t_coef * x_t + sigma * noise
@@ -166,12 +182,12 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
 
         model:      the network, in eval mode.
         shape:      not read, the image decides; it keeps the place that it has in the original.
-        img:        (N, C, H, W), the image's channels and last one that is not read.
-        noise:      (N, 1, H, W), x_T; None draws it anew.
+        img:        (N, C, H, W), the image's channels and last K that are not read.
+        noise:      (N, K, H, W), x_T; None draws it anew.
         step_noise: function of a step's index in the whole process (int, `timestep_map`) to its noise
-                    (N, 1, H, W), called once for each step, descending; None draws it anew.
+                    (N, K, H, W), called once for each step, descending; None draws it anew.
         clip_denoised: clip the predicted mask to [-1, 1] in each step. progress: show a progress bar.
-        Returns (sample, x_noisy, img, cal, cal_out): the sampled mask (N, 1, H, W), the first network
+        Returns (sample, x_noisy, img, cal, cal_out): the sampled mask (N, K, H, W), the first network
         input, `img`, the calibration mask and its blend with the sample (`blend_calibration`).
         """
         def loop(x_noisy):
@@ -208,8 +224,8 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
 
     def _sample_known(self, loop, img, noise):
         """What `p_sample_loop_known` returns, of a loop(first network input (N, C, H, W))."""
-        noise = _normal_like(img[:, -1:]) if noise is None else noise.to(img.dtype)
-        x_noisy = th.cat([img[:, :-1], noise], dim=1)  # (N, C, H, W)
+        noise = _normal_like(self._mask(img)) if noise is None else noise.to(img.dtype)
+        x_noisy = th.cat([self._image(img), noise], dim=1)  # (N, C, H, W)
         for out in loop(x_noisy):
             final = out
         return final["sample"], x_noisy, img, final["cal"], blend_calibration(final["sample"], final["cal"])
@@ -221,30 +237,30 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
                 t = runtime.to_tensor(np.full(x.shape[0], index)).to(x.device)
                 fresh = None if step_noise is None else step_noise(self.timestep_map[index]).to(x.dtype)
                 out = step(x, t, fresh)
-                x = th.cat([x[:, :-1], out["sample"]], dim=1)  # (N, C, H, W)
+                x = th.cat([self._image(x), out["sample"]], dim=1)  # (N, C, H, W)
             yield out
 
     def training_losses_segmentation(self, model, classifier, x_start, t, model_kwargs=None, noise=None):
         """The terms of the training objective.
 
         model:      the network. classifier: not read; it keeps the place that it has in the original.
-        x_start:    (N, C, H, W), the image's channels and last the mask, above 0 where it holds.
+        x_start:    (N, C, H, W), the image's channels and last the mask's, above 0 where it holds.
         t:          (N,) time step indices, 0 to T - 1.
-        noise:      (N, 1, H, W) standard normal; None draws it anew.
-        Returns (terms, model_output): a dict of (N,) tensors: loss; loss_cal (squared error of the
-        calibration mask); with a squared-error objective loss_diff; and vb (bits per pixel) where the
-        variational bound takes part; and the network's prediction (N, 1, H, W).
+        noise:      (N, K, H, W) standard normal; None draws it anew.
+        Returns (terms, model_output): a dict of (N,) tensors, means over channels and pixels: loss; loss_cal
+        (squared error of the calibration mask); with a squared-error objective loss_diff; and vb (bits per
+        pixel) where the variational bound takes part; and the network's prediction (N, K, H, W).
         """
-        mask = (x_start[:, -1:] > 0).to(x_start.dtype)
+        mask = (self._mask(x_start) > 0).to(x_start.dtype)
         noise = _normal_like(mask) if noise is None else noise
         x_t = self.q_sample(mask, t, noise)
-        out, cal = self._apply(model, th.cat([x_start[:, :-1], x_t], dim=1), t, model_kwargs)
-        prediction = out[:, :1]
+        out, cal = self._apply(model, th.cat([self._image(x_start), x_t], dim=1), t, model_kwargs)
+        prediction = out[:, :self.mask_channels]
         terms = {"loss_cal": mean_flat((mask - cal) ** 2)}
         if not self.loss_type.is_vb():
             terms["loss_diff"] = mean_flat((self._target(mask, x_t, t, noise) - prediction) ** 2)
             # The bound trains the variance alone (Improved DDPM, section 3.1).
-            out = th.cat([prediction.detach(), out[:, 1:]], dim=1)
+            out = th.cat([prediction.detach(), out[:, self.mask_channels:]], dim=1)
         if self.loss_type.is_vb() or self.learns_sigma:
             steps = self.num_timesteps
             scales = {LossType.RESCALED_MSE: steps / 1000.0, LossType.RESCALED_KL: steps}
@@ -279,14 +295,16 @@ def total_loss(terms, weights):
 
 
 def blend_calibration(sample, cal):
-    """The calibration mask blended with the sampled mask, case by case, in [0, 1].
+    """The calibration mask blended with the sampled mask, each case's each channel by itself, in [0, 1].
 
-    sample, cal: (N, 1, H, W); cal in [0, 1]. Where their Dice (of the sample's positive pixels)
+    sample, cal: (N, K, H, W); cal in [0, 1]. Where their Dice (of the sample's positive pixels)
     is below 0.65 the sample counts for a quarter, on top of cal; else both count half. Two empty
     masks agree.
     """
     positive = (sample > 0).to(sample.dtype)
-    differ = (2.0 * mean_flat(positive * cal) < AGREEMENT * mean_flat(positive + cal)).reshape(-1, 1, 1, 1)
+    common, together = (mean_flat(value.reshape(-1, 1, *value.shape[2:]))  # (N, K, H, W) -> (N * K,)
+                        for value in (positive * cal, positive + cal))
+    differ = (2.0 * common < AGREEMENT * together).reshape(*sample.shape[:2], 1, 1)
     return th.where(differ, cal + 0.25 * sample, 0.5 * cal + 0.5 * sample).clamp(0.0, 1.0)
 
 

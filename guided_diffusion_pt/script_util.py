@@ -25,7 +25,7 @@ def create_model_and_diffusion(*, seed=0, **settings):
     """
     network, process = split_settings(settings)
     process["steps"] = process.pop("diffusion_steps", DiffusionConfig.diffusion_steps)
-    process["learn_sigma"] = network.get("learn_sigma", ModelConfig.learn_sigma)
+    process |= {name: network.get(name, getattr(ModelConfig, name)) for name in ("learn_sigma", "mask_channels")}
     return create_model(seed=seed, **network), create_gaussian_diffusion(**process)
 
 
@@ -48,10 +48,12 @@ def create_gaussian_diffusion(
     rescale_timesteps=False,
     rescale_learned_sigmas=False,
     timestep_respacing="",
+    mask_channels=1,
 ):
     """The diffusion process of the settings (fields of `DiffusionConfig`), a `SpacedDiffusion`.
 
     sigma_small: where the variance is not learned, take the posterior's instead of beta.
+    mask_channels: of the network.
     """
     if use_kl:
         loss_type = LossType.RESCALED_KL
@@ -65,6 +67,7 @@ def create_gaussian_diffusion(
         model_var_type=ModelVarType.LEARNED_RANGE if learn_sigma else fixed,
         loss_type=loss_type,
         rescale_timesteps=rescale_timesteps,
+        mask_channels=mask_channels,
     )
 
 

@@ -5,16 +5,20 @@ from torch.utils.data import DataLoader, default_collate
 
 from guided_diffusion_core.checkpoint import NETWORK, TRAINER, average_name, check_state
 from guided_diffusion_core.config import ema_rates, model_and_diffusion_settings
+from guided_diffusion_core.data.augment import create_augmentation
 from guided_diffusion_core.data.stream import ErrorCarrier, TrainingStream, checked, first_error
 from guided_diffusion_core.noise import TRAIN_NOISE, TRAIN_TIMESTEP, NoiseTape
 from guided_diffusion_core.state_shapes import is_buffer
 from guided_diffusion_core.training import ema_rate_at, last_step, learning_rate
+from guided_diffusion_core.unet_plan import make_plan
 from guided_diffusion_pt import runtime
 from guided_diffusion_pt.gaussian_diffusion import total_loss
 from guided_diffusion_pt.nn import set_dropout_noise, update_ema
 from guided_diffusion_pt.optim import AdamW, gradients
 from guided_diffusion_pt.resample import UniformSampler, create_named_schedule_sampler
+from guided_diffusion_pt.sample_util import EnsembleSampler
 from guided_diffusion_pt.script_util import create_model_and_diffusion
+from guided_diffusion_pt.unet import make_network
 
 # Prefixes of the names in a checkpoint's `trainer`.
 MOMENTS, SAMPLER = ("first_moment", "second_moment"), "schedule_sampler"
@@ -22,7 +26,7 @@ MOMENTS, SAMPLER = ("first_moment", "second_moment"), "schedule_sampler"
 
 def make_loader(stream, batch_size, num_workers=0):
     """Batches of a `TrainingStream`, in its order: pairs of tensors, image (N, C, S, S) and mask
-    (N, 1, S, S), read by `num_workers` processes beside (0: none), whose errors are raised here."""
+    (N, K, S, S), read by `num_workers` processes beside (0: none), whose errors are raised here."""
     examples = ErrorCarrier(stream) if num_workers else stream
     return checked(DataLoader(
         examples, batch_size=batch_size, shuffle=False, num_workers=num_workers, collate_fn=_collate))
@@ -40,7 +44,8 @@ def create_train_loop(config, dataset, step=0, networks=None):
     """
     training, tape = config.training, NoiseTape(config.seed)
     model, diffusion = create_model_and_diffusion(seed=config.seed, **model_and_diffusion_settings(config))
-    stream = TrainingStream(dataset, tape, training.batch_size, last_step(training), start_step=step)
+    augment = create_augmentation(training, dataset.normalisation, tape)
+    stream = TrainingStream(dataset, tape, training.batch_size, last_step(training), start_step=step, augment=augment)
     loop = TrainLoop(
         model=model,
         diffusion=diffusion,
@@ -122,7 +127,7 @@ class TrainLoop:
             yield step, self.run_step(batch, cond)
 
     def run_step(self, batch, cond):
-        """One optimizer step on images `batch` (N, C, S, S) and masks `cond` (N, 1, S, S).
+        """One optimizer step on images `batch` (N, C, S, S) and masks `cond` (N, K, S, S).
 
         Returns the means over the batch: `total` and the terms of `training_losses_segmentation`,
         and the learning rate `lr`; floats.
@@ -137,7 +142,7 @@ class TrainLoop:
         return {**values, "lr": lr}
 
     def forward_backward(self, batch):
-        """Losses and gradients of the whole batch (N, C + 1, S, S): (dict of floats, list of tensors)."""
+        """Losses and gradients of the whole batch (N, C + K, S, S): (dict of floats, list of tensors)."""
         size = batch.shape[0]
         values, grads, drawn, losses = {}, None, [], []
         for start in range(0, size, self.microbatch):
@@ -159,7 +164,8 @@ class TrainLoop:
         """Loss terms, gradients and time steps of some slots of the batch."""
         uniforms = [float(self.tape.uniform(TRAIN_TIMESTEP, step=self.step, case=slot)) for slot in slots]
         t, weights = self.schedule_sampler.sample(np.array(uniforms))
-        noise = self.tape.normal_batch(TRAIN_NOISE, (1, *micro.shape[2:]), step=self.step, cases=slots)
+        shape = (self.diffusion.mask_channels, *micro.shape[2:])
+        noise = self.tape.normal_batch(TRAIN_NOISE, shape, step=self.step, cases=slots)
         set_dropout_noise(self.model, self.tape, self.step, slots)
         terms, _ = self.diffusion.training_losses_segmentation(
             self.model, None, micro, t, noise=runtime.to_tensor(noise, dtype=runtime.precision()))
@@ -172,13 +178,28 @@ class TrainLoop:
         state = runtime.state_arrays(self.model)
         networks = {NETWORK: state}
         for rate, averages in zip(self.ema_rate, self.ema_params):
-            arrays = {name: runtime.to_numpy(value) for name, value in zip(self.names, averages)}
-            networks[average_name(rate)] = {**state, **arrays}
+            networks[average_name(rate)] = self._average_state(state, averages)
         networks[TRAINER] = {
             f"{kind}/{name}": runtime.to_numpy(value) for kind, values in zip(MOMENTS, self.opt.moments())
             for name, value in zip(self.names, values)}
         networks[TRAINER] |= {f"{SAMPLER}/{name}": value for name, value in self.schedule_sampler.state().items()}
         return networks
+
+    def _average_state(self, state, averages):
+        """The network's state with a moving average for its parameters."""
+        return {**state, **{name: runtime.to_numpy(value) for name, value in zip(self.names, averages)}}
+
+    def average_sampler(self, config, sampling):
+        """An `EnsembleSampler` of the first moving average as it is now, with the noise of the seed.
+
+        config: `Config` of the training. sampling: `SamplingConfig`. It has a network of its own, so that
+        the training goes on as if nothing had been sampled.
+        """
+        model = make_network(make_plan(config.model))
+        state = self._average_state(runtime.state_arrays(self.model), self.ema_params[0])
+        runtime.load_state(model, state, where="moving average")
+        model.eval()
+        return EnsembleSampler(model, self.diffusion, sampling, NoiseTape(config.seed))
 
     def restore(self, step, networks):
         """Go on after `step` steps from what `networks` returned then. Raises `UserError` if it does not

@@ -171,11 +171,30 @@ UPSTREAM_DIFFERENCES = (
         "a silent change of the architecture costs a training",
         "tests/test_plan.py::test_settings_that_make_no_network_are_refused"),
     UpstreamDifference(
+        "README.md, MedSegDiff++: --attention_resolutions 24",
+        "24 px is no resolution of the network, so that it has no attention at all",
+        "the preset MedSegDiff++ has attention at 16 px, and a line says so",
+        "what is called the full potential has the attention that it names",
+        "tests/test_config.py::test_the_preset_without_attention_in_the_original_says_so"),
+    UpstreamDifference(
         "utils.py, staple",
         "fuses by mean of member x mean under the name of STAPLE: 3 of 5 votes become 0.36",
-        "the mean of the members",
-        "it is the probability that the threshold of 0.5 is meant for",
-        "tests/test_metrics.py::test_fusion_of_votes"),
+        "the mean of the members; --fusion upstream for the old rule, --fusion staple for STAPLE itself",
+        "the mean is the probability that the threshold of 0.5 is meant for",
+        "tests/test_fusion.py::test_the_originals_rule_gives_its_recorded_values"),
+    UpstreamDifference(
+        "gaussian_diffusion.py and unet.py, x[:, -1:]",
+        "one mask channel, so that all classes are merged into one",
+        "--labels: a channel for each label, in the network, the objective, the samplers and the files; one label is "
+        "what it was",
+        "labels overlap, and are asked for by name",
+        "tests/test_labels.py::test_losses_are_the_means_of_the_labels"),
+    UpstreamDifference(
+        "segmentation_sample.py, interrupted or run twice",
+        "begins again, over whatever lies in the folder",
+        "--continue goes on, --num_parts shares the cases, and masks of other settings are not overwritten",
+        "a folder of masks must be of one run",
+        "tests/test_sampling_folder.py::test_kill_9_and_continue_give_the_files_of_an_uninterrupted_run"),
     UpstreamDifference(
         "bratsloader.py and isicloader.py, masks",
         "resize masks bilinearly and take all above zero, which grows every ground truth",
@@ -220,6 +239,24 @@ UPSTREAM_DIFFERENCES = (
         "the public data has those names; intensities of MR have no unit",
         "tests/test_data_real.py::test_normalisation_and_labels"),
     UpstreamDifference(
+        "bratsloader.py, label > 0",
+        "merges all classes of the tumour",
+        "the same by default; --labels names the regions whole_tumour, tumour_core and enhancing",
+        "the regions are what the challenge scores",
+        "tests/test_data_volume_layouts.py::TestBratsNames::test_regions_of_every_year"),
+    UpstreamDifference(
+        "bratsloader.py, folders of slices",
+        "each slice is a case; its corners are cut to 224 px",
+        "the slices of a case make its volume again, results lie on its grid; nothing is cut",
+        "a score is of a patient, and a mask of the picture that it was made for",
+        "tests/test_data_volume_layouts.py::TestBratsSlices::test_slices_of_a_case_make_its_volume"),
+    UpstreamDifference(
+        "custom_dataset_loader.py",
+        "pairs by the order of names, lengths unchecked; PNG alone; the class for volumes gets a wrong number of arguments",
+        "pairs by name, in PNG, JPEG, BMP and TIFF; volumes work; all that is unpaired is listed in one error",
+        "one missing file shifts all pairs behind it without a word",
+        "tests/test_data_pictures.py::TestPairing::test_every_mask_goes_to_the_image_of_its_name"),
+    UpstreamDifference(
         "isicloader.py",
         "needs a csv of another part of the challenge in gbk encoding",
         "pairs found in the folders, or a csv, each pair checked",
@@ -228,13 +265,15 @@ UPSTREAM_DIFFERENCES = (
     UpstreamDifference(
         "segmentation_env.py",
         "mean over thresholds 0.1 to 0.9 at 256 px, divided by the maximum: NaN on an empty mask",
-        "one stated threshold, at the ground truth's own size; two empty masks counted apart",
+        "one stated threshold, at the ground truth's own size; two empty masks counted apart; `--protocol upstream` "
+        "gives the original's figure, but for the JPEG that it scores",
         "a score that others can reproduce",
         "tests/test_evaluation.py::test_scores_at_the_size_of_the_truth"),
     UpstreamDifference(
         "segmentation_train.py, recipe (epsilon, highway dropout 0.5, EMA 0.9999 from the start)",
         "masks are noise after hours of training",
-        "the default preset `original` is the same; `fast` predicts x0 without that dropout, warms the EMA up",
+        "the preset `original` is the same, and so is a training without a preset; `fast` predicts x0 without that "
+        "dropout, warms the EMA up",
         "it learns in minutes what the defaults do not learn in hours",
         "tests/test_config.py::test_presets_set_their_values_and_flags_override_them"),
     UpstreamDifference(
@@ -245,6 +284,13 @@ UPSTREAM_DIFFERENCES = (
         "counting once; without it nothing",
         "the flag is there to save memory, of which the highway network takes a share",
         "tests/test_recompute.py::test_numbers_are_the_same"),
+    UpstreamDifference(
+        "segmentation_sample.py, sampler",
+        "the ancestral one, 1000 steps, if nothing else is said",
+        "DDIM with eta 1, 50 steps: the ancestral one with the posterior's variance; the preset `original` and "
+        "--use_ddim False sample as the original",
+        "the learned variance of a short training spoils the last ancestral steps",
+        "tests/test_diffusion.py::test_a_share_above_1_spoils_few_ancestral_steps_and_no_ddim_step"),
     UpstreamDifference(
         "gaussian_diffusion.py, loss_type KL",
         "raises NotImplementedError: --use_kl True cannot train",

@@ -11,10 +11,12 @@ import numpy as np
 
 from guided_diffusion_core.config import DataConfig, SamplingConfig, ema_rates, resolve
 from guided_diffusion_core.data import list_truths, open_dataset
+from guided_diffusion_core.data.augment import create_augmentation
 from guided_diffusion_core.data.dataset import Example
 from guided_diffusion_core.data.phantoms import write_brats_phantom, write_isic_phantoms
 from guided_diffusion_core.data.stream import TrainingStream
-from guided_diffusion_core.evaluation import evaluate, read_truth
+from guided_diffusion_core.data.truths import read_truth_masks
+from guided_diffusion_core.evaluation import evaluate
 from guided_diffusion_core.outputs import MASK, PROBABILITY, UNCERTAINTY, find_output, read_output
 from guided_diffusion_core.sampling import run_sampling
 from parity.capture import is_floating, is_tensor
@@ -26,15 +28,16 @@ OBSERVED = ("q_sample", "q_posterior_mean_variance", "_variance", "_predict_xsta
 
 
 class Images:
-    """Random images and masks (`Dataset`), made from the case's seed."""
+    """Random images, about the case's `mean`, and masks (`Dataset`)."""
 
     normalisation = "none"
 
     def __init__(self, case, length=12):
         model, generator = case.settings["model"], np.random.default_rng(5)
-        self.in_channels, size = model["in_ch"] - 1, model["image_size"]
-        self.images = generator.uniform(size=(length, self.in_channels, size, size)).astype(np.float32)
-        self.masks = (generator.uniform(size=(length, 1, size, size)) > 0.7).astype(np.float32)
+        masks, size = model.get("mask_channels", 1), model["image_size"]
+        self.in_channels, low = model["in_ch"] - masks, case.settings.get("mean", 0.5) - 0.5
+        self.images = generator.uniform(low, low + 1, (length, self.in_channels, size, size)).astype(np.float32)
+        self.masks = (generator.uniform(size=(length, masks, size, size)) > 0.7).astype(np.float32)
 
     def __len__(self):
         return len(self.images)
@@ -80,7 +83,8 @@ def _record_parts(recorder, site, result):
 
 def process(port, case):
     """The diffusion process of a case; its tables are the core's numbers."""
-    settings = {"learn_sigma": case.settings.get("model", {}).get("learn_sigma", False),
+    model = case.settings.get("model", {})
+    settings = {"learn_sigma": model.get("learn_sigma", False), "mask_channels": model.get("mask_channels", 1),
                 **case.settings.get("diffusion", {})}
     return port.module("script_util").create_gaussian_diffusion(**settings)
 
@@ -109,18 +113,37 @@ def run_loss(port, case, weights, inputs, recorder):
         recorder.add("loss", name, value)
 
 
-def training_loop(port, case, weights, recorder):
+def training_config(case):
+    """The `Config` of a case's training."""
+    return resolve({**case.settings["model"], **case.settings["training"], **case.settings.get("diffusion", {}),
+                    "max_steps": 10})
+
+
+def training_loop(port, case, weights, recorder, start_step=0):
     """A `TrainLoop` on random images, from the case's weights, with a recorded tape."""
     training = port.module("train_util")
     model, diffusion = prepare(port, case, weights), process(port, case)
-    config = resolve({**case.settings["model"], **case.settings["training"], "max_steps": 10})
+    config = training_config(case)
     tape, settings = recorder.tape(config.seed, port.module("recompute").is_recomputing), config.training
-    stream = TrainingStream(Images(case), tape, settings.batch_size, settings.max_steps)
+    augment = create_augmentation(settings, Images.normalisation, tape)
+    stream = TrainingStream(Images(case), tape, settings.batch_size, settings.max_steps, start_step, augment)
+    sampler = training.create_named_schedule_sampler(settings.schedule_sampler, diffusion)
+    if sampler.state():  # as after many steps
+        sampler.restore(_full_history(sampler))
     return training.TrainLoop(
         model=model, diffusion=diffusion, data=training.make_loader(stream, settings.batch_size), tape=tape,
         batch_size=settings.batch_size, microbatch=settings.microbatch, lr=settings.lr,
-        ema_rate=ema_rates(settings), weight_decay=settings.weight_decay, lr_anneal_steps=settings.lr_anneal_steps,
+        ema_rate=ema_rates(settings), ema_warmup=settings.ema_warmup, schedule_sampler=sampler,
+        weight_decay=settings.weight_decay, lr_anneal_steps=settings.lr_anneal_steps,
         lr_schedule=settings.lr_schedule, lr_cycles=settings.lr_cycles)
+
+
+def _full_history(sampler):
+    """A history of losses that differ among the time steps, in the form of a sampler's `state`."""
+    state = sampler.state()
+    losses = np.random.default_rng(8).uniform(0.1, 1, state["losses"].shape)
+    return {"losses": losses * np.arange(1, len(losses) + 1)[:, None],
+            "counts": np.full_like(state["counts"], losses.shape[1])}
 
 
 def record_forward_backward(loop, recorder):
@@ -161,18 +184,18 @@ def run_optimizer(port, case, weights, inputs, recorder):
         return {}, [verbs.to_tensor(value.astype(np.float32), verbs.precision()) for value in values]
 
     loop.forward_backward = given
-    _record_steps(loop, case, recorder)
+    record_steps(loop, case, recorder)
 
 
 def run_steps(port, case, weights, inputs, recorder):
     """Training steps end to end."""
     loop = training_loop(port, case, weights, recorder)
     record_forward_backward(loop, recorder)
-    _record_steps(loop, case, recorder)
+    record_steps(loop, case, recorder)
     record_state(port, loop.model, recorder, port.is_buffer, "buffer")
 
 
-def _record_steps(loop, case, recorder):
+def record_steps(loop, case, recorder):
     """Run a loop's steps; record rates, updates (not weights), moments and changes of the averages."""
     verbs = recorder.verbs
     before, means = _arrays(verbs, loop.params), [_arrays(verbs, averages) for averages in loop.ema_params]
@@ -226,16 +249,17 @@ def run_masks(port, case, weights, inputs, recorder):
 
 def _record_masks(recorder, dataset, out_dir, truths, threshold):
     summary = evaluate(out_dir, truths, threshold)
-    scores = {row["case"]: row for row in summary["metric_per_case"]}
+    (label,) = summary["labels"]
+    scores = {row["case"]: row["metrics"][label] for row in summary["metric_per_case"]}
     for index in range(len(dataset)):
         recorder.add("image", dataset[index].noise_key, dataset[index].image)
     recorder.add("table", "threshold", np.float64(threshold))
     for truth in truths:
         for kind in (PROBABILITY, UNCERTAINTY, MASK):
             recorder.add(kind, truth.name, read_output(find_output(out_dir, truth.name, kind)))
-        recorder.add("truth", truth.name, np.asarray(read_truth(truth)))
-        for metric in ("dice", "iou"):
-            recorder.add("score", f"{truth.name} {metric}", np.float64(scores[truth.name][metric]))
+        recorder.add("truth", truth.name, read_truth_masks(truth)[0])
+        for metric in ("Dice", "IoU"):
+            recorder.add("score", f"{truth.name} {metric.lower()}", np.float64(scores[truth.name][metric]))
 
 
 FAMILIES = {

@@ -15,9 +15,6 @@ sys.path.insert(0, str(ROOT))
 from guided_diffusion_core import cli, record  # noqa: E402
 from guided_diffusion_core.errors import UserError  # noqa: E402
 
-NETWORK = ["--image_size", "64", "--num_channels", "32", "--num_res_blocks", "2", "--num_heads", "1",
-           "--learn_sigma", "True", "--use_scale_shift_norm", "False", "--attention_resolutions", "16"]
-OPTIMIZATION = ["--lr", "1e-3", "--batch_size", "8", "--log_interval", "10", "--save_interval", "50"]
 HELD_OUT = ["--slices", "odd,tumour"]
 # Samples of the validation curve: one member each, since a curve needs many of them.
 CURVE = {"fast": ["--num_ensemble", "1"],
@@ -61,7 +58,7 @@ def train(args, name, backend, preset, data_dir, slices):
     if (out_dir / "checkpoints" / f"step_{args.max_steps:06d}").is_dir():
         return
     flags = ["--backend", backend, "--preset", preset, "--data_name", "BRATS", "--data_dir", data_dir,
-             "--slices", slices, "--out_dir", out_dir, "--max_steps", args.max_steps, "--lr_anneal_steps", args.max_steps, *NETWORK, *OPTIMIZATION]
+             "--slices", slices, "--out_dir", out_dir, "--max_steps", args.max_steps, "--lr_anneal_steps", args.max_steps, "--save_interval", 50, *record.NETWORK, *record.OPTIMIZATION]
     call("segmentation_train.py", flags, moved=name.endswith("-ulp"))
 
 

@@ -1,32 +1,57 @@
-"""Score predicted masks against the ground truth: Dice and IoU per case, and their means."""
+"""Score predicted masks against the ground truth: summary.json with nnU-Net's keys, and an HTML report."""
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guided_diffusion_core import cli, evaluation  # noqa: E402
-from guided_diffusion_core.config import DataConfig, SamplingConfig  # noqa: E402
-from guided_diffusion_core.data import list_truths  # noqa: E402
+from guided_diffusion_core import cli, scoring_flags  # noqa: E402
 
 
 def main():
     parser = cli.CommandParser(__doc__)
-    parser.add_argument("--inp_pth", default="./results/", metavar="FOLDER",
+    parser.add_argument("--inp_pth", "--pred_path", dest="inp_pth", default="./results/", metavar="FOLDER",
                         help="folder of predictions, the --out_dir of segmentation_sample.py "
                              "(default: ./results/)")
-    parser.add_argument("--out_pth", "--data_dir", dest="data_dir", default="", metavar="FOLDER",
-                        help="folder of the data with its ground truth")
-    cli.add_settings(parser, DataConfig, "data_name", "slices")
-    cli.add_settings(parser, SamplingConfig, "threshold")
+    scoring_flags.add_flags(parser)
+    parser.add_argument("--protocol", choices=("native", "upstream"), default="native",
+                        help="native: one threshold, at the truth's own size; upstream: the original's mean over five "
+                             "thresholds at 256 pixels, of 2D images (default: native)")
     parser.add_argument("--summary", default="", metavar="FILE",
-                        help="where to write the scores as JSON (default: summary.json in --inp_pth)")
+                        help="where to write the scores as JSON (default: summary.json in --inp_pth, "
+                             "summary_upstream.json with --protocol upstream)")
+    parser.add_argument("--report", default="", metavar="FILE",
+                        help="where to write the HTML report (default: report.html in --inp_pth; none with "
+                             "--protocol upstream)")
     args = parser.parse_args()
-    data = DataConfig(**{name: value for name, value in cli.given_settings(args).items() if name != "threshold"})
-    threshold = cli.given_settings(args).get("threshold", SamplingConfig.threshold)
-    summary = evaluation.evaluate(args.inp_pth, list_truths(data), threshold)
-    path = args.summary or Path(args.inp_pth) / "summary.json"
+    (score_upstream if args.protocol == "upstream" else score)(args)
+
+
+def score(args):
+    """Score, write the summary and the report, print the table."""
+    from guided_diffusion_core import data, evaluation
+    from guided_diffusion_core.evaluation.pictures import ImageSource
+    from guided_diffusion_core.evaluation.report import write_report
+
+    config, folder = scoring_flags.data_config(args), Path(args.inp_pth)
+    threshold, surfaces = scoring_flags.threshold(args), scoring_flags.surfaces(args)
+    truths = data.list_truths(config)
+    summary = evaluation.evaluate(args.inp_pth, truths, threshold, surfaces)
+    path, report = args.summary or folder / "summary.json", args.report or folder / "report.html"
     evaluation.write_summary(path, summary)
+    write_report(report, summary, args.inp_pth, truths, ImageSource(config), args.pictures)
     print(evaluation.format_table(summary))
+    print(f"written to {path} and {report}")
+
+
+def score_upstream(args):
+    """The same by the original's rule, without a report."""
+    from guided_diffusion_core import data, evaluation
+
+    scoring_flags.require_not_given(args, "--protocol upstream")
+    summary = evaluation.evaluate_upstream(args.inp_pth, data.list_truths(scoring_flags.data_config(args)))
+    path = args.summary or Path(args.inp_pth) / "summary_upstream.json"
+    evaluation.write_summary(path, summary)
+    print(evaluation.format_upstream(summary))
     print(f"written to {path}")
 
 

@@ -7,6 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from guided_diffusion_core import cli, training  # noqa: E402
 from guided_diffusion_core.config import resolve  # noqa: E402
 from guided_diffusion_core.data import open_dataset  # noqa: E402
+from guided_diffusion_core.validation import open_validation  # noqa: E402
 
 
 def main():
@@ -18,18 +19,21 @@ def main():
                              "configuration")
     args = parser.parse_args()
     if args.resume:
-        step, config, networks = training.resumed_config(args.resume, args.out_dir, cli.given_settings(args))
+        step, config, networks, validated = training.resumed_config(
+            args.resume, args.out_dir, cli.given_settings(args))
     else:
-        step, networks = 0, None
-        config = resolve(cli.given_settings(args), preset=getattr(args, "preset", None))
+        step, networks, validated = 0, None, None
+        config = resolve(cli.given_settings(args), preset=cli.chosen_preset(args))
     dataset = open_dataset(config.data, config.model.image_size, "Training", need_masks=True)
-    config = training.fit_to_data(config, dataset, in_ch_given=hasattr(args, "in_ch"))
+    config = training.fit_to_data(config, dataset, in_ch_given=hasattr(args, "in_ch"),
+                                  mask_channels_given=hasattr(args, "mask_channels"))
+    validation = open_validation(config, args.out_dir, training.last_step(config.training), validated)
     summary = cli.configuration_text(config, backend=args.backend, out_dir=args.out_dir, examples=len(dataset))
     print(summary)
     if not args.dry_run:
         training.prepare_run(args.out_dir, summary)
         loop = cli.backend_module(args.backend, "train_util").create_train_loop(config, dataset, step, networks)
-        training.run_training(loop, config, args.out_dir)
+        training.run_training(loop, config, args.out_dir, validation)
 
 
 if __name__ == "__main__":

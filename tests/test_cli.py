@@ -36,14 +36,15 @@ def test_every_setting_is_a_flag_with_help_and_default():
     text = " ".join(cli.build_parser("Test.", *SECTIONS).format_help().split())
     for name in config.setting_names():
         assert f"--{name} " in text
-    assert "(default: 0.0001)" in text
+    assert "(default: 0.0001; MedSegDiff-B: 5e-05)" in text
     assert "(default: 0.5; fast: 0.0)" in text, "presets that change a default are named"
     assert "--use_fp16" not in text
 
 
 @pytest.mark.parametrize("argv, used", [
     (["--preset", "fast", "--dpm_solver", "True"], (False, True)), (["--preset", "fast"], (True, False)),
-    (["--preset", "original", "--dpm_solver", "True"], (False, True)), (["--dpm_solver", "False"], (False, False))])
+    (["--preset", "original", "--dpm_solver", "True"], (False, True)), (["--dpm_solver", "False"], (True, False)),
+    ([], (True, False)), (["--use_ddim", "False"], (False, False)), (["--preset", "original"], (False, False))])
 def test_one_flag_changes_the_sampler(argv, used):
     args = cli.build_parser("Test.", *SECTIONS).parse_args(argv)
     sampling = config.resolve(cli.given_settings(args), getattr(args, "preset", None)).sampling

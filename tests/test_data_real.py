@@ -1,11 +1,14 @@
-"""The two real BraTS volumes: opened, normalised, filtered and written back, against nibabel."""
+"""Real files: two BraTS volumes opened, normalised, filtered and written back, against nibabel; a pair each of
+REFUGE2 and DDTI, against Pillow."""
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.data import list_truths, open_dataset
 from guided_diffusion_core.data.brats import MODALITIES
+from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.outputs import CaseWriter
 
 CASES = {"BraTS2021_00000": "Train", "BraTS2021_01201": "Test"}
@@ -73,3 +76,37 @@ def test_written_volumes_lie_on_the_source_grid(native, volumes, tmp_path):
         expected = source.get_fdata() > 0  # every slice with tumour was "sampled"
         np.testing.assert_array_equal(np.asarray(nib.load(paths["mask"]).dataobj), expected)
         np.testing.assert_array_equal(nib.load(paths["uncertainty"]).get_fdata(), 0.25 * expected)
+
+
+def test_regions(folder, volumes):
+    config = DataConfig(data_dir=str(folder), labels="whole_tumour,tumour_core,enhancing")
+    for truth in list_truths(config):
+        labels = volumes[truth.name]["seg"].get_fdata()
+        assert set(np.unique(labels)) == {0, 1, 2, 4}
+        expected = [labels > 0, (labels == 1) | (labels == 4), labels == 4]
+        np.testing.assert_array_equal(read_truth_masks(truth), expected)
+
+
+def test_refuge2(shared_data):
+    config = DataConfig(data_name="REFUGE2", data_dir=str(shared_data / "REFUGE2"))
+    [truth], dataset = list_truths(config), open_dataset(config, 64, "Training", need_masks=True)
+    grey = np.asarray(Image.open(truth.path).convert("L"))  # cup 0, rim 128, background 255
+    disc, cup = read_truth_masks(truth)
+    np.testing.assert_array_equal(disc, grey != 255)
+    np.testing.assert_array_equal(cup, grey == 0)
+    assert (cup.sum(), disc.sum(), cup.shape) == (10768, 40950, dataset.cases()[0].shape)
+    # the disc is a bright spot left of the middle, and the cup brighter than its rim
+    picture = np.asarray(Image.open(shared_data / "REFUGE2/Train/Disc_Cup_Fovea_Illustration/T0001.jpg")).mean(axis=-1)
+    assert picture[cup].mean() > picture[disc & ~cup].mean() > picture[~disc].mean()
+    assert (dataset[0].mask[1] <= dataset[0].mask[0]).all() and dataset[0].mask[1].any()
+
+
+def test_ddti(shared_data):
+    for folder in (shared_data / "DDTI", shared_data / "DDTI" / "Train"):
+        config = DataConfig(data_name="DDTI", data_dir=str(folder))
+        [truth], dataset = list_truths(config, "Training"), open_dataset(config, 64, "Training", need_masks=True)
+        stored = np.asarray(Image.open(truth.path))
+        assert truth.name == "1" and set(np.unique(stored)) == {0, 255}
+        np.testing.assert_array_equal(read_truth_masks(truth)[0], stored == 255)
+        image = dataset[0].image
+        assert image.shape == (3, 64, 64) and (image[0] == image[1]).all() and (image[0] == image[2]).all()

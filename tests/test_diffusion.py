@@ -109,6 +109,24 @@ def test_ddim_with_eta_1_is_the_ancestral_sampler(backend):
             close(array(backend, ddim[part]), array(backend, ancestral[part]))
 
 
+def test_a_share_above_1_spoils_few_ancestral_steps_and_no_ddim_step(backend):
+    """What a short training learns, a variance share of 4, is five times the posterior's noise at the last noisy
+    one of 1000 steps and a million times in 10; DDIM with eta 1 adds the posterior's."""
+    learned = np.concatenate([X_START[:, -1:], 0 * NOISE + 7], axis=1)
+    arguments = network_like(backend, learned), tensor(backend, X_START), tensor(backend, np.array([1, 1]))
+    for steps, least, most in ((1000, 4, 6), (10, 1e6, 2e6)):
+        diffusion = backend.module("respace").with_sampling_steps(
+            make_diffusion(backend, 1000, mean=ModelMeanType.START_X), steps)
+        ancestral, ddim = (
+            np.abs(array(backend, sample(*arguments, tensor(backend, NOISE), **settings)["sample"])
+                   - array(backend, sample(*arguments, tensor(backend, 0 * NOISE), **settings)["sample"]))
+            / np.abs(NOISE) for sample, settings in ((diffusion.p_sample, {}), (diffusion.ddim_sample, {"eta": 1.0})))
+        posterior = np.sqrt(diffusion.posterior_variance[1])
+        close(ddim, np.full(NOISE.shape, posterior), 1e-8)
+        close(ancestral, posterior * (diffusion.betas[1] / diffusion.posterior_variance[1]) ** 2 + 0 * NOISE, 1e-8)
+        assert least < ancestral.mean() / posterior < most
+
+
 def test_no_noise_at_the_last_step(backend):
     diffusion, network = make_diffusion(backend), ToyNetwork(backend, dtype="float64")
     arguments = network, tensor(backend, X_START), tensor(backend, np.array([0, 1]))
@@ -198,6 +216,38 @@ def test_every_sampler_gives_the_distribution_of_the_data(backend):
         assert abs(sample.mean() - centre) < 0.02 and abs(sample.std() - spread) < 0.03, sampler
         if error:
             assert np.abs(sample - place).max() < error, sampler
+
+
+@pytest.mark.parametrize("sampler, settings, order", [
+    ("p_sample_loop_known", {}, 1), ("ddim_sample_loop_known", {"eta": 1.0}, 1), ("ddim_sample_loop_known", {}, 1),
+    ("dpm_solver_sample_loop_known", {}, 2)])
+def test_samplers_converge_to_one_distribution(backend, sampler, settings, order):
+    """With the best prediction for a pixel of N(0.3, 0.25) every sampler's mean is 0.3 at any number of steps, and
+    its standard deviation comes to 0.5, twice the steps leaving a half or a quarter of the error.
+
+    A sample is then affine in the draws, so that its moments are exact: case 0 is sampled without noise, each
+    other case with a single draw of 1 (or none), and its distance from case 0 is the draw's factor."""
+    centre, spread, errors, cases = 0.3, 0.5, [], 82
+    for steps in (20, 40, 80):
+        abar, times = even_in_lambda(steps, last=6.5)  # the last step is to x_0: its error is exp(-13)
+        alpha, variance = dict(zip(times, np.sqrt(abar))), dict(zip(times, 1 - abar))
+
+        def network(x, t):
+            a, v = (table[float(array(backend, t)[0])] for table in (alpha, variance))
+            m = array(backend, x)[:, -1:]
+            predicted = centre + a * spread ** 2 / (a ** 2 * spread ** 2 + v) * (m - a * centre)
+            return tensor(backend, predicted), tensor(backend, 0 * m + 0.5)
+
+        single = dict(zip(("start", *times), np.eye(cases)[1:, :, None, None, None]))  # (cases, 1, 1, 1) each
+        a, v = alpha[times[-1]], variance[times[-1]]
+        diffusion = process_through(backend, abar, times, ModelMeanType.START_X, ModelVarType.FIXED_SMALL)
+        sample = array(backend, getattr(diffusion, sampler)(
+            network, None, tensor(backend, np.zeros((cases, 2, 1, 1))),
+            tensor(backend, a * centre + np.sqrt(a ** 2 * spread ** 2 + v) * single["start"]),
+            lambda t: tensor(backend, single[t]), clip_denoised=False, **settings)[0]).reshape(-1)
+        close(sample[0], centre)
+        errors.append(abs(np.sqrt(np.sum((sample[1:] - sample[0]) ** 2)) - spread))
+    assert np.abs(np.log2(np.divide(errors[:-1], errors[1:])) - order).max() < 0.3, errors
 
 
 def test_dynamic_thresholding_follows_its_definition(backend):

@@ -20,7 +20,7 @@ def test_scores_are_scipys(seed):
 
 def test_counts():
     counts = count(np.array([1, 1, 1, 0, 0, 0]), np.array([1, 0, 0, 1, 0, 0]))
-    assert (counts.tp, counts.fp, counts.fn) == (1, 2, 1)
+    assert (counts.tp, counts.fp, counts.fn, counts.tn) == (1, 2, 1, 2)
     assert counts.dice == 2 / 5 and counts.iou == 1 / 4 and not counts.both_empty
 
 

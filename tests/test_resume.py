@@ -1,6 +1,7 @@
 """Resuming: a killed run that goes on equals one that was never interrupted, to the bit."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,26 +61,66 @@ def test_what_does_not_fit_is_refused(backend):
         loop.restore(3, broken)
 
 
+TINY = {"model": {"a": np.arange(40, dtype=np.float32)}, "trainer": {"first_moment/a": np.ones(3, np.float32)}}
+
+
 @pytest.fixture
 def saved(tmp_path):
-    networks = {"model": {"a": np.arange(40, dtype=np.float32)}, "trainer": {"first_moment/a": np.ones(3, np.float32)}}
-    return checkpoint.save(tmp_path / "run", 5, small_config(max_steps=9), networks)
+    """The second of two checkpoints, which is the best one too."""
+    for step, dice in ((4, 0.25), (5, 0.5)):
+        folder = checkpoint.save(tmp_path / "run", step, small_config(max_steps=9), TINY,
+                                 validation={"step": step, "best": {"step": step, "dice": dice}})
+    return folder
 
 
 def test_a_checkpoint_cut_at_any_byte_is_never_taken_for_whole(saved, tmp_path):
+    """Of each file in its folder; and the newest whole one is named."""
     assert checkpoint.find_whole("last", tmp_path / "run") == saved
-    for path in sorted(saved.iterdir()):
+    files = sorted(saved.iterdir())
+    assert [path.name for path in files] == [
+        "contents.json", "model.safetensors", "trainer.safetensors", "validation.json"]
+    for path in files:
         content = path.read_bytes()
-        assert len(content) > 100
+        assert len(content) > 40
         for length in range(len(content)):
             path.write_bytes(content[:length])
-            with pytest.raises(UserError, match="--resume|bytes that are not those written"):
+            with pytest.raises(UserError, match="no whole checkpoint|bytes that are not those written") as error:
                 checkpoint.find_whole(saved, "")
+            assert f"The newest whole checkpoint is {saved.parent / 'step_000004'}; give that one." in str(error.value)
+            if path.stem == "model":
+                with pytest.raises(UserError, match="no readable safetensors file"):
+                    checkpoint.load(path)
         path.unlink()
         with pytest.raises(UserError, match="no whole checkpoint"):
             checkpoint.find_whole(saved, "")
         path.write_bytes(content)
     assert checkpoint.find_whole(saved, "") == checkpoint.find_whole(tmp_path / "run", "") == saved
+
+
+@pytest.mark.parametrize("pointer", ["last", "best"])
+def test_a_pointer_cut_at_any_byte_is_never_followed(saved, pointer):
+    """A cut name may be that of an older checkpoint; the newest whole one is named."""
+    path = saved.parent / pointer
+    content = path.read_bytes()
+    assert content == {"last": b"step_000005\n", "best": b"step_000005 0.500000\n"}[pointer]
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        for command in (checkpoint.find, lambda place: checkpoint.find_whole(place, "")):
+            with pytest.raises(UserError, match="found a cut file") as error:
+                command(path)
+            assert f"The newest whole checkpoint is {saved}; give that one." in str(error.value)
+    path.write_bytes(content)
+    assert checkpoint.find_whole(path, "") == saved and checkpoint.find(path) == saved / "model.safetensors"
+    shutil.rmtree(saved)
+    with pytest.raises(UserError, match="the name step_000005, of which there is no folder.*step_000004"):
+        checkpoint.find_whole(path, "")
+
+
+def test_without_any_whole_checkpoint_the_error_says_so(saved):
+    for folder in saved.parent.glob("step_*"):
+        (folder / "trainer.safetensors").unlink()
+    with pytest.raises(UserError, match="no whole checkpoint.*There is no whole one beside it"):
+        checkpoint.find_whole("last", saved.parents[1])
 
 
 def test_a_changed_byte_is_found(saved):
@@ -103,15 +144,37 @@ def test_a_flag_that_contradicts_the_checkpoint(saved, given, message):
 
 
 def test_the_checkpoint_decides_but_for_where_it_ends(saved):
-    step, config, networks = training.resumed_config(str(saved), "", {"max_steps": 20, "save_interval": 2})
+    step, config, networks, validated = training.resumed_config(
+        str(saved), "", {"max_steps": 20, "save_interval": 2})
+    assert validated == {"step": 5, "best": {"step": 5, "dice": 0.5}}
+    assert training.resumed_config(str(saved), "", {"max_steps": 20, "val_cases": 1})[3] is None
     assert (step, config) == (5, small_config(max_steps=20, save_interval=2))
     assert sorted(networks) == ["model", "trainer"]
 
 
+def save_tiny(folder, step, keep, best=None):
+    validation = {"step": step, "best": {"step": best, "dice": 0.5}} if best else None
+    checkpoint.save(folder, step, small_config(), {"model": {"a": np.ones(2, np.float32)}}, keep, validation)
+
+
+def names(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
 def test_only_the_newest_checkpoints_stay(tmp_path):
     for step in (1, 2, 10, 9):
-        checkpoint.save(tmp_path, step, small_config(), {"model": {"a": np.ones(2, np.float32)}}, keep=2)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["last", "step_000009", "step_000010"]
+        save_tiny(tmp_path, step, keep=2)
+    assert names(tmp_path) == ["last", "step_000009", "step_000010"]
+    save_tiny(tmp_path, 3, keep=2)  # resumed from one that is gone by now
+    assert names(tmp_path) == ["last", "step_000003", "step_000010"]
+
+
+def test_the_best_checkpoint_stays(tmp_path):
+    for step in (1, 2, 3, 4, 5):
+        save_tiny(tmp_path, step, keep=2, best=min(step, 2))
+    assert names(tmp_path) == ["best", "last", "step_000002", "step_000004", "step_000005"]
+    assert checkpoint.find(tmp_path / "checkpoints" / "best").parent.name == "step_000002"
+    assert checkpoint.find(tmp_path).parent.name == "step_000005"
 
 
 def command(data, out_dir, backend, *more):

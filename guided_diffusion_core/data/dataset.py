@@ -4,7 +4,8 @@ from typing import Any, Optional, Protocol
 
 import numpy as np
 
-from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.data.labels import LabelMap
+from guided_diffusion_core.errors import UserError, found_expected, report
 
 LISTED_NAMES = 8  # names that an error lists before it says how many more there are
 
@@ -14,7 +15,8 @@ class Example:
     """One input of the network.
 
     image:       (C, S, S) float32, scaled by the dataset's rule (`Dataset.normalisation`).
-    mask:        (1, S, S) float32 of 0 and 1, or None if the dataset was opened without masks.
+    mask:        (K, S, S) float32 of 0 and 1, a channel for each label, or None if the dataset was opened
+                 without masks.
     case:        name of the case that it belongs to.
     slice_index: axial slice of the volume, from 0; None for a 2D image.
     """
@@ -60,10 +62,12 @@ class Dataset(Protocol):
 
     in_channels:   channels of an image.
     normalisation: the rule by which intensities become network input, for the checkpoint.
+    labels:        names of the K masks of an example, in the order of their channels.
     """
 
     in_channels: int
     normalisation: str
+    labels: tuple
 
     def __len__(self):
         """Number of examples."""
@@ -79,14 +83,19 @@ class Dataset(Protocol):
 class Truth:
     """The ground truth of one case at its own size, for evaluation.
 
-    name:   the case's name.
-    path:   file of the ground truth.
-    slices: axial slices that are scored; None for a 2D image.
+    name:      the case's name.
+    path:      file of the ground truth, or folder of its slices.
+    slices:    axial slices that are scored; None for a 2D image.
+    label_map: what the file's values mean.
+    planes:    for a volume kept as one file per slice: pairs (slice, path) in rising order, the last one
+               being the volume's last slice; None for a truth in one file.
     """
 
     name: str
     path: str
     slices: Optional[tuple] = None
+    label_map: LabelMap = LabelMap()
+    planes: Optional[tuple] = None
 
 
 def listed(names):
@@ -99,12 +108,15 @@ def listed(names):
 def require_unique(paths_by_name, where):
     """Refuse names that several files claim, whose outputs would overwrite each other.
 
-    paths_by_name: dict case name -> list of paths. Raises `UserError` naming all of them.
+    paths_by_name: dict case name -> list of paths. Reports a `UserError` naming all of them (`errors.report`).
     """
     doubled = {name: paths for name, paths in paths_by_name.items() if len(paths) > 1}
     if doubled:
         shown = list(doubled.items())[:LISTED_NAMES]
         lines = "\n".join(f"  {name}: {listed(paths)}" for name, paths in shown)
-        raise UserError(
+        each = [found_expected(path, f"the name {name!r}, which {paths[0]} has too", "unique names, because the outputs "
+                               "are named by them", "Rename one of the files, or take it out.")
+                for name, paths in doubled.items() for path in paths[1:]]
+        report(UserError(
             f"{where}: found {len(doubled)} case names used more than once; expected unique names, because "
-            f"the outputs are named by them. Rename the files, or give the folder of one set.\n{lines}")
+            f"the outputs are named by them. Rename the files, or give the folder of one set.\n{lines}"), each)

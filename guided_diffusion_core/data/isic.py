@@ -1,44 +1,39 @@
-"""ISIC layout: folders of images beside folders of masks, a csv of pairs, or a plain folder."""
+"""ISIC 2016 to 2018: folders of images beside folders of masks, a csv of pairs, or a plain folder."""
 import csv
 import re
-from dataclasses import dataclass
-from typing import Optional
 
 import blobfile as bf
-import numpy as np
 
-from guided_diffusion_core.data.dataset import Case, Example, Truth, listed, require_unique
-from guided_diffusion_core.data.images import image_size, read_mask, read_rgb
+from guided_diffusion_core.data.dataset import require_unique
+from guided_diffusion_core.data.images import read_rgb
+from guided_diffusion_core.data.inventory import files_of_pairs
+from guided_diffusion_core.data.labels import SINGLE, LabelMap
+from guided_diffusion_core.data.pairs import Pair, PairDataset, pair_truths
 from guided_diffusion_core.data.transforms import RGB_RULE
-from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.errors import found_expected, report
 from guided_diffusion_core.files import read_bytes, require_folder, walk_files
 
 IMAGE_SUFFIX = re.compile(r"\.(jpg|jpeg|png)$", re.IGNORECASE)
-DATA_FOLDER = re.compile(r"_data$", re.IGNORECASE)
+DATA_FOLDER = re.compile(r"_(data|input)$", re.IGNORECASE)  # Input: 2018
 TRUTH_FOLDER = re.compile(r"_groundtruth$", re.IGNORECASE)
+PART = re.compile(r"_(part1|task1|task1-2)(?=_|$)", re.IGNORECASE)  # the parts that are about segmentation
 MASK_STEM = re.compile(r"_segmentation$", re.IGNORECASE)
 SPLIT_WORDS = {"Training": "train", "Test": "test"}  # how folder names speak of the splits
 CSV_ENCODINGS = ("utf-8-sig", "gbk")
+CSV_DELIMITERS = ",;\t|"
+CSV_COLUMNS = {"img": "img", "image": "img", "seg": "seg", "mask": "seg"}  # names in a header, and their meaning
+LABELS, DEFAULT_LABELS = LabelMap(), (SINGLE,)
 LAYOUT = ("*_Data/ISIC_0000000.jpg beside *_GroundTruth/ISIC_0000000_Segmentation.png, or a csv "
           "*_GroundTruth.csv with the header ,img,seg (a plain folder of images serves for sampling only)")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An image (or None where only the truth is wanted) and its mask (or None), by case name."""
-
-    name: str
-    image: Optional[str]
-    mask: Optional[str]
 
 
 def find_pairs(data_dir, split):
     """All images of a split with their masks, a list of `Pair` by name; mask None where there is none.
 
     The first that there is of: a csv `*_{split}_GroundTruth.csv` in `data_dir` with the columns img
-    and seg; folders `*_Data`, masks in the sibling `*_GroundTruth`; images in any folders, without
-    masks. Of several `*_Data` folders those count whose name has the split ("train" or "test"), or
-    all if none has.
+    and seg (or image and mask); folders `*_Data` or `*_Input`, masks in the sibling `*_GroundTruth`; images
+    in any folders, without masks. Of several `*_Data` folders those count whose name has the split ("train"
+    or "test"), or all if none has.
     Raises `UserError` if the folder is missing or holds no image, and for a name used twice.
     """
     data_dir = require_folder(data_dir, "--data_dir", LAYOUT)
@@ -62,31 +57,44 @@ def _pairs_of_csv(data_dir, split):
         if file.lower().endswith(ending) and not file.startswith("."):
             rows = _read_csv(bf.join(data_dir, file))
             if rows and {"img", "seg"} <= set(rows[0]):
-                return [_pair_of_row(data_dir, bf.join(data_dir, file), row) for row in rows]
+                pairs = [_pair_of_row(data_dir, bf.join(data_dir, file), row) for row in rows]
+                return [pair for pair in pairs if pair]
     return None
 
 
 def _read_csv(path):
+    """The rows of a csv as dicts, with the keys "img" and "seg" where the header has such columns.
+
+    Its delimiter is the one of `CSV_DELIMITERS` that its header has most of."""
     content = read_bytes(path)
     for encoding in CSV_ENCODINGS:
         try:
-            return list(csv.DictReader(content.decode(encoding).splitlines()))
+            lines = content.decode(encoding).splitlines()
+            break
         except UnicodeDecodeError:
             continue
-    raise found_expected(path, "text of an unknown encoding", "utf-8 or gbk", "Save the file as utf-8.")
+    else:
+        raise found_expected(path, "text of an unknown encoding", "utf-8 or gbk", "Save the file as utf-8.")
+    delimiter = max(CSV_DELIMITERS, key=lines[0].count) if lines else ","
+    return [{CSV_COLUMNS.get((name or "").strip().lower(), name): value for name, value in row.items()}
+            for row in csv.DictReader(lines, delimiter=delimiter)]
 
 
 def _pair_of_row(data_dir, table, row):
+    """The `Pair` of a row of a csv; reports what is wrong with it, and returns None then."""
     if not row["img"]:
-        raise found_expected(table, "a row without an image", "its path in column img", "Mend the row.")
+        report(found_expected(table, "a row without an image", "its path in column img", "Mend the row."))
+        return None
     image, mask = (bf.join(data_dir, (row[key] or "").replace("\\", "/")) for key in ("img", "seg"))
-    if not bf.exists(image):
-        raise found_expected(table, f"{image}, which is not there", "paths relative to the csv's folder",
-                             "Mend the csv or add the file.")
     name = _stem(bf.basename(image))
     if name is None:
-        raise found_expected(table, f"{image}, which is no image", "a jpg, jpeg or png file", "Mend the csv.")
-    return Pair(name, image, mask if row["seg"] and bf.exists(mask) else None)
+        report(found_expected(table, f"{image}, which is no image", "a jpg, jpeg or png file", "Mend the csv."))
+    elif not bf.exists(image):
+        report(found_expected(table, f"{image}, which is not there", "paths relative to the csv's folder",
+                              "Mend the csv or add the file."))
+    else:
+        return Pair(name, image, mask if row["seg"] and bf.exists(mask) else None)
+    return None
 
 
 def _pairs_of_folders(data_dir, split):
@@ -122,12 +130,12 @@ def _of_split(folders, split):
 
 
 def _pairs_beside(folder, images):
-    """Pair the images of a `*_Data` folder with the masks of the sibling of the same beginning."""
-    parent = bf.dirname(folder) or "."
-    wanted = DATA_FOLDER.sub("_groundtruth", bf.basename(folder)).lower()
+    """Pair the images of a `*_Data` folder with the masks of the sibling of the same beginning; that of 2017 and
+    2018 has its part of the challenge named differently in the two."""
+    parent, beginning = bf.dirname(folder) or ".", _beginning(DATA_FOLDER, folder)
     masks = {}
     for sibling in sorted(bf.listdir(parent)):
-        if sibling.lower() == wanted:
+        if TRUTH_FOLDER.search(sibling) and _beginning(TRUTH_FOLDER, sibling) == beginning:
             truth_folder = bf.join(parent, sibling)
             for file in sorted(bf.listdir(truth_folder)):
                 name = _stem(file)
@@ -136,77 +144,50 @@ def _pairs_beside(folder, images):
     return [Pair(name, path, masks.get(name.lower())) for name, path in images]
 
 
+def _beginning(ending, folder):
+    """What a folder of images and its folder of masks are both called, but for their endings and parts."""
+    return PART.sub("", ending.sub("", bf.basename(folder))).lower()
+
+
 def _stem(file):
     """A picture's file name without its extension; None for other files."""
     return IMAGE_SUFFIX.sub("", file) if IMAGE_SUFFIX.search(file) else None
 
 
-def _require_masks(pairs, data_dir):
-    lacking = [pair.name for pair in pairs if pair.mask is None]
-    if lacking:
-        raise UserError(
-            f"--data_dir {data_dir!r}: found {len(lacking)} of {len(pairs)} images without a mask "
-            f"({listed(lacking)}); expected {LAYOUT}. Add the masks or take the images out.")
+class IsicDataset(PairDataset):
+    """Colour images with one mask each.
 
-
-class IsicDataset:
-    """Colour images with one mask each (`Dataset`); every pair's sizes are checked here.
-
-    data_dir:        folder of the set, see `find_pairs`.
-    size:            side of the network input in pixels.
-    split:           "Training" or "Test".
-    need_masks:      False for label-free sampling: masks are neither asked for nor given.
-    upstream_compat: masks as the original resizes them, bilinearly and then above zero.
-    Raises `UserError` for missing masks, masks of another shape and files that are no images.
+    data_dir: folder of the set, see `find_pairs`. split: "Training" or "Test".
+    labels:   value of `--labels`. The rest as of `PairDataset`.
     """
 
-    in_channels = 3
-    normalisation = RGB_RULE
+    def __init__(self, data_dir, size, split, need_masks=True, upstream_compat=False, labels=""):
+        super().__init__(find_pairs(data_dir, split), LABELS.select(labels, DEFAULT_LABELS), size, need_masks,
+                         upstream_compat, data_dir, LAYOUT)
 
-    def __init__(self, data_dir, size, split, need_masks=True, upstream_compat=False):
-        self.size, self.need_masks, self.upstream_compat = size, need_masks, upstream_compat
-        self._pairs = find_pairs(data_dir, split)
-        if self._pairs[0].image is None:
-            raise found_expected(f"--data_dir {str(data_dir)!r}", "masks but no image", LAYOUT,
-                                 "Check the path.")
-        if need_masks:
-            _require_masks(self._pairs, data_dir)
-        self._shapes = [self._checked_shape(pair) for pair in self._pairs]
-
-    def _checked_shape(self, pair):
-        shape = image_size(pair.image)
-        mask_shape = image_size(pair.mask) if self.need_masks else shape
-        if mask_shape != shape:
-            raise found_expected(pair.mask, f"a mask of {_pixels(mask_shape)}",
-                                 f"{_pixels(shape)} as its image {pair.image}", "Use the mask of that image.")
-        return shape
-
-    def __len__(self):
-        return len(self._pairs)
-
-    def __getitem__(self, index):
-        if not 0 <= index < len(self):
-            raise IndexError(f"example {index} of {len(self)}")
-        pair, mask = self._pairs[index], None
-        if self.need_masks:
-            mask = read_mask(pair.mask, self.size, self.upstream_compat)[None].astype(np.float32)
-        return Example(read_rgb(pair.image, self.size), mask, pair.name)
-
-    def cases(self):
-        """One case for each image."""
-        together = zip(self._pairs, self._shapes)
-        return [Case(pair.name, (index,), shape) for index, (pair, shape) in enumerate(together)]
+    def _read(self, pair):
+        return read_rgb(pair.image, self.size)
 
 
-def list_truths(data_dir, split="Test"):
+def open_dataset(config, size, split, need_masks):
+    """See `data.open_dataset`."""
+    return IsicDataset(config.data_dir, size, split, need_masks, config.upstream_compat, config.labels)
+
+
+def list_files(config, split, need_masks):
+    """See `data.list_files`."""
+    pairs = find_pairs(config.data_dir, split)
+    return RGB_RULE, files_of_pairs(pairs, LABELS.select(config.labels, DEFAULT_LABELS), need_masks)
+
+
+def list_truths(data_dir, split="Test", labels=""):
     """The ground truth of every case of a split, a list of `Truth`.
 
     data_dir: folder of the set, or of the masks alone. Raises `UserError` for missing masks.
     """
-    pairs = find_pairs(data_dir, split)
-    _require_masks(pairs, data_dir)
-    return [Truth(pair.name, pair.mask) for pair in pairs]
+    return pair_truths(find_pairs(data_dir, split), LABELS.select(labels, DEFAULT_LABELS), data_dir, LAYOUT)
 
 
-def _pixels(shape):
-    return f"{shape[1]} x {shape[0]} pixels (width x height)"
+def open_truths(config, split):
+    """See `data.list_truths`."""
+    return list_truths(config.data_dir, split, config.labels)

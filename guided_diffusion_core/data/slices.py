@@ -62,6 +62,12 @@ def parse_slices(spec):
     return SliceFilter(tuple(words), tuple(ranges))
 
 
+def require_all_slices(spec):
+    """Refuse a `--slices` value for 2D images. Raises `UserError`."""
+    if spec != "all":
+        raise found_expected("--slices", f"{spec!r} for 2D images", "all", "Leave it out.")
+
+
 def _parse_range(text, spec):
     try:
         bounds = [int(part) if part.strip() else None for part in text.split(":")]

@@ -15,10 +15,11 @@ class TrainingStream:
     dataset:    `Dataset` with masks. tape: `NoiseTape`.
     batch_size: examples per optimizer step. max_steps: steps of the whole run.
     start_step: steps that are done already; the stream starts behind them.
+    augment:    `Augmentation`, or None for the examples as they are.
     """
 
-    def __init__(self, dataset, tape, batch_size, max_steps, start_step=0):
-        self.dataset, self.tape = dataset, tape
+    def __init__(self, dataset, tape, batch_size, max_steps, start_step=0, augment=None):
+        self.dataset, self.tape, self.augment = dataset, tape, augment
         self._start, self._end = start_step * batch_size, max_steps * batch_size
         self._epoch, self._order = None, None
 
@@ -26,7 +27,7 @@ class TrainingStream:
         return max(0, self._end - self._start)
 
     def __getitem__(self, k):
-        """Image (C, S, S) and mask (1, S, S), float32, of the k-th example from the start step on."""
+        """Image (C, S, S) and mask (K, S, S), float32, of the k-th example from the start step on."""
         if not 0 <= k < len(self):
             raise IndexError(f"example {k} of {len(self)}")
         epoch, place = divmod(self._start + k, len(self.dataset))
@@ -34,7 +35,9 @@ class TrainingStream:
             self._order = self.tape.permutation(TRAIN_ORDER, len(self.dataset), step=epoch)
             self._epoch = epoch
         example = self.dataset[int(self._order[place])]
-        return example.image, example.mask
+        if self.augment is None:
+            return example.image, example.mask
+        return self.augment(example.image, example.mask, self._start + k)
 
 
 class ErrorCarrier:

@@ -5,6 +5,7 @@ import numpy as np
 
 ZSCORE_RULE = ("z-score per volume and modality: (v - mean) / standard deviation, both over the voxels "
                "above 0; all others 0")
+ZSCORE_ALL_RULE = "z-score per volume and channel: (v - mean) / standard deviation, both over all voxels"
 RGB_RULE = "RGB / 255"
 
 
@@ -67,3 +68,58 @@ def zscore(volume):
     scaled = np.zeros_like(volume)
     scaled[inside] = (values - values.mean()) / spread
     return scaled
+
+
+def zscore_all(values):
+    """Scale a volume or picture by `ZSCORE_ALL_RULE`; one of a single value becomes 0.
+
+    values: any shape. Returns float32 of that shape. Raises ValueError if a value is not finite.
+    """
+    values = _finite(values)
+    spread = values.std() or 1.0
+    return ((values - values.mean()) / spread).astype(np.float32)
+
+
+def clip_ct(values):
+    """Hounsfield units as (v clipped to [-1000, 1000]) / 1000, float32. Raises ValueError for values that are
+    not finite."""
+    return np.clip(_finite(values), -1000, 1000).astype(np.float32) / 1000
+
+
+def to_unit_range(values):
+    """(v - smallest) / (largest - smallest), float32; a single value becomes 0. Raises ValueError as `clip_ct`."""
+    values = _finite(values)
+    return ((values - values.min()) / (np.ptp(values) or 1.0)).astype(np.float32)
+
+
+def by_255(values):
+    """v / 255, float32. Raises ValueError as `clip_ct`."""
+    return (_finite(values) / 255).astype(np.float32)
+
+
+def unchanged(values):
+    """The values, float32. Raises ValueError as `clip_ct`."""
+    return _finite(values).astype(np.float32)
+
+
+# Names of channels of nnU-Net (lower case) that ask for a rule of their own. nnU-Net clips CT to percentiles of the
+# training set's foreground; a fixed window needs no such fingerprint, which sampling would have to be given again.
+CHANNEL_RULES = {
+    "ct": ("Hounsfield units clipped to [-1000, 1000], / 1000", clip_ct),
+    "nonorm": ("as stored", unchanged),
+    "rescale_to_0_1": ("scaled to [0, 1] per case", to_unit_range),
+    "rgb_to_0_1": ("/ 255", by_255),
+}
+
+
+def channel_rule(name):
+    """(rule in words, function) for a channel of that name in nnU-Net's dataset.json; z-score by default."""
+    return CHANNEL_RULES.get(name.lower(), ("z-score over all values", zscore_all))
+
+
+def _finite(values):
+    values = np.asarray(values, np.float64)
+    broken = np.count_nonzero(~np.isfinite(values))
+    if broken:
+        raise ValueError(f"{broken} values that are not finite")
+    return values

@@ -1,6 +1,7 @@
 """Reading NIfTI volumes, from disk or a bucket, and keeping prepared ones within a memory limit."""
 import gzip
 import io
+import math
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ AFFINE_TOLERANCE = 1e-3  # millimetres, and their change per voxel
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BROKEN = (EOFError, zlib.error, WrapStructError, HeaderDataError, ImageDataError, ImageFileError,
-           ValueError, *READ_ERRORS)
+           ValueError, OverflowError, *READ_ERRORS)
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,10 @@ def stem(name):
     return None
 
 
-def read_geometry(path):
+def read_geometry(path, of_slice=False):
     """`Geometry` of a NIfTI file, from its header, and a cheap check that the file is complete.
+
+    of_slice: the file holds one slice, of two axes or with a third one of length 1; the shape is (X, Y, 1) then.
 
     A gzip file ends in its uncompressed length (RFC 1952), which is compared with the header's
     claim; only when they differ, as they do in a truncated file but also in one of several gzip
@@ -62,17 +65,26 @@ def read_geometry(path):
             file.seek(0)
             header_class = _header_class(file, compressed)
             header = header_class.from_fileobj(gzip.GzipFile(fileobj=file) if compressed else file)
+            claimed = _claimed_length(header)
     except _BROKEN as error:
         raise _broken(path, error) from error
     shape = tuple(int(n) for n in header.get_data_shape())
-    if len(shape) != 3 or min(shape) < 1:
-        raise found_expected(path, f"an array of shape {shape}", "a volume with three axes",
-                             "Replace the file.")
-    claimed = int(header["vox_offset"]) + int(np.prod(shape)) * header.get_data_dtype().itemsize
+    wanted = "a volume with three axes"
+    if of_slice:
+        wanted, shape = "one slice, of two axes", shape + (1,) * (len(shape) == 2)
+    if len(shape) != 3 or min(shape) < 1 or (of_slice and shape[2] > 1):
+        mend = "Write each channel into a file of its own." if len(shape) == 4 else "Replace the file."
+        raise found_expected(path, f"an array of shape {shape}", wanted, mend)
     stored = int.from_bytes(trailer, "little") if compressed else length
     if stored != claimed % 2**32 if compressed else stored < claimed:
         read_volume(path)
     return Geometry(shape, header.get_best_affine(), header)
+
+
+def _claimed_length(header):
+    """Bytes that the file of a header must have, uncompressed."""
+    shape = (int(n) for n in header.get_data_shape())
+    return int(header["vox_offset"]) + math.prod(shape) * header.get_data_dtype().itemsize
 
 
 def _header_class(file, compressed):
@@ -86,15 +98,35 @@ def _header_class(file, compressed):
 def read_volume(path):
     """The voxels of a NIfTI file, (X, Y, Z), in their stored type or scaled by the header's slope.
     Raises `UserError` for a broken or truncated file."""
+    return read_with_geometry(path)[0]
+
+
+def read_with_geometry(path):
+    """(voxels, `Geometry`) of a NIfTI file of any number of axes, read once; as `read_volume`."""
     content = read_bytes(path)
     try:
         if content.startswith(_GZIP_MAGIC):
             content = gzip.decompress(content)
         header_class = _header_class(io.BytesIO(content), False)
         image_class = nib.Nifti2Image if header_class is nib.Nifti2Header else nib.Nifti1Image
-        return np.asanyarray(image_class.from_bytes(content).dataobj)
+        image = image_class.from_bytes(content)
+        if len(content) < _claimed_length(image.header):  # before room is made for what it claims
+            raise EOFError(f"{len(content)} of {_claimed_length(image.header)} bytes")
+        values = np.asanyarray(image.dataobj)
+        return values, Geometry(values.shape, image.header.get_best_affine(), image.header)
     except _BROKEN as error:
         raise _broken(path, error) from error
+
+
+def read_plane(path):
+    """The pixels of a NIfTI file of one slice, (X, Y). Raises `UserError` for a broken file or more slices."""
+    values = read_volume(path)
+    if values.ndim == 3 and values.shape[2] == 1:
+        return values[:, :, 0]
+    if values.ndim != 2:
+        raise found_expected(path, f"an array of shape {values.shape}", "one slice, of two axes",
+                             "Use the layout of volumes for whole ones.")
+    return values
 
 
 def volume_bytes(array, geometry):

@@ -1,0 +1,37 @@
+"""Mean, median and bootstrap interval of scores over cases."""
+import numpy as np
+
+CONFIDENCE, RESAMPLES, SEED = 0.95, 9999, 0
+INTERVAL_RULE = (f"{100 * CONFIDENCE:g}% percentile bootstrap interval of the mean over the cases (Efron 1979; "
+                 f"scipy.stats.bootstrap, {RESAMPLES} resamples of the cases, seed {SEED}); null below two cases")
+_BATCH_VALUES = 5_000_000  # drawn at once, which bounds the memory
+
+
+def mean(values):
+    """Mean of the values that are not None, or None without any."""
+    values = defined(values)
+    return float(np.mean(values)) if values else None
+
+
+def median(values):
+    """Median of the values that are not None, or None without any."""
+    values = defined(values)
+    return float(np.median(values)) if values else None
+
+
+def mean_interval(values):
+    """Interval of the mean of the values that are not None, [low, high], by `INTERVAL_RULE`."""
+    values = defined(values)
+    if len(values) < 2:
+        return None
+    from scipy import stats  # takes a second to import
+
+    found = stats.bootstrap(
+        (np.asarray(values, np.float64),), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES,
+        method="percentile", batch=max(1, _BATCH_VALUES // len(values)), rng=np.random.default_rng(SEED))
+    return [float(found.confidence_interval.low), float(found.confidence_interval.high)]
+
+
+def defined(values):
+    """The values that are not None."""
+    return [value for value in values if value is not None]

@@ -1,0 +1,59 @@
+"""Find all problems of a data set at once, and take its fingerprint: sizes, spacings, intensities, foreground.
+
+Exit code 0: no error (there may be warnings); 1: errors found; 2: wrong input."""
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from guided_diffusion_core import cli  # noqa: E402
+from guided_diffusion_core.config import DataConfig  # noqa: E402
+from guided_diffusion_core.data import list_files  # noqa: E402
+from guided_diffusion_core.data.checking import Check  # noqa: E402
+from guided_diffusion_core.data.fingerprint import fingerprint_png  # noqa: E402
+from guided_diffusion_core.data.inventory import take_inventory  # noqa: E402
+from guided_diffusion_core.files import make_writable_folder, write_atomic  # noqa: E402
+
+
+def main():
+    parser = cli.CommandParser(__doc__)
+    cli.add_settings(parser, DataConfig, "data_name", "data_dir", "labels")
+    parser.add_argument("--test_dir", default="", metavar="FOLDER",
+                        help="folder of the test set, where labels may lack; what it shares with --data_dir is found")
+    parser.add_argument("--out_dir", default="", metavar="FOLDER",
+                        help="folder for problems.json, fingerprint.json and fingerprint.png (default: none)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="INT",
+                        help="threads that read (default: one for each processor)")
+    args = parser.parse_args()
+    config = DataConfig(**cli.given_settings(args))
+    sets = {"train": (config.data_dir, "Training", True)}
+    if args.test_dir:
+        sets["test"] = (args.test_dir, "Test", False)
+    inventories = {
+        name: take_inventory(lambda: list_files(dataclasses.replace(config, data_dir=folder), split, need_masks))
+        for name, (folder, split, need_masks) in sets.items()}
+    out_dir = args.out_dir and Path(make_writable_folder(args.out_dir, "--out_dir"))
+    check = Check(inventories, max(1, args.jobs))
+    for problem in check.problems:
+        print(f"{problem.severity:<8}{problem}")
+    report = check.report()
+    for row in report["counts"]:
+        print(f"{row['problems']:>6} {row['severity']:<8} {row['kind']}")
+    print(f"{sum(report['files'].values())} files checked: " + ("errors found" if check.has_errors else "no errors"))
+    if out_dir:
+        write_atomic(out_dir / "problems.json", _json(report))
+        write_atomic(out_dir / "fingerprint.json", _json(check.fingerprint()))
+        write_atomic(out_dir / "fingerprint.png", fingerprint_png(check))
+        print(f"written to {out_dir}")
+    return int(check.has_errors)
+
+
+def _json(tree):
+    return (json.dumps(tree, indent=1) + "\n").encode()
+
+
+if __name__ == "__main__":
+    cli.run_command(main)
