@@ -281,13 +281,14 @@ class TestConfiguration:
         shapes = {name: tuple(shape) for name, shape in dict(recorded["state_dict"]).items()}
         found, assumed = infer(shapes, {}, path.name)
         for name in (*VISIBLE, "image_size"):
-            assert getattr(found.model, name) == recorded["config"][name], name
+            assert getattr(found.model, name) == {"mask_channels": 1, **recorded["config"]}[name], name
         assert "num_heads" in assumed and "image_size" in assumed and "num_channels" not in assumed
 
     @pytest.mark.parametrize("settings", [
         {"channel_mult": "1"}, {"channel_mult": "2,1,1", "num_res_blocks": 3}, {"attention_resolutions": ""},
         {"channel_mult": "1,2,2", "attention_resolutions": "32,8", "resblock_updown": True},
-        {"use_scale_shift_norm": True, "class_cond": True, "learn_sigma": False, "in_ch": 2, "num_channels": 64}])
+        {"use_scale_shift_norm": True, "class_cond": True, "learn_sigma": False, "in_ch": 2, "num_channels": 64},
+        {"mask_channels": 2, "in_ch": 5, "learn_sigma": False}, {"mask_channels": 3, "in_ch": 7, "version": "1"}])
     def test_every_setting_that_shapes_show(self, settings):
         settings = {**NETWORK, "attention_resolutions": "32", **settings}
         model = config.resolve(settings).model

@@ -323,12 +323,12 @@ def test_pointers_and_contents_of_a_checkpoint(weights, tmp_path, name):
 
 
 def halves(images, keys):
-    """A sampler without a network: two members, (2, N, S, S)."""
-    return np.stack([images[:, 0] > 0.4, images[:, 0] > 0.6]).astype(np.float32)
+    """A sampler without a network: two members, (2, N, 1, S, S)."""
+    return np.stack([images[:, :1] > 0.4, images[:, :1] > 0.6]).astype(np.float32)
 
 
 def is_finished(report):
-    return report.exists() and json.loads(report.read_text()).get("finished", True)
+    return report.exists() and json.loads(report.read_text())["finished"]
 
 
 def assert_only_whole_files(folder):
