@@ -131,7 +131,8 @@ def test_volumes(shared_data, tmp_path, ending):
 
 def pictures(shared_data):
     """Real ones, small: a colour photograph, an ultrasound picture and its mask."""
-    photograph = Image.open(shared_data / "REFUGE2/Train/Disc_Cup_Fovea_Illustration/T0001.jpg").crop((900, 900, 948, 948))
+    source = shared_data / "REFUGE2/Train/Disc_Cup_Fovea_Illustration/T0001.jpg"
+    photograph = Image.open(source).crop((900, 900, 948, 948))
     mask = Image.open(shared_data / "DDTI/Train/masks/1.PNG").convert("L")
     y, x = (int(values.mean()) for values in np.nonzero(np.asarray(mask) > 128))
     box = (x - 60, y - 24, x - 12, y + 24)
@@ -141,7 +142,8 @@ def pictures(shared_data):
 @pytest.mark.parametrize("ending", ["jpg", "png", "tif", "bmp"])
 def test_pictures(shared_data, tmp_path, ending):
     photograph, grey, mask = pictures(shared_data)
-    image_path, mask_path = tmp_path / "images" / f"1.{ending}", tmp_path / "masks" / f"1.{ending.replace('jpg', 'png')}"
+    image_path = tmp_path / "images" / f"1.{ending}"
+    mask_path = tmp_path / "masks" / f"1.{ending.replace('jpg', 'png')}"
     for path, picture in ((image_path, grey if ending == "png" else photograph), (mask_path, mask)):
         path.parent.mkdir()
         picture.save(path)
@@ -193,7 +195,7 @@ def test_csv(tmp_path):
     path = Path(folder) / "X_Training_GroundTruth.csv"
     rows = [[str(pair.image), str(pair.mask)] for pair in find_pairs(folder, "Training")]
     with open(path, "w", newline="") as file:
-        csv.writer(file).writerows([["img", "seg"], *((os.path.relpath(a, folder), os.path.relpath(b, folder)) for a, b in rows)])
+        csv.writer(file).writerows([["img", "seg"], *([os.path.relpath(path, folder) for path in row] for row in rows)])
     try_all(path, mutants(path.read_bytes(), 60, 3), use("ISIC", folder))
 
 
@@ -223,12 +225,14 @@ def test_any_text_as_slices_and_labels(text):
 
 FLAGS = ["--data_dir", "--data_name", "--slices", "--labels", "--image_size", "--batch_size", "--lr", "--ema_rate",
          "--num_channels", "--channel_mult", "--attention_resolutions", "--timestep_respacing", "--diffusion_steps",
-         "--augment_flip", "--augment_rotation", "--seed", "--num_heads", "--preset", "--use_ddim", "--test_dir", "--jobs"]
+         "--augment_flip", "--augment_rotation", "--seed", "--num_heads", "--preset", "--use_ddim", "--test_dir",
+         "--jobs"]
 WORDS = ["True", "ISIC", "BRATS", "-1", "0", "1e999", "nan", "64", "ddim5", "1,2,3", ",", "both", "fast", ""]
 
 
 @settings(max_examples=60, **QUIET)
-@given(words=st.lists(st.sampled_from(FLAGS + WORDS) | st.text(st.characters(exclude_characters="\0"), max_size=6), max_size=6))
+@given(words=st.lists(
+    st.sampled_from(FLAGS + WORDS) | st.text(st.characters(exclude_characters="\0"), max_size=6), max_size=6))
 def test_any_flags(command, tmp_path_factory, words):  # noqa: F811
     folder = tmp_path_factory.getbasetemp() / "any_flags"
     if not folder.exists():
