@@ -80,6 +80,8 @@ CASES = (
     Case("gradients/v1-two-labels", "the same with masks of two labels", {"model": TWO_LABELS_V1}),
     Case("training/new", "two batches in microbatches: losses and gradients",
          {"model": SMALL, "training": TRAINING, "steps": 2}),
+    Case("training/checkpointing", "the same in version 1 with activations recomputed in the backward pass",
+         {"model": {**V1, "use_checkpoint": True}, "training": TRAINING, "steps": 1}),
     Case("training/augmented", "one batch mirrored, turned, scaled and of other intensities",
          {"model": SMALL, "training": {**TRAINING, **AUGMENTED}, "steps": 1, "mean": 0.0}),
     Case("optimizer/adamw", "steps on given gradients: rate, updates, moments, averages",
