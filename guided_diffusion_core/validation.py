@@ -85,7 +85,7 @@ class Validation:
             return None
         summary = evaluate(self.folder, self.truths, self.sampling.threshold)
         write_summary(self.folder / "summary.json", summary)
-        self.step, dice = step, summary["mean"]["dice"]
+        self.step, dice = step, summary["foreground_mean"]["Dice"]
         if dice is not None and (self.best is None or dice > self.best["dice"]):
             self.best = {"step": step, "dice": dice}
         return dice

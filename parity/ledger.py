@@ -241,6 +241,24 @@ UPSTREAM_DIFFERENCES = (
         "the public data has those names; intensities of MR have no unit",
         "tests/test_data_real.py::test_normalisation_and_labels"),
     UpstreamDifference(
+        "bratsloader.py, label > 0",
+        "merges all classes of the tumour",
+        "the same by default; --labels names the regions whole_tumour, tumour_core and enhancing",
+        "the regions are what the challenge scores",
+        "tests/test_data_volume_layouts.py::TestBratsNames::test_regions_of_every_year"),
+    UpstreamDifference(
+        "bratsloader.py, folders of slices",
+        "each slice is a case; its corners are cut to 224 px",
+        "the slices of a case make its volume again, results lie on its grid; nothing is cut",
+        "a score is of a patient, and a mask of the picture that it was made for",
+        "tests/test_data_volume_layouts.py::TestBratsSlices::test_slices_of_a_case_make_its_volume"),
+    UpstreamDifference(
+        "custom_dataset_loader.py",
+        "pairs by the order of names, lengths unchecked; PNG alone; the class for volumes gets a wrong number of arguments",
+        "pairs by name, in PNG, JPEG, BMP and TIFF; volumes work; all that is unpaired is listed in one error",
+        "one missing file shifts all pairs behind it without a word",
+        "tests/test_data_pictures.py::TestPairing::test_every_mask_goes_to_the_image_of_its_name"),
+    UpstreamDifference(
         "isicloader.py",
         "needs a csv of another part of the challenge in gbk encoding",
         "pairs found in the folders, or a csv, each pair checked",

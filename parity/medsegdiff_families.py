@@ -15,6 +15,7 @@ from guided_diffusion_core.data.augment import create_augmentation
 from guided_diffusion_core.data.dataset import Example
 from guided_diffusion_core.data.phantoms import write_brats_phantom, write_isic_phantoms
 from guided_diffusion_core.data.stream import TrainingStream
+from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.evaluation import evaluate
 from guided_diffusion_core.outputs import MASK, PROBABILITY, UNCERTAINTY, find_output, read_output
 from guided_diffusion_core.sampling import run_sampling

@@ -30,6 +30,7 @@ def test_defaults_are_the_originals():
     assert {name: defaults[name] for name in ORIGINAL_DEFAULTS} == ORIGINAL_DEFAULTS
     assert set(defaults) - set(ORIGINAL_DEFAULTS) == {"highway_dropout", "mask_channels"}
     assert defaults["highway_dropout"] == 0.5  # a constant of the original's highway network
+    assert defaults["mask_channels"] == 1
 
 
 def test_a_configuration_survives_json():

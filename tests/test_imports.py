@@ -15,6 +15,7 @@ FORBIDDEN = {
     "guided_diffusion_pt": {"jittor", "jittor_utils", "guided_diffusion_jt", "parity", "scripts", "tests"},
     "guided_diffusion_jt": {"torch", "guided_diffusion_pt", "parity", "scripts", "tests"},
     "parity": FRAMEWORKS | PACKAGES | {"scripts", "tests"},
+    "benchmarks": {"jittor", "jittor_utils", "scripts", "tests"} | PACKAGES,
     "scripts": FRAMEWORKS | PACKAGES | {"tests"},
 }
 COMMANDS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))

@@ -236,4 +236,4 @@ def test_training_does_not_notice_and_the_figure_is_that_of_the_commands(backend
     summary = evaluate(tmp_path / "masks", list_truths(DataConfig(data_name="ISIC", data_dir=data[1])), 0.5)
     step = int(path.parent.name.removeprefix("step_"))
     assert path.name == "ema_0.5.safetensors"
-    assert validated(tmp_path / "whole")[step] == summary["mean"]["dice"] > 0
+    assert validated(tmp_path / "whole")[step] == summary["foreground_mean"]["Dice"] > 0

@@ -193,7 +193,8 @@ def _is_tiff(path):
 
 
 def _several_pages(path, pages):
-    return found_expected(path, f"{pages} pages or frames", "one picture", "Write each page into a file of its own.")
+    return found_expected(path, f"{pages} pages or frames", "one picture",
+                          "Write each page into a file of its own.")
 
 
 def _not_an_image(path, error):

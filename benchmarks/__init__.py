@@ -1,0 +1,1 @@
+"""Measures this software, and beside it the original: see README.md of this folder."""

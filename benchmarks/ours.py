@@ -1,0 +1,133 @@
+"""This software as something to measure, in either backend."""
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import cases
+from guided_diffusion_core import cli
+from guided_diffusion_core.config import DataConfig, resolve
+from guided_diffusion_core.data import open_dataset
+from guided_diffusion_core.data.phantoms import write_isic_phantoms
+from guided_diffusion_core.data.stream import TrainingStream
+from guided_diffusion_core.noise import NoiseTape
+from guided_diffusion_core.sampling import run_sampling
+
+PHANTOM_SIZE = 384  # height in pixels of the pictures of whole cases and of loading
+LOADED_BATCHES = 4  # in one repetition of loading
+# Parameters whose gradients are compared: near the output, in the middle, and at the input.
+GRADIENTS = ("out.2.weight", "middle_block.0.in_layers.2.weight", "input_blocks.0.0.weight",
+             "time_embed.0.weight")
+
+
+class Ours:
+    """What every implementation offers: `prepare` once, then `check` once and `repeat` again and again.
+
+    backend: "pytorch" or "jittor". threads: of the computation.
+    """
+
+    def __init__(self, backend, threads):
+        self.backend = backend
+        self.runtime = self.module("runtime")
+        self.runtime.set_threads(threads)
+
+    def module(self, name):
+        """A module of the backend's package."""
+        return cli.backend_module(self.backend, name)
+
+    def versions(self):
+        """Name -> version of what the figures depend on."""
+        return self.runtime.versions()
+
+    def prepare(self, case, **_):
+        """Build what a `cases.Case` needs; sets `repeat`, a function that does the measured thing once."""
+        self.case, self.arrays = case, cases.inputs(case)
+        if case.what != "loading":
+            create = self.module("script_util").create_model_and_diffusion
+            self.model, self.diffusion = create(**cases.settings(case))
+            self.runtime.load_state(self.model, cases.weights(case))
+        self.repeat = {"evaluation": self._evaluation, "training": self._training, "start": self._training,
+                       "cases": self._cases, "loading": self._loading}[case.what]()
+
+    def check(self):
+        """Arrays that must be the same in all implementations."""
+        return {"evaluation": self._check_evaluation, "cases": self._check_evaluation,
+                "training": self._check_training}.get(self.case.what, dict)()
+
+    def scale(self):
+        """What a repetition's seconds are multiplied by to give those of one step, evaluation, case, image."""
+        batch = self.case.batch
+        return {"cases": 1 / batch, "loading": 1 / (LOADED_BATCHES * batch)}.get(self.case.what, 1)
+
+    def _tensors(self, *names):
+        return [self.runtime.to_tensor(self.arrays[name]) for name in names]
+
+    def _check_evaluation(self):
+        self.model.eval()
+        with self.runtime.no_grad():
+            out, cal = self.model(*self._tensors("x", "t"))
+        return {"out": self.runtime.to_numpy(out), "cal": self.runtime.to_numpy(cal)}
+
+    def _check_training(self):
+        dropouts = [module for _, module in self.model.named_modules()
+                    if isinstance(module, self.module("nn").Dropout)]
+        rates = [module.p for module in dropouts]
+        for module in dropouts:
+            module.p = 0
+        noise, t = self._tensors("noise", "t")
+        batch = np.concatenate([self.arrays["x"][:, :-1], self.arrays["mask"]], axis=1)
+        terms, _ = self.diffusion.training_losses_segmentation(
+            self.model, None, self.runtime.to_tensor(batch), t, noise=noise)
+        total = (terms["loss"] + 10 * terms["loss_cal"]).mean()
+        names = [name for name, _ in self.model.named_parameters()]
+        params = dict(self.model.named_parameters())
+        chosen = [name for name in names if name in GRADIENTS]
+        found = self.module("optim").gradients(total, [params[name] for name in chosen])
+        for module, rate in zip(dropouts, rates):
+            module.p = rate
+        return {"total": self.runtime.to_numpy(total).reshape(()),
+                **{name: self.runtime.to_numpy(value) for name, value in zip(chosen, found)}}
+
+    def _evaluation(self):
+        self.model.eval()
+        x, t = self._tensors("x", "t")
+
+        def repeat():
+            with self.runtime.no_grad():
+                result = self.model(x, t)
+                self.runtime.synchronize()
+            return result
+        return repeat
+
+    def _training(self):
+        loop = self.module("train_util").TrainLoop(
+            model=self.model, diffusion=self.diffusion, data=None, tape=NoiseTape(0), batch_size=self.case.batch)
+        x, mask = self._tensors("x", "mask")
+        image = x[:, :-1]
+        return lambda: loop.run_step(image, mask)
+
+    def _phantoms(self):
+        """Folders of ISIC phantoms for training and for sampling."""
+        self.folder = tempfile.TemporaryDirectory()
+        batch = self.case.batch
+        return write_isic_phantoms(self.folder.name, LOADED_BATCHES * batch, batch, PHANTOM_SIZE, seed=0)
+
+    def _cases(self):
+        """One batch of phantoms, sampled as the preset `fast` says."""
+        config = resolve({**cases.settings(self.case), "num_ensemble": cases.ENSEMBLE}, preset="fast")
+        sampler = self.module("sample_util").EnsembleSampler(
+            self.model, self.diffusion, config.sampling, NoiseTape(0))
+        data = DataConfig(data_name="ISIC", data_dir=self._phantoms()[1])
+        self.model.eval()
+
+        def repeat():
+            dataset = open_dataset(data, self.case.size, "Test", need_masks=False)
+            run_sampling(sampler, dataset, Path(self.folder.name) / "masks", self.case.batch, 0.5, "{}")
+        return repeat
+
+    def _loading(self):
+        dataset = open_dataset(DataConfig(data_name="ISIC", data_dir=self._phantoms()[0]), self.case.size,
+                               "Training", need_masks=True)
+        make_loader = self.module("train_util").make_loader
+        return lambda: list(make_loader(
+            TrainingStream(dataset, NoiseTape(0), self.case.batch, LOADED_BATCHES), self.case.batch))

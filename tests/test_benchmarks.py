@@ -1,0 +1,91 @@
+"""The benchmark's own arithmetic, and that its command runs; pytest measures nothing."""
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import BACKENDS, ROOT, Backend
+
+from benchmarks import operations, report, run
+from benchmarks.cases import Case, plan, settings
+from benchmarks.peer import check_folder
+from benchmarks.worker import PEER
+from guided_diffusion_core.errors import UserError
+
+# GFLOP of the original's network, counted from its layers (its README's settings, width 128).
+ORIGINAL = {(64, 4): 245.6, (256, 1): 521.4}
+
+
+@pytest.mark.parametrize("size, batch", ORIGINAL)
+def test_operations_are_the_originals(size, batch):
+    case = Case("evaluation", "new", size, batch, 128)
+    assert operations.evaluation_operations(plan(case), batch) / 1e9 == pytest.approx(ORIGINAL[size, batch], rel=3e-4)
+
+
+@pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch counts here")
+@pytest.mark.parametrize("changed", [{}, {"version": "1"}, {"resblock_updown": True, "use_scale_shift_norm": True}],
+                         ids=["new", "v1", "flags"])
+def test_operations_are_what_pytorch_counts(changed):
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    flags = {**settings(Case("evaluation", "new", 64, 2, 32)), **changed}
+    model, _ = Backend("pytorch").module("script_util").create_model_and_diffusion(**flags)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.zeros(2, 4, 64, 64), torch.tensor([1, 2]))
+    assert operations.evaluation_operations(model.plan, 2) == counter.get_total_flops()
+
+
+def row(name, wall, scale=1.0):
+    return {"case": {"name": "training/x", "what": "training", "version": "new", "size": 64, "batch": 4, "width": 32},
+            "implementation": name, "scale": scale, "wall": wall, "cpu": [2 * value for value in wall], "memory_mib": 1,
+            "first": {"wall": 0.5}}
+
+
+def test_ratio_is_the_median_of_the_ratios_round_by_round():
+    # the machine is three times slower in the second round
+    rows = [row(PEER, [1.0, 3.0, 2.0]), row("jittor", [2.0, 6.3, 3.8], scale=0.5)]
+    rates = {"matmul": {"cpu": 4e9}, "convolution": {"cpu": 5e9}, "copy": {"cpu": 9e9}}
+    results = {"rows": rows, "limits": {"training/x": [rates, {**rates, "convolution": {"cpu": 7e9}}, rates]}}
+    found = report.summarise(rows[1], results)
+    assert found["ratio"] == pytest.approx(1.0) and found["seconds"] == pytest.approx(1.9)
+    assert report.summarise(rows[0], results)["ratio"] is None
+    counted = operations.training_operations(plan(found["case"]), 4)
+    assert found["share"] == pytest.approx(counted / 3.8 / 5e9)
+
+
+def test_implementations_that_compute_something_else_are_refused(tmp_path):
+    arrays = {PEER: np.ones(4), "pytorch": np.ones(4) * (1 + 1e-6), "jittor": np.ones(4) * 1.01}
+    files = {name: tmp_path / f"{name}.npz" for name in arrays}
+    for name, array in arrays.items():
+        np.savez(files[name], out=array)
+    with pytest.raises(UserError, match="jittor: its out differs by 1.0e-02"):
+        run.differences(files)
+    del files["jittor"]
+    assert run.differences(files)["pytorch"]["out"] == pytest.approx(1e-6)
+
+
+def test_a_folder_without_the_original_is_refused(tmp_path):
+    with pytest.raises(UserError, match="script_util.py"):
+        check_folder(tmp_path)
+
+
+def command(*arguments):
+    return subprocess.run([sys.executable, "-m", "benchmarks", *map(str, arguments)], cwd=ROOT, text=True,
+                          capture_output=True)
+
+
+def test_a_tiny_run_measures_and_goes_on(tmp_path):
+    tiny = ("run", "--what", "evaluation", "--sizes", 32, "--width", 32, "--backends", BACKENDS[0], "--repeats", 1,
+            "--out_dir", tmp_path / "out")
+    done = command(*tiny)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [len(row["wall"]) for row in results["rows"]] == [1]
+    assert results["limits"]["evaluation/new-32px-batch1-width32"][0]["matmul"]["cpu"] > 1e9
+    assert "| evaluation/new-32px-batch1-width32 | " + BACKENDS[0] in (tmp_path / "out" / "README.md").read_text()
+    assert (tmp_path / "out" / "evaluation.png").stat().st_size > 1000
+    assert command(*tiny, "--resume").returncode == 0
+    refused = command(*tiny)
+    assert refused.returncode == 2 and "--resume" in refused.stderr
