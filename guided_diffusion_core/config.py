@@ -43,7 +43,8 @@ class ModelConfig:
     dropout: float = option(0.0, "dropout rate in the residual blocks, 0 to 1")
     class_cond: bool = option(False, "condition the network on a class label (two classes)")
     use_checkpoint: bool = option(
-        False, "recompute activations in the backward pass to save memory (PyTorch; no effect on the numbers)")
+        False, "recompute activations in the backward pass instead of keeping them: half the memory or less, for a "
+               "second forward pass; the same numbers")
     use_scale_shift_norm: bool = option(True, "time embedding scales and shifts (True) or is added (False)")
     resblock_updown: bool = option(False, "residual blocks for down- and upsampling")
     use_new_attention_order: bool = option(False, "split queries, keys and values before the heads")
@@ -262,13 +263,13 @@ def resolve(values, preset=None, base=None):
         top[section] = dataclasses.replace(getattr(base, section), **settings)
     config = dataclasses.replace(base, **top)
     if "sample_steps" not in {**PRESETS.get(preset, {}), **values}:
-        steps = min(config.sampling.sample_steps, _process_steps(config.diffusion))
+        steps = min(config.sampling.sample_steps, process_steps(config.diffusion))
         config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, sample_steps=steps))
     _check(config)
     return config
 
 
-def _process_steps(diffusion):
+def process_steps(diffusion):
     """How many steps the process of a `DiffusionConfig` has."""
     every = [diffusion.diffusion_steps]
     return len(space_timesteps(diffusion.diffusion_steps, diffusion.timestep_respacing or every))
@@ -298,12 +299,24 @@ def from_dict(tree, where="configuration"):
     """
     try:
         sections = {name: cls(**tree[name]) for name, cls in SECTIONS.items()}
-        return Config(**{**tree, **sections})
+        config = Config(**{**tree, **sections})
+        for name in ("preset", "seed", "normalisation"):
+            _check_type(name, getattr(config, name), getattr(Config, name))
+        for section, cls in SECTIONS.items():
+            for field in dataclasses.fields(cls):
+                _check_type(field.name, getattr(sections[section], field.name), field.default)
+        return config
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{where}: the configuration inside is not one that this version reads ({error}); expected "
             f"the sections {', '.join(SECTIONS)}. Use a checkpoint written by segmentation_train.py."
         ) from error
+
+
+def _check_type(name, value, default):
+    """Raise TypeError for a value that is not of its default's type; a whole number is a float, too."""
+    if type(value) not in {type(default), int if isinstance(default, float) else None}:
+        raise TypeError(f"{name} is {value!r}")
 
 
 def _check(config):

@@ -7,8 +7,13 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from guided_diffusion_core import checkpoint
 from guided_diffusion_core.config import SamplingConfig
-from guided_diffusion_core.evaluation import evaluate, mask_agreement
+from guided_diffusion_core.data.truths import read_truth_masks
+from guided_diffusion_core.evaluation import mask_agreement
+from guided_diffusion_core.evaluation.predictions import selected
+from guided_diffusion_core.metrics import count
+from guided_diffusion_core.outputs import MASK, find_output, read_output
 from guided_diffusion_core.sampler_study import Point
 
 TITLES = {
@@ -29,7 +34,7 @@ Sampled are held-out slices ({slices}), one sample each, all samplers from the s
 over the volumes at their own 240x240 pixels. A few slices of two patients who were trained on: it compares samplers,
 differences of 0.01 mean nothing, and it says nothing about a new patient.
 
-`table.csv`: all points; `report.json`: the same with the scores of each volume; `courses.json`, `probe.json`: what
+`table.csv`: all points; `report.json`: the same with the Dice of each volume; `courses.json`, `probe.json`: what
 the explanation below is drawn from; `x0/`, `epsilon/`: configuration and log of the trainings.
 
 ![Dice against evaluations](dice_vs_evaluations.png)
@@ -46,7 +51,7 @@ from two evaluations on. For epsilon the fresh noise of each step repairs what t
 the predicted noise is an error 157 times as large of the mask, have got wrong; the deterministic samplers carry it to
 the end. `--preset fast` (x0) keeps 5 deterministic evaluations, `--preset original` the original's sampling.
 
-## Why the ancestral sampler spoils its last steps
+## Why the ancestral sampler spoils its last steps where they are few
 
 The logarithm of the learned variance is share * log(beta) + (1 - share) * log(posterior variance), share =
 (second channel + 1) / 2. Nothing keeps the share between 0 and 1, and a network that is trained shortly puts it far above:
@@ -61,7 +66,8 @@ The logarithm of the learned variance is share * log(beta) + (1 - share) * log(p
 
 2. In fewer steps the range between the two is no longer small: the same share of 4 that means five times the noise
    at t = 1 of the whole process means millions of times at the last step but one of a sampling in 10. The network is
-   given a mask with far more noise than the time step says.
+   given a mask with far more noise than the time step says. In all 1000 steps, on which the variance was trained, the same
+   network's masks are not spoiled.
 3. The last step adds no noise and its mean is the predicted mask alone: the sample is what the network makes of that
    input at t = 0, where it has learned to trust what it is given. The masks predicted on the way are good; only the
    last ones are not. The table and `courses.png` show the share at the first evaluation (95% quantile over the pixels)
@@ -99,6 +105,7 @@ def write_record(work_dir, log_dir, points, truths):
         for file in KEPT:
             text = (work_dir / name / file).read_text()
             (log_dir / name / file).write_text(text.replace(f"{work_dir}/", ""))
+    steps = {name: checkpoint.load_all(checkpoint.find(work_dir / name).parent)[0] for name in networks}
     rows = [_row(work_dir / "points" / point.name, point, truths) for point in points]
     courses = {point.name: json.loads((work_dir / "points" / point.name / "course.json").read_text())
                for point in points if point.backend == "pytorch" and point.evaluations in COURSES}
@@ -111,7 +118,7 @@ def write_record(work_dir, log_dir, points, truths):
     _write_csv(log_dir / "table.csv", rows)
     _plot_dice(log_dir / "dice_vs_evaluations.png", networks, rows)
     _plot_courses(log_dir / "courses.png", networks, courses)
-    (log_dir / "README.md").write_text(_readme(log_dir, rows, courses, probes, agreement, truths))
+    (log_dir / "README.md").write_text(_readme(log_dir, steps, rows, courses, probes, agreement, truths))
 
 
 def _twin(point):
@@ -119,17 +126,20 @@ def _twin(point):
 
 
 def _row(folder, point, truths):
-    """One measured point and its scores as JSON values."""
-    scores = evaluate(folder, truths, SamplingConfig.threshold)
-    label, = scores["labels"]
+    """One measured point and its Dice as JSON values."""
+    pairs = {truth.name: (selected(read_truth_masks(truth), truth), _written(folder, truth)) for truth in truths}
+    dice = {name: count(masks, expected).dice for name, (expected, masks) in pairs.items()}
     return {"network": point.network, "backend": point.backend, "sampler": point.sampler,
-            "evaluations": point.evaluations, "dice": scores["mean"][label]["Dice"],
-            "iou": scores["mean"][label]["IoU"],
-            "dice_per_case": {row["case"]: row["metrics"][label]["Dice"] for row in scores["metric_per_case"]}}
+            "evaluations": point.evaluations, "dice": sum(dice.values()) / len(dice), "dice_per_case": dice}
+
+
+def _written(folder, truth):
+    """The scored slices of a point's mask of one case, (1, X, Y, n)."""
+    return selected(read_output(find_output(folder, truth.name, MASK))[None], truth)
 
 
 def _write_csv(path, rows):
-    names = ("network", "backend", "sampler", "evaluations", "dice", "iou")
+    names = ("network", "backend", "sampler", "evaluations", "dice")
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
@@ -217,13 +227,14 @@ def _probe_table(probes):
     return "\n".join(lines)
 
 
-def _training(log_dir, name):
-    """A training in words."""
+def _training(log_dir, name, steps):
+    """A training in words; steps: those of the sampled checkpoint."""
     config = json.loads((log_dir / name / "config.json").read_text())
-    return f"`{name}`, {OBJECTIVES[name]}, {config['training']['max_steps']} optimizer steps"
+    rate = config["training"]["lr_anneal_steps"]
+    return f"`{name}`, {OBJECTIVES[name]}, {steps} optimizer steps (the learning rate falls over {rate})"
 
 
-def _readme(log_dir, rows, courses, probes, agreement, truths):
+def _readme(log_dir, steps, rows, courses, probes, agreement, truths):
     networks = list(probes)
     tables = "\n\n".join(f"### {OBJECTIVES[name]}\n\n{_dice_table(rows, name)}" for name in networks)
     shares = "\n".join(f"| {name} | " + ", ".join(f"{case} {100 * share:.3f}%" for case, share in cases.items()) + " |"
@@ -231,5 +242,5 @@ def _readme(log_dir, rows, courses, probes, agreement, truths):
     slices = ", ".join(f"{truth.name}: {', '.join(map(str, truth.slices))}" for truth in truths)
     default = SamplingConfig()
     return TEMPLATE.format(
-        trainings="; ".join(_training(log_dir, name) for name in networks), slices=slices, tables=tables,
+        trainings="; ".join(_training(log_dir, name, steps[name]) for name in networks), slices=slices, tables=tables,
         default=default, probe=_probe_table(probes), cause=_cause_table(networks, courses), shares=shares)

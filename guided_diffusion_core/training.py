@@ -40,9 +40,9 @@ def fit_to_data(config, dataset, in_ch_given, mask_channels_given=False):
     if config.model.class_cond:
         raise found_expected("--class_cond", True, "False, because these datasets have no class labels",
                              "Leave the flag out.")
-    # several labels are named, so that sampling and scoring know the channels without the training's files
-    labels = config.data.labels or (",".join(dataset.labels) if masks > 1 else "")
-    config = config.replace(in_ch=channels, mask_channels=masks, normalisation=dataset.normalisation, labels=labels)
+    # the names of several masks, since data to sample need not say them; of one they stay as given
+    labels = ",".join(dataset.labels) if masks > 1 else config.data.labels
+    config = config.replace(in_ch=channels, mask_channels=masks, labels=labels, normalisation=dataset.normalisation)
     plan = make_plan(config.model)
     microbatch = config.training.microbatch if config.training.microbatch > 0 else config.training.batch_size
     smallest = config.training.batch_size % microbatch or microbatch

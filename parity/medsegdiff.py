@@ -2,7 +2,7 @@
 
 Small networks (32 px, width 32) with random weights without zeros, so that every parameter takes
 part; `forward/full-size` is the network of the original's own settings. What the cases run beside
-the harness's own families is in `parity/medsegdiff_families.py`.
+the harness's own families is in `parity/medsegdiff_families.py` and `parity/medsegdiff_checkpoints.py`.
 """
 import numpy as np
 
@@ -11,6 +11,7 @@ from guided_diffusion_core.config import ModelConfig
 from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.state_shapes import state_shapes
 from guided_diffusion_core.unet_plan import make_plan
+from parity.medsegdiff_checkpoints import FAMILIES as CHECKPOINT_FAMILIES
 from parity.medsegdiff_families import FAMILIES
 from parity.protocol import Case, Port
 
@@ -79,10 +80,30 @@ CASES = (
     Case("gradients/v1-two-labels", "the same with masks of two labels", {"model": TWO_LABELS_V1}),
     Case("training/new", "two batches in microbatches: losses and gradients",
          {"model": SMALL, "training": TRAINING, "steps": 2}),
+    Case("training/checkpointing", "the same in version 1 with activations recomputed in the backward pass",
+         {"model": {**V1, "use_checkpoint": True}, "training": TRAINING, "steps": 1}),
     Case("training/augmented", "one batch mirrored, turned, scaled and of other intensities",
          {"model": SMALL, "training": {**TRAINING, **AUGMENTED}, "steps": 1, "mean": 0.0}),
     Case("optimizer/adamw", "steps on given gradients: rate, updates, moments, averages",
          {"model": SMALL, "training": TRAINING, "steps": 3}),
+    Case("optimizer/restarts", "the same: cosines with restarts, one moving average that warms up",
+         {"model": SMALL, "steps": 3, "training": {
+             **TRAINING, "lr_anneal_steps": 4, "lr_schedule": "cosine-restarts", "lr_cycles": 2, "ema_rate": "0.99",
+             "ema_warmup": True}}),
+    Case("training/second-moment", "time steps by their losses; the network predicts the mask, bound and time rescaled",
+         {"model": SMALL, "steps": 1, "diffusion": {
+             "timestep_respacing": "5", "predict_xstart": True, "rescale_learned_sigmas": True,
+             "rescale_timesteps": True},
+          "training": {**TRAINING, "schedule_sampler": "loss-second-moment"}}),
+    Case("training/bound", "one batch on the variational bound alone",
+         {"model": SMALL, "steps": 1, "diffusion": {"use_kl": True}, "training": {**TRAINING, "microbatch": -1}}),
+    Case("resume/new", "a step, a checkpoint, a step of a fresh loop from it; the rate falls by a cosine",
+         {"model": SMALL, "half": 1, "steps": 2, "training": {**TRAINING, "lr_schedule": "cosine"}}),
+    Case("validation/new", "masks of the moving average between two steps at a constant rate",
+         {"model": SMALL, "steps": 2, "training": {**TRAINING, "lr_schedule": "constant", "lr_anneal_steps": 0},
+          "sampling": {"use_ddim": True, "sample_steps": 2, "num_ensemble": 1}}),
+    Case("conversion/new", "a checkpoint through .pt, .pkl and .safetensors and back into a network",
+         {"model": SMALL}, precisions=("float32",), training=False),
     Case("steps/new", "training steps end to end: losses, updates, averages, buffers",
          {"model": SMALL, "training": TRAINING, "steps": 3}),
     Case("steps/new-two-labels", "the same with masks of two labels",
@@ -146,7 +167,7 @@ def open_port(backend):
 class MedSegDiffPort(Port):
     """Both mirrors: they have the same modules and names."""
 
-    families = FAMILIES
+    families = {**FAMILIES, **CHECKPOINT_FAMILIES}
 
     def __init__(self, backend):
         super().__init__(backend)

@@ -15,8 +15,8 @@ from guided_diffusion_core.sampling_folder import part_of  # noqa: E402
 def main():
     parser = cli.build_parser(__doc__, "data", "model", "diffusion", "sampling")
     parser.add_argument("--model_path", default="", metavar="PATH",
-                        help="checkpoint: a .safetensors file, a folder of checkpoints/, a training's --out_dir, of which the last "
-                             "checkpoint is taken, or OUT_DIR/checkpoints/best")
+                        help="checkpoint: a .safetensors file, a folder of checkpoints/, a training's --out_dir (its last "
+                             "checkpoint), or OUT_DIR/checkpoints/best")
     parser.add_argument("--out_dir", default="./results/", metavar="FOLDER",
                         help="folder for the masks (default: ./results/)")
     parser.add_argument("--batch_size", type=int, default=1, metavar="INT",
