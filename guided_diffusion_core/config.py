@@ -43,7 +43,8 @@ class ModelConfig:
     dropout: float = option(0.0, "dropout rate in the residual blocks, 0 to 1")
     class_cond: bool = option(False, "condition the network on a class label (two classes)")
     use_checkpoint: bool = option(
-        False, "recompute activations in the backward pass to save memory (PyTorch; no effect on the numbers)")
+        False, "recompute activations in the backward pass instead of keeping them: half the memory or less, for a "
+               "second forward pass; the same numbers")
     use_scale_shift_norm: bool = option(True, "time embedding scales and shifts (True) or is added (False)")
     resblock_updown: bool = option(False, "residual blocks for down- and upsampling")
     use_new_attention_order: bool = option(False, "split queries, keys and values before the heads")

@@ -1,6 +1,7 @@
 """The diffusion network: the U-Net of guided diffusion (Dhariwal & Nichol 2021, arXiv:2105.05233)
 joined by the highway network of MedSegDiff (Wu et al. 2022, arXiv:2211.00611)."""
 import math
+from functools import partial
 
 import jittor as jt
 from jittor import nn
@@ -14,12 +15,12 @@ from guided_diffusion_jt.nn import (
     Dropout,
     SiLU,
     batched_matmul,
-    checkpoint,
     nearest_upsample,
     normalization,
     softmax,
     timestep_embedding,
 )
+from guided_diffusion_jt.recompute import checkpoint
 
 
 class TimestepBlock(nn.Module):
@@ -66,7 +67,6 @@ class ResBlock(TimestepBlock):
 
     def __init__(self, layer, plan):
         width = layer.out_channels
-        self.use_checkpoint = plan.use_checkpoint
         self.use_scale_shift_norm = plan.use_scale_shift_norm
         self.in_layers = nn.Sequential(
             normalization(layer.channels), SiLU(), nn.Conv2d(layer.channels, width, 3, padding=1))
@@ -82,9 +82,6 @@ class ResBlock(TimestepBlock):
         self.skip_connection = nn.Identity() if layer.channels == width else nn.Conv2d(layer.channels, width, 1)
 
     def execute(self, x, emb):
-        return checkpoint(self._transform, (x, emb), self.use_checkpoint)
-
-    def _transform(self, x, emb):
         if self.updown:
             h = self.h_upd(self.in_layers[1](self.in_layers[0](x)))
             h = self.in_layers[2](h)
@@ -108,7 +105,6 @@ class AttentionBlock(nn.Module):
     """
 
     def __init__(self, layer, plan):
-        self.use_checkpoint = plan.use_checkpoint
         self.norm = normalization(layer.channels)
         self.qkv = Conv1d(layer.channels, 3 * layer.channels, 1)
         attention = QKVAttention if plan.use_new_attention_order else QKVAttentionLegacy
@@ -116,9 +112,6 @@ class AttentionBlock(nn.Module):
         self.proj_out = Conv1d(layer.channels, layer.channels, 1)
 
     def execute(self, x):
-        return checkpoint(self._transform, (x,), self.use_checkpoint)
-
-    def _transform(self, x):
         n, channels, height, width = x.shape
         x = x.reshape(n, channels, height * width)  # (N, C, T)
         h = self.proj_out(self.attention(self.qkv(self.norm(x))))
@@ -213,12 +206,20 @@ class _UNetModel(nn.Module):
         """The image's channels of the network's input."""
         return x[:, :-self.plan.mask_channels]
 
+    def _encode(self, block, h, emb):
+        """The output of an input block."""
+        return checkpoint(block, (h, emb), (block,), self.plan.use_checkpoint)
+
     def _decode(self, h, hs, emb):
         """From the bottleneck's features and those of all input blocks to the output."""
-        h = self.middle_block(h, emb)
+        flag, block = self.plan.use_checkpoint, self.middle_block
+        h = checkpoint(block, (h, emb), (block,), flag)
         for block in self.output_blocks:
-            h = block(jt.concat([h, hs.pop()], dim=1), emb)
-        return self.out(h)
+            h = checkpoint(partial(self._join, block), (h, hs.pop(), emb), (block,), flag)
+        return checkpoint(self.out, (h,), (self.out,), flag)
+
+    def _join(self, block, h, skip, emb):
+        return block(jt.concat([h, skip], dim=1), emb)
 
 
 class UNetModel_newpreview(_UNetModel):
@@ -232,11 +233,11 @@ class UNetModel_newpreview(_UNetModel):
     def execute(self, x, timesteps, y=None):
         emb = self._embed(timesteps, y)
         (first, second), cal = self.hwm(self._image(x))
-        h = self.input_blocks[0](x, emb)
+        h = self._encode(self.input_blocks[0], x, emb)
         h = h + jt.concat([first, first, second], dim=1).detach()  # base + base + 2 base = model_channels
         hs = [h]
         for block in self.input_blocks[1:]:
-            h = block(h, emb)
+            h = self._encode(block, h, emb)
             hs.append(h)
         return self._decode(h, hs, emb), cal
 
@@ -253,7 +254,7 @@ class UNetModel_v1preview(_UNetModel):
         emb = self._embed(timesteps, y)
         h, hs = x, []
         for block in self.input_blocks:
-            h = block(h, emb)
+            h = self._encode(block, h, emb)
             hs.append(h)
         embedded, cal = self.hwm(self._image(x), [hs[join.block] for join in self.plan.highway.joins])
         return self._decode(h + embedded, hs, emb), cal

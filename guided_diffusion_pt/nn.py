@@ -1,12 +1,12 @@
 """Layers and small functions that the networks and the training loop are made of."""
 import torch as th
 import torch.nn as nn
-import torch.utils.checkpoint
 from torch.nn import functional as F
 
 from guided_diffusion_core.embedding import timestep_frequencies
 from guided_diffusion_core.unet_plan import GROUP_NORM_GROUPS
 from guided_diffusion_pt import runtime
+from guided_diffusion_pt.recompute import is_recomputing
 
 
 class SiLU(nn.Module):
@@ -37,6 +37,12 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1):
         super().__init__(num_features, eps=eps, momentum=momentum)
+
+    def forward(self, x):
+        if self.training and is_recomputing():  # a batch counts once
+            return F.batch_norm(x, self.running_mean.clone(), self.running_var.clone(), self.weight, self.bias,
+                                training=True, momentum=self.momentum, eps=self.eps)
+        return super().forward(x)
 
 
 class Dropout(nn.Module):
@@ -171,10 +177,3 @@ def update_ema(target_params, source_params, rate=0.99):
     with th.no_grad():
         for target, source in zip(target_params, source_params):
             target.mul_(rate).add_(source, alpha=1 - rate)
-
-
-def checkpoint(func, inputs, flag):
-    """func(*inputs); with `flag`, activations are recomputed in the backward pass to save memory."""
-    if flag and th.is_grad_enabled():
-        return torch.utils.checkpoint.checkpoint(func, *inputs, use_reentrant=False)
-    return func(*inputs)
