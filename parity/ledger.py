@@ -293,7 +293,7 @@ UPSTREAM_DIFFERENCES = (
     UpstreamDifference(
         "segmentation_sample.py, sampler",
         "the ancestral one, 1000 steps, if nothing else is said",
-        "DDIM with eta 1, 50 steps: the ancestral one with the posterior's variance; the preset `original` and "
+        "DDIM with eta 1, 20 steps: the ancestral one with the posterior's variance; the preset `original` and "
         "--use_ddim False sample as the original",
         "the learned variance of a short training spoils the last of few ancestral steps, and a thousand are slow",
         "tests/test_samplers.py::test_a_share_above_1_spoils_few_ancestral_steps_and_no_ddim_step"),
