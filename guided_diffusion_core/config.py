@@ -157,13 +157,25 @@ class SamplingConfig:
     threshold: float = option(0.5, "probability from which on a pixel belongs to the mask, in (0, 1)")
 
 
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How the numbers are computed; of a training, the resumed run keeps it, and sampling may choose anew."""
+
+    mixed_precision: str = option(
+        "no", "type in which the layers of the network compute: no (float32), bf16, or fp16 with a scaled loss; "
+              "weights, norms, losses and averages stay in float32 (PyTorch; Jittor refuses both)",
+        ("no", "bf16", "fp16"))
+
+
 SECTIONS = {
     "model": ModelConfig,
     "diffusion": DiffusionConfig,
     "data": DataConfig,
     "training": TrainingConfig,
     "sampling": SamplingConfig,
+    "compute": ComputeConfig,
 }
+LATER_SECTIONS = ("compute",)  # those that checkpoints of older versions lack
 
 # The original's recipe to the letter, and the one that learns in minutes (UPSTREAM rulings:
 # parity/ledger.py, "recipe"). A flag on the command line overrides its preset.
@@ -226,6 +238,7 @@ class Config:
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     sampling: SamplingConfig = SamplingConfig()
+    compute: ComputeConfig = ComputeConfig()
     normalisation: str = ""  # the rule by which the dataset scaled its intensities
 
     def to_dict(self):
@@ -305,6 +318,7 @@ def from_dict(tree, where="configuration"):
     A setting that an older version did not write has its default; one that is unknown here is refused.
     """
     try:
+        tree = {**{name: {} for name in LATER_SECTIONS}, **tree}
         sections = {name: cls(**tree[name]) for name, cls in SECTIONS.items()}
         config = Config(**{**tree, **sections})
         for name in ("preset", "seed", "normalisation"):
@@ -396,7 +410,7 @@ def split_settings(settings):
     """
     settings = dict(settings)
     for name, why, mend in (
-        ("use_fp16", "it is not available", "Leave it out."),
+        ("use_fp16", "the network is the same in all precisions", "Call set_mixed_precision of `runtime`."),
         ("dpm_solver", "the process is the same for all samplers", "Call dpm_solver_sample_loop_known of the process."),
     ):
         if settings.pop(name, False):

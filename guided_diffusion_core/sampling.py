@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from guided_diffusion_core import checkpoint
-from guided_diffusion_core.config import PRESETS, DataConfig, setting_names, take_over
+from guided_diffusion_core.config import PRESETS, ComputeConfig, DataConfig, setting_names, take_over
 from guided_diffusion_core.data.labels import split_names
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.fusion import DEFINITIONS, fuse
@@ -43,8 +43,8 @@ def sampling_config(path, given, preset=None):
     if "labels" in given and trained.data.labels and split_names(given["labels"]) != split_names(trained.data.labels):
         raise found_expected("--labels", repr(given["labels"]), f"{trained.data.labels!r}, with which {path} was "
                              "trained", "Leave the flag out: the checkpoint decides.")
-    used = {"seed", *setting_names("data", "sampling")}
-    fresh = {"slices": DataConfig.slices, "data_dir": ""}
+    used = {"seed", *setting_names("data", "sampling", "compute")}
+    fresh = {"slices": DataConfig.slices, "data_dir": "", "mixed_precision": ComputeConfig.mixed_precision}
     return trained.replace(**{**fresh, **{name: value for name, value in given.items() if name in used}})
 
 

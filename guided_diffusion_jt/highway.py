@@ -87,6 +87,10 @@ class _EncoderDecoder(nn.Module):
             features.append(x)
         return features
 
+    def _calibration(self, x):
+        """The calibration mask from the last features."""
+        return jt.sigmoid(self.seg_outputs[0](x))
+
     def _join(self, stage, upsample, x, skip):
         return stage(jt.concat([upsample(x), skip], dim=1))
 
@@ -118,7 +122,7 @@ class HighwayUNet(_EncoderDecoder):
         # The network adds the anchors of the half and the quarter resolution only; the original
         # also brings the two coarser ones to full size and throws them away.
         anchors = (self.upscale_logits_ops[-1](features[-2]), self.upscale_logits_ops[-2](features[-3]))
-        return anchors, jt.sigmoid(self.seg_outputs[0](features[-1]))
+        return anchors, self._calibration(features[-1])
 
 
 class GatedHighwayUNet(_EncoderDecoder):
@@ -151,7 +155,7 @@ class GatedHighwayUNet(_EncoderDecoder):
                 x = checkpoint(partial(self._gate, index), (x, hs[index]), layers, self.use_checkpoint)
         x = self._run(self.conv_blocks_context[-1], x)
         features = self._decode(x, skips)
-        return self._run(self.bottleneck_embed, x), jt.sigmoid(self.seg_outputs[0](features[-1]))
+        return self._run(self.bottleneck_embed, x), self._calibration(features[-1])
 
     def _gate(self, index, x, h):
         """x times one number per position and one per channel, both from the filtered features h."""

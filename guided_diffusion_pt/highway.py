@@ -8,6 +8,7 @@ from functools import partial
 import torch as th
 import torch.nn as nn
 
+from guided_diffusion_pt import runtime
 from guided_diffusion_pt.nn import (
     BatchNorm2d,
     BilinearUpsample,
@@ -91,6 +92,11 @@ class _EncoderDecoder(nn.Module):
             features.append(x)
         return features
 
+    def _calibration(self, x):
+        """The calibration mask from the last features, in float32 in any case."""
+        with runtime.autocast(x, enabled=False):
+            return th.sigmoid(self.seg_outputs[0](runtime.widened(x)))
+
     def _join(self, stage, upsample, x, skip):
         return stage(th.cat([upsample(x), skip], dim=1))
 
@@ -122,7 +128,7 @@ class HighwayUNet(_EncoderDecoder):
         # The network adds the anchors of the half and the quarter resolution only; the original
         # also brings the two coarser ones to full size and throws them away.
         anchors = (self.upscale_logits_ops[-1](features[-2]), self.upscale_logits_ops[-2](features[-3]))
-        return anchors, th.sigmoid(self.seg_outputs[0](features[-1]))
+        return anchors, self._calibration(features[-1])
 
 
 class GatedHighwayUNet(_EncoderDecoder):
@@ -155,7 +161,7 @@ class GatedHighwayUNet(_EncoderDecoder):
                 x = checkpoint(partial(self._gate, index), (x, hs[index]), layers, self.use_checkpoint)
         x = self._run(self.conv_blocks_context[-1], x)
         features = self._decode(x, skips)
-        return self._run(self.bottleneck_embed, x), th.sigmoid(self.seg_outputs[0](features[-1]))
+        return self._run(self.bottleneck_embed, x), self._calibration(features[-1])
 
     def _gate(self, index, x, h):
         """x times one number per position and one per channel, both from the filtered features h."""

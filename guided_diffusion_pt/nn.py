@@ -30,6 +30,9 @@ class GroupNorm32(nn.GroupNorm):
     def __init__(self, num_groups, num_channels, eps=1e-5):
         super().__init__(num_groups, num_channels, eps=eps)
 
+    def forward(self, x):
+        return super().forward(runtime.widened(x)).to(x.dtype)
+
 
 class BatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation of (N, C, H, W) (Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1);
@@ -39,10 +42,14 @@ class BatchNorm2d(nn.BatchNorm2d):
         super().__init__(num_features, eps=eps, momentum=momentum)
 
     def forward(self, x):
+        values = runtime.widened(x)
         if self.training and is_recomputing():  # a batch counts once
-            return F.batch_norm(x, self.running_mean.clone(), self.running_var.clone(), self.weight, self.bias,
-                                training=True, momentum=self.momentum, eps=self.eps)
-        return super().forward(x)
+            means, variances = self.running_mean.clone(), self.running_var.clone()
+            result = F.batch_norm(values, means, variances, self.weight, self.bias, training=True,
+                                  momentum=self.momentum, eps=self.eps)
+        else:
+            result = super().forward(values)
+        return result.to(x.dtype)
 
 
 class Dropout(nn.Module):
@@ -132,7 +139,7 @@ def batched_matmul(a, b):
 
 def softmax(x):
     """Softmax over the last axis; any shape."""
-    return th.softmax(x, dim=-1)
+    return th.softmax(runtime.widened(x), dim=-1).to(x.dtype)
 
 
 def timestep_embedding(timesteps, dim, max_period=10000):
@@ -158,8 +165,8 @@ def spectral_filter(x, weight):
     x: (N, C, H, W). weight: (C, H, W // 2 + 1, 2), real and imaginary part, of the half spectrum of a real
     signal. Returns (N, C, H, W); of the frequencies that are their own conjugates the real part counts.
     """
-    spectrum = th.fft.rfft2(x, norm="ortho") * th.view_as_complex(weight)  # (N, C, H, W // 2 + 1)
-    return th.fft.irfft2(spectrum, s=x.shape[2:], norm="ortho")
+    spectrum = th.fft.rfft2(runtime.widened(x), norm="ortho") * th.view_as_complex(weight)  # (N, C, H, W // 2 + 1)
+    return th.fft.irfft2(spectrum, s=x.shape[2:], norm="ortho").to(x.dtype)
 
 
 def channel_mean(x):

@@ -222,7 +222,8 @@ class _UNetModel(nn.Module):
         h = checkpoint(block, (h, emb), (block,), flag)
         for block in self.output_blocks:
             h = checkpoint(partial(self._join, block), (h, hs.pop(), emb), (block,), flag)
-        return checkpoint(self.out, (h,), (self.out,), flag)
+        with runtime.autocast(h, enabled=False):  # as in the original: its steps are finer than those of 16 bits
+            return checkpoint(self.out, (runtime.widened(h),), (self.out,), flag)
 
     def _join(self, block, h, skip, emb):
         return block(th.cat([h, skip], dim=1), emb)
@@ -237,15 +238,16 @@ class UNetModel_newpreview(_UNetModel):
         self.hwm = HighwayUNet(plan.highway)
 
     def forward(self, x, timesteps, y=None):
-        emb = self._embed(timesteps, y)
-        (first, second), cal = self.hwm(self._image(x))
-        h = self._encode(self.input_blocks[0], x, emb)
-        h = h + th.cat([first, first, second], dim=1).detach()  # base + base + 2 base = model_channels
-        hs = [h]
-        for block in self.input_blocks[1:]:
-            h = self._encode(block, h, emb)
-            hs.append(h)
-        return self._decode(h, hs, emb), cal
+        with runtime.autocast(x):
+            emb = self._embed(timesteps, y)
+            (first, second), cal = self.hwm(self._image(x))
+            h = self._encode(self.input_blocks[0], x, emb)
+            h = h + th.cat([first, first, second], dim=1).detach()  # base + base + 2 base = model_channels
+            hs = [h]
+            for block in self.input_blocks[1:]:
+                h = self._encode(block, h, emb)
+                hs.append(h)
+            return self._decode(h, hs, emb), cal
 
 
 class UNetModel_v1preview(_UNetModel):
@@ -257,13 +259,14 @@ class UNetModel_v1preview(_UNetModel):
         self.hwm = GatedHighwayUNet(plan.highway)
 
     def forward(self, x, timesteps, y=None):
-        emb = self._embed(timesteps, y)
-        h, hs = x, []
-        for block in self.input_blocks:
-            h = self._encode(block, h, emb)
-            hs.append(h)
-        embedded, cal = self.hwm(self._image(x), [hs[join.block] for join in self.plan.highway.joins])
-        return self._decode(h + embedded, hs, emb), cal
+        with runtime.autocast(x):
+            emb = self._embed(timesteps, y)
+            h, hs = x, []
+            for block in self.input_blocks:
+                h = self._encode(block, h, emb)
+                hs.append(h)
+            embedded, cal = self.hwm(self._image(x), [hs[join.block] for join in self.plan.highway.joins])
+            return self._decode(h + embedded, hs, emb), cal
 
 
 def make_network(plan):

@@ -13,7 +13,7 @@ from guided_diffusion_core.sampling_folder import part_of  # noqa: E402
 
 
 def main():
-    parser = cli.build_parser(__doc__, "data", "model", "diffusion", "sampling")
+    parser = cli.build_parser(__doc__, "data", "model", "diffusion", "sampling", "compute")
     parser.add_argument("--model_path", default="", metavar="PATH",
                         help="checkpoint: a .safetensors file, a folder of checkpoints/, a training's --out_dir (its last "
                              "checkpoint), or OUT_DIR/checkpoints/best")
@@ -39,6 +39,7 @@ def main():
         out_dir=args.out_dir, batch_size=args.batch_size, images=len(dataset))
     print(summary)
     if not args.dry_run:
+        cli.backend_module(args.backend, "runtime").set_mixed_precision(config.compute.mixed_precision)
         model, diffusion, _ = cli.backend_module(args.backend, "script_util").load_model_and_diffusion(path)
         sampler = cli.backend_module(args.backend, "sample_util").EnsembleSampler(
             model, diffusion, config.sampling, NoiseTape(config.seed))
