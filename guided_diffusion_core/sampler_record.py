@@ -50,7 +50,7 @@ One evaluation is the same by every sampler: the mask predicted from pure noise.
 `segmentation_sample.py` samples by DDIM with eta {default.eta:g} in {default.sample_steps} evaluations
 where nothing else is said: the ancestral sampler with the posterior's variance in place of the learned
 one. For x0 it is as good as any from two evaluations on. For epsilon it is the best at every number of
-evaluations from 3 to 100: the fresh noise of each step repairs what the first steps have got wrong,
+evaluations from 3 to 250: the fresh noise of each step repairs what the first steps have got wrong,
 where an error of the predicted noise is an error of the mask 157 times as large; the deterministic
 samplers carry it to the end. The number is where epsilon is best; this network's training is short, and a
 longer one may bear more. `--preset fast` (x0) keeps 5 deterministic evaluations, `--preset original` the
