@@ -132,6 +132,15 @@ def _batches(chosen, left, size):
     return [batch for batch in batches if any(case.name in names for case, _ in batch)]
 
 
+def _require_finite(members, keys):
+    """Refuse masks (M, N, ...) with NaN or infinity, which no file may hold; `UserError` names the first example."""
+    broken = ~np.isfinite(members).all(axis=(0, *range(2, members.ndim)))  # (N,)
+    if broken.any():
+        raise found_expected(f"sampling of {keys[int(np.argmax(broken))]}", "values that are no numbers in the mask",
+                             "finite ones", "Sample by DDIM (--use_ddim True), whose steps the learned variance "
+                             "does not spoil, or in more --sample_steps; else train on.")
+
+
 def _sample_cases(sampler, dataset, batches, size, fuse_members, write):
     """Sample batches and write(case, probability, uncertainty, pictures) each case that they complete.
     Returns the seconds of the sampler."""
@@ -144,6 +153,7 @@ def _sample_cases(sampler, dataset, batches, size, fuse_members, write):
             images, keys = zip(*((example.image, example.noise_key) for example in filled))
             members = sampler(np.stack(images), list(keys))
             seconds += time.perf_counter() - began
+            _require_finite(members, keys)
             probability, uncertainty = fuse_members(members[:, :len(batch)])
             for (case, _), example, *fused in zip(batch, examples, probability, uncertainty):
                 parts = done.setdefault(case.name, [])

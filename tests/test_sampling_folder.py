@@ -106,6 +106,18 @@ def test_ctrl_c_leaves_what_continue_goes_on_with(tmp_path, whole, capsys):
     assert report["finished"] is True and (report["cases"], report["cases_found_finished"]) == (5, 3)
 
 
+def test_a_mask_of_no_numbers_is_refused_before_its_files(tmp_path):
+    def spoiled(images, keys):
+        members = drawn(images, keys)
+        if "picture" in keys:
+            members[1, keys.index("picture"), 0, 3, 4] = np.nan
+        return members
+
+    with pytest.raises(UserError, match="sampling of picture: found .*no numbers.*--use_ddim"):
+        run(tmp_path, spoiled)
+    assert not [name for name in contents(tmp_path) if name.startswith("picture")]
+
+
 def test_nothing_is_sampled_twice(tmp_path, whole):
     run(tmp_path)
     sampler = Interrupting()
