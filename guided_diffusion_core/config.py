@@ -144,7 +144,8 @@ class SamplingConfig:
                "sample_steps then")
     dynamic_thresholding: bool = option(
         False, "DPM-Solver++: scale a predicted mask that leaves [-1, 1] by its 0.995 quantile instead of clipping it")
-    sample_steps: int = option(50, "network evaluations per sample, at most one for each step of the diffusion; 0: so many")
+    sample_steps: int = option(
+        20, "network evaluations per sample, at most one for each step of the diffusion; 0: so many")
     eta: float = option(
         1.0, "noise of DDIM: 0 deterministic, 1 as the ancestral sampler with the posterior's variance")
     clip_denoised: bool = option(True, "clip the predicted mask to [-1, 1] in each step")
@@ -179,7 +180,13 @@ LATER_SECTIONS = ("compute",)  # those that checkpoints of older versions lack
 # The original's recipe to the letter, and the one that learns in minutes (UPSTREAM rulings:
 # parity/ledger.py, "recipe"). A flag on the command line overrides its preset.
 PRESETS = {
-    "original": {"use_ddim": False, "dpm_solver": False, "dynamic_thresholding": False, "sample_steps": 0, "eta": 0.0},
+    "original": {
+        "use_ddim": False,
+        "dpm_solver": False,
+        "dynamic_thresholding": False,
+        "eta": 0.0,
+        "sample_steps": 0,
+    },
     "fast": {
         "predict_xstart": True,
         "highway_dropout": 0.0,

@@ -17,7 +17,7 @@ from guided_diffusion_core.data.dataset import listed
 from guided_diffusion_core.data.images import decode
 from guided_diffusion_core.data.transforms import resize_linear
 from guided_diffusion_core.data.volumes import Geometry, read_volume, volume_bytes
-from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.files import make_writable_folder, write_atomic
 from guided_diffusion_core.fusion import binarize
 from guided_diffusion_core.overlay import draw_overlay, shown_slice
@@ -25,6 +25,7 @@ from guided_diffusion_core.overlay import draw_overlay, shown_slice
 MASK, PROBABILITY, UNCERTAINTY, OVERLAY = "mask", "probability", "uncertainty", "overlay"
 _IMAGE_SUFFIX = {MASK: ".png", PROBABILITY: ".tiff", UNCERTAINTY: ".tiff", OVERLAY: ".png"}
 _VOLUME_SUFFIX = ".nii.gz"
+ROUNDING = 1e-3  # by which resizing may leave the range
 
 
 def output_path(out_dir, name, kind, is_volume, label=None):
@@ -132,7 +133,13 @@ def read_output(path):
         values = read_volume(path)
     else:
         values = np.asarray(decode(path))
-    return values.astype(np.float32) if values.dtype.kind == "f" else values > 0
+    if values.dtype.kind != "f":
+        return values > 0
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # NaN, too
+        raise found_expected(path, f"values from {low:g} to {high:g}", "probabilities or deviations from 0 to 1",
+                             "Sample the case again.")
+    return values.astype(np.float32)
 
 
 def _overlay(case, masks, pictures):

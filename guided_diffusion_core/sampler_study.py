@@ -66,7 +66,9 @@ def measure(point, model_path, data, out_dir):
         watched, diffusion, config.sampling, NoiseTape(config.seed))
     watched.process = sampler.diffusion
     summary = cli.configuration_text(config, backend=point.backend, model_path=str(path), sampler=point.sampler)
-    run_sampling(sampler, dataset, out_dir, len(dataset), config.sampling.threshold, summary)
+    # a spoiled sample may overflow; it counts as an empty mask
+    run_sampling(lambda *batch: np.nan_to_num(sampler(*batch), nan=0.0), dataset, out_dir, len(dataset),
+                 config.sampling.threshold, summary)
     write_atomic(out_dir / "course.json", json.dumps(watched.course, allow_nan=False).encode())
 
 

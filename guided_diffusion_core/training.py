@@ -194,8 +194,8 @@ class _Run:
         dice = validation.run(step, self.loop, self.stop)
         if self.stop():
             raise KeyboardInterrupt
-        if validation.is_best(step):
-            checkpoint.point_to_best(self.out_dir, validation.best)
+        if not checkpoint.point_to_best(self.out_dir, validation.best):
+            validation.best = None
         return {"val_dice": dice}
 
     def after_step(self, done, values):

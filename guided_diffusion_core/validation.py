@@ -97,12 +97,18 @@ class Validation:
 
 
 def _sampling(config):
-    """The `SamplingConfig` of validation: the configured sampler with one member and few steps."""
+    """The `SamplingConfig` of validation: the configured sampler with one member and few steps.
+
+    In fewer steps than trained the ancestral one is DDIM with eta 1, which does without its learned variance.
+    """
     trained = process_steps(config.diffusion)
     few = min(config.sampling.sample_steps or trained, trained, MOST_STEPS)
     steps = config.training.val_steps or few
     sampling_timesteps(trained, steps)  # refuses more than there are
-    return dataclasses.replace(config.sampling, num_ensemble=1, sample_steps=steps)
+    sampling = dataclasses.replace(config.sampling, num_ensemble=1, sample_steps=steps)
+    if steps < trained and not (sampling.use_ddim or sampling.dpm_solver):
+        sampling = dataclasses.replace(sampling, use_ddim=True, eta=1.0)
+    return sampling
 
 
 def open_validation(config, out_dir, last_step, state=None):

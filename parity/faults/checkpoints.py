@@ -92,4 +92,9 @@ def validation_leaves_eval(port):
 @fault("validation of the network instead of its moving average", "members step 0")
 def validation_of_the_network(port):
     loop = port.module("train_util").TrainLoop
-    return mock.patch.object(loop, "_average_state", lambda self, state, averages: state)
+    original = loop.average_sampler
+
+    def of_the_network(self, config, sampling):
+        with mock.patch.object(loop, "_average_state", lambda self, state, averages: state):  # checkpoints need it too
+            return original(self, config, sampling)
+    return mock.patch.object(loop, "average_sampler", of_the_network)
