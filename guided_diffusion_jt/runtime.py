@@ -4,10 +4,12 @@ Twin of `guided_diffusion_pt/runtime.py`, but for the start: Jittor compiles its
 machine that it runs on, and reads its settings when it is imported.
 """
 import ctypes
+import fcntl
 import os
 import platform
 import sys
 import tempfile
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import numpy as np
 
 from guided_diffusion_core import environment
 from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.processes import launched
 
 # Distribution and file whose folder stands for oneDNN's `lib` and `include`.
 _ONEDNN = {"lib": ("onednn-cpu-gomp", "libmkldnn.so"), "include": ("onednn-devel-cpu-gomp", "dnnl.h")}
@@ -36,7 +39,7 @@ def prepare():
         os.environ["python_config_path"] = environment.python_config()
     for name, value in (
         ("nvcc_path", ""),  # a CUDA toolkit without a driver breaks the import
-        ("mpicc_path", ""),  # with OpenMPI installed, the import would build an MPI module
+        ("mpicc_path", ""),  # with OpenMPI installed, the import would build an MPI module; `dist_util` serves
         ("FIX_TORCH_ERROR", "0"),  # else Jittor imports torch
         ("log_silent", "1"),
         ("cache_name", "default"),  # else the git branch around the packages: each one compiles anew
@@ -110,8 +113,29 @@ def _import_jittor():
     return jittor
 
 
+@contextmanager
+def _as_without_mpirun():
+    """Hide mpirun from Jittor, which else takes its own MPI module for granted; and let the processes of a run in
+    one after the other: two that bring the compiled core up to date at once can both fail."""
+    import jittor_utils
+
+    hidden = os.environ.pop("OMPI_COMM_WORLD_SIZE", None)
+    lock = None
+    try:
+        if hidden is not None:
+            lock = open(Path(jittor_utils.home()) / ".cache" / "jittor" / "import.lock", "w")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        if hidden is not None:
+            os.environ["OMPI_COMM_WORLD_SIZE"] = hidden
+        if lock:
+            lock.close()
+
+
 prepare()
-jt = _import_jittor()
+with _as_without_mpirun():
+    jt = _import_jittor()
 
 
 def to_tensor(array, dtype=None):
