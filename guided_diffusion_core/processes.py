@@ -110,7 +110,11 @@ def explain_termination(found, flag):
 
     found: `Processes`. flag: what the command goes on with.
     """
+    process = os.getpid()
+
     def end(signum, frame):
+        if os.getpid() != process:
+            os._exit(TERMINATED)  # a child that has this handler too
         os.write(2, f"\n{found}: {found.launcher} ends the run, because another process has ended or it was told to. "
                     f"{GO_ON.format(flag=flag)}\n".encode())
         os._exit(TERMINATED)  # at once, also out of a call that waits for the others

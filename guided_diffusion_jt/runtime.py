@@ -17,7 +17,6 @@ import numpy as np
 
 from guided_diffusion_core import environment
 from guided_diffusion_core.errors import UserError, found_expected
-from guided_diffusion_core.processes import launched
 
 # Distribution and file whose folder stands for oneDNN's `lib` and `include`.
 _ONEDNN = {"lib": ("onednn-cpu-gomp", "libmkldnn.so"), "include": ("onednn-devel-cpu-gomp", "dnnl.h")}
@@ -123,8 +122,10 @@ def _as_without_mpirun():
     lock = None
     try:
         if hidden is not None:
-            lock = open(Path(jittor_utils.home()) / ".cache" / "jittor" / "import.lock", "w")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            folder = Path(jittor_utils.home()) / ".cache" / "jittor"
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = open(folder / "import.lock", "w")
+            fcntl.lockf(lock, fcntl.LOCK_EX)  # not flock, which children inherit
         yield
     finally:
         if hidden is not None:

@@ -32,6 +32,9 @@ MIRROR_DIFFERENCES = (
     MirrorDifference("runtime.mixed_precision", "()", None, _HALF),
     MirrorDifference("runtime.autocast", "(tensor, enabled=True)", None, _HALF),
     MirrorDifference("runtime.widened", "(tensor)", None, _HALF),
+    MirrorDifference("dist_util.PATIENCE", "", None, "MPI waits as long as it takes; torch has to be told"),
+    MirrorDifference("dist_util.Group.sum_into", None, "(self, values, total)",
+                     "MPI sums numpy arrays, in the midst of Jittor's graph too; torch sums its own tensors"),
     MirrorDifference("nn.Conv1d", None, "", "torch's own serves"),
     MirrorDifference("nn.Conv1d.__init__", None, "(self, in_channels, out_channels, kernel_size)",
                      "torch's own serves; Jittor's ignores a bias that is assigned after construction"),
@@ -88,9 +91,16 @@ UPSTREAM_DIFFERENCES = (
     UpstreamDifference(
         "train_util.py:106 and dist_util.py, --gpu_dev, --multi_gpu",
         "world size fixed at 1, and DataParallel inside DistributedDataParallel",
-        "one device; the flags are refused",
-        "what ran there was one process on one device too",
-        "tests/test_cli.py::test_flags_of_the_original_without_function_say_what_to_do"),
+        "torchrun, or mpirun for Jittor, starts several processes, which compute what one would with the whole batch; "
+        "the flags are refused and name the launchers",
+        "one process was all that ran there; a launcher is what people start several with",
+        "tests/test_processes.py::test_two_processes_equal_one_with_twice_the_batch"),
+    UpstreamDifference(
+        "train_util.py, batch norm of the highway network under DistributedDataParallel",
+        "would take each process' own statistics, and each process its own random numbers",
+        "statistics of all processes' examples, forward and backward; one tape for all",
+        "the number of processes must not change what is trained",
+        "tests/test_processes.py::test_two_processes_equal_one_with_twice_the_batch"),
     UpstreamDifference(
         "segmentation_train.py:20",
         "needs a visdom server when it is imported",
