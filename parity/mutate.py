@@ -130,8 +130,8 @@ class Laboratory:
         culprit = locate([verdict], [])
         if case.family in LAYER_FAMILIES:
             alone = []
-            self.refer(run.layer_jobs(case, self.reference.folder))
-            for job in run.layer_jobs(case, self.reference.folder, fault.name):
+            self.refer(run.layer_jobs(case, self.reference.folder, True))
+            for job in run.layer_jobs(case, self.reference.folder, False, fault.name):
                 alone.append(self._compare(job))
                 culprit = locate([verdict], alone)
                 if culprit.direction:  # float32 names a layer; float64 is for what a container does itself
