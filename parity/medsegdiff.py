@@ -47,9 +47,9 @@ def _sampler(name, about, steps=6, members=2, model=SMALL, **sampling):
         "use_ddim": False, "eta": 0.0, "sample_steps": steps, "num_ensemble": members, **sampling}}, training=False)
 
 
-def _masks(layout):
-    return Case(f"masks/{layout.lower()}", f"fused masks, Dice and IoU on phantoms in {layout} layout", {
-        "layout": layout, "model": {**SMALL, "in_ch": 5 if layout == "BRATS" else 4},
+def _masks(layout, model, labels=""):
+    return Case(f"masks/{layout.lower()}", f"fused masks, Dice and IoU on phantoms in {layout} layout{labels}", {
+        "layout": layout, "model": model,
         "sampling": {"use_ddim": True, "eta": 0.0, "sample_steps": 3, "num_ensemble": 2}},
         precisions=("float32",), training=False)
 
@@ -118,8 +118,9 @@ CASES = (
     _sampler("two-labels", "trajectory of the ancestral sampler with masks of two labels", model=TWO_LABELS),
     _sampler("two-labels-dpm-solver", "the same of DPM-Solver++ with dynamic thresholding",
              model=TWO_LABELS, dpm_solver=True, dynamic_thresholding=True),
-    _masks("ISIC"),
-    _masks("BRATS"),
+    _masks("ISIC", SMALL),
+    _masks("BRATS", {**SMALL, "in_ch": 5}),
+    _masks("REFUGE2", TWO_LABELS, ", of two labels"),
 )
 
 

@@ -26,7 +26,8 @@ from parity.protocol import PRECISIONS
 
 LADDER = ("weights/new", "table/linear", "forward/new", "loss/mse", "gradients/new", "training/new",
           "optimizer/adamw", "sampling/ancestral", "sampling/ddim", "sampling/dpm-solver", "masks/isic", "steps/new",
-          "gradients/v1", "optimizer/restarts", "training/second-moment", "resume/new", "validation/new")
+          "gradients/v1", "optimizer/restarts", "training/second-moment", "resume/new", "validation/new",
+          "training/augmented")
 GATE = "forward/new"
 COLUMNS = ("fault", "what is wrong", "caught by", "named", "ratio")
 

@@ -43,6 +43,22 @@ def batch_order(port):
     return mock.patch.object(training, "make_loader", reversing)
 
 
+@fault("no augmentation", "noise tape: *")
+def augmentation_left_out(port):
+    return mock.patch.object(port.module("train_util"), "create_augmentation", lambda *given: None)
+
+
+@fault("augmentation of the images without their masks", "input batch, step 0")
+def augmented_image_alone(port):
+    training = port.module("train_util")
+    original = training.create_augmentation
+
+    def of_images(settings, normalisation, tape):
+        augment = original(settings, normalisation, tape)
+        return augment and (lambda image, mask, place: (augment(image, mask, place)[0], mask))
+    return mock.patch.object(training, "create_augmentation", of_images)
+
+
 @fault("gradients clipped to norm 1", "gradient time_embed.0.weight, step 0")
 def clipped_gradient(port):
     training = port.module("train_util")
