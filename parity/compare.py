@@ -10,7 +10,7 @@ import numpy as np
 
 from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.metrics import count
-from parity.dump import MOVED, PLAIN
+from parity.dump import MOVED, PLAIN, Keyed
 from parity.ledger import ACCEPTED_GAPS
 from parity.protocol import PRECISIONS
 from parity.rule import Judgement, allowance, distance, judge, judge_exact, judge_mask, norms
@@ -50,7 +50,7 @@ class Row:
 
 
 @dataclass
-class Verdict:
+class Verdict(Keyed):
     """One case in one precision.
 
     suite:    of the case.
@@ -60,9 +60,6 @@ class Verdict:
     gaps:     names of the rows of `ACCEPTED_GAPS` that were needed.
     """
 
-    case: str
-    precision: str
-    variant: str = PLAIN
     suite: str = ""
     rows: list = field(default_factory=list)
     problems: list = field(default_factory=list)

@@ -49,7 +49,21 @@ class Entry:
 
 
 @dataclass
-class Section:
+class Keyed:
+    """What is of one case in one precision and variant."""
+
+    case: str
+    precision: str
+    variant: str = PLAIN
+
+    @property
+    def key(self):
+        """What identifies a section in its dump."""
+        return (self.case, self.precision, self.variant)
+
+
+@dataclass
+class Section(Keyed):
     """One case in one precision, recorded once.
 
     entries:  list of `Entry` in the order of computation.
@@ -63,9 +77,6 @@ class Section:
               run that is not moved, RMS and largest.
     """
 
-    case: str
-    precision: str
-    variant: str = PLAIN
     entries: list = field(default_factory=list)
     draws: list = field(default_factory=list)
     settings: dict = field(default_factory=dict)
@@ -76,11 +87,6 @@ class Section:
     arguments: dict = field(default_factory=dict)
     errors: dict = field(default_factory=dict)
     tensors: dict = field(default_factory=dict)
-
-    @property
-    def key(self):
-        """What identifies the section in its dump."""
-        return (self.case, self.precision, self.variant)
 
     def array(self, entry):
         """The numpy array of an entry."""

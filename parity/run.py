@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.files import make_writable_folder
-from parity.dump import LAYERS, MANIFEST, MOVED, PLAIN, Dump, read_dump, section_stem
+from parity.dump import LAYERS, MANIFEST, MOVED, PLAIN, Dump, Keyed, read_dump, section_stem
 from parity.protocol import PRECISIONS
 
 SUITE = "parity.medsegdiff"
@@ -61,25 +61,17 @@ def select_cases(suite, patterns):
     return [case for case in suite.CASES if case.name in chosen]
 
 
-@dataclass(frozen=True)
-class Job:
+@dataclass
+class Job(Keyed):
     """One section to record.
 
     fault:  name of a planted fault that holds meanwhile. source: of layers alone, the files (without suffix) of the
             section whose inputs they are given. truth: of a moved variant, those of the one that distances are from.
     """
 
-    case: str
-    precision: str
-    variant: str
     fault: str | None = None
     source: str | None = None
     truth: str | None = None
-
-    @property
-    def key(self):
-        """Key of the section in its dump."""
-        return (self.case, self.precision, self.variant)
 
 
 def jobs_of(case, precisions, is_reference, folder):
