@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 # Variants of a section: the case as it is, and every layer alone.
 PLAIN, LAYERS = "plain", "layers"
 # Of each, those that measure the reference's own error: all weights moved by one ulp; for layers alone the weights
-# and what the layers are given, each number up or down at random.
+# and what the layers are given, each number up or down at random (equal ones alike).
 MOVED = {PLAIN: ("one ulp up", "one ulp down"), LAYERS: tuple(f"layers, one ulp, draw {k}" for k in (1, 2, 3))}
 
 

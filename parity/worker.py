@@ -28,19 +28,28 @@ def moved(arrays, variant, precision):
     all one way adds up in a sum faster than rounding does."""
     if variant in MOVED[PLAIN]:
         up = variant == MOVED[PLAIN][0]
-        return {name: _moved(value, up, precision) for name, value in arrays.items()}
+        return {name: _moved(value, lambda values: up, precision) for name, value in arrays.items()}
     if variant in MOVED[LAYERS]:
-        generator = np.random.default_rng(MOVED[LAYERS].index(variant))
-        return {name: _moved(value, generator.random(value.shape, np.float32) < 0.5, precision)
-                for name, value in arrays.items()}
+        salt = np.random.default_rng(MOVED[LAYERS].index(variant)).integers(2 ** 64, dtype=np.uint64)
+        return {name: _moved(value, lambda values: _coin(values, salt), precision) for name, value in arrays.items()}
     return arrays
 
 
-def _moved(value, up, precision):
+def _moved(value, is_up, precision):
     if value.dtype.kind != "f":
         return value
-    target = np.where(up, np.inf, -np.inf).astype(precision)
-    return np.where(value != 0, np.nextafter(value.astype(precision), target), 0).astype(precision)
+    values = value.astype(precision)
+    target = np.where(is_up(values), np.inf, -np.inf).astype(precision)
+    return np.where(values != 0, np.nextafter(values, target), 0).astype(precision)
+
+
+def _coin(values, salt):
+    """A random bool for each number, the same for equal ones: where several are the largest, as dropout and
+    the borders of a picture leave many, maximum pooling has to find them so."""
+    bits = values.astype(np.float64).view(np.uint64) ^ salt
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # of SplitMix64, Steele et al. 2014
+        bits = (bits ^ bits >> np.uint64(shift)) * np.uint64(factor)
+    return bits >> np.uint64(63) == 1
 
 
 class Worker:

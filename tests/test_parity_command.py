@@ -128,7 +128,7 @@ def test_layers_alone_of_the_reference_are_recorded_with_their_own_error():
 def test_every_number_of_a_moved_run_moves_by_one_ulp():
     """Weights all one way; of layers alone each at random, in every draw another way. Zeros and integers stay."""
     values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
-    values[7] = 0.0
+    values[7], values[8] = 0.0, values[9]
     arrays = {"a": values, "b": -values, "count": np.array([3, 4])}
     assert moved(arrays, PLAIN, "float32") is arrays and moved(arrays, LAYERS, "float32") is arrays
     directions = {}
@@ -145,6 +145,7 @@ def test_every_number_of_a_moved_run_moves_by_one_ulp():
     assert all(np.all(directions[up, "float32", name]) and not np.any(directions[down, "float32", name]) for name in "ab")
     drawn = [directions[variant, "float32", name] for variant in MOVED[LAYERS] for name in "ab"]
     assert all(450 < np.sum(one) < 550 for one in drawn), "as many up as down"
+    assert all(one[7] == one[8] for one in drawn), "equal numbers stay equal"
     assert all(400 < np.sum(one != other) < 600 for k, one in enumerate(drawn) for other in drawn[:k])
 
 
