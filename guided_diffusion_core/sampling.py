@@ -14,6 +14,7 @@ from guided_diffusion_core import checkpoint
 from guided_diffusion_core.config import PRESETS, ComputeConfig, DataConfig, setting_names, take_over
 from guided_diffusion_core.data.labels import split_names
 from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.files import clear_unfinished
 from guided_diffusion_core.fusion import DEFINITIONS, fuse
 from guided_diffusion_core.outputs import CaseWriter
 from guided_diffusion_core.overlay import displayed
@@ -96,12 +97,13 @@ def run_sampling(sampler, dataset, out_dir, batch_size, threshold, summary, fusi
     part_id, num_parts: sample one part of the cases (`sampling_folder.part_of`).
     resume:     leave out the cases whose masks are there.
     Raises `UserError` for a folder with masks of other settings. KeyboardInterrupt and a kill leave whole
-    files, from which `resume` goes on.
+    files, from which `resume` goes on; what a killed process has left half written is removed.
     """
     cases, settings = dataset.cases(), json.loads(summary)
     chosen, writer = part_of(cases, part_id, num_parts), CaseWriter(out_dir, dataset.labels)
     writer.require_unique_names(cases)
     require_same_run(writer, cases, settings)
+    clear_unfinished(out_dir)
     left = [case for case in chosen if not (resume and writer.is_complete(case))]
     report = {**settings, "part_id": part_id, "num_parts": num_parts, "labels": list(dataset.labels),
               "definitions": DEFINITIONS[fusion], "cases": len(chosen), "cases_found_finished": len(chosen) - len(left),

@@ -154,10 +154,9 @@ def _layer_jobs(cases, precisions, reference, candidate):
     """Backend name -> jobs for every layer alone, on the reference's float32 inputs."""
     jobs = {reference.name: [], candidate.name: []}
     for case in cases:
-        own = run.layer_jobs(case, reference.folder)
-        jobs[reference.name] += own
-        jobs[candidate.name] += [job for job in own if job.precision in precisions
-                                 and job.precision in case.precisions]
+        jobs[reference.name] += run.layer_jobs(case, reference.folder, True)
+        jobs[candidate.name] += [job for job in run.layer_jobs(case, reference.folder, False)
+                                 if job.precision in precisions and job.precision in case.precisions]
     return jobs
 
 

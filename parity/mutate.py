@@ -25,7 +25,8 @@ from parity.locate import LAYER_FAMILIES, locate, module_of
 
 LADDER = ("weights/new", "table/linear", "forward/new", "loss/mse", "gradients/new", "training/new",
           "optimizer/adamw", "sampling/ancestral", "sampling/ddim", "sampling/dpm-solver", "masks/isic", "steps/new",
-          "gradients/v1", "optimizer/restarts", "training/second-moment", "resume/new", "validation/new")
+          "gradients/v1", "optimizer/restarts", "training/second-moment", "resume/new", "validation/new",
+          "training/augmented")
 GATE = "forward/new"
 COLUMNS = ("fault", "what is wrong", "caught by", "named", "ratio")
 
@@ -129,8 +130,8 @@ class Laboratory:
         culprit = locate([verdict], [])
         if case.family in LAYER_FAMILIES:
             alone = []
-            self.refer(run.layer_jobs(case, self.reference.folder))
-            for job in run.layer_jobs(case, self.reference.folder, fault.name):
+            self.refer(run.layer_jobs(case, self.reference.folder, True))
+            for job in run.layer_jobs(case, self.reference.folder, False, fault.name):
                 alone.append(self._compare(job))
                 culprit = locate([verdict], alone)
                 if culprit.direction:  # float32 names a layer; float64 is for what a container does itself

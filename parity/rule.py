@@ -3,12 +3,15 @@
 Scale-free, and without a floor set by hand. Every number comes from what the reference framework's
 own rounding does to the same tensor:
 
-    own     = largest error of the reference, over its runs from weights moved by one ulp and, in float32,
+    own     = largest error of the reference, over its runs from numbers moved by one ulp and, in float32,
               its plain run, against its plain float64 run
     allowed = M * own + K * eps * scale
 
 once for the root mean square over the tensor and once for its largest element; scale is the same
-norm of the float64 values. The candidate's error is taken against the same float64 run. In float64
+norm of the float64 values. What is moved is every weight, up in one run and down in another; where a layer
+runs alone, the weights and all that it is given, each number up or down at random, in several draws. One
+run would not do: the error of a single number, such as the bias of one channel, is small by luck in one of
+many tensors. The candidate's error is taken against the same float64 run. In float64
 `own` is at least what float32 shows, scaled by eps64 / eps32: PyTorch accumulates some float32
 sums in float64, which hides how ill-conditioned they are.
 

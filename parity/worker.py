@@ -15,21 +15,32 @@ import numpy as np
 
 from guided_diffusion_core import cli
 from guided_diffusion_core.errors import UserError
-from parity.dump import LAYERS, MOVED, read_section, write_section
+from parity.dump import LAYERS, MOVED, PLAIN, read_section, write_section
 from parity.families import FAMILIES, run_layers
 from parity.faults import planted
 from parity.recorder import Recorder
 from parity.rule import distance
 
 
-def moved(weights, variant, precision):
-    """The weights of a variant: as they are, or each value that is not zero moved by one ulp of the
-    precision that the run computes in."""
-    if variant not in MOVED:
-        return weights
-    target = np.inf if variant == MOVED[0] else -np.inf
-    return {name: np.where(value != 0, np.nextafter(value.astype(precision), np.asarray(target, precision)), 0)
-            .astype(precision) if value.dtype.kind == "f" else value for name, value in weights.items()}
+def moved(arrays, variant, precision):
+    """The arrays (by name) of a variant: as they are, or each value that is not zero moved by one ulp of the
+    precision that the run computes in; of layers alone each up or down at random, since what is moved
+    all one way adds up in a sum faster than rounding does."""
+    if variant in MOVED[PLAIN]:
+        up = variant == MOVED[PLAIN][0]
+        return {name: _moved(value, up, precision) for name, value in arrays.items()}
+    if variant in MOVED[LAYERS]:
+        generator = np.random.default_rng(MOVED[LAYERS].index(variant))
+        return {name: _moved(value, generator.random(value.shape, np.float32) < 0.5, precision)
+                for name, value in arrays.items()}
+    return arrays
+
+
+def _moved(value, up, precision):
+    if value.dtype.kind != "f":
+        return value
+    target = np.where(up, np.inf, -np.inf).astype(precision)
+    return np.where(value != 0, np.nextafter(value.astype(precision), target), 0).astype(precision)
 
 
 class Worker:
@@ -48,23 +59,23 @@ class Worker:
     def run(self, job):
         """Run one job: record a case in a precision and write its section.
 
-        job: case, precision, variant, folder of the dump; fault, a name or None; source, the files of
-             another section: for the variant `LAYERS` the one whose inputs the layers are given, for
-             those in `MOVED` the plain float64 run.
+        job: case, precision, variant, folder of the dump; fault, source and truth as of `parity.run.Job`.
         """
         case = self.cases[job["case"]]
         self.verbs.set_precision(job["precision"])
         recorder = Recorder(self.verbs)
         arrays = moved(self.suite.weights(case), job["variant"], job["precision"])
         with self._fault(job.get("fault")):
-            if job["variant"] == LAYERS:
-                run_layers(self.port, case, arrays, read_section(job["source"]), recorder)
+            if job["source"]:
+                source = read_section(job["source"])
+                source.tensors = moved(source.tensors, job["variant"], job["precision"])
+                run_layers(self.port, case, arrays, source, recorder)
             else:
                 family = {**FAMILIES, **self.port.families}[case.family]
                 family(self.port, case, arrays, self.suite.inputs(case), recorder)
             section = recorder.section(case, job["precision"], job["variant"])
-        if job["variant"] in MOVED:
-            _keep_distances(section, read_section(job["source"]))
+        if job["truth"]:
+            _keep_distances(section, read_section(job["truth"]))
         write_section(job["folder"], section)
 
     def _fault(self, name):
