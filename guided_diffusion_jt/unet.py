@@ -202,6 +202,10 @@ class _UNetModel(nn.Module):
             normalization(plan.model_channels), SiLU(),
             nn.Conv2d(plan.model_channels, plan.out_channels, 3, padding=1))
 
+    def condition(self, image):
+        """What of the network depends on the image alone, for its forward pass; here None, nothing."""
+        return None
+
     def _embed(self, timesteps, y):
         """Embedding of time steps and labels: (N, time_embed_dim)."""
         if (y is not None) != bool(self.plan.num_classes):
@@ -223,17 +227,21 @@ class _UNetModel(nn.Module):
 
 class UNetModel_newpreview(_UNetModel):
     """The network of version `new`: the highway's anchors are added to the first features, without
-    a gradient."""
+    a gradient. The forward pass takes `conditioning`, of `condition`, where it is known already."""
 
     def __init__(self, plan):
         super().__init__(plan)
         self.hwm = HighwayUNet(plan.highway)
 
-    def execute(self, x, timesteps, y=None):
+    def condition(self, image):
+        """What depends on the image (N, C, S, S) alone: (anchors (N, model_channels, S, S), cal (N, K, S, S))."""
+        (first, second), cal = self.hwm(image)
+        return jt.concat([first, first, second], dim=1).detach(), cal  # base + base + 2 base = model_channels
+
+    def execute(self, x, timesteps, y=None, conditioning=None):
         emb = self._embed(timesteps, y)
-        (first, second), cal = self.hwm(self._image(x))
-        h = self.input_blocks[0](x, emb)
-        h = h + jt.concat([first, first, second], dim=1).detach()  # base + base + 2 base = model_channels
+        anchors, cal = self.condition(self._image(x)) if conditioning is None else conditioning
+        h = self.input_blocks[0](x, emb) + anchors
         hs = [h]
         for block in self.input_blocks[1:]:
             h = block(h, emb)
