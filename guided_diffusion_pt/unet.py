@@ -10,12 +10,14 @@ from guided_diffusion_pt import runtime
 from guided_diffusion_pt.highway import GatedHighwayUNet, HighwayUNet
 from guided_diffusion_pt.nn import (
     AvgPool2d,
+    Conv3x3,
     Dropout,
     SiLU,
     batched_matmul,
     checkpoint,
     nearest_upsample,
     normalization,
+    sampling_format,
     softmax,
     timestep_embedding,
 )
@@ -39,7 +41,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels, use_conv):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else None
+        self.conv = Conv3x3(channels, channels) if use_conv else None
 
     def forward(self, x):
         x = nearest_upsample(x)
@@ -71,7 +73,7 @@ class ResBlock(TimestepBlock):
         self.use_checkpoint = plan.use_checkpoint
         self.use_scale_shift_norm = plan.use_scale_shift_norm
         self.in_layers = nn.Sequential(
-            normalization(layer.channels), SiLU(), nn.Conv2d(layer.channels, width, 3, padding=1))
+            normalization(layer.channels), SiLU(), Conv3x3(layer.channels, width))
         self.updown = layer.up or layer.down
         if layer.up:
             self.h_upd, self.x_upd = Upsample(width, False), Upsample(width, False)
@@ -80,7 +82,7 @@ class ResBlock(TimestepBlock):
         self.emb_layers = nn.Sequential(
             SiLU(), nn.Linear(plan.time_embed_dim, 2 * width if plan.use_scale_shift_norm else width))
         self.out_layers = nn.Sequential(
-            normalization(width), SiLU(), Dropout(plan.dropout), nn.Conv2d(width, width, 3, padding=1))
+            normalization(width), SiLU(), Dropout(plan.dropout), Conv3x3(width, width))
         self.skip_connection = nn.Identity() if layer.channels == width else nn.Conv2d(layer.channels, width, 1)
 
     def forward(self, x, emb):
@@ -245,7 +247,7 @@ class UNetModel_newpreview(_UNetModel):
         return th.cat([first, first, second], dim=1).detach(), cal  # base + base + 2 base = model_channels
 
     def forward(self, x, timesteps, y=None, conditioning=None):
-        emb = self._embed(timesteps, y)
+        emb, x = self._embed(timesteps, y), sampling_format(x)
         anchors, cal = self.condition(self._image(x)) if conditioning is None else conditioning
         h = self.input_blocks[0](x, emb) + anchors
         hs = [h]
@@ -264,7 +266,7 @@ class UNetModel_v1preview(_UNetModel):
         self.hwm = GatedHighwayUNet(plan.highway)
 
     def forward(self, x, timesteps, y=None):
-        emb = self._embed(timesteps, y)
+        emb, x = self._embed(timesteps, y), sampling_format(x)
         h, hs = x, []
         for block in self.input_blocks:
             h = block(h, emb)
