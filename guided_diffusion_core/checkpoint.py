@@ -206,7 +206,12 @@ def _config(file, path):
     if metadata.get("format") != FORMAT:
         raise found_expected(path, "a safetensors file without this software's configuration",
                              "a checkpoint written by segmentation_train.py", "Use such a checkpoint.")
-    return configuration.from_dict(json.loads(metadata["config"]), where=path)
+    try:
+        tree = json.loads(metadata["config"])
+    except (KeyError, ValueError) as error:
+        raise found_expected(path, f"a configuration that cannot be read ({error})", "a whole checkpoint file",
+                             "Copy it again or use another checkpoint.") from error
+    return configuration.from_dict(tree, where=path)
 
 
 def fitted_state(expected, arrays, where):

@@ -70,8 +70,9 @@ class OriginalFlag:
 
 # `parity/ledger.py` gives the reasons.
 ORIGINAL_FLAGS = {
-    "use_fp16": OriginalFlag(False, "half precision is not available; leave the flag out."),
-    "fp16_scale_growth": OriginalFlag(1e-3, "half precision is not available; leave the flag out."),
+    "use_fp16": OriginalFlag(False, "use --mixed_precision fp16, or bf16, which needs no scaled loss."),
+    "fp16_scale_growth": OriginalFlag(
+        1e-3, "the loss scale of --mixed_precision fp16 doubles after 2000 steps without overflow; leave the flag out."),
     "gpu_dev": OriginalFlag("0", "the device cannot be chosen here; leave the flag out."),
     "multi_gpu": OriginalFlag("", "several devices are not available; leave the flag out."),
     "resume_checkpoint": OriginalFlag("", "use --resume last, or --resume with the folder of a checkpoint or a run."),

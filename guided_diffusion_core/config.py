@@ -43,7 +43,8 @@ class ModelConfig:
     dropout: float = option(0.0, "dropout rate in the residual blocks, 0 to 1")
     class_cond: bool = option(False, "condition the network on a class label (two classes)")
     use_checkpoint: bool = option(
-        False, "recompute activations in the backward pass to save memory (PyTorch; no effect on the numbers)")
+        False, "recompute activations in the backward pass instead of keeping them: half the memory or less, for a "
+               "second forward pass; the same numbers")
     use_scale_shift_norm: bool = option(True, "time embedding scales and shifts (True) or is added (False)")
     resblock_updown: bool = option(False, "residual blocks for down- and upsampling")
     use_new_attention_order: bool = option(False, "split queries, keys and values before the heads")
@@ -143,7 +144,8 @@ class SamplingConfig:
                "sample_steps then")
     dynamic_thresholding: bool = option(
         False, "DPM-Solver++: scale a predicted mask that leaves [-1, 1] by its 0.995 quantile instead of clipping it")
-    sample_steps: int = option(50, "network evaluations per sample, at most one for each step of the diffusion; 0: so many")
+    sample_steps: int = option(
+        20, "network evaluations per sample, at most one for each step of the diffusion; 0: so many")
     eta: float = option(
         1.0, "noise of DDIM: 0 deterministic, 1 as the ancestral sampler with the posterior's variance")
     clip_denoised: bool = option(True, "clip the predicted mask to [-1, 1] in each step")
@@ -155,18 +157,36 @@ class SamplingConfig:
     threshold: float = option(0.5, "probability from which on a pixel belongs to the mask, in (0, 1)")
 
 
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How the numbers are computed; of a training, the resumed run keeps it, and sampling may choose anew."""
+
+    mixed_precision: str = option(
+        "no", "type in which the layers of the network compute: no (float32), bf16, or fp16 with a scaled loss; "
+              "weights, norms, losses and averages stay in float32 (PyTorch; Jittor refuses both)",
+        ("no", "bf16", "fp16"))
+
+
 SECTIONS = {
     "model": ModelConfig,
     "diffusion": DiffusionConfig,
     "data": DataConfig,
     "training": TrainingConfig,
     "sampling": SamplingConfig,
+    "compute": ComputeConfig,
 }
+LATER_SECTIONS = ("compute",)  # those that checkpoints of older versions lack
 
 # The original's recipe to the letter, and the one that learns in minutes (UPSTREAM rulings:
 # parity/ledger.py, "recipe"). A flag on the command line overrides its preset.
 PRESETS = {
-    "original": {"use_ddim": False, "dpm_solver": False, "dynamic_thresholding": False, "sample_steps": 0, "eta": 0.0},
+    "original": {
+        "use_ddim": False,
+        "dpm_solver": False,
+        "dynamic_thresholding": False,
+        "eta": 0.0,
+        "sample_steps": 0,
+    },
     "fast": {
         "predict_xstart": True,
         "highway_dropout": 0.0,
@@ -218,6 +238,7 @@ class Config:
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     sampling: SamplingConfig = SamplingConfig()
+    compute: ComputeConfig = ComputeConfig()
     normalisation: str = ""  # the rule by which the dataset scaled its intensities
 
     def to_dict(self):
@@ -262,13 +283,13 @@ def resolve(values, preset=None, base=None):
         top[section] = dataclasses.replace(getattr(base, section), **settings)
     config = dataclasses.replace(base, **top)
     if "sample_steps" not in {**PRESETS.get(preset, {}), **values}:
-        steps = min(config.sampling.sample_steps, _process_steps(config.diffusion))
+        steps = min(config.sampling.sample_steps, process_steps(config.diffusion))
         config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, sample_steps=steps))
     _check(config)
     return config
 
 
-def _process_steps(diffusion):
+def process_steps(diffusion):
     """How many steps the process of a `DiffusionConfig` has."""
     every = [diffusion.diffusion_steps]
     return len(space_timesteps(diffusion.diffusion_steps, diffusion.timestep_respacing or every))
@@ -297,13 +318,26 @@ def from_dict(tree, where="configuration"):
     A setting that an older version did not write has its default; one that is unknown here is refused.
     """
     try:
+        tree = {**{name: {} for name in LATER_SECTIONS}, **tree}
         sections = {name: cls(**tree[name]) for name, cls in SECTIONS.items()}
-        return Config(**{**tree, **sections})
+        config = Config(**{**tree, **sections})
+        for name in ("preset", "seed", "normalisation"):
+            _check_type(name, getattr(config, name), getattr(Config, name))
+        for section, cls in SECTIONS.items():
+            for field in dataclasses.fields(cls):
+                _check_type(field.name, getattr(sections[section], field.name), field.default)
+        return config
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{where}: the configuration inside is not one that this version reads ({error}); expected "
             f"the sections {', '.join(SECTIONS)}. Use a checkpoint written by segmentation_train.py."
         ) from error
+
+
+def _check_type(name, value, default):
+    """Raise TypeError for a value that is not of its default's type; a whole number is a float, too."""
+    if type(value) not in {type(default), int if isinstance(default, float) else None}:
+        raise TypeError(f"{name} is {value!r}")
 
 
 def _check(config):
@@ -376,7 +410,7 @@ def split_settings(settings):
     """
     settings = dict(settings)
     for name, why, mend in (
-        ("use_fp16", "it is not available", "Leave it out."),
+        ("use_fp16", "the network is the same in all precisions", "Call set_mixed_precision of `runtime`."),
         ("dpm_solver", "the process is the same for all samplers", "Call dpm_solver_sample_loop_known of the process."),
     ):
         if settings.pop(name, False):

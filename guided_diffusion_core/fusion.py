@@ -1,19 +1,25 @@
-"""Fusion of an ensemble of sampled masks into one probability and its uncertainty.
-
-The rules (`config.FUSIONS`), for a pixel's members x_1 to x_M, clipped to [0, 1] but in `upstream`:
-
-| rule     | probability | uncertainty |
-|----------|-------------|-------------|
-| mean     | mean of x_m | their standard deviation |
-| majority | share v of the members that vote for the pixel, x_m >= 1/2 | standard deviation of the votes, sqrt(v (1 - v)) |
-| staple   | w, the probability of foreground given the votes (Warfield, Zou & Wells 2004, "Simultaneous truth and performance level estimation") | standard deviation of a truth that is 1 with probability w, sqrt(w (1 - w)) |
-| upstream | mean of x_m times their mean, its square: what the original calls STAPLE | as of mean |
-
-A mask is what reaches the threshold, so that at 0.5 a tie of the majority is foreground.
-"""
+"""Fusion of an ensemble of sampled masks into one probability and its uncertainty: the rules of `config.FUSIONS`."""
 import numpy as np
 
 from guided_diffusion_core.errors import UserError
+
+# What the two numbers of a pixel mean by each rule; a sampling's report says it too.
+_SPREAD = "standard deviation (divisor M) of the M samples, clipped to [0, 1]"
+DEFINITIONS = {
+    "mean": {"probability": "mean of the samples, clipped to [0, 1]", "uncertainty": _SPREAD},
+    "majority": {
+        "probability": "share v of the samples that vote for the pixel, a value of at least 0.5; at the threshold 0.5 "
+                       "a tie is foreground",
+        "uncertainty": "standard deviation of the votes, sqrt(v (1 - v))"},
+    "staple": {
+        "probability": "w, probability of foreground given the votes (values of at least 0.5), by STAPLE (Warfield, Zou "
+                       "& Wells 2004) of each picture and label; where all samples agree, their mask",
+        "uncertainty": "standard deviation of a truth that is 1 with probability w, sqrt(w (1 - w))"},
+    "upstream": {
+        "probability": "mean of sample times mean of the samples, which is the square of their mean, clipped to [0, 1]: "
+                       "what the original calls STAPLE",
+        "uncertainty": _SPREAD},
+}
 
 VOTE = 0.5  # from here on a member's value is a vote for the pixel
 STAPLE_ITERATIONS = 1000  # of a slice; masks need some tens, noise would take very many
@@ -24,7 +30,7 @@ def fuse(members, rule="mean"):
 
     members: (M, ...) sampled masks; for the rule `staple` the last two axes are the picture.
     rule:    one of `config.FUSIONS`.
-    Returns (probability in [0, 1], uncertainty in [0, 0.5]), each float32 (...), see the module.
+    Returns (probability in [0, 1], uncertainty in [0, 0.5]), each float32 (...), see `DEFINITIONS`.
     Raises `UserError` for `staple` without SimpleITK, KeyError for an unknown rule.
     """
     return _RULES[rule](members)

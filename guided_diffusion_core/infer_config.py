@@ -11,6 +11,7 @@ from guided_diffusion_core import config as configuration
 from guided_diffusion_core.config import DiffusionConfig, ModelConfig
 from guided_diffusion_core.data.transforms import RGB_RULE
 from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.state_shapes import BOTTLENECK_EMBED
 from guided_diffusion_core.unet_plan import default_channel_mult
 
 VISIBLE = ("version", "in_ch", "mask_channels", "num_channels", "num_res_blocks", "channel_mult",
@@ -19,7 +20,7 @@ VISIBLE = ("version", "in_ch", "mask_channels", "num_channels", "num_res_blocks"
 HIDDEN = tuple(field.name for section in (ModelConfig, DiffusionConfig) for field in fields(section)
                if field.name not in VISIBLE)
 
-VERSION_1_MARK = "hwm.ffparser."  # the Fourier filters of version `1`
+FOURIER_FILTERS = "hwm.ffparser."  # of version `1`; a network of few resolutions has none
 ORIGINAL_SIZES = (64, 128, 256)  # smallest of the original's image sizes for each channel_mult
 ORIGINAL_RULES = {"ISIC": RGB_RULE, "BRATS": "none"}  # how the original scales intensities
 
@@ -79,7 +80,7 @@ def _visible(shapes):
         if any(name.startswith(f"{block}.1.") for block in blocks for name in shapes):
             attention.append(level)
     return {
-        "version": "1" if any(name.startswith(VERSION_1_MARK) for name in shapes) else "new",
+        "version": "1" if any(name.startswith((FOURIER_FILTERS, BOTTLENECK_EMBED)) for name in shapes) else "new",
         "in_ch": in_ch, "mask_channels": masks, "num_channels": width, "num_res_blocks": max(1, per_level - 1),
         "channel_mult": ",".join(map(str, mult)), "attention_levels": attention,
         "use_scale_shift_norm": _scales_and_shifts(shapes), "resblock_updown": updown,
@@ -125,7 +126,7 @@ def _vote(readings, default):
 def _filtered_size(shapes):
     """The image size that the first Fourier filter of version `1` shows, which works at half of it; None
     without one."""
-    side = _dim(shapes, f"{VERSION_1_MARK}0.complex_weight", 1)
+    side = _dim(shapes, f"{FOURIER_FILTERS}0.complex_weight", 1)
     return side and 2 * side
 
 

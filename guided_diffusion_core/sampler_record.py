@@ -7,8 +7,13 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from guided_diffusion_core import checkpoint
 from guided_diffusion_core.config import SamplingConfig
+from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.evaluation import mask_agreement
+from guided_diffusion_core.evaluation.predictions import selected
+from guided_diffusion_core.metrics import count
+from guided_diffusion_core.outputs import MASK, find_output, read_output
 from guided_diffusion_core.sampler_study import Point
 
 TITLES = {
@@ -23,14 +28,16 @@ COURSES = (10, 100, 1000)  # evaluations of the courses that the record shows
 
 TEMPLATE = """# Dice against network evaluations: BraTS 2021, two volumes, 64 px
 
-Written by `scripts/record_samplers.py`. Two networks of the recipe of `logs/brats2021-64px` (preset `fast`, width 32),
-one for each objective: {trainings}.
-Sampled are held-out slices ({slices}), one sample each, all samplers from the same noise, in PyTorch; Dice is the mean
-over the volumes at their own 240x240 pixels. A few slices of two patients who were trained on: it compares samplers,
-differences of 0.01 mean nothing, and it says nothing about a new patient.
+Written by `scripts/record_samplers.py`. Two networks of the recipe of `logs/brats2021-64px` (preset
+`fast`, width 32), one for each objective: {trainings}. Sampled are held-out slices ({slices}), one sample
+each, all samplers from the same noise, in PyTorch; Dice is the mean over the volumes at their own 240x240
+pixels. A few slices of two patients who were trained on: it compares samplers and says nothing about a new
+patient. Differences of 0.01 mean nothing; those of epsilon, whose short training fails on whole slices, are
+to be read in tenths.
 
-`table.csv`: all points; `report.json`: the same with the scores of each volume; `courses.json`, `probe.json`: what
-the explanation below is drawn from; `x0/`, `epsilon/`: configuration and log of the trainings.
+`table.csv`: all points; `report.json`: the same with the Dice of each volume; `courses.json`,
+`probe.json`: what the explanation below is drawn from; `x0/`, `epsilon/`: configuration and log of the
+trainings.
 
 ![Dice against evaluations](dice_vs_evaluations.png)
 
@@ -40,37 +47,46 @@ One evaluation is the same by every sampler: the mask predicted from pure noise.
 
 ## The default
 
-`segmentation_sample.py` samples by DDIM with eta {default.eta:g} in {default.sample_steps} evaluations where nothing else is
-said: the ancestral sampler with the posterior's variance in place of the learned one. For x0 it is as good as any
-from two evaluations on. For epsilon the fresh noise of each step repairs what the first steps, where an error of
-the predicted noise is an error 157 times as large of the mask, have got wrong; the deterministic samplers carry it to
-the end. `--preset fast` (x0) keeps 5 deterministic evaluations, `--preset original` the original's sampling.
+`segmentation_sample.py` samples by DDIM with eta {default.eta:g} in {default.sample_steps} evaluations
+where nothing else is said: the ancestral sampler with the posterior's variance in place of the learned
+one. For x0 it is as good as any from two evaluations on. For epsilon it is the best at every number of
+evaluations from 3 to 250: the fresh noise of each step repairs what the first steps have got wrong,
+where an error of the predicted noise is an error of the mask 157 times as large; the deterministic
+samplers carry it to the end. The number is where epsilon is best; this network's training is short, and a
+longer one may bear more. `--preset fast` (x0) keeps 5 deterministic evaluations, `--preset original` the
+original's sampling.
 
-## Why the ancestral sampler spoils its last steps
+## Why the ancestral sampler spoils its last steps where they are few
 
-The logarithm of the learned variance is share * log(beta) + (1 - share) * log(posterior variance), share =
-(second channel + 1) / 2. Nothing keeps the share between 0 and 1, and a network that is trained shortly puts it far above:
+The logarithm of the learned variance is share * log(beta) + (1 - share) * log(posterior variance), share
+= (second channel + 1) / 2. Nothing keeps the share between 0 and 1, and a network that predicts x0 and is
+trained shortly puts it far above:
 
-1. The bound that trains the variance is least where the variance is the posterior's plus the square of the
-   error that the step's mean makes. Near t = 0 the mean takes over half of x0's error, and the two variances that
-   span the range are tiny: the network is right to ask for more than beta. At larger t the two are nearly equal in the
-   trained process of 1000 steps, the bound hardly notices the share, and the network keeps it. Measured at pixels
-   whose share is above 1 ("asked": the share at which the variance minimises the bound):
+1. The bound that trains the variance is least where the variance is the posterior's plus the square of
+   the error that the step's mean makes. Near t = 0 the mean takes over half of x0's error, and the two
+   variances that span the range are tiny: the network is right to ask for more than beta. At larger t the
+   two are nearly equal in the trained process of 1000 steps, the bound hardly notices the share, and the
+   network keeps it. A network that predicts epsilon is spared: near t = 0 its error of x0 is that of the
+   noise, made small by the schedule, and its shares stay in the range. Measured at pixels whose share is
+   above 1 ("asked": the share at which the variance minimises the bound):
 
 {probe}
 
-2. In fewer steps the range between the two is no longer small: the same share of 4 that means five times the noise
-   at t = 1 of the whole process means thousands of times at the last step but one of a sampling in 10. The network is
-   given a mask with far more noise than the time step says.
-3. The last step adds no noise and its mean is the predicted mask alone: the sample is what the network makes of that
-   input at t = 0, where it has learned to trust what it is given. The masks predicted on the way were good; the last
-   ones are not (`courses.png`; sd: standard deviation; noise ratio: the noise in the network's input over the
-   schedule's; the share's and the noise's 95% quantile at the last step but one):
+2. In fewer steps the range between the two is no longer small: the same share of 4 that means five times
+   the noise at t = 1 of the whole process means millions of times at the last step but one of a sampling
+   in 10. The network is given a mask with far more noise than the time step says. In all 1000 steps, on
+   which the variance was trained, the same network's masks are not spoiled.
+3. The last step adds no noise and its mean is the predicted mask alone: the sample is what the network
+   makes of that input at t = 0, where it has learned to trust what it is given. The masks predicted on
+   the way are good; only the last ones are not. The table and `courses.png` show the share at the first
+   evaluation (95% quantile over the pixels) and, of the last three, the noise ratio (standard deviation
+   of what the network's input holds beside the true mask, over the schedule's; at t = 0 an honest error
+   of the prediction alone makes it several) and the Dice of the predicted mask at 64 px:
 
 {cause}
 
-The same networks, draws and steps with the share kept from 0 to 1, or with the posterior's variance (DDIM, eta 1), give the
-rows of the first tables: the variance alone does the harm.
+The same x0 network, draws and steps with the share kept from 0 to 1, or with the posterior's variance (DDIM,
+eta 1), give good masks in the first table: the learned variance alone does the harm.
 
 ## Jittor
 
@@ -97,37 +113,47 @@ def write_record(work_dir, log_dir, points, truths):
         for file in KEPT:
             text = (work_dir / name / file).read_text()
             (log_dir / name / file).write_text(text.replace(f"{work_dir}/", ""))
-    rows = [_row(work_dir / "points" / point.name, point) for point in points]
+    steps = {name: checkpoint.load_all(checkpoint.find(work_dir / name).parent)[0] for name in networks}
+    rows = [_row(work_dir / "points" / point.name, point, truths) for point in points]
     courses = {point.name: json.loads((work_dir / "points" / point.name / "course.json").read_text())
                for point in points if point.backend == "pytorch" and point.evaluations in COURSES}
-    agreement = {point.name: mask_agreement(work_dir / "points" / point.name, work_dir / "points" / _twin(point).name,
-                                            truths) for point in points if point.backend != "pytorch"}
+    masks = {point: work_dir / "points" / point.name for point in points}
+    agreement = {point.name: mask_agreement(masks[point], masks[_twin(point)], truths)
+                 for point in points if point.backend != "pytorch"}
     (log_dir / "report.json").write_text(json.dumps({"points": rows, "agreement": agreement}, indent=2) + "\n")
     probes = {name: json.loads((work_dir / "points" / name / "probe.json").read_text()) for name in networks}
     (log_dir / "probe.json").write_text(json.dumps(probes, indent=2) + "\n")
-    (log_dir / "courses.json").write_text(json.dumps(courses) + "\n")
+    (log_dir / "courses.json").write_text(json.dumps({name: _thinned(course) for name, course in courses.items()}) + "\n")
     _write_csv(log_dir / "table.csv", rows)
     _plot_dice(log_dir / "dice_vs_evaluations.png", networks, rows)
     _plot_courses(log_dir / "courses.png", networks, courses)
-    (log_dir / "README.md").write_text(_readme(log_dir, rows, courses, probes, agreement, truths))
+    (log_dir / "README.md").write_text(_readme(log_dir, steps, rows, courses, probes, agreement, truths))
+
+
+def _thinned(course):
+    """A course with about a hundred of its evaluations, the last ten whole."""
+    return course[:-10:max(1, len(course) // 90)] + course[-10:]
 
 
 def _twin(point):
     return Point(point.network, point.sampler, point.evaluations)
 
 
-def _row(folder, point):
-    """One measured point as JSON values."""
-    scores = json.loads((folder / "summary.json").read_text())
-    report = json.loads((folder / "run_report.json").read_text())
+def _row(folder, point, truths):
+    """One measured point and its Dice as JSON values."""
+    pairs = {truth.name: (selected(read_truth_masks(truth), truth), _written(folder, truth)) for truth in truths}
+    dice = {name: count(masks, expected).dice for name, (expected, masks) in pairs.items()}
     return {"network": point.network, "backend": point.backend, "sampler": point.sampler,
-            "evaluations": point.evaluations, "dice": scores["mean"]["dice"], "iou": scores["mean"]["iou"],
-            "dice_per_case": {row["case"]: row["dice"] for row in scores["metric_per_case"]},
-            "seconds": report["sampler_seconds"]}
+            "evaluations": point.evaluations, "dice": sum(dice.values()) / len(dice), "dice_per_case": dice}
+
+
+def _written(folder, truth):
+    """The scored slices of a point's mask of one case, (1, X, Y, n)."""
+    return selected(read_output(find_output(folder, truth.name, MASK))[None], truth)
 
 
 def _write_csv(path, rows):
-    names = ("network", "backend", "sampler", "evaluations", "dice", "iou", "seconds")
+    names = ("network", "backend", "sampler", "evaluations", "dice")
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
@@ -191,36 +217,40 @@ def _dice_table(rows, network):
 
 def _cause_table(networks, courses):
     """The last evaluations of each sampling, by network and sampler."""
-    lines = ["| network | sampler | evaluations | share, 95% | sd of the last noise, 95% | noise ratio at t = 0 | "
-             "best Dice of x0 on the way | Dice of x0 at t = 0 |", "|---" * 8 + "|"]
+    lines = ["| network | sampler | evaluations | share, 95% | noise ratio | Dice |", "|---" * 6 + "|"]
     for network in networks:
         for sampler, title in TITLES.items():
             for evaluations in COURSES:
                 course = courses.get(Point(network, sampler, evaluations).name)
                 if course:
-                    cells = (course[-2]["share"][2], course[-2]["noise_added"][2], course[-1]["noise_ratio"],
-                             max(entry["dice_xstart"] for entry in course), course[-1]["dice_xstart"])
-                    numbers = " | ".join("not finite" if cell is None else f"{cell:.3g}" for cell in cells)
-                    lines.append(f"| {network} | {title} | {evaluations} | {numbers} |")
+                    ratios, dice = (_last_three(course, name) for name in ("noise_ratio", "dice_xstart"))
+                    cells = network, title, str(evaluations), f"{course[0]['share'][2]:.2f}", ratios, dice
+                    lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _last_three(course, name):
+    return ", ".join("not finite" if entry[name] is None else f"{entry[name]:.3g}" for entry in course[-3:])
 
 
 def _probe_table(probes):
     lines = ["| network | t | pixels | error of x0 | share | asked |", "|---" * 6 + "|"]
     for network, rows in probes.items():
         for row in rows:
-            numbers = " | ".join("-" if row[name] is None else f"{row[name]:.2f}" for name in ("error", "share", "asked"))
-            lines.append(f"| {network} | {row['t']} | {100 * row['pixels']:.1f}% | {numbers} |")
+            cells = ("-" if row[name] is None else f"{row[name]:.2f}" for name in ("error", "share", "asked"))
+            lines.append(f"| {network} | {row['t']} | {100 * row['pixels']:.1f}% | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _training(log_dir, name):
-    """A training in words."""
+def _training(log_dir, name, steps):
+    """A training in words; steps: those of the sampled checkpoint."""
     config = json.loads((log_dir / name / "config.json").read_text())
-    return f"`{name}`, {OBJECTIVES[name]}, {config['training']['max_steps']} optimizer steps"
+    asked, rate = (config["training"][key] for key in ("max_steps", "lr_anneal_steps"))
+    stopped = f", sampled from its checkpoint of step {steps}" if asked != steps else ""
+    return f"`{name}`, {OBJECTIVES[name]}, {asked} optimizer steps (the learning rate falls over {rate}){stopped}"
 
 
-def _readme(log_dir, rows, courses, probes, agreement, truths):
+def _readme(log_dir, steps, rows, courses, probes, agreement, truths):
     networks = list(probes)
     tables = "\n\n".join(f"### {OBJECTIVES[name]}\n\n{_dice_table(rows, name)}" for name in networks)
     shares = "\n".join(f"| {name} | " + ", ".join(f"{case} {100 * share:.3f}%" for case, share in cases.items()) + " |"
@@ -228,5 +258,5 @@ def _readme(log_dir, rows, courses, probes, agreement, truths):
     slices = ", ".join(f"{truth.name}: {', '.join(map(str, truth.slices))}" for truth in truths)
     default = SamplingConfig()
     return TEMPLATE.format(
-        trainings="; ".join(_training(log_dir, name) for name in networks), slices=slices, tables=tables,
+        trainings="; ".join(_training(log_dir, name, steps[name]) for name in networks), slices=slices, tables=tables,
         default=default, probe=_probe_table(probes), cause=_cause_table(networks, courses), shares=shares)

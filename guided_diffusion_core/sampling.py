@@ -6,17 +6,18 @@ on a framework.
 import json
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from guided_diffusion_core import checkpoint
-from guided_diffusion_core.config import PRESETS, DataConfig, setting_names, take_over
+from guided_diffusion_core.config import PRESETS, ComputeConfig, DataConfig, setting_names, take_over
+from guided_diffusion_core.data.labels import split_names
 from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.files import write_atomic
-from guided_diffusion_core.fusion import fuse_mean
+from guided_diffusion_core.fusion import DEFINITIONS, fuse
 from guided_diffusion_core.outputs import CaseWriter
+from guided_diffusion_core.overlay import displayed
+from guided_diffusion_core.sampling_folder import part_of, report_path, require_same_run, write_report
 from guided_diffusion_core.training import peak_memory_mib
 
 
@@ -39,8 +40,11 @@ def sampling_config(path, given, preset=None):
         if name in given and given[name] != expected:
             raise found_expected(f"--{name}", given[name], f"{expected!r}, with which {path} was trained",
                                  "Leave the flag out: the checkpoint decides.")
-    used = {"seed", *setting_names("data", "sampling")}
-    fresh = {"slices": DataConfig.slices, "data_dir": ""}
+    if "labels" in given and trained.data.labels and split_names(given["labels"]) != split_names(trained.data.labels):
+        raise found_expected("--labels", repr(given["labels"]), f"{trained.data.labels!r}, with which {path} was "
+                             "trained", "Leave the flag out: the checkpoint decides.")
+    used = {"seed", *setting_names("data", "sampling", "compute")}
+    fresh = {"slices": DataConfig.slices, "data_dir": "", "mixed_precision": ComputeConfig.mixed_precision}
     return trained.replace(**{**fresh, **{name: value for name, value in given.items() if name in used}})
 
 
@@ -62,10 +66,14 @@ def _solver_steps(given, trained_steps):
 
 def check_dataset(dataset, config, batch_size):
     """Refuse data that the network was not trained for; `UserError`."""
-    if dataset.in_channels + 1 != config.model.in_ch:
+    masks = config.model.mask_channels
+    if dataset.in_channels + masks != config.model.in_ch:
         raise found_expected("--data_name", f"{dataset.in_channels} image channels",
-                             f"{config.model.in_ch - 1}, with which the network was trained",
+                             f"{config.model.in_ch - masks}, with which the network was trained",
                              f"Use data like {config.data.data_name}'s, or another checkpoint.")
+    if len(dataset.labels) != masks:
+        raise found_expected("--labels", f"{len(dataset.labels)} labels ({', '.join(dataset.labels)})",
+                             f"{masks}, with which the network was trained", "Name the labels of the training.")
     if dataset.normalisation != config.normalisation:
         raise found_expected("--data_dir", f"intensities scaled as {dataset.normalisation!r}",
                              f"{config.normalisation!r}, as in training", "Use the --data_name of the training.")
@@ -73,36 +81,84 @@ def check_dataset(dataset, config, batch_size):
         raise found_expected("--batch_size", batch_size, "at least 1", "Use 1.")
 
 
-def run_sampling(sampler, dataset, out_dir, batch_size, threshold, summary):
-    """Sample every case of a dataset and write its files as soon as all its examples are done.
+def run_sampling(sampler, dataset, out_dir, batch_size, threshold, summary, fusion="mean", part_id=0, num_parts=1,
+                 resume=False):
+    """Sample the cases of a dataset and write each one's files as soon as all its examples are done.
 
-    sampler:    function of (images (N, C, S, S), keys) that returns (members, N, S, S).
-    batch_size: examples per batch; each brings its whole ensemble.
+    sampler:    function of (images (N, C, S, S), keys) that returns (members, N, K, S, S).
+    batch_size: examples per batch; each brings its whole ensemble. Every batch has this size, or that of
+                the dataset: the last one is filled up by its own examples, so that a mask is the same to
+                the bit, whichever process samples it.
     threshold:  probability from which on a pixel belongs to the mask.
-    summary:    the resolved configuration, a JSON text; written to `run_report.json` with the seconds
-                that the network took and the peak memory.
+    summary:    the resolved configuration, a JSON text. It is written to the part's report at the start,
+                and at the end with the seconds that the network took and the peak memory.
+    fusion:     one of `config.FUSIONS`.
+    part_id, num_parts: sample one part of the cases (`sampling_folder.part_of`).
+    resume:     leave out the cases whose masks are there.
+    Raises `UserError` for a folder with masks of other settings. KeyboardInterrupt and a kill leave whole
+    files, from which `resume` goes on.
     """
-    writer = CaseWriter(out_dir)
-    queue = [(case, index) for case in dataset.cases() for index in case.indices]
-    cases = len(dataset.cases())
-    tqdm.write(f"sampling {len(queue)} images of {cases} cases; masks go to {out_dir}", file=sys.stderr)
+    cases, settings = dataset.cases(), json.loads(summary)
+    chosen, writer = part_of(cases, part_id, num_parts), CaseWriter(out_dir, dataset.labels)
+    writer.require_unique_names(cases)
+    require_same_run(writer, cases, settings)
+    left = [case for case in chosen if not (resume and writer.is_complete(case))]
+    report = {**settings, "part_id": part_id, "num_parts": num_parts, "labels": list(dataset.labels),
+              "definitions": DEFINITIONS[fusion], "cases": len(chosen), "cases_found_finished": len(chosen) - len(left),
+              "finished": False}
+    path = report_path(out_dir, part_id, num_parts)
+    write_report(path, report)
+    size = min(batch_size, sum(len(case.indices) for case in cases))
+    tqdm.write(f"sampling {sum(len(case.indices) for case in left)} images of {len(left)} cases"
+               f"{f', {len(chosen) - len(left)} are finished' if len(left) < len(chosen) else ''}; masks go to "
+               f"{out_dir}", file=sys.stderr)
+    try:
+        seconds = _sample_cases(sampler, dataset, _batches(chosen, left, size), size,
+                                lambda members: fuse(members, fusion),
+                                lambda case, *fused: writer.write(case, *fused[:2], threshold, fused[2]))
+    except KeyboardInterrupt:
+        tqdm.write("Stopped; the masks so far are whole. The same command with --continue goes on.", file=sys.stderr)
+        raise
+    write_report(path, {**report, "finished": True, "sampler_seconds": seconds, "memory_mib": peak_memory_mib()})
+    tqdm.write(f"sampled {len(left)} cases in {seconds:.1f} s of network time", file=sys.stderr)
+
+
+def _batches(chosen, left, size):
+    """The (case, index) of the chosen cases in batches; of these the ones that hold some case that is left,
+    whole, since a batch must not depend on what is finished."""
+    queue = [(case, index) for case in chosen for index in case.indices]
+    names = {case.name for case in left}
+    batches = (queue[start:start + size] for start in range(0, len(queue), size))
+    return [batch for batch in batches if any(case.name in names for case, _ in batch)]
+
+
+def _require_finite(members, keys):
+    """Refuse masks (M, N, ...) with NaN or infinity, which no file may hold; `UserError` names the first example."""
+    broken = ~np.isfinite(members).all(axis=(0, *range(2, members.ndim)))  # (N,)
+    if broken.any():
+        raise found_expected(f"sampling of {keys[int(np.argmax(broken))]}", "values that are no numbers in the mask",
+                             "finite ones", "Sample by DDIM (--use_ddim True), whose steps the learned variance "
+                             "does not spoil, or in more --sample_steps; else train on.")
+
+
+def _sample_cases(sampler, dataset, batches, size, fuse_members, write):
+    """Sample batches and write(case, probability, uncertainty, pictures) each case that they complete.
+    Returns the seconds of the sampler."""
     done, seconds = {}, 0.0
-    with tqdm(total=len(queue), unit="image", desc="sampling", dynamic_ncols=True) as bar:
-        for start in range(0, len(queue), batch_size):
-            batch = queue[start:start + batch_size]
+    with tqdm(total=sum(map(len, batches)), unit="image", desc="sampling", dynamic_ncols=True) as bar:
+        for batch in batches:
             examples = [dataset[index] for _, index in batch]
             began = time.perf_counter()
-            images = np.stack([example.image for example in examples])
-            members = sampler(images, [example.noise_key for example in examples])
+            filled = [examples[row % len(examples)] for row in range(size)]
+            images, keys = zip(*((example.image, example.noise_key) for example in filled))
+            members = sampler(np.stack(images), list(keys))
             seconds += time.perf_counter() - began
-            probability, uncertainty = fuse_mean(members)
-            for position, (case, _) in enumerate(batch):
-                fused = done.setdefault(case.name, [])
-                fused.append((probability[position], uncertainty[position]))
-                if len(fused) == len(case.indices):
-                    planes, spread = map(np.stack, zip(*done.pop(case.name)))
-                    writer.write(case, planes, spread, threshold)
+            _require_finite(members, keys)
+            probability, uncertainty = fuse_members(members[:, :len(batch)])
+            for (case, _), example, *fused in zip(batch, examples, probability, uncertainty):
+                parts = done.setdefault(case.name, [])
+                parts.append((*fused, displayed(example.image)))
+                if len(parts) == len(case.indices):
+                    write(case, *map(np.stack, zip(*done.pop(case.name))))
             bar.update(len(batch))
-    report = {**json.loads(summary), "cases": cases, "sampler_seconds": seconds, "memory_mib": peak_memory_mib()}
-    write_atomic(Path(out_dir) / "run_report.json", (json.dumps(report, indent=2) + "\n").encode())
-    tqdm.write(f"sampled {cases} cases in {seconds:.1f} s of network time", file=sys.stderr)
+    return seconds

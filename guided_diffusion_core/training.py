@@ -36,11 +36,13 @@ def fit_to_data(config, dataset, in_ch_given, mask_channels_given=False):
                              "Leave the flag out.")
     if in_ch_given and config.model.in_ch != channels:
         raise found_expected("--in_ch", config.model.in_ch, f"{channels} for this data, its {dataset.in_channels} "
-                             f"image channels and {'the mask' if masks == 1 else f'{masks} masks'}", "Leave the flag out.")
+                             f"image channels and {masks} of the mask", "Leave the flag out.")
     if config.model.class_cond:
         raise found_expected("--class_cond", True, "False, because these datasets have no class labels",
                              "Leave the flag out.")
-    config = config.replace(in_ch=channels, mask_channels=masks, normalisation=dataset.normalisation)
+    # the names of several masks, since data to sample need not say them; of one they stay as given
+    labels = ",".join(dataset.labels) if masks > 1 else config.data.labels
+    config = config.replace(in_ch=channels, mask_channels=masks, labels=labels, normalisation=dataset.normalisation)
     plan = make_plan(config.model)
     microbatch = config.training.microbatch if config.training.microbatch > 0 else config.training.batch_size
     smallest = config.training.batch_size % microbatch or microbatch
@@ -192,8 +194,8 @@ class _Run:
         dice = validation.run(step, self.loop, self.stop)
         if self.stop():
             raise KeyboardInterrupt
-        if validation.is_best(step):
-            checkpoint.point_to_best(self.out_dir, validation.best)
+        if not checkpoint.point_to_best(self.out_dir, validation.best):
+            validation.best = None
         return {"val_dice": dice}
 
     def after_step(self, done, values):

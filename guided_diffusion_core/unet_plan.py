@@ -79,6 +79,7 @@ class HighwayPlan:
     localization: tuple
     dropout: float
     mask_channels: int = 1
+    use_checkpoint: bool = False
     anchor_scales: tuple = ()
     joins: tuple = ()
     embed: tuple = ()
@@ -256,7 +257,8 @@ def _highway_stages(config, poolings):
 def _highway_new(config):
     context, localization = _highway_stages(config, HIGHWAY_POOLINGS)
     scales = tuple(2 ** (HIGHWAY_POOLINGS - 1 - stage) for stage in range(HIGHWAY_POOLINGS - 1))
-    return HighwayPlan(context, localization, config.highway_dropout, config.mask_channels, anchor_scales=scales)
+    return HighwayPlan(context, localization, config.highway_dropout, config.mask_channels, config.use_checkpoint,
+                       anchor_scales=scales)
 
 
 def _highway_v1(config, input_blocks, width):
@@ -271,5 +273,5 @@ def _highway_v1(config, input_blocks, width):
     joins = tuple(
         JoinPlan(block, input_blocks[block][0].channels, context[stage][-1][-1], config.image_size // 2 ** (stage + 1))
         for stage, block in enumerate(downsamplings[:-1]))
-    return HighwayPlan(context, localization, config.highway_dropout, config.mask_channels, joins=joins,
-                       embed=(context[-1][-1][-1], width))
+    return HighwayPlan(context, localization, config.highway_dropout, config.mask_channels, config.use_checkpoint,
+                       joins=joins, embed=(context[-1][-1][-1], width))

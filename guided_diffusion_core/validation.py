@@ -2,18 +2,19 @@
 
 The masks are those that `segmentation_sample.py` would sample with the checkpoint of that step, its seed
 and one member per ensemble, and the Dice is the mean that `segmentation_env.py` would print: at the
-ground truth's own size.
+ground truth's own size, the mean over the labels.
 """
 import dataclasses
 import json
 import shutil
 from pathlib import Path
 
+from guided_diffusion_core.config import process_steps
 from guided_diffusion_core.data import list_truths, open_dataset
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.evaluation import evaluate, write_summary
 from guided_diffusion_core.sampling import check_dataset, run_sampling
-from guided_diffusion_core.schedule import sampling_timesteps, space_timesteps
+from guided_diffusion_core.schedule import sampling_timesteps
 
 MOST_STEPS = 10  # network evaluations per image, unless more are asked for
 
@@ -26,7 +27,7 @@ class _FirstCases:
     """The first cases of a `Dataset`, without its others."""
 
     def __init__(self, dataset, count):
-        self.dataset, self._cases = dataset, dataset.cases()[:count or None]
+        self.dataset, self._cases, self.labels = dataset, dataset.cases()[:count or None], dataset.labels
 
     def __getitem__(self, index):
         return self.dataset[index]
@@ -85,7 +86,7 @@ class Validation:
             return None
         summary = evaluate(self.folder, self.truths, self.sampling.threshold)
         write_summary(self.folder / "summary.json", summary)
-        self.step, dice = step, summary["mean"]["dice"]
+        self.step, dice = step, summary["foreground_mean"]["Dice"]
         if dice is not None and (self.best is None or dice > self.best["dice"]):
             self.best = {"step": step, "dice": dice}
         return dice
@@ -96,13 +97,18 @@ class Validation:
 
 
 def _sampling(config):
-    """The `SamplingConfig` of validation: the configured sampler with one member and few steps."""
-    process = config.diffusion
-    trained = len(space_timesteps(process.diffusion_steps, process.timestep_respacing or [process.diffusion_steps]))
+    """The `SamplingConfig` of validation: the configured sampler with one member and few steps.
+
+    In fewer steps than trained the ancestral one is DDIM with eta 1, which does without its learned variance.
+    """
+    trained = process_steps(config.diffusion)
     few = min(config.sampling.sample_steps or trained, trained, MOST_STEPS)
     steps = config.training.val_steps or few
     sampling_timesteps(trained, steps)  # refuses more than there are
-    return dataclasses.replace(config.sampling, num_ensemble=1, sample_steps=steps)
+    sampling = dataclasses.replace(config.sampling, num_ensemble=1, sample_steps=steps)
+    if steps < trained and not (sampling.use_ddim or sampling.dpm_solver):
+        sampling = dataclasses.replace(sampling, use_ddim=True, eta=1.0)
+    return sampling
 
 
 def open_validation(config, out_dir, last_step, state=None):
@@ -110,6 +116,6 @@ def open_validation(config, out_dir, last_step, state=None):
     if not config.training.val_dir:
         return None
     if config.training.val_interval > last_step:
-        raise found_expected("--val_interval", config.training.val_interval, f"at most {last_step}, where this training "
-                             "ends", "Give a smaller one, or leave --val_dir out.")
+        raise found_expected("--val_interval", config.training.val_interval, f"at most {last_step}, where this "
+                             "training ends", "Give a smaller one, or leave --val_dir out.")
     return Validation(config, out_dir, state)

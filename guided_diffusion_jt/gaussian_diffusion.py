@@ -127,8 +127,8 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
     def _variance(self, out, x_t, t):
         """Variance of the reverse step and its logarithm (Improved DDPM, arXiv:2102.09672, eq. 15).
 
-        The learned share is not limited, as in the original: a short training puts it far above 1, which
-        spoils the ancestral sampler's last steps (logs/samplers-brats2021-64px/README.md).
+        The learned share is not limited, as in the original. A short training puts it far above 1, which in fewer
+        steps than trained spoils the ancestral sampler's last ones (logs/samplers-brats2021-64px/README.md).
         """
         smallest = extract(self.posterior_log_variance_clipped, t, x_t)
         if self.model_var_type == ModelVarType.FIXED_SMALL:

@@ -3,6 +3,8 @@ network and a calibration mask (Wu et al. 2022, arXiv:2211.00611, section 3.2).
 
 Attribute names are the original's, since the state dict is named after them.
 """
+from functools import partial
+
 import jittor as jt
 from jittor import nn
 
@@ -15,6 +17,7 @@ from guided_diffusion_jt.nn import (
     channel_mean,
     spectral_filter,
 )
+from guided_diffusion_jt.recompute import checkpoint
 
 
 class ConvDropoutNormNonlin(nn.Module):
@@ -64,6 +67,7 @@ class _EncoderDecoder(nn.Module):
 
     def __init__(self, plan):
         encoder, bottleneck = plan.context[:-1], plan.context[-1]
+        self.use_checkpoint = plan.use_checkpoint
         self.conv_blocks_localization = nn.ModuleList([_stack_each(widths, 0.0) for widths in plan.localization])
         self.conv_blocks_context = nn.ModuleList(
             [StackedConvLayers(widths, plan.dropout) for widths in encoder]
@@ -71,13 +75,24 @@ class _EncoderDecoder(nn.Module):
         self.td = nn.ModuleList([MaxPool2d() for _ in encoder])
         self.tu = nn.ModuleList([BilinearUpsample(2) for _ in plan.localization])
 
+    def _run(self, stage, x):
+        """The output of an encoder stage or another single layer."""
+        return checkpoint(stage, (x,), (stage,), self.use_checkpoint)
+
     def _decode(self, x, skips):
         """The features of each decoder stage, from the bottleneck's and the encoder's."""
         features = []
         for stage, upsample, skip in zip(self.conv_blocks_localization, self.tu, reversed(skips)):
-            x = stage(jt.concat([upsample(x), skip], dim=1))
+            x = checkpoint(partial(self._join, stage, upsample), (x, skip), (stage,), self.use_checkpoint)
             features.append(x)
         return features
+
+    def _calibration(self, x):
+        """The calibration mask from the last features."""
+        return jt.sigmoid(self.seg_outputs[0](x))
+
+    def _join(self, stage, upsample, x, skip):
+        return stage(jt.concat([upsample(x), skip], dim=1))
 
 
 def _mask_head(plan):
@@ -100,14 +115,14 @@ class HighwayUNet(_EncoderDecoder):
     def execute(self, x):
         skips = []
         for stage, pool in zip(self.conv_blocks_context, self.td):
-            x = stage(x)
+            x = self._run(stage, x)
             skips.append(x)
             x = pool(x)
-        features = self._decode(self.conv_blocks_context[-1](x), skips)
+        features = self._decode(self._run(self.conv_blocks_context[-1], x), skips)
         # The network adds the anchors of the half and the quarter resolution only; the original
         # also brings the two coarser ones to full size and throws them away.
         anchors = (self.upscale_logits_ops[-1](features[-2]), self.upscale_logits_ops[-2](features[-3]))
-        return anchors, jt.sigmoid(self.seg_outputs[0](features[-1]))
+        return anchors, self._calibration(features[-1])
 
 
 class GatedHighwayUNet(_EncoderDecoder):
@@ -132,14 +147,15 @@ class GatedHighwayUNet(_EncoderDecoder):
     def execute(self, x, hs):
         skips = []
         for index, (stage, pool) in enumerate(zip(self.conv_blocks_context, self.td)):
-            x = stage(x)
+            x = self._run(stage, x)
             skips.append(x)
             x = pool(x)
             if index < len(hs):
-                x = self._gate(index, x, hs[index])
-        x = self.conv_blocks_context[-1](x)
+                layers = self.conv_trans_blocks_a[index], self.ffparser[index], self.conv_trans_blocks_b[index]
+                x = checkpoint(partial(self._gate, index), (x, hs[index]), layers, self.use_checkpoint)
+        x = self._run(self.conv_blocks_context[-1], x)
         features = self._decode(x, skips)
-        return self.bottleneck_embed(x), jt.sigmoid(self.seg_outputs[0](features[-1]))
+        return self._run(self.bottleneck_embed, x), self._calibration(features[-1])
 
     def _gate(self, index, x, h):
         """x times one number per position and one per channel, both from the filtered features h."""

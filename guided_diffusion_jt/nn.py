@@ -9,6 +9,7 @@ from jittor import nn
 from guided_diffusion_core.embedding import timestep_frequencies
 from guided_diffusion_core.unet_plan import GROUP_NORM_GROUPS
 from guided_diffusion_jt import runtime
+from guided_diffusion_jt.recompute import is_recomputing
 
 SUM_LENGTH = 256  # values per partial sum: one long float32 sum loses digits
 
@@ -84,7 +85,9 @@ class BatchNorm2d(nn.Module):
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
         mean = self._mean(x)
         variance = self._mean((x - mean) * (x - mean))
-        self._track(mean.detach().reshape(-1), variance.detach().reshape(-1) * runtime.scalar(count / (count - 1)))
+        if not is_recomputing():  # a batch counts once
+            self._track(
+                mean.detach().reshape(-1), variance.detach().reshape(-1) * runtime.scalar(count / (count - 1)))
         return self._normalize(x, mean, variance)
 
     def _mean(self, x):
@@ -336,8 +339,3 @@ def update_ema(target_params, source_params, rate=0.99):
     with jt.no_grad():
         for target, source in zip(target_params, source_params):
             target.update(target * runtime.scalar(rate) + source * runtime.scalar(1 - rate))
-
-
-def checkpoint(func, inputs, flag):
-    """func(*inputs). Jittor keeps all activations: `flag` changes neither numbers nor memory."""
-    return func(*inputs)

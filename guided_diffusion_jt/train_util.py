@@ -53,6 +53,7 @@ def create_train_loop(config, dataset, step=0, networks=None):
 
     step, networks: of a checkpoint to go on from (`TrainLoop.networks`, `checkpoint.load_all`).
     """
+    runtime.set_mixed_precision(config.compute.mixed_precision)
     training, tape = config.training, NoiseTape(config.seed)
     model, diffusion = create_model_and_diffusion(seed=config.seed, **model_and_diffusion_settings(config))
     augment = create_augmentation(training, dataset.normalisation, tape)

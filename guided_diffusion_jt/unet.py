@@ -1,6 +1,7 @@
 """The diffusion network: the U-Net of guided diffusion (Dhariwal & Nichol 2021, arXiv:2105.05233)
 joined by the highway network of MedSegDiff (Wu et al. 2022, arXiv:2211.00611)."""
 import math
+from functools import partial
 
 import jittor as jt
 from jittor import nn
@@ -15,13 +16,13 @@ from guided_diffusion_jt.nn import (
     Dropout,
     SiLU,
     batched_matmul,
-    checkpoint,
     nearest_upsample,
     normalization,
     sampling_format,
     softmax,
     timestep_embedding,
 )
+from guided_diffusion_jt.recompute import checkpoint
 
 
 class TimestepBlock(nn.Module):
@@ -68,7 +69,6 @@ class ResBlock(TimestepBlock):
 
     def __init__(self, layer, plan):
         width = layer.out_channels
-        self.use_checkpoint = plan.use_checkpoint
         self.use_scale_shift_norm = plan.use_scale_shift_norm
         self.in_layers = nn.Sequential(
             normalization(layer.channels), SiLU(), Conv3x3(layer.channels, width))
@@ -84,9 +84,6 @@ class ResBlock(TimestepBlock):
         self.skip_connection = nn.Identity() if layer.channels == width else nn.Conv2d(layer.channels, width, 1)
 
     def execute(self, x, emb):
-        return checkpoint(self._transform, (x, emb), self.use_checkpoint)
-
-    def _transform(self, x, emb):
         if self.updown:
             h = self.h_upd(self.in_layers[1](self.in_layers[0](x)))
             h = self.in_layers[2](h)
@@ -110,7 +107,6 @@ class AttentionBlock(nn.Module):
     """
 
     def __init__(self, layer, plan):
-        self.use_checkpoint = plan.use_checkpoint
         self.norm = normalization(layer.channels)
         self.qkv = Conv1d(layer.channels, 3 * layer.channels, 1)
         attention = QKVAttention if plan.use_new_attention_order else QKVAttentionLegacy
@@ -118,9 +114,6 @@ class AttentionBlock(nn.Module):
         self.proj_out = Conv1d(layer.channels, layer.channels, 1)
 
     def execute(self, x):
-        return checkpoint(self._transform, (x,), self.use_checkpoint)
-
-    def _transform(self, x):
         n, channels, height, width = x.shape
         x = x.reshape(n, channels, height * width)  # (N, C, T)
         h = self.proj_out(self.attention(self.qkv(self.norm(x))))
@@ -219,12 +212,20 @@ class _UNetModel(nn.Module):
         """The image's channels of the network's input."""
         return x[:, :-self.plan.mask_channels]
 
+    def _encode(self, block, h, emb):
+        """The output of an input block."""
+        return checkpoint(block, (h, emb), (block,), self.plan.use_checkpoint)
+
     def _decode(self, h, hs, emb):
         """From the bottleneck's features and those of all input blocks to the output."""
-        h = self.middle_block(h, emb)
+        flag, block = self.plan.use_checkpoint, self.middle_block
+        h = checkpoint(block, (h, emb), (block,), flag)
         for block in self.output_blocks:
-            h = block(jt.concat([h, hs.pop()], dim=1), emb)
-        return self.out(h)
+            h = checkpoint(partial(self._join, block), (h, hs.pop(), emb), (block,), flag)
+        return checkpoint(self.out, (h,), (self.out,), flag)
+
+    def _join(self, block, h, skip, emb):
+        return block(jt.concat([h, skip], dim=1), emb)
 
 
 class UNetModel_newpreview(_UNetModel):
@@ -243,10 +244,10 @@ class UNetModel_newpreview(_UNetModel):
     def execute(self, x, timesteps, y=None, conditioning=None):
         emb, x = self._embed(timesteps, y), sampling_format(x)
         anchors, cal = self.condition(self._image(x)) if conditioning is None else conditioning
-        h = self.input_blocks[0](x, emb) + anchors
+        h = self._encode(self.input_blocks[0], x, emb) + anchors
         hs = [h]
         for block in self.input_blocks[1:]:
-            h = block(h, emb)
+            h = self._encode(block, h, emb)
             hs.append(h)
         return self._decode(h, hs, emb), cal
 
@@ -263,7 +264,7 @@ class UNetModel_v1preview(_UNetModel):
         emb, x = self._embed(timesteps, y), sampling_format(x)
         h, hs = x, []
         for block in self.input_blocks:
-            h = block(h, emb)
+            h = self._encode(block, h, emb)
             hs.append(h)
         embedded, cal = self.hwm(self._image(x), [hs[join.block] for join in self.plan.highway.joins])
         return self._decode(h + embedded, hs, emb), cal

@@ -1,7 +1,7 @@
-"""3x3 convolutions of stride one by Winograd's algorithm, on a CPU in float32.
+"""3x3 convolutions of stride one by Winograd's algorithm, on a CPU in float32, without gradients.
 
-All large products are those of matrices; between them stand copies of tiles, for which the channels come last in
-memory. A few tiles at a time, so that they stay in the processor's caches.
+All large products are those of matrices; between them stand copies of tiles, for which the channels come last
+in memory. A few tiles at a time, so that they stay in the processor's caches.
 """
 import torch as th
 from torch.nn import functional as F
@@ -11,21 +11,22 @@ from guided_diffusion_core.winograd import KERNEL, TILE, matrices
 _INPUTS, _KERNELS, _OUTPUTS = (th.from_numpy(matrix).float() for matrix in matrices())
 # Measured on one core at 64 px: below these, the direct convolution of oneDNN is as fast.
 _CHANNELS, _TILES = 128, 64
-_CHUNK, _GRADIENT_CHUNK = 128, 512  # tiles at a time, forward and for the gradient of the weight
+_CHUNK = 128  # tiles at a time
 
 
 def _pays(x, weight):
     """Whether the convolution of x (N, C, H, W) with weight (O, C, 3, 3) is done here rather than directly."""
-    return (x.device.type == "cpu" and x.dtype == weight.dtype == th.float32 and not th.is_autocast_enabled("cpu")
-            and min(weight.shape[:2]) >= _CHANNELS and x.shape[2] % TILE == x.shape[3] % TILE == 0
+    # In training its rounding, three times the direct one's, would drive AdamW's steps apart.
+    if th.is_grad_enabled():
+        return False
+    return (x.device.type == "cpu" and x.dtype == weight.dtype == th.float32
+            and not th.is_autocast_enabled("cpu") and min(weight.shape[:2]) >= _CHANNELS and x.shape[2] % TILE == x.shape[3] % TILE == 0
             and x.shape[0] * x.shape[2] * x.shape[3] >= _TILES * TILE**2)
 
 
-def _multiplied(weight, turned=False):
-    """The kernels' values: (36, C, O); turned: of the convolution that takes the gradient back, (36, O, C)."""
+def _multiplied(weight):
+    """The kernels' values: (36, C, O)."""
     out_channels, channels = weight.shape[:2]
-    if turned:
-        return (_KERNELS @ weight.flip(2, 3).reshape(-1, KERNEL**2).T).view(-1, out_channels, channels)
     return (_KERNELS @ weight.reshape(-1, KERNEL**2).T).view(-1, out_channels, channels).transpose(1, 2)
 
 
@@ -49,10 +50,10 @@ def _output_tiles(x):
     return x.view(n, height // TILE, TILE, width // TILE, TILE, channels).permute(2, 4, 0, 1, 3, 5)
 
 
-def _chunks(tiles, size):
-    """Slices of the axes of images and rows of (h, w, N, rows, columns, C) that hold about `size` tiles each."""
+def _chunks(tiles):
+    """Slices of the axes of images and rows of (h, w, N, rows, columns, C) that hold about `_CHUNK` tiles."""
     n, rows, columns = tiles.shape[2:5]
-    images, lines = max(1, size // (rows * columns)), max(1, size // columns)
+    images, lines = max(1, _CHUNK // (rows * columns)), max(1, _CHUNK // columns)
     for image in range(0, n, images):
         for row in range(0, rows, lines):
             yield slice(image, image + images), slice(row, row + lines)
@@ -68,44 +69,12 @@ def _convolve(x, kernels, bias):
     n, _, height, width = x.shape
     out = x.new_empty(n, height, width, kernels.shape[2])
     source, target = _input_tiles(_padded(x)), _output_tiles(out)
-    for images, rows in _chunks(source, _CHUNK):
+    for images, rows in _chunks(source):
         products = th.bmm(_values(_INPUTS, source[:, :, images, rows]), kernels)
         place = target[:, :, images, rows]
         th.add(_values(_OUTPUTS, products[:, None]).view(place.shape), bias, out=place)
     out = out.permute(0, 3, 1, 2)
     return out.contiguous() if x.is_contiguous() else out
-
-
-def _weight_gradient(x, grad):
-    """Gradient (O, C, 3, 3) of the weight, from the input (N, C, H, W) and the output's gradient (N, O, H, W)."""
-    source = _input_tiles(_padded(x))
-    arriving = _output_tiles(grad.permute(0, 2, 3, 1).contiguous())
-    total = x.new_zeros(len(_INPUTS), x.shape[1], grad.shape[1])
-    for images, rows in _chunks(source, _GRADIENT_CHUNK):
-        values = _values(_INPUTS, source[:, :, images, rows])
-        total.baddbmm_(values.transpose(1, 2), _values(_OUTPUTS.T, arriving[:, :, images, rows]))
-    return (_KERNELS.T @ total.view(len(total), -1)).view(KERNEL, KERNEL, x.shape[1], -1).permute(3, 2, 0, 1)
-
-
-class _Winograd(th.autograd.Function):
-    """The convolution; it keeps input and weight for its gradient, as the direct one does."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(x, weight)
-        return _convolve(x, _multiplied(weight), bias)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        to_x = to_weight = to_bias = None
-        if ctx.needs_input_grad[0]:
-            to_x = _convolve(grad, _multiplied(weight, turned=True), grad.new_zeros(()))
-        if ctx.needs_input_grad[1]:
-            to_weight = _weight_gradient(x, grad)
-        if ctx.needs_input_grad[2]:
-            to_bias = grad.sum((0, 2, 3))
-        return to_x, to_weight, to_bias
 
 
 def _conv2d(x, weight, bias):
@@ -115,4 +84,4 @@ def _conv2d(x, weight, bias):
     """
     if not _pays(x, weight):
         return F.conv2d(x, weight, bias, padding=1)
-    return _Winograd.apply(x, weight, bias)
+    return _convolve(x, _multiplied(weight), bias)

@@ -3,9 +3,12 @@ network and a calibration mask (Wu et al. 2022, arXiv:2211.00611, section 3.2).
 
 Attribute names are the original's, since the state dict is named after them.
 """
+from functools import partial
+
 import torch as th
 import torch.nn as nn
 
+from guided_diffusion_pt import runtime
 from guided_diffusion_pt.nn import (
     BatchNorm2d,
     BilinearUpsample,
@@ -15,6 +18,7 @@ from guided_diffusion_pt.nn import (
     channel_mean,
     spectral_filter,
 )
+from guided_diffusion_pt.recompute import checkpoint
 
 
 class ConvDropoutNormNonlin(nn.Module):
@@ -68,6 +72,7 @@ class _EncoderDecoder(nn.Module):
     def __init__(self, plan):
         super().__init__()
         encoder, bottleneck = plan.context[:-1], plan.context[-1]
+        self.use_checkpoint = plan.use_checkpoint
         self.conv_blocks_localization = nn.ModuleList([_stack_each(widths, 0.0) for widths in plan.localization])
         self.conv_blocks_context = nn.ModuleList(
             [StackedConvLayers(widths, plan.dropout) for widths in encoder]
@@ -75,13 +80,25 @@ class _EncoderDecoder(nn.Module):
         self.td = nn.ModuleList([MaxPool2d() for _ in encoder])
         self.tu = nn.ModuleList([BilinearUpsample(2) for _ in plan.localization])
 
+    def _run(self, stage, x):
+        """The output of an encoder stage or another single layer."""
+        return checkpoint(stage, (x,), (stage,), self.use_checkpoint)
+
     def _decode(self, x, skips):
         """The features of each decoder stage, from the bottleneck's and the encoder's."""
         features = []
         for stage, upsample, skip in zip(self.conv_blocks_localization, self.tu, reversed(skips)):
-            x = stage(th.cat([upsample(x), skip], dim=1))
+            x = checkpoint(partial(self._join, stage, upsample), (x, skip), (stage,), self.use_checkpoint)
             features.append(x)
         return features
+
+    def _calibration(self, x):
+        """The calibration mask from the last features, in float32 in any case."""
+        with runtime.autocast(x, enabled=False):
+            return th.sigmoid(self.seg_outputs[0](runtime.widened(x)))
+
+    def _join(self, stage, upsample, x, skip):
+        return stage(th.cat([upsample(x), skip], dim=1))
 
 
 def _mask_head(plan):
@@ -104,14 +121,14 @@ class HighwayUNet(_EncoderDecoder):
     def forward(self, x):
         skips = []
         for stage, pool in zip(self.conv_blocks_context, self.td):
-            x = stage(x)
+            x = self._run(stage, x)
             skips.append(x)
             x = pool(x)
-        features = self._decode(self.conv_blocks_context[-1](x), skips)
+        features = self._decode(self._run(self.conv_blocks_context[-1], x), skips)
         # The network adds the anchors of the half and the quarter resolution only; the original
         # also brings the two coarser ones to full size and throws them away.
         anchors = (self.upscale_logits_ops[-1](features[-2]), self.upscale_logits_ops[-2](features[-3]))
-        return anchors, th.sigmoid(self.seg_outputs[0](features[-1]))
+        return anchors, self._calibration(features[-1])
 
 
 class GatedHighwayUNet(_EncoderDecoder):
@@ -136,14 +153,15 @@ class GatedHighwayUNet(_EncoderDecoder):
     def forward(self, x, hs):
         skips = []
         for index, (stage, pool) in enumerate(zip(self.conv_blocks_context, self.td)):
-            x = stage(x)
+            x = self._run(stage, x)
             skips.append(x)
             x = pool(x)
             if index < len(hs):
-                x = self._gate(index, x, hs[index])
-        x = self.conv_blocks_context[-1](x)
+                layers = self.conv_trans_blocks_a[index], self.ffparser[index], self.conv_trans_blocks_b[index]
+                x = checkpoint(partial(self._gate, index), (x, hs[index]), layers, self.use_checkpoint)
+        x = self._run(self.conv_blocks_context[-1], x)
         features = self._decode(x, skips)
-        return self.bottleneck_embed(x), th.sigmoid(self.seg_outputs[0](features[-1]))
+        return self._run(self.bottleneck_embed, x), self._calibration(features[-1])
 
     def _gate(self, index, x, h):
         """x times one number per position and one per channel, both from the filtered features h."""

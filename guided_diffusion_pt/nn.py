@@ -1,13 +1,13 @@
 """Layers and small functions that the networks and the training loop are made of."""
 import torch as th
 import torch.nn as nn
-import torch.utils.checkpoint
 from torch.nn import functional as F
 
 from guided_diffusion_core.embedding import timestep_frequencies
 from guided_diffusion_core.unet_plan import GROUP_NORM_GROUPS
 from guided_diffusion_pt import runtime
 from guided_diffusion_pt._winograd import _conv2d
+from guided_diffusion_pt.recompute import is_recomputing
 
 
 class SiLU(nn.Module):
@@ -31,6 +31,9 @@ class GroupNorm32(nn.GroupNorm):
     def __init__(self, num_groups, num_channels, eps=1e-5):
         super().__init__(num_groups, num_channels, eps=eps)
 
+    def forward(self, x):
+        return super().forward(runtime.widened(x)).to(x.dtype)
+
 
 class BatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation of (N, C, H, W) (Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1);
@@ -38,6 +41,16 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1):
         super().__init__(num_features, eps=eps, momentum=momentum)
+
+    def forward(self, x):
+        values = runtime.widened(x)
+        if self.training and is_recomputing():  # a batch counts once
+            means, variances = self.running_mean.clone(), self.running_var.clone()
+            result = F.batch_norm(values, means, variances, self.weight, self.bias, training=True,
+                                  momentum=self.momentum, eps=self.eps)
+        else:
+            result = super().forward(values)
+        return result.to(x.dtype)
 
 
 class Conv3x3(nn.Conv2d):
@@ -126,8 +139,8 @@ def nearest_upsample(x):
 
 
 def sampling_format(x):
-    """(N, C, H, W) in the order in memory that is quickest without gradients: channels last. Backward, oneDNN takes
-    up to three times as long for it, measured on AVX2."""
+    """(N, C, H, W) in the order in memory that is quickest without gradients: channels last. Backward, oneDNN
+    takes up to three times as long for it, measured on AVX2."""
     return x if th.is_grad_enabled() else x.contiguous(memory_format=th.channels_last)
 
 
@@ -143,7 +156,7 @@ def batched_matmul(a, b):
 
 def softmax(x):
     """Softmax over the last axis; any shape."""
-    return th.softmax(x, dim=-1)
+    return th.softmax(runtime.widened(x), dim=-1).to(x.dtype)
 
 
 def timestep_embedding(timesteps, dim, max_period=10000):
@@ -169,8 +182,8 @@ def spectral_filter(x, weight):
     x: (N, C, H, W). weight: (C, H, W // 2 + 1, 2), real and imaginary part, of the half spectrum of a real
     signal. Returns (N, C, H, W); of the frequencies that are their own conjugates the real part counts.
     """
-    spectrum = th.fft.rfft2(x, norm="ortho") * th.view_as_complex(weight)  # (N, C, H, W // 2 + 1)
-    return th.fft.irfft2(spectrum, s=x.shape[2:], norm="ortho")
+    spectrum = th.fft.rfft2(runtime.widened(x), norm="ortho") * th.view_as_complex(weight)  # (N, C, H, W // 2 + 1)
+    return th.fft.irfft2(spectrum, s=x.shape[2:], norm="ortho").to(x.dtype)
 
 
 def channel_mean(x):
@@ -188,10 +201,3 @@ def update_ema(target_params, source_params, rate=0.99):
     with th.no_grad():
         for target, source in zip(target_params, source_params):
             target.mul_(rate).add_(source, alpha=1 - rate)
-
-
-def checkpoint(func, inputs, flag):
-    """func(*inputs); with `flag`, activations are recomputed in the backward pass to save memory."""
-    if flag and th.is_grad_enabled():
-        return torch.utils.checkpoint.checkpoint(func, *inputs, use_reentrant=False)
-    return func(*inputs)

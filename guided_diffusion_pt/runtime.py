@@ -3,11 +3,14 @@
 Twin of `guided_diffusion_jt/runtime.py`.
 """
 import platform
+from contextlib import nullcontext
 
 import numpy as np
 import torch as th
 
 _PRECISIONS = {"float32": th.float32, "float64": th.float64}
+_MIXED = {"no": None, "bf16": th.bfloat16, "fp16": th.float16}
+_mixed = "no"
 
 
 def to_tensor(array, dtype=None):
@@ -41,6 +44,34 @@ def set_precision(name):
 def precision():
     """The type that `set_precision` set: "float32" (at the start) or "float64"."""
     return str(th.get_default_dtype()).removeprefix("torch.")
+
+
+def set_mixed_precision(name):
+    """The type in which the networks' convolutions and products compute from now on: "no" (that of the
+    parameters), "bf16" or "fp16". A CPU without instructions for these is slow in them."""
+    global _mixed
+    assert name in _MIXED, name
+    _mixed = name
+
+
+def mixed_precision():
+    """What `set_mixed_precision` set; "no" at the start."""
+    return _mixed
+
+
+def autocast(tensor, enabled=True):
+    """The context in which a network computes as `set_mixed_precision` says, or in float32 if not `enabled`.
+
+    tensor: one on the network's device.
+    """
+    if _MIXED[_mixed] is None:
+        return nullcontext()
+    return th.autocast(tensor.device.type, dtype=_MIXED[_mixed], enabled=enabled)
+
+
+def widened(tensor):
+    """A tensor of 16 bits in float32; any other as it is."""
+    return tensor.float() if tensor.dtype in (th.bfloat16, th.float16) else tensor
 
 
 def scalar(value):

@@ -7,6 +7,7 @@ from guided_diffusion_core.checkpoint import NETWORK, TRAINER, average_name, che
 from guided_diffusion_core.config import ema_rates, model_and_diffusion_settings
 from guided_diffusion_core.data.augment import create_augmentation
 from guided_diffusion_core.data.stream import ErrorCarrier, TrainingStream, checked, first_error
+from guided_diffusion_core.loss_scale import LossScale
 from guided_diffusion_core.noise import TRAIN_NOISE, TRAIN_TIMESTEP, NoiseTape
 from guided_diffusion_core.state_shapes import is_buffer
 from guided_diffusion_core.training import ema_rate_at, last_step, learning_rate
@@ -21,7 +22,7 @@ from guided_diffusion_pt.script_util import create_model_and_diffusion
 from guided_diffusion_pt.unet import make_network
 
 # Prefixes of the names in a checkpoint's `trainer`.
-MOMENTS, SAMPLER = ("first_moment", "second_moment"), "schedule_sampler"
+MOMENTS, SAMPLER, SCALE = ("first_moment", "second_moment"), "schedule_sampler", "loss_scale"
 
 
 def make_loader(stream, batch_size, num_workers=0):
@@ -42,6 +43,7 @@ def create_train_loop(config, dataset, step=0, networks=None):
 
     step, networks: of a checkpoint to go on from (`TrainLoop.networks`, `checkpoint.load_all`).
     """
+    runtime.set_mixed_precision(config.compute.mixed_precision)
     training, tape = config.training, NoiseTape(config.seed)
     model, diffusion = create_model_and_diffusion(seed=config.seed, **model_and_diffusion_settings(config))
     augment = create_augmentation(training, dataset.normalisation, tape)
@@ -65,6 +67,11 @@ def create_train_loop(config, dataset, step=0, networks=None):
     if networks:
         loop.restore(step, networks)
     return loop
+
+
+def _part(arrays, prefix):
+    """The arrays whose names begin with a prefix, without it."""
+    return {name.removeprefix(f"{prefix}/"): value for name, value in arrays.items() if name.startswith(f"{prefix}/")}
 
 
 class TrainLoop:
@@ -115,6 +122,7 @@ class TrainLoop:
         self.params = [param for name, param in model.named_parameters() if not is_buffer(name)]
         self.opt = AdamW(self.params, weight_decay=weight_decay)
         self.ema_params = [[param.detach().clone() for param in self.params] for _ in self.ema_rate]
+        self.loss_scale = LossScale() if runtime.mixed_precision() == "fp16" else None
         self.step = 0
         model.train()
 
@@ -130,16 +138,18 @@ class TrainLoop:
         """One optimizer step on images `batch` (N, C, S, S) and masks `cond` (N, K, S, S).
 
         Returns the means over the batch: `total` and the terms of `training_losses_segmentation`,
-        and the learning rate `lr`; floats.
+        and the learning rate `lr`; in float16 the `loss_scale`; floats.
         """
         values, grads = self.forward_backward(th.cat([batch, cond], dim=1).to(self.params[0].dtype))
         lr = learning_rate(self.lr, self.lr_anneal_steps, self.step, self.lr_schedule, self.lr_cycles)
-        self.opt.step(grads, lr)
-        for rate, averages in zip(self.ema_rate, self.ema_params):
-            update_ema(averages, self.params, rate=ema_rate_at(rate, self.step, self.ema_warmup))
+        scale = self.loss_scale
+        if scale is None or scale.update(all(bool(th.isfinite(grad).all()) for grad in grads)):
+            self.opt.step(grads, lr)
+            for rate, averages in zip(self.ema_rate, self.ema_params):
+                update_ema(averages, self.params, rate=ema_rate_at(rate, self.step, self.ema_warmup))
         runtime.synchronize()
         self.step += 1
-        return {**values, "lr": lr}
+        return {**values, "lr": lr} | ({"loss_scale": scale.factor} if scale else {})
 
     def forward_backward(self, batch):
         """Losses and gradients of the whole batch (N, C + K, S, S): (dict of floats, list of tensors)."""
@@ -170,7 +180,14 @@ class TrainLoop:
         terms, _ = self.diffusion.training_losses_segmentation(
             self.model, None, micro, t, noise=runtime.to_tensor(noise, dtype=runtime.precision()))
         total = total_loss(terms, weights)
-        return {"total": total, **terms}, gradients(total, self.params), t
+        return {"total": total, **terms}, self._gradients(total), t
+
+    def _gradients(self, total):
+        """Gradients of the loss; in float16 they are those of the scaled loss on the way, and may not be finite."""
+        if self.loss_scale is None:
+            return gradients(total, self.params)
+        factor = self.loss_scale.factor
+        return [grad / factor for grad in gradients(total * factor, self.params)]
 
     def networks(self):
         """The network, its moving averages and the optimizer's moments as `checkpoint.save` takes them;
@@ -182,8 +199,13 @@ class TrainLoop:
         networks[TRAINER] = {
             f"{kind}/{name}": runtime.to_numpy(value) for kind, values in zip(MOMENTS, self.opt.moments())
             for name, value in zip(self.names, values)}
-        networks[TRAINER] |= {f"{SAMPLER}/{name}": value for name, value in self.schedule_sampler.state().items()}
+        networks[TRAINER] |= self._small_states()
         return networks
+
+    def _small_states(self):
+        """What the optimizer's moments leave out of `trainer`, by name."""
+        states = {SAMPLER: self.schedule_sampler.state(), SCALE: self.loss_scale.state() if self.loss_scale else {}}
+        return {f"{kind}/{name}": value for kind, state in states.items() for name, value in state.items()}
 
     def _average_state(self, state, averages):
         """The network's state with a moving average for its parameters."""
@@ -205,14 +227,16 @@ class TrainLoop:
         """Go on after `step` steps from what `networks` returned then. Raises `UserError` if it does not
         fit this loop."""
         runtime.load_state(self.model, networks[NETWORK], where=f"checkpoint of step {step}")
-        trainer, sampled = networks[TRAINER], self.schedule_sampler.state()
+        trainer = networks[TRAINER]
         shapes = {name: tuple(param.shape) for name, param in zip(self.names, self.params)}
         check_state({**{f"{kind}/{name}": shape for kind in MOMENTS for name, shape in shapes.items()},
-                     **{f"{SAMPLER}/{name}": value.shape for name, value in sampled.items()}},
+                     **{name: value.shape for name, value in self._small_states().items()}},
                     trainer, f"optimizer of step {step}")
-        self.schedule_sampler.restore({name: trainer[f"{SAMPLER}/{name}"] for name in sampled})
+        self.schedule_sampler.restore(_part(trainer, SAMPLER))
+        if self.loss_scale:
+            self.loss_scale.restore(_part(trainer, SCALE))
         first, second = ([trainer[f"{kind}/{name}"] for name in self.names] for kind in MOMENTS)
-        self.opt.restore(first, second, step)
+        self.opt.restore(first, second, step - (self.loss_scale.skipped if self.loss_scale else 0))
         for rate, averages in zip(self.ema_rate, self.ema_params):
             arrays = networks[average_name(rate)]
             for name, average in zip(self.names, averages):

@@ -1,6 +1,7 @@
 """The diffusion network: the U-Net of guided diffusion (Dhariwal & Nichol 2021, arXiv:2105.05233)
 joined by the highway network of MedSegDiff (Wu et al. 2022, arXiv:2211.00611)."""
 import math
+from functools import partial
 
 import torch as th
 import torch.nn as nn
@@ -14,13 +15,13 @@ from guided_diffusion_pt.nn import (
     Dropout,
     SiLU,
     batched_matmul,
-    checkpoint,
     nearest_upsample,
     normalization,
     sampling_format,
     softmax,
     timestep_embedding,
 )
+from guided_diffusion_pt.recompute import checkpoint
 
 
 class TimestepBlock(nn.Module):
@@ -70,7 +71,6 @@ class ResBlock(TimestepBlock):
     def __init__(self, layer, plan):
         super().__init__()
         width = layer.out_channels
-        self.use_checkpoint = plan.use_checkpoint
         self.use_scale_shift_norm = plan.use_scale_shift_norm
         self.in_layers = nn.Sequential(
             normalization(layer.channels), SiLU(), Conv3x3(layer.channels, width))
@@ -86,9 +86,6 @@ class ResBlock(TimestepBlock):
         self.skip_connection = nn.Identity() if layer.channels == width else nn.Conv2d(layer.channels, width, 1)
 
     def forward(self, x, emb):
-        return checkpoint(self._transform, (x, emb), self.use_checkpoint)
-
-    def _transform(self, x, emb):
         if self.updown:
             h = self.h_upd(self.in_layers[1](self.in_layers[0](x)))
             h = self.in_layers[2](h)
@@ -113,7 +110,6 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, layer, plan):
         super().__init__()
-        self.use_checkpoint = plan.use_checkpoint
         self.norm = normalization(layer.channels)
         self.qkv = nn.Conv1d(layer.channels, 3 * layer.channels, 1)
         attention = QKVAttention if plan.use_new_attention_order else QKVAttentionLegacy
@@ -121,9 +117,6 @@ class AttentionBlock(nn.Module):
         self.proj_out = nn.Conv1d(layer.channels, layer.channels, 1)
 
     def forward(self, x):
-        return checkpoint(self._transform, (x,), self.use_checkpoint)
-
-    def _transform(self, x):
         n, channels, height, width = x.shape
         x = x.reshape(n, channels, height * width)  # (N, C, T)
         h = self.proj_out(self.attention(self.qkv(self.norm(x))))
@@ -225,12 +218,21 @@ class _UNetModel(nn.Module):
         """The image's channels of the network's input."""
         return x[:, :-self.plan.mask_channels]
 
+    def _encode(self, block, h, emb):
+        """The output of an input block."""
+        return checkpoint(block, (h, emb), (block,), self.plan.use_checkpoint)
+
     def _decode(self, h, hs, emb):
         """From the bottleneck's features and those of all input blocks to the output."""
-        h = self.middle_block(h, emb)
+        flag, block = self.plan.use_checkpoint, self.middle_block
+        h = checkpoint(block, (h, emb), (block,), flag)
         for block in self.output_blocks:
-            h = block(th.cat([h, hs.pop()], dim=1), emb)
-        return self.out(h)
+            h = checkpoint(partial(self._join, block), (h, hs.pop(), emb), (block,), flag)
+        with runtime.autocast(h, enabled=False):  # as in the original: its steps are finer than those of 16 bits
+            return checkpoint(self.out, (runtime.widened(h),), (self.out,), flag)
+
+    def _join(self, block, h, skip, emb):
+        return block(th.cat([h, skip], dim=1), emb)
 
 
 class UNetModel_newpreview(_UNetModel):
@@ -243,18 +245,20 @@ class UNetModel_newpreview(_UNetModel):
 
     def condition(self, image):
         """What depends on the image (N, C, S, S) alone: (anchors (N, model_channels, S, S), cal (N, K, S, S))."""
-        (first, second), cal = self.hwm(image)
-        return th.cat([first, first, second], dim=1).detach(), cal  # base + base + 2 base = model_channels
+        with runtime.autocast(image):
+            (first, second), cal = self.hwm(image)
+            return th.cat([first, first, second], dim=1).detach(), cal  # base + base + 2 base = model_channels
 
     def forward(self, x, timesteps, y=None, conditioning=None):
-        emb, x = self._embed(timesteps, y), sampling_format(x)
-        anchors, cal = self.condition(self._image(x)) if conditioning is None else conditioning
-        h = self.input_blocks[0](x, emb) + anchors
-        hs = [h]
-        for block in self.input_blocks[1:]:
-            h = block(h, emb)
-            hs.append(h)
-        return self._decode(h, hs, emb), cal
+        with runtime.autocast(x):
+            emb, x = self._embed(timesteps, y), sampling_format(x)
+            anchors, cal = self.condition(self._image(x)) if conditioning is None else conditioning
+            h = self._encode(self.input_blocks[0], x, emb) + anchors
+            hs = [h]
+            for block in self.input_blocks[1:]:
+                h = self._encode(block, h, emb)
+                hs.append(h)
+            return self._decode(h, hs, emb), cal
 
 
 class UNetModel_v1preview(_UNetModel):
@@ -266,13 +270,14 @@ class UNetModel_v1preview(_UNetModel):
         self.hwm = GatedHighwayUNet(plan.highway)
 
     def forward(self, x, timesteps, y=None):
-        emb, x = self._embed(timesteps, y), sampling_format(x)
-        h, hs = x, []
-        for block in self.input_blocks:
-            h = block(h, emb)
-            hs.append(h)
-        embedded, cal = self.hwm(self._image(x), [hs[join.block] for join in self.plan.highway.joins])
-        return self._decode(h + embedded, hs, emb), cal
+        with runtime.autocast(x):
+            emb, x = self._embed(timesteps, y), sampling_format(x)
+            h, hs = x, []
+            for block in self.input_blocks:
+                h = self._encode(block, h, emb)
+                hs.append(h)
+            embedded, cal = self.hwm(self._image(x), [hs[join.block] for join in self.plan.highway.joins])
+            return self._decode(h + embedded, hs, emb), cal
 
 
 def make_network(plan):

@@ -2,7 +2,7 @@
 
 Small networks (32 px, width 32) with random weights without zeros, so that every parameter takes
 part; `forward/full-size` is the network of the original's own settings. What the cases run beside
-the harness's own families is in `parity/medsegdiff_families.py`.
+the harness's own families is in `parity/medsegdiff_families.py` and `parity/medsegdiff_checkpoints.py`.
 """
 import numpy as np
 
@@ -11,6 +11,7 @@ from guided_diffusion_core.config import ModelConfig
 from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.state_shapes import state_shapes
 from guided_diffusion_core.unet_plan import make_plan
+from parity.medsegdiff_checkpoints import FAMILIES as CHECKPOINT_FAMILIES
 from parity.medsegdiff_families import FAMILIES
 from parity.protocol import Case, Port
 
@@ -24,6 +25,8 @@ FLAGS_TURNED = {
     "num_res_blocks": 2,
 }
 V1 = {**SMALL, "version": "1", "channel_mult": "1,1,2,2"}
+TWO_LABELS = {**SMALL, "mask_channels": 2, "in_ch": 5}
+TWO_LABELS_V1 = {**V1, "mask_channels": 2, "in_ch": 5}
 FULL_SIZE = {"image_size": 64, "num_channels": 128, "learn_sigma": True, "in_ch": 4}
 TRAINING = {"batch_size": 4, "microbatch": 2, "lr": 1e-3, "lr_anneal_steps": 10, "weight_decay": 0.05,
             "ema_rate": "0.9,0.99", "ema_warmup": False, "seed": 3}
@@ -39,8 +42,8 @@ def _objective(name, about, model=SMALL, **diffusion):
     return Case(f"loss/{name}", about, {"model": model, "diffusion": diffusion})
 
 
-def _sampler(name, about, steps=6, members=2, **sampling):
-    return Case(f"sampling/{name}", about, {"model": SMALL, "sampling": {
+def _sampler(name, about, steps=6, members=2, model=SMALL, **sampling):
+    return Case(f"sampling/{name}", about, {"model": model, "sampling": {
         "use_ddim": False, "eta": 0.0, "sample_steps": steps, "num_ensemble": members, **sampling}}, training=False)
 
 
@@ -58,6 +61,7 @@ CASES = (
     Case("forward/new-sampling", "every module's output, sampling mode", {"model": SMALL}, training=False),
     Case("forward/new-flags", "every module's output with every flag turned", {"model": FLAGS_TURNED}),
     Case("forward/v1", "every module's output in version 1, training mode", {"model": V1}),
+    Case("forward/new-two-labels", "every module's output with masks of two labels", {"model": TWO_LABELS}),
     Case("forward/full-size", "every module's output at width 128 and 64 px, sampling mode",
          {"model": FULL_SIZE, "batch": 1}, precisions=("float32",), training=False),
     Case("table/linear", "the numbers of the process, bit by bit", {"diffusion": {}}),
@@ -69,17 +73,41 @@ CASES = (
     _objective("bound", "the variational bound alone", use_kl=True),
     _objective("xstart", "the network predicts the mask, variance not learned",
                model={**SMALL, "learn_sigma": False}, predict_xstart=True),
+    _objective("two-labels", "the terms with masks of two labels", model=TWO_LABELS),
     Case("gradients/new", "gradient of every parameter and module input", {"model": SMALL}),
     Case("gradients/new-flags", "the same with every flag turned", {"model": FLAGS_TURNED}),
     Case("gradients/v1", "the same in version 1: through the Fourier transform", {"model": V1}),
+    Case("gradients/v1-two-labels", "the same with masks of two labels", {"model": TWO_LABELS_V1}),
     Case("training/new", "two batches in microbatches: losses and gradients",
          {"model": SMALL, "training": TRAINING, "steps": 2}),
+    Case("training/checkpointing", "the same in version 1 with activations recomputed in the backward pass",
+         {"model": {**V1, "use_checkpoint": True}, "training": TRAINING, "steps": 1}),
     Case("training/augmented", "one batch mirrored, turned, scaled and of other intensities",
          {"model": SMALL, "training": {**TRAINING, **AUGMENTED}, "steps": 1, "mean": 0.0}),
     Case("optimizer/adamw", "steps on given gradients: rate, updates, moments, averages",
          {"model": SMALL, "training": TRAINING, "steps": 3}),
+    Case("optimizer/restarts", "the same: cosines with restarts, one moving average that warms up",
+         {"model": SMALL, "steps": 3, "training": {
+             **TRAINING, "lr_anneal_steps": 4, "lr_schedule": "cosine-restarts", "lr_cycles": 2, "ema_rate": "0.99",
+             "ema_warmup": True}}),
+    Case("training/second-moment", "time steps by their losses; the network predicts the mask, bound and time rescaled",
+         {"model": SMALL, "steps": 1, "diffusion": {
+             "timestep_respacing": "5", "predict_xstart": True, "rescale_learned_sigmas": True,
+             "rescale_timesteps": True},
+          "training": {**TRAINING, "schedule_sampler": "loss-second-moment"}}),
+    Case("training/bound", "one batch on the variational bound alone",
+         {"model": SMALL, "steps": 1, "diffusion": {"use_kl": True}, "training": {**TRAINING, "microbatch": -1}}),
+    Case("resume/new", "a step, a checkpoint, a step of a fresh loop from it; the rate falls by a cosine",
+         {"model": SMALL, "half": 1, "steps": 2, "training": {**TRAINING, "lr_schedule": "cosine"}}),
+    Case("validation/new", "masks of the moving average between two steps at a constant rate",
+         {"model": SMALL, "steps": 2, "training": {**TRAINING, "lr_schedule": "constant", "lr_anneal_steps": 0},
+          "sampling": {"use_ddim": True, "sample_steps": 2, "num_ensemble": 1}}),
+    Case("conversion/new", "a checkpoint through .pt, .pkl and .safetensors and back into a network",
+         {"model": SMALL}, precisions=("float32",), training=False),
     Case("steps/new", "training steps end to end: losses, updates, averages, buffers",
          {"model": SMALL, "training": TRAINING, "steps": 3}),
+    Case("steps/new-two-labels", "the same with masks of two labels",
+         {"model": TWO_LABELS, "training": TRAINING, "steps": 2}),
     _sampler("ancestral", "trajectory of the ancestral sampler, state by state"),
     _sampler("ddim", "trajectory of DDIM", use_ddim=True),
     _sampler("ddim-noisy", "trajectory of DDIM with eta 1, without clipping", use_ddim=True, eta=1.0,
@@ -87,6 +115,9 @@ CASES = (
     _sampler("dpm-solver", "trajectory of DPM-Solver++", dpm_solver=True),
     _sampler("dpm-solver-thresholding", "the same with dynamic thresholding instead of clipping", dpm_solver=True,
              dynamic_thresholding=True),
+    _sampler("two-labels", "trajectory of the ancestral sampler with masks of two labels", model=TWO_LABELS),
+    _sampler("two-labels-dpm-solver", "the same of DPM-Solver++ with dynamic thresholding",
+             model=TWO_LABELS, dpm_solver=True, dynamic_thresholding=True),
     _masks("ISIC"),
     _masks("BRATS"),
 )
@@ -136,7 +167,7 @@ def open_port(backend):
 class MedSegDiffPort(Port):
     """Both mirrors: they have the same modules and names."""
 
-    families = FAMILIES
+    families = {**FAMILIES, **CHECKPOINT_FAMILIES}
 
     def __init__(self, backend):
         super().__init__(backend)

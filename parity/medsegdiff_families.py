@@ -15,6 +15,7 @@ from guided_diffusion_core.data.augment import create_augmentation
 from guided_diffusion_core.data.dataset import Example
 from guided_diffusion_core.data.phantoms import write_brats_phantom, write_isic_phantoms
 from guided_diffusion_core.data.stream import TrainingStream
+from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.evaluation import evaluate
 from guided_diffusion_core.outputs import MASK, PROBABILITY, UNCERTAINTY, find_output, read_output
 from guided_diffusion_core.sampling import run_sampling
@@ -112,19 +113,37 @@ def run_loss(port, case, weights, inputs, recorder):
         recorder.add("loss", name, value)
 
 
-def training_loop(port, case, weights, recorder):
+def training_config(case):
+    """The `Config` of a case's training."""
+    return resolve({**case.settings["model"], **case.settings["training"], **case.settings.get("diffusion", {}),
+                    "max_steps": 10})
+
+
+def training_loop(port, case, weights, recorder, start_step=0):
     """A `TrainLoop` on random images, from the case's weights, with a recorded tape."""
     training = port.module("train_util")
     model, diffusion = prepare(port, case, weights), process(port, case)
-    config = resolve({**case.settings["model"], **case.settings["training"], "max_steps": 10})
-    tape, settings = recorder.tape(config.seed), config.training
+    config = training_config(case)
+    tape, settings = recorder.tape(config.seed, port.module("recompute").is_recomputing), config.training
     augment = create_augmentation(settings, Images.normalisation, tape)
-    stream = TrainingStream(Images(case), tape, settings.batch_size, settings.max_steps, augment=augment)
+    stream = TrainingStream(Images(case), tape, settings.batch_size, settings.max_steps, start_step, augment)
+    sampler = training.create_named_schedule_sampler(settings.schedule_sampler, diffusion)
+    if sampler.state():  # as after many steps
+        sampler.restore(_full_history(sampler))
     return training.TrainLoop(
         model=model, diffusion=diffusion, data=training.make_loader(stream, settings.batch_size), tape=tape,
         batch_size=settings.batch_size, microbatch=settings.microbatch, lr=settings.lr,
-        ema_rate=ema_rates(settings), weight_decay=settings.weight_decay, lr_anneal_steps=settings.lr_anneal_steps,
+        ema_rate=ema_rates(settings), ema_warmup=settings.ema_warmup, schedule_sampler=sampler,
+        weight_decay=settings.weight_decay, lr_anneal_steps=settings.lr_anneal_steps,
         lr_schedule=settings.lr_schedule, lr_cycles=settings.lr_cycles)
+
+
+def _full_history(sampler):
+    """A history of losses that differ among the time steps, in the form of a sampler's `state`."""
+    state = sampler.state()
+    losses = np.random.default_rng(8).uniform(0.1, 1, state["losses"].shape)
+    return {"losses": losses * np.arange(1, len(losses) + 1)[:, None],
+            "counts": np.full_like(state["counts"], losses.shape[1])}
 
 
 def record_forward_backward(loop, recorder):
@@ -165,18 +184,18 @@ def run_optimizer(port, case, weights, inputs, recorder):
         return {}, [verbs.to_tensor(value.astype(np.float32), verbs.precision()) for value in values]
 
     loop.forward_backward = given
-    _record_steps(loop, case, recorder)
+    record_steps(loop, case, recorder)
 
 
 def run_steps(port, case, weights, inputs, recorder):
     """Training steps end to end."""
     loop = training_loop(port, case, weights, recorder)
     record_forward_backward(loop, recorder)
-    _record_steps(loop, case, recorder)
+    record_steps(loop, case, recorder)
     record_state(port, loop.model, recorder, port.is_buffer, "buffer")
 
 
-def _record_steps(loop, case, recorder):
+def record_steps(loop, case, recorder):
     """Run a loop's steps; record rates, updates (not weights), moments and changes of the averages."""
     verbs = recorder.verbs
     before, means = _arrays(verbs, loop.params), [_arrays(verbs, averages) for averages in loop.ema_params]

@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from guided_diffusion_core import cli
-from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.files import write_atomic
 from parity import run
 from parity.compare import compare_case
@@ -26,7 +26,7 @@ from parity.protocol import PRECISIONS
 
 LADDER = ("weights/new", "table/linear", "forward/new", "loss/mse", "gradients/new", "training/new",
           "optimizer/adamw", "sampling/ancestral", "sampling/ddim", "sampling/dpm-solver", "masks/isic", "steps/new",
-          "gradients/v1")
+          "gradients/v1", "optimizer/restarts", "training/second-moment", "resume/new", "validation/new")
 GATE = "forward/new"
 COLUMNS = ("fault", "what is wrong", "caught by", "named", "ratio")
 
@@ -91,18 +91,19 @@ class Laboratory:
         self.port = run.Backend(port, run.SUITE, Path(folder) / "port")
         self.cases = {case.name: case for case in run.select_cases(run.load_suite(run.SUITE), LADDER)}
 
-    def record_reference(self):
-        """Record what all faults are compared with."""
-        cases = [self.cases[name] for name in LADDER]
-        jobs = [job for case in cases for job in run.jobs_of(case, PRECISIONS, True, self.reference.folder)]
-        layers = [job for case in cases if case.family in LAYER_FAMILIES
-                  for job in run.layer_jobs(case, self.reference.folder)]
-        run.record([self.reference], {self.reference.name: jobs + layers})
-        self.reference.stop()
+    def refer(self, jobs):
+        """Record what a fault is compared with, unless an earlier one has met it. Raises `UserError` where the
+        reference cannot run."""
+        for job in jobs:
+            try:
+                self.reference.record(job)
+            except run.WorkerFailed as error:
+                raise UserError(str(error)) from error
 
     def examine(self, fault):
         """The `Outcome` of one fault or control."""
         for name, precision in self.rungs():
+            self.refer(run.jobs_of(self.cases[name], (precision,), True, self.reference.folder))
             try:
                 verdict = self._compare(run.Job(name, precision, PLAIN, fault.name))
             except run.WorkerFailed as error:
@@ -129,6 +130,7 @@ class Laboratory:
         culprit = locate([verdict], [])
         if case.family in LAYER_FAMILIES:
             alone = []
+            self.refer(run.layer_jobs(case, self.reference.folder))
             for job in run.layer_jobs(case, self.reference.folder, fault.name):
                 alone.append(self._compare(job))
                 culprit = locate([verdict], alone)
@@ -149,9 +151,8 @@ def examine_all(faults, port, show=lambda outcome: None):
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
         laboratory, outcomes = Laboratory(port, folder), []
         try:
-            tqdm.write(f"recording {laboratory.reference.name}, then {len(faults)} faults in {port}; "
-                       f"dumps go to {folder} until the end", file=sys.stderr)
-            laboratory.record_reference()
+            tqdm.write(f"{len(faults)} faults in {port}, compared with {laboratory.reference.name}, each case of which is "
+                       f"recorded when a fault first meets it; dumps go to {folder} until the end", file=sys.stderr)
             for fault in tqdm(faults, unit="fault", desc="planting", dynamic_ncols=True):
                 outcomes.append(laboratory.examine(fault))
                 show(outcomes[-1])

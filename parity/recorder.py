@@ -11,17 +11,21 @@ from parity.dump import Entry, Section
 class RecordingTape(NoiseTape):
     """A noise tape that notes the place and the values of its draws.
 
-    draws: [site, step, case, member, digest of the values] in order.
+    draws:    [site, step, case, member, digest of the values] in order.
+    repeated: function that says whether a draw only repeats an earlier one, in whatever order the framework
+              comes by it; that is not noted a second time.
     """
 
-    def __init__(self, seed, draws):
+    def __init__(self, seed, draws, repeated):
         super().__init__(seed)
-        self.draws = draws
+        self.draws, self.repeated = draws, repeated
 
     def _generator(self, site, step, case, member):
         generator = super()._generator(site, step, case, member)
         probe = super()._generator(site, step, case, member).bytes(16)
-        self.draws.append([str(site), int(step), str(case), int(member), hashlib.blake2b(probe).hexdigest()[:16]])
+        draw = [str(site), int(step), str(case), int(member), hashlib.blake2b(probe).hexdigest()[:16]]
+        if not (self.repeated() and draw in self.draws):
+            self.draws.append(draw)
         return generator
 
 
@@ -38,9 +42,9 @@ class Recorder:
         self.types, self.uncalled, self.arguments = {}, [], {}
         self._entries, self._values, self._names = [], {}, {}
 
-    def tape(self, seed):
-        """A noise tape whose draws are recorded."""
-        return RecordingTape(seed, self.draws)
+    def tape(self, seed, repeated=lambda: False):
+        """A noise tape whose draws are recorded; repeated: as of `RecordingTape`."""
+        return RecordingTape(seed, self.draws, repeated)
 
     def add(self, rung, site, value):
         """Record a tensor of the framework, a numpy array or a number; one object is stored once."""

@@ -1,4 +1,5 @@
 """Recording cases: one process per backend and precision, jobs side by side, dumps on disk."""
+import contextlib
 import importlib
 import json
 import os
@@ -130,11 +131,9 @@ class Process:
             self.start()
         request = {"case": job.case, "precision": job.precision, "variant": job.variant, "fault": job.fault,
                    "source": job.source, "folder": str(folder)}
-        try:
+        with contextlib.suppress(OSError):  # of a process that has ended: the missing answer says so
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-        except OSError:
-            pass  # it has ended; the answer says so
         return self._answer()
 
     def _answer(self):

@@ -58,7 +58,8 @@ def train(args, name, backend, preset, data_dir, slices):
     if (out_dir / "checkpoints" / f"step_{args.max_steps:06d}").is_dir():
         return
     flags = ["--backend", backend, "--preset", preset, "--data_name", "BRATS", "--data_dir", data_dir,
-             "--slices", slices, "--out_dir", out_dir, "--max_steps", args.max_steps, "--lr_anneal_steps", args.max_steps, "--save_interval", 50, *record.NETWORK, *record.OPTIMIZATION]
+             "--slices", slices, "--out_dir", out_dir, "--max_steps", args.max_steps,
+             "--lr_anneal_steps", args.max_steps, "--save_interval", 50, *record.NETWORK, *record.OPTIMIZATION]
     call("segmentation_train.py", flags, moved=name.endswith("-ulp"))
 
 

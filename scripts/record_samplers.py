@@ -18,8 +18,9 @@ from guided_diffusion_core.data import list_truths  # noqa: E402
 from guided_diffusion_core.errors import UserError  # noqa: E402
 from guided_diffusion_core.sampler_study import Point  # noqa: E402
 
-# Name of the network -> its objective, its optimizer steps and the steps between two checkpoints.
-NETWORKS = {"x0": (True, 300, 50), "epsilon": (False, 800, 100)}
+# Name of the network -> predict_xstart, optimizer steps, those over which the rate falls, and those between
+# two checkpoints.
+NETWORKS = {"x0": (True, 300, 300, 50), "epsilon": (False, 600, 800, 100)}
 EVALUATIONS = (1, 2, 3, 5, 10, 20, 50, 100, 250, 1000)
 SAMPLERS = ("ancestral", "ddim", "ddim-eta1", "dpm-solver")
 VARIANT = (10, 20, 50, 100)  # evaluations of the ancestral sampler with a limited variance
@@ -65,13 +66,13 @@ def parse():
 
 def train(args, name):
     """Train one network, unless its last checkpoint is there."""
-    predict_xstart, steps, save_interval = NETWORKS[name]
+    predict_xstart, steps, falling, save_interval = NETWORKS[name]
     out_dir = args.work_dir / name
     if (out_dir / "checkpoints" / f"step_{steps:06d}").is_dir():
         return
     command = [ROOT / "scripts" / "segmentation_train.py", "--preset", "fast", "--predict_xstart", predict_xstart,
                "--data_name", "BRATS", "--data_dir", args.data_dir, "--slices", "even,brain", "--out_dir", out_dir,
-               "--max_steps", steps, "--lr_anneal_steps", steps, "--save_interval", save_interval,
+               "--max_steps", steps, "--lr_anneal_steps", falling, "--save_interval", save_interval,
                *record.NETWORK, *record.OPTIMIZATION]
     if subprocess.run([sys.executable, *map(str, command)]).returncode:
         raise UserError("segmentation_train.py failed; its message is above. Mend it and start again: finished parts "

@@ -1,36 +1,51 @@
 """Sample masks for a folder of images with a trained network."""
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from guided_diffusion_core import checkpoint, cli, sampling  # noqa: E402
 from guided_diffusion_core.data import open_dataset  # noqa: E402
+from guided_diffusion_core.files import read_bytes  # noqa: E402
 from guided_diffusion_core.noise import NoiseTape  # noqa: E402
+from guided_diffusion_core.sampling_folder import part_of  # noqa: E402
 
 
 def main():
-    parser = cli.build_parser(__doc__, "data", "model", "diffusion", "sampling")
+    parser = cli.build_parser(__doc__, "data", "model", "diffusion", "sampling", "compute")
     parser.add_argument("--model_path", default="", metavar="PATH",
-                        help="checkpoint: a .safetensors file, a folder of checkpoints/, a training's --out_dir, of which the last "
-                             "checkpoint is taken, or OUT_DIR/checkpoints/best")
+                        help="checkpoint: a .safetensors file, a folder of checkpoints/, a training's --out_dir (its last "
+                             "checkpoint), or OUT_DIR/checkpoints/best")
     parser.add_argument("--out_dir", default="./results/", metavar="FOLDER",
                         help="folder for the masks (default: ./results/)")
     parser.add_argument("--batch_size", type=int, default=1, metavar="INT",
-                        help="images per batch; each brings its whole ensemble (default: 1)")
+                        help="images per batch, always as many; each brings its whole ensemble (default: 1)")
+    parser.add_argument("--continue", dest="resume", nargs="?", const=True, default=False, type=cli.boolean,
+                        metavar="True|False", help="leave out the cases whose masks are in --out_dir; they must come "
+                                                   "from the same settings (default: False, sample them again)")
+    parser.add_argument("--num_parts", type=int, default=1, metavar="INT",
+                        help="processes that share the cases, each started with a --part_id of its own (default: 1)")
+    parser.add_argument("--part_id", type=int, default=0, metavar="INT",
+                        help="which part of the cases this process samples, from 0 on (default: 0)")
     args = parser.parse_args()
     path = checkpoint.find(args.model_path)
     config = sampling.sampling_config(path, cli.given_settings(args), cli.chosen_preset(args))
     dataset = open_dataset(config.data, config.model.image_size, "Test", need_masks=False)
     sampling.check_dataset(dataset, config, args.batch_size)
-    summary = cli.configuration_text(config, backend=args.backend, model_path=str(path), out_dir=args.out_dir,
-                                     batch_size=args.batch_size, images=len(dataset))
+    part_of(dataset.cases(), args.part_id, args.num_parts)
+    summary = cli.configuration_text(
+        config, backend=args.backend, model_path=str(path), model_sha256=sha256(read_bytes(path)).hexdigest(),
+        out_dir=args.out_dir, batch_size=args.batch_size, images=len(dataset))
     print(summary)
     if not args.dry_run:
+        cli.backend_module(args.backend, "runtime").set_mixed_precision(config.compute.mixed_precision)
         model, diffusion, _ = cli.backend_module(args.backend, "script_util").load_model_and_diffusion(path)
         sampler = cli.backend_module(args.backend, "sample_util").EnsembleSampler(
             model, diffusion, config.sampling, NoiseTape(config.seed))
-        sampling.run_sampling(sampler, dataset, args.out_dir, args.batch_size, config.sampling.threshold, summary)
+        sampling.run_sampling(
+            sampler, dataset, args.out_dir, args.batch_size, config.sampling.threshold, summary,
+            config.sampling.fusion, args.part_id, args.num_parts, args.resume)
 
 
 if __name__ == "__main__":

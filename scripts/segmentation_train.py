@@ -11,7 +11,7 @@ from guided_diffusion_core.validation import open_validation  # noqa: E402
 
 
 def main():
-    parser = cli.build_parser(__doc__, "data", "model", "diffusion", "training")
+    parser = cli.build_parser(__doc__, "data", "model", "diffusion", "training", "compute")
     parser.add_argument("--out_dir", default="./results/", metavar="FOLDER",
                         help="folder for the log, the configuration and the checkpoints (default: ./results/)")
     parser.add_argument("--resume", default="", metavar="last|PATH",
@@ -31,6 +31,7 @@ def main():
     summary = cli.configuration_text(config, backend=args.backend, out_dir=args.out_dir, examples=len(dataset))
     print(summary)
     if not args.dry_run:
+        cli.backend_module(args.backend, "runtime").set_mixed_precision(config.compute.mixed_precision)
         training.prepare_run(args.out_dir, summary)
         loop = cli.backend_module(args.backend, "train_util").create_train_loop(config, dataset, step, networks)
         training.run_training(loop, config, args.out_dir, validation)

@@ -205,7 +205,7 @@ def test_training_resumes_to_the_bit(backend, tmp_path):
         first = util.create_train_loop(config, RandomDataset())
         assert [values for _, values in first.run_loop(1)] == values[:1]
         checkpoint.save(tmp_path, 1, config, first.networks())
-        step, config, networks = training.resumed_config("last", tmp_path, {})
+        step, config, networks, _ = training.resumed_config("last", tmp_path, {})
         assert {name: dataclasses.asdict(config.training)[name] for name in EVERYTHING} == EVERYTHING
         resumed = util.create_train_loop(config, RandomDataset(), step=step, networks=networks)
         assert [values for _, values in resumed.run_loop(2)] == values[1:]

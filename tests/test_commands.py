@@ -9,7 +9,7 @@ from conftest import ROOT
 from small import NETWORK, NETWORK_V1, small_config
 
 from guided_diffusion_core import checkpoint
-from guided_diffusion_core.data.phantoms import write_brats_phantom, write_isic_phantoms
+from guided_diffusion_core.data.phantoms import write_brats_phantom, write_isic_phantoms, write_refuge2_phantoms
 from guided_diffusion_core.initialization import initial_state
 from guided_diffusion_core.state_shapes import state_shapes
 from guided_diffusion_core.unet_plan import make_plan
@@ -178,7 +178,7 @@ def test_train_sample_and_score(command, backend, isic, tmp_path, version):
                              "--num_ensemble", "2", "--sample_steps", "2")
     assert code == 0, errors
     names = {path.name for path in (tmp_path / "masks").iterdir()}
-    kinds = ("mask.png", "probability.tiff", "uncertainty.tiff")
+    kinds = ("mask.png", "probability.tiff", "uncertainty.tiff", "overlay.png")
     assert names == {"run_report.json"} | {f"ISIC_000000{n}_{kind}" for n in (4, 5) for kind in kinds}
     report = json.loads((tmp_path / "masks" / "run_report.json").read_text())
     assert report["cases"] == 2 and report["sampling"]["sample_steps"] == 2 and report["sampler_seconds"] > 0
@@ -189,3 +189,32 @@ def test_train_sample_and_score(command, backend, isic, tmp_path, version):
     assert summary["n_cases"] == 2 and "ISIC_0000004" in printed
 
 
+
+
+def test_two_labels_in_parts_and_continued(command, tmp_path):
+    """Cup and disc of the eye, each its own mask: trained, sampled by two processes, gone on with, scored."""
+    write_refuge2_phantoms(tmp_path / "data", 3, 48, seed=1)
+    code, _, errors = train(command, "REFUGE2", tmp_path / "data", tmp_path / "run", "--preset", "fast")
+    assert code == 0, errors
+    settings = ("--num_ensemble", "2", "--sample_steps", "2", "--fusion", "staple", "--num_parts", "2")
+    for part_id in ("1", "0"):
+        code, _, errors = sample(command, tmp_path / "data", tmp_path / "run", tmp_path / "masks", *settings,
+                                 "--part_id", part_id)
+        assert code == 0, errors
+    masks = sorted((tmp_path / "masks").glob("*_mask.png"))
+    assert len(masks) == 6 and sum(path.name.endswith("_cup_mask.png") for path in masks) == 3
+    assert {path.name for path in (tmp_path / "masks").glob("run_report*")} == {
+        "run_report_part_0_of_2.json", "run_report_part_1_of_2.json"}
+    before = masks[0].read_bytes()
+    masks[0].unlink()
+    code, _, errors = sample(command, tmp_path / "data", tmp_path / "run", tmp_path / "masks", *settings[:-2], "--continue")
+    assert code == 0 and "2 are finished" in errors, errors
+    assert masks[0].read_bytes() == before
+    report = json.loads((tmp_path / "masks" / "run_report.json").read_text())
+    assert report["labels"] == ["disc", "cup"] and "STAPLE" in report["definitions"]["probability"]
+    assert_refused(sample(command, tmp_path / "data", tmp_path / "run", tmp_path / "masks", *settings[:-2],
+                          "--num_ensemble", "3"), "--num_ensemble", "found 3; expected 2")
+    assert_refused(sample(command, tmp_path / "data", tmp_path / "run", tmp_path / "new", "--part_id", "1"), "--part_id")
+    code, printed, errors = command("segmentation_env", "--inp_pth", tmp_path / "masks", "--out_pth", tmp_path / "data",
+                                    "--data_name", "REFUGE2")
+    assert code == 0 and "cup" in printed, errors

@@ -28,8 +28,9 @@ ORIGINAL_DEFAULTS = {
 def test_defaults_are_the_originals():
     defaults = configuration.model_and_diffusion_defaults()
     assert {name: defaults[name] for name in ORIGINAL_DEFAULTS} == ORIGINAL_DEFAULTS
-    assert set(defaults) - set(ORIGINAL_DEFAULTS) == {"highway_dropout"}
+    assert set(defaults) - set(ORIGINAL_DEFAULTS) == {"highway_dropout", "mask_channels"}
     assert defaults["highway_dropout"] == 0.5  # a constant of the original's highway network
+    assert defaults["mask_channels"] == 1
 
 
 def test_a_configuration_survives_json():
@@ -103,7 +104,8 @@ def test_the_ancestral_sampler_takes_all_steps_unless_told():
 
 
 @pytest.mark.parametrize("process, steps", [
-    ({"diffusion_steps": 30}, 30), ({"timestep_respacing": "10,5"}, 15), ({"timestep_respacing": "ddim25"}, 25),
+    ({"diffusion_steps": 12, "noise_schedule": "cosine"}, 12), ({"timestep_respacing": "10,5"}, 15),
+    ({"timestep_respacing": "ddim10"}, 10), ({"timestep_respacing": "ddim25"}, SamplingConfig.sample_steps),
     ({}, SamplingConfig.sample_steps)])
 def test_the_default_steps_are_no_more_than_the_process_has(process, steps):
     assert resolve(process).sampling.sample_steps == steps

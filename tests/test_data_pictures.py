@@ -11,11 +11,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from guided_diffusion_core.config import DataConfig
+from guided_diffusion_core.config import DataConfig, resolve
 from guided_diffusion_core.data import images, list_truths, open_dataset, phantoms
 from guided_diffusion_core.data.pairs import pair_by_stem
 from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.training import fit_to_data
 
 BOX = np.zeros((40, 48), np.uint8)
 BOX[10:20, 5:30] = 255
@@ -292,6 +293,23 @@ class TestRefuge:
         np.testing.assert_array_equal(dataset[0].image, opened("REFUGE2", tmp_path / "raw")[0].image)
         masks = tmp_path / "set/Annotation-Training400/Disc_Cup_Masks"
         assert [truth.name for truth in truths("REFUGE2", masks)] == ["g0001", "n0001"]
+
+
+@pytest.mark.parametrize("spec, recorded", [("", "disc,cup"), ("cup", "cup")])
+def test_a_training_records_the_names_of_its_labels(tmp_path, spec, recorded):
+    """With them a plain folder without labels can be sampled."""
+    phantoms.write_refuge2_phantoms(tmp_path, 1, 48, 1)
+    trained = fit_to_data(resolve({"labels": spec, "batch_size": 2}), opened("REFUGE2", tmp_path, labels=spec), False)
+    assert trained.data.labels == recorded and trained.model.mask_channels == len(recorded.split(","))
+    plain(tmp_path / "new")
+    fresh = opened("IMAGES", tmp_path / "new" / "images", need_masks=False, labels=trained.data.labels)
+    assert fresh.labels == tuple(recorded.split(","))
+
+
+def test_a_training_of_one_label_records_no_name(tmp_path):
+    """So that its network serves every layout of as many channels."""
+    dataset = opened("IMAGES", plain(tmp_path))
+    assert fit_to_data(resolve({"batch_size": 2}), dataset, False).data.labels == ""
 
 
 class TestDdti:

@@ -190,6 +190,10 @@ def test_retained_share_of_ties_does_not_depend_on_the_order():
     assert calibration.retained_dice(prediction, truth, flat) == pytest.approx([2 / 3] * len(calibration.SHARES))
     away = calibration.retained_dice(prediction, truth, (prediction | truth).astype(float))
     assert away[calibration.SHARES.index(0.6)] is None, "no foreground is left"
+    # 0.6 keeps the first four and two of the four that tie: TP 2 + 1/2, FP 1, FN 1/2
+    prediction, truth = np.array([[1, 1, 1, 0, 1, 0, 0, 0, 1, 0], [1, 1, 0, 0, 1, 1, 0, 0, 0, 1]], bool)
+    curve = calibration.retained_dice(prediction, truth, np.repeat([0.0, 0.1, 0.2], [4, 4, 2]))
+    assert curve[calibration.SHARES.index(0.6)] == pytest.approx(5 / 6.5)
 
 
 def original_scores(prediction, truth):

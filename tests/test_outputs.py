@@ -13,6 +13,7 @@ from guided_diffusion_core.data.brats import BratsDataset
 from guided_diffusion_core.data.dataset import Case
 from guided_diffusion_core.data.phantoms import write_brats_phantom
 from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.overlay import COLOURS, displayed
 from guided_diffusion_core.overview import OverviewRow, write_overview
 
 IMAGE = Case("ISIC_0000001", (4,), (45, 71))
@@ -109,6 +110,80 @@ def test_number_of_pictures_must_fit(tmp_path, volume_case):
         two = np.zeros((2, 32, 32))
         outputs.CaseWriter(tmp_path).write(volume_case, two, two, threshold=0.5)
     assert not list(tmp_path.iterdir())
+
+
+LABELS = ("disc", "cup")
+
+
+def test_files_of_several_labels(tmp_path):
+    """One file of each kind for each label, and one overlay."""
+    probability = np.random.default_rng(0).random((1, 2, 32, 32)).astype(np.float32)
+    picture = np.full((1, 32, 32, 3), 128, np.uint8)
+    writer, case = outputs.CaseWriter(tmp_path, LABELS), Case("c", (0,), (32, 32))
+    assert not writer.is_complete(case)
+    paths = writer.write(case, probability, probability / 2, 0.5, picture)
+    assert sorted(os.listdir(tmp_path)) == ["c_cup_mask.png", "c_cup_probability.tiff", "c_cup_uncertainty.tiff",
+                                            "c_disc_mask.png", "c_disc_probability.tiff", "c_disc_uncertainty.tiff",
+                                            "c_overlay.png"]
+    for k, label in enumerate(LABELS):
+        assert paths[f"{label}_mask"] == outputs.find_output(tmp_path, "c", "mask", label)
+        for kind, values in (("probability", probability), ("uncertainty", probability / 2), ("mask", probability >= 0.5)):
+            found = outputs.read_output(outputs.find_output(tmp_path, "c", kind, label))
+            np.testing.assert_array_equal(found, values[0, k])
+    assert writer.is_complete(case)
+    os.remove(paths["disc_mask"])
+    assert not writer.is_complete(case)
+
+
+def test_volumes_of_several_labels(tmp_path, volume_case):
+    probability = np.random.default_rng(0).random((3, 2, 32, 32)).astype(np.float32)
+    paths = outputs.CaseWriter(tmp_path, LABELS).write(volume_case, probability, probability, threshold=0.5)
+    for k, label in enumerate(LABELS):
+        alone = outputs.CaseWriter(tmp_path / label).write(
+            volume_case, probability[:, k], probability[:, k], threshold=0.5)
+        for kind in ("probability", "uncertainty", "mask"):
+            np.testing.assert_array_equal(nib.load(paths[f"{label}_{kind}"]).dataobj, nib.load(alone[kind]).dataobj)
+
+
+class TestOverlay:
+    def test_outlines_lie_inside_their_mask_on_the_picture(self, tmp_path):
+        probability = np.zeros((1, 2, 32, 32), np.float32)
+        probability[0, 0, 4:20, 4:20] = probability[0, 1, 4:8, 4:8] = 1
+        picture = np.random.default_rng(0).integers(0, 60, (1, 32, 32, 3)).astype(np.uint8)
+        case = Case("c", (0,), (32, 32))
+        path = outputs.CaseWriter(tmp_path, LABELS).write(case, probability, probability, 0.5, picture)["overlay"]
+        found = np.asarray(Image.open(path))
+        outline = {k: np.zeros((32, 32), bool) for k in range(2)}
+        for k, end in enumerate((20, 8)):
+            outline[k][4:end, 4:end], outline[k][5:end - 1, 5:end - 1] = True, False
+        expected = picture[0].copy()
+        for k in range(2):
+            expected[outline[k]] = COLOURS[k]
+        np.testing.assert_array_equal(found, expected)
+
+    def test_of_a_volume_shows_the_slice_with_the_largest_mask(self, tmp_path, volume_case):
+        probability, pictures = np.zeros((3, 1, 32, 32)), np.zeros((3, 32, 32, 3), np.uint8)
+        probability[1, 0, :16, :16], probability[2, 0, :8] = 1, 1
+        pictures[1, :, :, 2] = 200
+        path = outputs.CaseWriter(tmp_path).write(volume_case, probability, probability, 0.5, pictures)["overlay"]
+        found = np.asarray(Image.open(path))
+        assert path.endswith("A_overlay.png") and found.shape == (24, 20, 3), "x to the right, y up"
+        assert found[0, -1].tolist() == [0, 0, 200] and found[-1, 0].tolist() == list(COLOURS[0])
+
+    def test_of_an_empty_volume(self, tmp_path, volume_case):
+        nothing, pictures = np.zeros((3, 1, 32, 32)), np.zeros((3, 32, 32, 3), np.uint8)
+        path = outputs.CaseWriter(tmp_path).write(volume_case, nothing, nothing, 0.5, pictures)["overlay"]
+        assert not np.asarray(Image.open(path)).any()
+
+    def test_network_inputs_as_pictures(self):
+        colour = np.random.default_rng(0).random((3, 8, 8)).astype(np.float32)
+        np.testing.assert_array_equal(displayed(colour), (colour * 255).round().transpose(1, 2, 0))
+        modalities = np.random.default_rng(0).standard_normal((4, 8, 8))
+        shown = displayed(modalities)
+        assert shown.shape == (8, 8, 3) and (shown.min(), shown.max()) == (0, 255)
+        order = np.argsort(modalities[-1].ravel())
+        assert (np.diff(shown[..., 0].ravel()[order].astype(int)) >= 0).all()
+        assert not displayed(np.zeros((1, 8, 8))).any()
 
 
 def test_find_output(tmp_path, pictures, volume_case):

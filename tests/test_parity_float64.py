@@ -25,6 +25,8 @@ VARIANTS = {
     "plain": {},
     "all-flags-turned": FLAGS_TURNED,
     "version-1": NETWORK_V1,
+    "three-labels": {"mask_channels": 3, "in_ch": 6},
+    "version-1-three-labels": {**NETWORK_V1, "mask_channels": 3, "in_ch": 6, "learn_sigma": False},
     "version-1-all-flags-turned": {**NETWORK_V1, **FLAGS_TURNED, "channel_mult": "1,1,2"},
 }
 both = pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
@@ -39,7 +41,7 @@ def inputs(plan, batch=2):
     generator = np.random.default_rng(1)
     shape = (batch, plan.in_channels, plan.image_size, plan.image_size)
     labels = np.arange(batch) % plan.num_classes if plan.num_classes else None
-    target = generator.standard_normal((batch, plan.out_channels + 1, *shape[2:]))
+    target = generator.standard_normal((batch, plan.out_channels + plan.mask_channels, *shape[2:]))
     return generator.standard_normal(shape), np.array([3, 700]), labels, target
 
 
@@ -69,7 +71,8 @@ def run(backend, plan):
     y = None if labels is None else runtime.to_tensor(labels)
     out, cal = model(runtime.to_tensor(x), runtime.to_tensor(t), y)
     weights = runtime.to_tensor(target)
-    loss = (out * weights[:, :-1]).sum() + (cal * weights[:, -1:]).sum()
+    masks = plan.mask_channels
+    loss = (out * weights[:, :-masks]).sum() + (cal * weights[:, -masks:]).sum()
     named = [(name, param) for name, param in model.named_parameters() if not is_buffer(name)]
     found = backend.module("optim").gradients(loss, [param for _, param in named])
     gradients = {name: runtime.to_numpy(gradient) for (name, _), gradient in zip(named, found)}

@@ -75,6 +75,8 @@ def test_every_skip_is_joined_once(version):
     ({"num_head_channels": 24}, "--num_head_channels: found 24"),
     ({"num_res_blocks": 0}, "--num_res_blocks: found 0"),
     ({"in_ch": 1}, "--in_ch: found 1"),
+    ({"in_ch": 3, "mask_channels": 3}, "--in_ch: found 3; expected at least one image channel and the 3"),
+    ({"mask_channels": 0}, "--mask_channels: found 0"),
     ({"version": "1", "channel_mult": "2", "attention_resolutions": "32"}, "--channel_mult: found '2' with --version 1"),
 ])
 def test_settings_that_make_no_network_are_refused(settings, named):

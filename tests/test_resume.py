@@ -86,8 +86,7 @@ def test_a_checkpoint_cut_at_any_byte_is_never_taken_for_whole(saved, tmp_path):
             path.write_bytes(content[:length])
             with pytest.raises(UserError, match="no whole checkpoint|bytes that are not those written") as error:
                 checkpoint.find_whole(saved, "")
-            assert str(error.value).endswith(f"The newest whole checkpoint is {saved.parent / 'step_000004'}; give that "
-                                             "one.")
+            assert f"The newest whole checkpoint is {saved.parent / 'step_000004'}; give that one." in str(error.value)
             if path.stem == "model":
                 with pytest.raises(UserError, match="no readable safetensors file"):
                     checkpoint.load(path)

@@ -63,6 +63,17 @@ def test_masks_depend_on_neither_batch_size_nor_order(backend, weights, tmp_path
         assert (np.abs(probability[differing] - 0.5) <= ROUNDING).all()
 
 
+def test_parts_and_neighbours_do_not_change_a_bit(backend, weights, tmp_path):
+    """Batches of one size, whoever is in them: 3 parts of 2 cases, in batches of 4, as the whole in batches of 4."""
+    sampler = sampler_of(backend, weights, num_ensemble=1)
+    whole = sampled(sampler, RandomDataset(), tmp_path / "whole", 4)
+    for part_id in range(3):
+        run_sampling(sampler, RandomDataset(), tmp_path / "parts", 4, 0.5, "{}", part_id=part_id, num_parts=3)
+    for name, found in whole.items():
+        for kind, values in zip((MASK, PROBABILITY), found):
+            np.testing.assert_array_equal(read_output(find_output(tmp_path / "parts", name, kind)), values)
+
+
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
 def test_both_backends_sample_the_same_masks_from_one_checkpoint(weights, tmp_path):
     found = [sampled(sampler_of(Backend(name), weights), RandomDataset(), tmp_path / name, 2)
@@ -75,11 +86,11 @@ def test_both_backends_sample_the_same_masks_from_one_checkpoint(weights, tmp_pa
 def test_members_differ_and_their_spread_is_the_uncertainty(backend, weights, tmp_path):
     dataset = RandomDataset(length=1)
     sampler = sampler_of(backend, weights)
-    members = np.clip(sampler(dataset.images, ["case0"]), 0, 1)  # (2, 1, 32, 32)
-    assert members.shape == (2, 1, 32, 32) and np.abs(members[0] - members[1]).max() > 0
+    members = np.clip(sampler(dataset.images, ["case0"]), 0, 1)  # (2, 1, 1, 32, 32)
+    assert members.shape == (2, 1, 1, 32, 32) and np.abs(members[0] - members[1]).max() > 0
     sampled(sampler, dataset, tmp_path, 1)
     spread = read_output(find_output(tmp_path, "case0", UNCERTAINTY))
-    np.testing.assert_allclose(spread, members.std(axis=0)[0], atol=ROUNDING)
+    np.testing.assert_allclose(spread, members.std(axis=0)[0, 0], atol=ROUNDING)
 
 
 @pytest.mark.parametrize("settings", [
@@ -91,7 +102,7 @@ def test_any_number_of_steps_of_either_sampler(backend, tmp_path, settings):
     loop = backend.module("train_util").create_train_loop(config, RandomDataset())
     path = checkpoint.save(tmp_path, 0, config, loop.networks()) / "model.safetensors"
     members = sampler_of(backend, path)(RandomDataset().images[:2], ["a", "b"])
-    assert members.shape == (1, 2, 32, 32) and np.isfinite(members).all()
+    assert members.shape == (1, 2, 1, 32, 32) and np.isfinite(members).all()
 
 
 def test_another_seed_gives_another_sample(backend, weights):
@@ -111,7 +122,7 @@ def test_volumes_without_labels_get_masks_on_their_own_grid(tmp_path):
 
     def everything(images, keys):
         assert keys == [f"BraTS2021_00001/{z}" for z in (1, 3, 5)] and images.shape == (3, 4, 32, 32)
-        return np.ones((2, 3, 32, 32), np.float32)
+        return np.ones((2, 3, 1, 32, 32), np.float32)
 
     run_sampling(everything, dataset, tmp_path / "masks", 8, 0.5, json.dumps({"backend": "none"}))
     path = find_output(tmp_path / "masks", "BraTS2021_00001", MASK)

@@ -1,12 +1,12 @@
-"""Winograd's convolution against the direct one in float64: values, and all three gradients."""
+"""Winograd's convolution against the direct one in float64."""
 import numpy as np
 import pytest
 from conftest import BACKENDS
 
 from guided_diffusion_core import winograd
 
-# float32, relative root mean square; measured 1.9e-6 at most, the direct convolution 1.1e-6.
-ROUNDING = 6e-6
+# float32, relative root mean square; measured 1.7e-6 at most, the direct convolution 1.1e-6.
+ROUNDING = 5e-6
 
 
 def test_matrices_convolve_a_tile_exactly():
@@ -21,40 +21,37 @@ def test_matrices_convolve_a_tile_exactly():
 @pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch's convolution")
 @pytest.mark.parametrize("last", [False, True], ids=["channels-first", "channels-last"])
 @pytest.mark.parametrize("shape", [(5, 128, 16, 16), (1, 130, 32, 52), (3, 128, 48, 8)])
-def test_convolution_and_gradients_are_those_of_float64(shape, last):
+def test_convolution_is_that_of_float64(shape, last):
     import torch
 
     from guided_diffusion_pt import _winograd
 
     generator = torch.Generator().manual_seed(0)
     arrays = [torch.randn(size, generator=generator, dtype=torch.float64)
-              for size in (shape, (132, shape[1], 3, 3), (132,), (shape[0], 132, *shape[2:]))]
-
-    def run(convolution, *tensors):
-        *leaves, grad = tensors
-        leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-        out = convolution(*leaves)
-        return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
-
-    x, weight, bias, grad = (array.float() for array in arrays)
+              for size in (shape, (132, shape[1], 3, 3), (132,))]
+    x, weight, bias = (array.float() for array in arrays)
     if last:
         x = x.contiguous(memory_format=torch.channels_last)
-    assert _winograd._pays(x, weight)
-    expected = run(lambda *leaves: torch.nn.functional.conv2d(*leaves, padding=1), *arrays)
-    for value, truth in zip(run(_winograd._conv2d, x, weight, bias, grad), expected, strict=True):
-        assert (value - truth).norm() < ROUNDING * truth.norm()
-    assert _winograd._conv2d(x, weight, bias).is_contiguous() != last
+    with torch.no_grad():
+        assert _winograd._pays(x, weight)
+        found = _winograd._conv2d(x, weight, bias)
+    truth = torch.nn.functional.conv2d(*arrays, padding=1)
+    assert (found - truth).norm() < ROUNDING * truth.norm()
+    assert found.is_contiguous() != last
 
 
 @pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch's convolution")
-def test_what_it_is_not_for_is_convolved_directly(monkeypatch):
+def test_what_it_is_not_for_is_convolved_directly():
     import torch
 
     from guided_diffusion_pt import _winograd
 
-    weight = torch.ones(128, 128, 3, 3)
-    assert not _winograd._pays(torch.ones(1, 128, 30, 36), weight)  # no whole tiles
-    assert not _winograd._pays(torch.ones(1, 128, 8, 8), weight)  # few
-    assert not _winograd._pays(torch.ones(1, 128, 32, 32).double(), weight.double())
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not _winograd._pays(torch.ones(1, 128, 32, 32), weight)
+    weight, x = torch.ones(128, 128, 3, 3), torch.ones(1, 128, 32, 32)
+    assert not _winograd._pays(x, weight)  # gradients are wanted
+    with torch.no_grad():
+        assert _winograd._pays(x, weight)
+        assert not _winograd._pays(torch.ones(1, 128, 30, 36), weight)  # no whole tiles
+        assert not _winograd._pays(torch.ones(1, 128, 8, 8), weight)  # few
+        assert not _winograd._pays(x.double(), weight.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not _winograd._pays(x, weight)

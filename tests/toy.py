@@ -33,14 +33,15 @@ def gradient_of(backend, loss, value):
 
 class ToyNetwork:
     """eps = 0.8 m + 0.2 c cos(0.01 t); with a learned sigma a second channel 0.5 sin(m + 0.001 t);
-    cal = sigmoid(2 c). m is the noised mask, c the mean of the image's channels.
+    cal = sigmoid(2 c). m is the noised mask, c the mean of the image's channels. Of several masks each
+    is treated as if it were alone.
 
     `weights` holds the four factors as one tensor, whose gradient can be taken. `times` collects
     the time steps of all calls.
     """
 
-    def __init__(self, backend, learn_sigma=True, dtype="float32"):
-        self.backend, self.learn_sigma, self.dtype = backend, learn_sigma, dtype
+    def __init__(self, backend, learn_sigma=True, dtype="float32", masks=1):
+        self.backend, self.learn_sigma, self.dtype, self.masks = backend, learn_sigma, dtype, masks
         self.math = framework(backend)
         self.weights = tensor(backend, WEIGHTS, dtype=dtype)
         self.weights.requires_grad = True
@@ -52,12 +53,12 @@ class ToyNetwork:
         # in numpy: Jittor would round the factors to float32
         cosine = tensor(self.backend, np.cos(0.01 * times), self.dtype)
         shift = tensor(self.backend, 0.001 * times, self.dtype)
-        mask, image = x[:, -1:], x[:, :-1].mean(1).unsqueeze(1)
+        mask, image = x[:, -self.masks:], x[:, :-self.masks].mean(1).unsqueeze(1)
         w = self.weights
         out = [w[0] * mask + w[1] * image * cosine]
         if self.learn_sigma:
             out.append(w[2] * self.math.sin(mask + shift))
-        return self.math.concat(out, dim=1), self.math.sigmoid(w[3] * image)
+        return self.math.concat(out, dim=1), self.math.sigmoid(w[3] * self.math.concat([image] * self.masks, dim=1))
 
     def gradient(self, loss):
         """d loss / d weights, numpy (4,)."""
@@ -65,11 +66,12 @@ class ToyNetwork:
 
 
 def make_diffusion(backend, steps=100, respacing=None, mean=ModelMeanType.EPSILON,
-                   variance=ModelVarType.LEARNED_RANGE, loss=LossType.MSE, rescale_timesteps=False):
+                   variance=ModelVarType.LEARNED_RANGE, loss=LossType.MSE, rescale_timesteps=False, masks=1):
     """A `SpacedDiffusion` on the linear schedule; respacing: as of `space_timesteps`, None for all."""
     return backend.module("respace").SpacedDiffusion(
         space_timesteps(steps, respacing or [steps]), betas=get_named_beta_schedule("linear", steps),
-        model_mean_type=mean, model_var_type=variance, loss_type=loss, rescale_timesteps=rescale_timesteps)
+        model_mean_type=mean, model_var_type=variance, loss_type=loss, rescale_timesteps=rescale_timesteps,
+        mask_channels=masks)
 
 
 def process_through(backend, alphas_cumprod, times, mean=ModelMeanType.EPSILON,

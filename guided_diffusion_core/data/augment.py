@@ -44,7 +44,8 @@ class Augmentation:
             image, self.normalisation, settings.augment_brightness * drawn["brightness"],
             1 + settings.augment_contrast * drawn["contrast"], 1 + settings.augment_gamma * drawn["gamma"])
         if settings.augment_rotation or settings.augment_scale:
-            degrees, scale = settings.augment_rotation * drawn["rotation"], 1 + settings.augment_scale * drawn["scale"]
+            degrees = settings.augment_rotation * drawn["rotation"]
+            scale = 1 + settings.augment_scale * drawn["scale"]
             image, mask = warp(image, degrees, scale, LINEAR), warp(mask, degrees, scale, NEAREST)
         return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(mask, np.float32)
 

@@ -1,4 +1,4 @@
-"""The original's BraTS slices: one 2D NIfTI file per slice and modality, such as brats_train_001_t1_123_w.nii.gz.
+"""The original's BraTS slices: a 2D NIfTI file for each, such as brats_train_001_t1_123_w.nii.gz.
 
 The slices of a case are put together into its volume again, each at the place that its number names.
 """
@@ -81,7 +81,8 @@ class SlicedCase(CaseFiles):
 
     def truth(self, part, slices, label_map):
         """The `Truth` that a part holds, one file per slice."""
-        return Truth(self.name, self.folder, slices, self.meaning(label_map), tuple(sorted(self.paths[part].items())))
+        planes = tuple(sorted(self.paths[part].items()))
+        return Truth(self.name, self.folder, slices, self.meaning(label_map), planes)
 
 
 def holds_slices(data_dir):

@@ -157,15 +157,17 @@ def _fingerprint(results, inventory):
     shares = {}
     for files in _by_case([result for result in readable if result.shares]).values():
         for label in files[0].shares:
-            shares.setdefault(label, []).append(float(np.mean([result.shares.get(label, 0.0) for result in files])))
+            share = np.mean([result.shares.get(label, 0.0) for result in files])
+            shares.setdefault(label, []).append(float(share))
     return {
         "cases": len(inventory.cases), "files": len(results), "normalisation": inventory.normalisation,
         "sizes": [list(result.shape) for result in first_of_case.values()],
         "spacings": [list(result.spacing) for result in first_of_case.values() if result.spacing],
         "intensities": {channel: _intensities(found) for channel, found in channels.items()},
-        "foreground_share": {label: {"cases": values, "mean": float(np.mean(values)), "median": float(np.median(values)),
-                                     "empty": sum(not value for value in values)}
-                             for label, values in shares.items()},
+        "foreground_share": {
+            label: {"cases": values, "mean": float(np.mean(values)), "median": float(np.median(values)),
+                    "empty": sum(not value for value in values)}
+            for label, values in shares.items()},
     }
 
 
@@ -176,7 +178,8 @@ def _intensities(results):
     variance = np.average(deviations**2 + (means - mean) ** 2, weights=numbers)
     sample = np.concatenate([result.sample for result in results])
     return {
-        "minimum": min(result.range[0] for result in results), "maximum": max(result.range[1] for result in results),
+        "minimum": min(result.range[0] for result in results),
+        "maximum": max(result.range[1] for result in results),
         "mean": float(mean), "standard_deviation": float(np.sqrt(variance)),
         "quantiles": {str(q): float(value) for q, value in zip(QUANTILES, np.percentile(sample, QUANTILES))},
     }

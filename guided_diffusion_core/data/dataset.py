@@ -15,7 +15,8 @@ class Example:
     """One input of the network.
 
     image:       (C, S, S) float32, scaled by the dataset's rule (`Dataset.normalisation`).
-    mask:        (K, S, S) float32 of 0 and 1, a channel for each label, or None if the dataset was opened without masks.
+    mask:        (K, S, S) float32 of 0 and 1, a channel for each label, or None if the dataset was opened
+                 without masks.
     case:        name of the case that it belongs to.
     slice_index: axial slice of the volume, from 0; None for a 2D image.
     """

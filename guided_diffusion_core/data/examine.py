@@ -95,7 +95,7 @@ def _read(result):
         result.shape = tuple(values.shape[:2])
         turned = decode(path).getexif().get(ORIENTATION, 1)
         if turned != 1:
-            result.add(WARNING, "orientation", f"an EXIF orientation of {turned}, which readers of masks differ on",
+            result.add(WARNING, "orientation", f"an EXIF orientation of {turned}, which readers differ on",
                        "pixels stored upright", "Turn the pixels and remove the tag.")
     else:
         values, geometry = read_with_geometry(path)
@@ -118,7 +118,8 @@ def _read(result):
 def _examine_image(result, values, normalisation):
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         bad = int(values.size - np.isfinite(values).sum())
-        result.add(ERROR, "not finite", f"{bad} values that are NaN or infinite", "finite numbers", "Replace the file.")
+        result.add(ERROR, "not finite", f"{bad} values that are NaN or infinite", "finite numbers",
+                   "Replace the file.")
         values = values[np.isfinite(values)]
     if not values.size:
         return
@@ -129,12 +130,14 @@ def _examine_image(result, values, normalisation):
                    "Replace the file, or take the case out.")
     above_zero = normalisation == ZSCORE_RULE
     if above_zero and low < 0:
-        result.add(WARNING, "negative", f"{100 * float((values < 0).mean()):.3g}% of the values below 0, down to {low:g}",
+        percent = 100 * float((values < 0).mean())
+        result.add(WARNING, "negative", f"{percent:.3g}% of the values below 0, down to {low:g}",
                    "intensities from 0, because all that is not above 0 counts as background",
                    "Shift the intensities, or use a layout that scales all of them.")
     inside = values[values > 0] if above_zero else values.reshape(-1)
     if inside.size:
-        result.moments = (int(inside.size), float(inside.mean(dtype=np.float64)), float(inside.std(dtype=np.float64)))
+        mean, deviation = (float(of(inside, dtype=np.float64)) for of in (np.mean, np.std))
+        result.moments = (int(inside.size), mean, deviation)
         result.sample = np.asarray(inside[::max(1, inside.size // SAMPLE)], np.float32)
 
 

@@ -21,9 +21,9 @@ def find_pairs(data_dir, split, stem, layout):
     """The images and masks of a split in plain folders, a list of `Pair` by name.
 
     Images lie in folders images (image, imgs, img), masks in folders masks (mask, labels, label, gt,
-    groundtruth) beside, at any depth; without such folders, files whose names end like masks' (`MASK_ENDING`) are masks and all others images.
-    Of several places those count whose path has the split's word ("train", "test"), else those without the word
-    of any split.
+    groundtruth) beside, at any depth; without such folders, files whose names end like masks' (`MASK_ENDING`) are
+    masks and all others images. Of several places those count whose path has the split's word ("train",
+    "test"), else those without the word of any split.
     stem:   function of a file's name that gives it without its extension, None for files to pass over.
     layout: the expected layout in words, for errors.
     Raises `UserError` if the folder is missing or holds no such file or no such split, and as `pair_by_stem`.
@@ -37,7 +37,7 @@ def find_pairs(data_dir, split, stem, layout):
             places.setdefault(place, ([], []))[is_mask].append((name, bf.join(folder, file)))
     if not places:
         raise found_expected(f"--data_dir {data_dir!r}", "no file of this layout", layout, "Check the path.")
-    ordered = {place for place in places if place[0]} or set(places)  # in folders images and masks, if there are any
+    ordered = {place for place in places if place[0]} or set(places)
     chosen = _of_split(ordered, split, data_dir)
     images, masks = ([item for place in sorted(chosen) for item in places[place][kind]] for kind in (0, 1))
     return pair_by_stem(images, masks, f"--data_dir {data_dir!r}")

@@ -4,19 +4,20 @@ import io
 import blobfile as bf
 import numpy as np
 import tifffile
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from guided_diffusion_core.data.transforms import resize_linear, resize_nearest
 from guided_diffusion_core.errors import UserError, found_expected
-from guided_diffusion_core.files import READ_ERRORS, read_bytes
+from guided_diffusion_core.files import read_bytes
 
 FOREGROUND = 128  # from here on, half of 255, an 8-bit grey value belongs to a mask
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa")  # Pillow's modes
 FEW = 8  # a mask with soft edges has more different values
 BITS_PER_SAMPLE = 258  # a tag of TIFF
 
-# Pillow raises SyntaxError for a PNG with broken chunks, ValueError for some broken headers
-_BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError)
+# What a broken file makes Pillow and tifffile raise: SyntaxError, TypeError, DecompressionBombError, ... as their
+# decoders happen to meet it.
+_BROKEN = Exception
 
 
 def image_size(path):
@@ -25,7 +26,7 @@ def image_size(path):
     try:
         with bf.BlobFile(str(path), "rb") as file, Image.open(file) as image:
             return image.height, image.width
-    except (UnidentifiedImageError, *READ_ERRORS) as error:
+    except _BROKEN as error:
         if _is_tiff(path):
             return stored_values(path).shape[:2]
         raise _not_an_image(path, error) from error
@@ -86,24 +87,34 @@ def _one_picture(path):
     nothing, which is tifffile's then."""
     try:
         image = decode(path)
+        frames = _frames(image, path)
     except UserError:
         if _is_tiff(path):
             return None
         raise
-    if getattr(image, "n_frames", 1) > 1:
-        raise _several_pages(path, image.n_frames)
+    if frames > 1:
+        raise _several_pages(path, frames)
     if image.format == "TIFF" and image.mode in EIGHT_BITS and max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8:
         return None
     return image
+
+
+def _frames(image, path):
+    try:
+        return getattr(image, "n_frames", 1)
+    except _BROKEN as error:
+        raise _not_an_image(path, error) from error
 
 
 def _tiff_values(path):
     """The values of a TIFF file that Pillow cannot read, such as one of three channels with 16 bits."""
     try:
         with tifffile.TiffFile(io.BytesIO(read_bytes(path))) as file:
-            pages, values = len(file.pages), file.pages[0].asarray()
-            planar = file.pages[0].planarconfig == tifffile.PLANARCONFIG.SEPARATE
-    except Exception as error:  # tifffile lets whatever its decoders meet in a broken file through
+            pages, page = len(file.pages), file.pages[0]
+            if page.imagewidth * page.imagelength > Image.MAX_IMAGE_PIXELS:  # what a broken header may claim
+                raise ValueError(f"{page.imagewidth} x {page.imagelength} pixels")
+            values, planar = page.asarray(), page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
+    except _BROKEN as error:
         raise _not_an_image(path, error) from error
     if pages > 1:
         raise _several_pages(path, pages)
@@ -193,7 +204,8 @@ def _is_tiff(path):
 
 
 def _several_pages(path, pages):
-    return found_expected(path, f"{pages} pages or frames", "one picture", "Write each page into a file of its own.")
+    return found_expected(path, f"{pages} pages or frames", "one picture",
+                          "Write each page into a file of its own.")
 
 
 def _not_an_image(path, error):

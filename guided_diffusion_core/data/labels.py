@@ -37,7 +37,8 @@ class LabelMap:
 
     def __post_init__(self):
         wrong = [name for name in self.names if not NAME.fullmatch(name)]
-        if wrong or len(set(self.names)) != len(self.names) or len(self.names) != len(self.values) or not self.names:
+        distinct = len(set(self.names)) == len(self.names) == len(self.values)
+        if wrong or not distinct or not self.names:
             raise ValueError(f"label names {self.names} with {len(self.values)} sets of values")
 
     def __len__(self):
@@ -106,6 +107,6 @@ def split_names(spec):
     names = tuple(part.strip() for part in spec.split(",")) if spec.strip() else ()
     for name in names:
         if not NAME.fullmatch(name) or names.count(name) > 1:
-            raise found_expected("--labels", repr(spec), "different names of a to z, 0 to 9 and _, separated by commas",
+            raise found_expected("--labels", repr(spec), "different names of a to z, 0 to 9 and _, with commas between",
                                  "Write for example whole_tumour,tumour_core.")
     return names

@@ -46,7 +46,8 @@ class Description:
     @property
     def normalisation(self):
         """The channels' rules in words, for the checkpoint."""
-        return "; ".join(f"channel {part}: {channel_rule(name)[0]}" for part, name in zip(self.parts, self.channels))
+        return "; ".join(f"channel {part}: {channel_rule(name)[0]}"
+                         for part, name in zip(self.parts, self.channels))
 
     @property
     def scales(self):
@@ -119,10 +120,11 @@ def find_cases(data_dir, split, description, with_labels):
     if found or not cases:
         each = [found_expected(which, what, LAYOUT, "Add what is missing or take the others out.")
                 for what, members in problems for which in members]
-        report(UserError(
-            f"--data_dir {str(data_dir)!r}, {FOLDERS[split][0]}: found {'; '.join(found) or 'no case'}; expected {LAYOUT}. "
-            "Add what is missing or take the others out."), each)
-    return [CaseFiles(case, bf.join(str(data_dir), FOLDERS[split][0]), paths) for case, paths in sorted(cases.items())]
+        report(UserError(f"--data_dir {str(data_dir)!r}, {FOLDERS[split][0]}: found "
+                         f"{'; '.join(found) or 'no case'}; expected {LAYOUT}. Add what is missing or take the "
+                         "others out."), each)
+    folder = bf.join(str(data_dir), FOLDERS[split][0])
+    return [CaseFiles(case, folder, paths) for case, paths in sorted(cases.items())]
 
 
 def _holds_all_channels(description, paths):

@@ -25,4 +25,5 @@ def open_truths(config, split):
 def list_files(config, split, need_masks):
     """See `data.list_files`."""
     pairs = find_pairs(config.data_dir, split, picture_stem, LAYOUT)
-    return RGB_RULE, files_of_pairs(pairs, folder_labels(config.data_dir, config.labels, True, zero_one=True), need_masks)
+    label_map = folder_labels(config.data_dir, config.labels, True, plain=True)
+    return RGB_RULE, files_of_pairs(pairs, label_map, need_masks)

@@ -11,8 +11,8 @@ from guided_diffusion_core.errors import found_expected
 
 IMAGE, MASK = "image", "mask"
 PLAIN = VolumeLayout((IMAGE,), MASK, (zscore_all,), ZSCORE_ALL_RULE)
-LAYOUT = ("images/NAME.nii.gz beside masks/NAME.nii.gz (or NAME_mask.nii.gz, …; .nii too), with labels.json beside "
-          "where the masks hold several labels")
+LAYOUT = ("images/NAME.nii.gz beside masks/NAME.nii.gz (or NAME_mask.nii.gz, …; .nii too), with labels.json "
+          "beside where the masks hold several labels")
 
 
 def open_dataset(config, size, split, need_masks):

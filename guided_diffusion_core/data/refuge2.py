@@ -16,8 +16,8 @@ LABELS = LabelMap(names=("disc", "cup"), values=(frozenset({CUP, RIM}), frozense
 DEFAULT_LABELS = ("disc", "cup")
 MASK_FOLDER = re.compile(r"(^|[_-])masks?$", re.IGNORECASE)
 ILLUSTRATIONS = re.compile(r"illustration", re.IGNORECASE)
-LAYOUT = ("pictures such as T0001.jpg, and in a folder Disc_Cup_Masks masks such as T0001.png or T0001.bmp, of cup 0, "
-          "rim 128 and background 255")
+LAYOUT = ("pictures such as T0001.jpg, and in a folder Disc_Cup_Masks masks such as T0001.png or T0001.bmp, of "
+          "cup 0, rim 128 and background 255")
 
 
 def find_pairs(data_dir):

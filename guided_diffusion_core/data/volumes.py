@@ -1,6 +1,7 @@
 """Reading NIfTI volumes, from disk or a bucket, and keeping prepared ones within a memory limit."""
 import gzip
 import io
+import math
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ AFFINE_TOLERANCE = 1e-3  # millimetres, and their change per voxel
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BROKEN = (EOFError, zlib.error, WrapStructError, HeaderDataError, ImageDataError, ImageFileError,
-           ValueError, *READ_ERRORS)
+           ValueError, OverflowError, *READ_ERRORS)
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def read_geometry(path, of_slice=False):
             file.seek(0)
             header_class = _header_class(file, compressed)
             header = header_class.from_fileobj(gzip.GzipFile(fileobj=file) if compressed else file)
+            claimed = _claimed_length(header)
     except _BROKEN as error:
         raise _broken(path, error) from error
     shape = tuple(int(n) for n in header.get_data_shape())
@@ -73,11 +75,16 @@ def read_geometry(path, of_slice=False):
     if len(shape) != 3 or min(shape) < 1 or (of_slice and shape[2] > 1):
         mend = "Write each channel into a file of its own." if len(shape) == 4 else "Replace the file."
         raise found_expected(path, f"an array of shape {shape}", wanted, mend)
-    claimed = int(header["vox_offset"]) + int(np.prod(shape)) * header.get_data_dtype().itemsize
     stored = int.from_bytes(trailer, "little") if compressed else length
     if stored != claimed % 2**32 if compressed else stored < claimed:
         read_volume(path)
     return Geometry(shape, header.get_best_affine(), header)
+
+
+def _claimed_length(header):
+    """Bytes that the file of a header must have, uncompressed."""
+    shape = (int(n) for n in header.get_data_shape())
+    return int(header["vox_offset"]) + math.prod(shape) * header.get_data_dtype().itemsize
 
 
 def _header_class(file, compressed):
@@ -103,6 +110,8 @@ def read_with_geometry(path):
         header_class = _header_class(io.BytesIO(content), False)
         image_class = nib.Nifti2Image if header_class is nib.Nifti2Header else nib.Nifti1Image
         image = image_class.from_bytes(content)
+        if len(content) < _claimed_length(image.header):  # before room is made for what it claims
+            raise EOFError(f"{len(content)} of {_claimed_length(image.header)} bytes")
         values = np.asanyarray(image.dataobj)
         return values, Geometry(values.shape, image.header.get_best_affine(), image.header)
     except _BROKEN as error:

@@ -55,6 +55,6 @@ def members_share_noise(port):
 
 @fault("minimum instead of mean of the ensemble", "probability *")
 def minimum_fusion(port):
-    original = sampling.fuse_mean
-    return mock.patch.object(sampling, "fuse_mean", lambda members: (
-        np.clip(members.min(axis=0), 0, 1), original(members)[1]))
+    original = sampling.fuse
+    return mock.patch.object(sampling, "fuse", lambda members, rule: (
+        np.clip(members.min(axis=0), 0, 1), original(members, rule)[1]))

@@ -55,7 +55,7 @@ def write_brats_phantom(folder, name, shape, seed, year=2021):
 
 
 def write_brats_slices_phantom(folder, case, shape, seed, first=0):
-    """Write a `head_phantom` as the original's slices, `folder/slice0001/{case}_t1_000_w.nii.gz`; returns the folder.
+    """Write a `head_phantom` as the original's slices, `{case}_slice0001/{case}_t1_001_w.nii.gz`; returns the folder.
 
     case: such as "brats_train_001". first: number of the first slice that is written.
     """

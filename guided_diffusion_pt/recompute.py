@@ -1,0 +1,41 @@
+"""Gradient checkpointing: activations are recomputed in the backward pass instead of kept (Chen et al. 2016,
+arXiv:1604.06174).
+
+Twin of `guided_diffusion_jt/recompute.py`.
+"""
+from contextlib import contextmanager, nullcontext
+
+import torch as th
+import torch.utils.checkpoint
+
+_running = []  # the recomputations under way
+
+
+def is_recomputing():
+    """Whether the forward pass that runs now is a repeated one, which must leave no trace: running
+    statistics count each batch once."""
+    return bool(_running)
+
+
+@contextmanager
+def recomputation():
+    """A context whose forward passes are repeated ones."""
+    _running.append(True)
+    try:
+        yield
+    finally:
+        _running.pop()
+
+
+def checkpoint(func, inputs, modules, flag):
+    """func(*inputs), a tensor; with `flag`, what it computes on the way is computed again in the backward
+    pass, which saves memory and costs a second forward pass.
+
+    func:    a function of the tensors `inputs` that gives the same numbers whenever it is called.
+    modules: those whose parameters it uses.
+    """
+    if not flag or not th.is_grad_enabled():
+        return func(*inputs)
+    return torch.utils.checkpoint.checkpoint(
+        func, *inputs, use_reentrant=False, preserve_rng_state=False,  # the dropout's masks come from the tape
+        context_fn=lambda: (nullcontext(), recomputation()))

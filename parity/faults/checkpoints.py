@@ -1,0 +1,100 @@
+"""Faults of resuming, of the rate and the choice of time steps, and of validation."""
+from unittest import mock
+
+import numpy as np
+
+from parity.faults.planting import assign, fault
+
+
+@fault("a restart of the learning rate one step late", "learning rate step 2")
+def late_restart(port):
+    training = port.module("train_util")
+    original = training.learning_rate
+
+    def late(lr, steps, step, schedule, cycles):
+        begins = schedule == "cosine-restarts" and step and step * cycles % steps == 0
+        return original(lr, steps, step, "cosine" if begins else schedule, cycles)
+    return mock.patch.object(training, "learning_rate", late)
+
+
+@fault("no warm-up of the moving average", "average *")
+def average_without_warmup(port):
+    return mock.patch.object(port.module("train_util"), "ema_rate_at", lambda rate, step, warmup: rate)
+
+
+@fault("time steps drawn by their losses without weights that undo it", "loss total, step 0")
+def importance_weights(port):
+    sampler = port.module("resample").ScheduleSampler
+    original = sampler.sample
+
+    def unweighted(self, uniforms):
+        t, weights = original(self, uniforms)
+        return t, 0 * weights + port.runtime.scalar(1.0)
+    return mock.patch.object(sampler, "sample", unweighted)
+
+
+def _changed_restore(port, change):
+    """Let a resumed loop follow change(loop, networks of the checkpoint, before): before what it was."""
+    loop = port.module("train_util").TrainLoop
+    original = loop.restore
+
+    def restore(self, step, networks):
+        before = [[port.runtime.to_numpy(value) for value in averages] for averages in self.ema_params]
+        original(self, step, networks)
+        change(self, networks, before)
+        port.runtime.synchronize()
+    return mock.patch.object(loop, "restore", restore)
+
+
+def _moments(loop, networks):
+    return ([networks["trainer"][f"{kind}/{name}"] for name in loop.names]
+            for kind in ("first_moment", "second_moment"))
+
+
+@fault("second moments not restored", "second moment *, step 1")
+def resumed_without_second_moment(port):
+    def change(loop, networks, before):
+        first, second = _moments(loop, networks)
+        loop.opt.restore(first, [np.zeros_like(value) for value in second], loop.step)
+    return _changed_restore(port, change)
+
+
+@fault("the optimizer's step count not restored", "update *, step 1")
+def resumed_step_count(port):
+    return _changed_restore(port, lambda loop, networks, before: loop.opt.restore(*_moments(loop, networks), 0))
+
+
+@fault("moving averages not restored", "average *, step 1")
+def resumed_without_average(port):
+    def change(loop, networks, before):
+        for averages, arrays in zip(loop.ema_params, before):
+            for average, array in zip(averages, arrays):
+                assign(port, average, array)
+    return _changed_restore(port, change)
+
+
+@fault("a resumed run that begins its data anew", "noise tape: *")
+def resumed_at_step_zero(port):
+    return _changed_restore(port, lambda loop, networks, before: setattr(loop, "step", 0))
+
+
+@fault("validation leaves the network in sampling mode", "noise tape: *")
+def validation_leaves_eval(port):
+    loop = port.module("train_util").TrainLoop
+    original = loop.average_sampler
+
+    def leaving(self, config, sampling):
+        self.model.eval()
+        return original(self, config, sampling)
+    return mock.patch.object(loop, "average_sampler", leaving)
+
+
+@fault("validation of the network instead of its moving average", "members step 0")
+def validation_of_the_network(port):
+    loop = port.module("train_util").TrainLoop
+    original = loop.average_sampler
+
+    def of_the_network(self, config, sampling):
+        with mock.patch.object(loop, "_average_state", lambda self, state, averages: state):  # checkpoints need it too
+            return original(self, config, sampling)
+    return mock.patch.object(loop, "average_sampler", of_the_network)
