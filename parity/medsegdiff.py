@@ -77,7 +77,8 @@ CASES = (
     Case("gradients/new", "gradient of every parameter and module input", {"model": SMALL}),
     Case("gradients/new-flags", "the same with every flag turned", {"model": FLAGS_TURNED}),
     Case("gradients/v1", "the same in version 1: through the Fourier transform", {"model": V1}),
-    Case("gradients/v1-two-labels", "the same with masks of two labels", {"model": TWO_LABELS_V1}),
+    # other images than the rest: with theirs the gradient of a bias of one channel, a single number, nearly cancels
+    Case("gradients/v1-two-labels", "the same with masks of two labels", {"model": TWO_LABELS_V1, "seed": 1}),
     Case("training/new", "two batches in microbatches: losses and gradients",
          {"model": SMALL, "training": TRAINING, "steps": 2}),
     Case("training/checkpointing", "the same in version 1 with activations recomputed in the backward pass",
