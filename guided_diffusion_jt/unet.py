@@ -238,7 +238,7 @@ class UNetModel_newpreview(_UNetModel):
 
     def condition(self, image):
         """What depends on the image (N, C, S, S) alone: (anchors (N, model_channels, S, S), cal (N, K, S, S))."""
-        (first, second), cal = self.hwm(image)
+        (first, second), cal = self.hwm(sampling_format(image))
         return jt.concat([first, first, second], dim=1).detach(), cal  # base + base + 2 base = model_channels
 
     def execute(self, x, timesteps, y=None, conditioning=None):

@@ -2,6 +2,10 @@
 
 All large products are those of matrices; between them stand copies of tiles, for which the channels come last
 in memory. A few tiles at a time, so that they stay in the processor's caches.
+
+It rounds differently from the direct convolution, no more. Measured with all 3x3 convolutions of two trained
+networks done so (BraTS 2021, 4 slices, DDIM of 20 evaluations): samples move by 1e-6 at most, as much as where the
+image moves by its last bit, and less than from one order in memory to the other; no pixel of a mask changes.
 """
 import torch as th
 from torch.nn import functional as F
@@ -16,12 +20,11 @@ _CHUNK = 128  # tiles at a time
 
 def _pays(x, weight):
     """Whether the convolution of x (N, C, H, W) with weight (O, C, 3, 3) is done here rather than directly."""
+    n, _, height, width = x.shape
+    plain = x.device.type == "cpu" and x.dtype == weight.dtype == th.float32 and not th.is_autocast_enabled("cpu")
     # In training its rounding, three times the direct one's, would drive AdamW's steps apart.
-    if th.is_grad_enabled():
-        return False
-    return (x.device.type == "cpu" and x.dtype == weight.dtype == th.float32
-            and not th.is_autocast_enabled("cpu") and min(weight.shape[:2]) >= _CHANNELS and x.shape[2] % TILE == x.shape[3] % TILE == 0
-            and x.shape[0] * x.shape[2] * x.shape[3] >= _TILES * TILE**2)
+    return (plain and not th.is_grad_enabled() and min(weight.shape[:2]) >= _CHANNELS
+            and height % TILE == width % TILE == 0 and n * height * width >= _TILES * TILE**2)
 
 
 def _multiplied(weight):

@@ -246,7 +246,7 @@ class UNetModel_newpreview(_UNetModel):
     def condition(self, image):
         """What depends on the image (N, C, S, S) alone: (anchors (N, model_channels, S, S), cal (N, K, S, S))."""
         with runtime.autocast(image):
-            (first, second), cal = self.hwm(image)
+            (first, second), cal = self.hwm(sampling_format(image))
             return th.cat([first, first, second], dim=1).detach(), cal  # base + base + 2 base = model_channels
 
     def forward(self, x, timesteps, y=None, conditioning=None):
