@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from guided_diffusion_core import cli
-from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.files import make_writable_folder, write_atomic
 from parity import run
 from parity.compare import compare_case, compare_dumps

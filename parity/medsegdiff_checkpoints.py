@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from guided_diffusion_core import checkpoint, convert
+from guided_diffusion_core import checkpoint
 from guided_diffusion_core.config import SamplingConfig, resolve
+from guided_diffusion_core.conversion import convert
 from parity.families import record_state
 from parity.medsegdiff_families import (
     Images,

@@ -19,10 +19,9 @@ from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.files import write_atomic
 from parity import run
 from parity.compare import compare_case
-from parity.dump import LAYERS, PLAIN
+from parity.dump import PLAIN
 from parity.faults import CONTROLS, FAULTS
 from parity.locate import LAYER_FAMILIES, locate, module_of
-from parity.protocol import PRECISIONS
 
 LADDER = ("weights/new", "table/linear", "forward/new", "loss/mse", "gradients/new", "training/new",
           "optimizer/adamw", "sampling/ancestral", "sampling/ddim", "sampling/dpm-solver", "masks/isic", "steps/new",
