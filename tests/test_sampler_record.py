@@ -10,13 +10,14 @@ from conftest import ROOT
 from PIL import Image
 from small import small_config
 
-from guided_diffusion_core import checkpoint, sampler_record
+from guided_diffusion_core import checkpoint
 from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.data import list_truths
 from guided_diffusion_core.data.phantoms import write_brats_phantom
 from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.outputs import MASK, output_path
-from guided_diffusion_core.sampler_study import Point
+from guided_diffusion_core.records import samplers as sampler_record
+from guided_diffusion_core.records.sampler_study import Point
 
 NETWORKS = ("epsilon", "x0")
 POINTS = [Point(network, sampler, evaluations) for network in NETWORKS for sampler, evaluations in (
@@ -35,8 +36,9 @@ def course(point):
     """A course in which every number tells its point and evaluation."""
     share = POINTS.index(point) + 1
     steps = np.linspace(999, 0, point.evaluations).round().astype(int)
-    return [{"t": int(t), "alpha_bar": 0.5, "noise_ratio": None if k == 0 else share + k / 8, "share": [0.0, share, share + 0.5],
-             "noise_added": [0.0, 0.0, 0.0], "dice_xstart": round(k / 2048, 4)} for k, t in enumerate(steps)]
+    return [{"t": int(t), "alpha_bar": 0.5, "noise_ratio": None if k == 0 else share + k / 8,
+             "share": [0.0, share, share + 0.5], "noise_added": [0.0, 0.0, 0.0],
+             "dice_xstart": round(k / 2048, 4)} for k, t in enumerate(steps)]
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +69,8 @@ def made(tmp_path_factory):
     log = work / "log"
     log.mkdir()
     (log / "of_an_earlier_record.png").write_bytes(b"")
-    figures = []
+    figures, figure = [], sampler_record.Figure
     with pytest.MonkeyPatch.context() as patch:
-        figure = sampler_record.Figure
         patch.setattr(sampler_record, "Figure", lambda **keywords: figures.append(figure(**keywords)) or figures[-1])
         sampler_record.write_record(work, log, POINTS, truths)
     return log, figures, dice
@@ -174,9 +175,9 @@ def test_tables_of_the_readme(made):
 
 def test_trainings_and_slices_in_words(made):
     text = " ".join((made[0] / "README.md").read_text().split())
-    assert ("`epsilon`, the network predicts epsilon, 10 optimizer steps (the learning rate falls over 20), sampled from "
-            "its checkpoint of step 5; `x0`, the network predicts x0, 10 optimizer steps (the learning rate falls over "
-            "20).") in text
+    assert ("`epsilon`, the network predicts epsilon, 10 optimizer steps (the learning rate falls over 20), "
+            "sampled from its checkpoint of step 5; `x0`, the network predicts x0, 10 optimizer steps (the "
+            "learning rate falls over 20).") in text
     assert "(BraTS2021_00001: 2, 4, 6, BraTS2021_00002: 2, 4, 6)" in text
 
 

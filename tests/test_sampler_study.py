@@ -8,11 +8,12 @@ from conftest import BACKENDS, ROOT
 from scipy.optimize import minimize_scalar
 from small import random_state, small_config
 
-from guided_diffusion_core import checkpoint, sampler_study
+from guided_diffusion_core import checkpoint
 from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.data.phantoms import write_brats_phantom
 from guided_diffusion_core.errors import UserError
-from guided_diffusion_core.sampler_study import PROBED, Point, Watched, measure, probe
+from guided_diffusion_core.records import sampler_study
+from guided_diffusion_core.records.sampler_study import PROBED, Point, Watched, measure, probe
 from guided_diffusion_core.state_shapes import state_shapes
 from guided_diffusion_core.unet_plan import make_plan
 
@@ -172,7 +173,8 @@ def test_a_finished_point_is_kept_and_an_unfinished_one_begun_anew(backend, trai
     measure(point, network, data, folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted([
         *(f"BraTS2021_00001_{kind}" for kind in (
-            "mask.nii.gz", "probability.nii.gz", "uncertainty.nii.gz", "overlay.png")), "course.json", "run_report.json"])
+            "mask.nii.gz", "probability.nii.gz", "uncertainty.nii.gz", "overlay.png")),
+        "course.json", "run_report.json"])
     course = json.loads((folder / "course.json").read_text())
     assert [entry["t"] for entry in course] == [999, 500, 0]
     # pure noise of 2048 values: its deviation is 1 to within 1 / sqrt(2 * 2048) = 0.016, here 4 times that
