@@ -105,6 +105,13 @@ class BatchNorm2d(nn.Module):
         return (x - mean) * scale + self.bias.reshape(1, -1, 1, 1)
 
 
+class Conv3x3(nn.Conv2d):
+    """3x3 convolution with a border of zeros: (N, channels, H, W) to (N, out_channels, H, W)."""
+
+    def __init__(self, channels, out_channels):
+        super().__init__(channels, out_channels, 3, padding=1)
+
+
 class Conv1d(nn.Module):
     """Pointwise convolution of (N, in, T): (N, out, T). The weight is (out, in, kernel_size)."""
 
@@ -195,6 +202,11 @@ class BilinearUpsample(nn.Module):
 def nearest_upsample(x):
     """Repeat each pixel 2x2: (N, C, H, W) to (N, C, 2H, 2W)."""
     return nn.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def sampling_format(x):
+    """(N, C, H, W), as it is: Jittor knows one order in memory."""
+    return x
 
 
 def normalization(channels):
