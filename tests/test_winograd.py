@@ -73,3 +73,24 @@ def test_a_step_does_not_depend_on_the_gradients_order_in_memory():
     for param, order in zip(params, (torch.contiguous_format, torch.channels_last)):
         AdamW([param]).step([gradient.contiguous(memory_format=order)], 0.1)
     assert torch.equal(*params)
+
+
+@pytest.mark.skipif("jittor" not in BACKENDS, reason="Jittor's convolution")
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("shape", [(5, 64, 16, 16), (1, 66, 32, 52), (3, 65, 48, 8)])
+def test_jittors_convolution_is_that_of_float64(shape, threads):
+    from scipy.signal import correlate2d
+
+    from guided_diffusion_jt import _winograd, runtime
+
+    generator = np.random.default_rng(0)
+    x, weight, bias = [generator.standard_normal(size) for size in (shape, (70, shape[1], 3, 3), (70,))]
+    runtime.set_threads(threads)
+    with runtime.no_grad():
+        tensors = [runtime.to_tensor(array, "float32") for array in (x, weight, bias)]
+        assert _winograd._pays(*tensors[:2])
+        found = runtime.to_numpy(_winograd._conv2d(*tensors))
+    runtime.set_threads(1)
+    for n, o in ((0, 0), (shape[0] - 1, 69)):
+        truth = sum(correlate2d(plane, kernel, "same") for plane, kernel in zip(x[n], weight[o])) + bias[o]
+        assert np.linalg.norm(found[n, o] - truth) < ROUNDING * np.linalg.norm(truth)
