@@ -110,17 +110,15 @@ def explain_termination(found, flag):
 
     found: `Processes`. flag: what the command goes on with.
     """
-    process = os.getpid()
-
     def end(signum, frame):
-        if os.getpid() != process:
-            os._exit(TERMINATED)  # a child that has this handler too
         os.write(2, f"\n{found}: {found.launcher} ends the run, because another process has ended or it was told to. "
                     f"{GO_ON.format(flag=flag)}\n".encode())
         os._exit(TERMINATED)  # at once, also out of a call that waits for the others
 
     if found.size > 1:
         signal.signal(signal.SIGTERM, end)
+        # Pools end their processes by SIGTERM, and wait for ever for one that gets it between two instructions of Python.
+        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def launchers():

@@ -14,6 +14,7 @@ from guided_diffusion_core import checkpoint
 from guided_diffusion_core.config import PRESETS, ComputeConfig, DataConfig, setting_names, take_over
 from guided_diffusion_core.data.labels import split_names
 from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.files import clear_unfinished
 from guided_diffusion_core.fusion import DEFINITIONS, fuse
 from guided_diffusion_core.outputs import CaseWriter
 from guided_diffusion_core.overlay import displayed
@@ -99,12 +100,13 @@ def run_sampling(sampler, dataset, out_dir, batch_size, threshold, summary, fusi
     group:      the processes that share the cases among them (`dist_util.setup_dist`); the first one writes the
                 report, with the seconds and the memory of the process that took most.
     Raises `UserError` for a folder with masks of other settings. KeyboardInterrupt and a kill leave whole
-    files, from which `resume` goes on.
+    files, from which `resume` goes on; what a killed process has left half written is removed.
     """
     cases, settings = dataset.cases(), json.loads(summary)
     chosen, writer = part_of(cases, part_id, num_parts)[group.rank::group.size], CaseWriter(out_dir, dataset.labels)
     writer.require_unique_names(cases)
     require_same_run(writer, cases, settings)
+    clear_unfinished(out_dir)
     left = [case for case in chosen if not (resume and writer.is_complete(case))]
     images, to_do, count = map(int, group.gather([
         sum(len(case.indices) for case in left), len(left), len(chosen)]).sum(0))  # all have seen the folder now

@@ -9,6 +9,8 @@ from jittor import nn
 from guided_diffusion_core.embedding import timestep_frequencies
 from guided_diffusion_core.unet_plan import GROUP_NORM_GROUPS
 from guided_diffusion_jt import dist_util, runtime
+from guided_diffusion_jt._kernels import _group_norm, _silu
+from guided_diffusion_jt._winograd import _conv2d
 from guided_diffusion_jt.recompute import is_recomputing
 
 SUM_LENGTH = 256  # values per partial sum: one long float32 sum loses digits
@@ -18,7 +20,7 @@ class SiLU(nn.Module):
     """x * sigmoid(x), any shape (Elfwing et al. 2018, arXiv:1702.03118, eq. 1)."""
 
     def execute(self, x):
-        return x * jt.sigmoid(x)
+        return _silu(x)
 
 
 class LeakyReLU(nn.Module):
@@ -54,6 +56,8 @@ class GroupNorm32(nn.Module):
         self.bias = jt.zeros((num_channels,))
 
     def execute(self, x):
+        if not jt.flags.use_cuda:
+            return _group_norm(x, self.weight, self.bias, self.num_groups, self.eps)
         groups = x.reshape(x.shape[0], self.num_groups, -1)  # (N, G, C / G * positions)
         centred = groups - mean_last(groups)
         normal = centred / jt.sqrt(mean_last(centred * centred) + runtime.scalar(self.eps))
@@ -106,6 +110,16 @@ class BatchNorm2d(nn.Module):
     def _normalize(self, x, mean, variance):
         scale = self.weight.reshape(1, -1, 1, 1) / jt.sqrt(variance + runtime.scalar(self.eps))
         return (x - mean) * scale + self.bias.reshape(1, -1, 1, 1)
+
+
+class Conv3x3(nn.Conv2d):
+    """3x3 convolution with a border of zeros: (N, channels, H, W) to (N, out_channels, H, W)."""
+
+    def __init__(self, channels, out_channels):
+        super().__init__(channels, out_channels, 3, padding=1)
+
+    def execute(self, x):
+        return _conv2d(x, self.weight, self.bias)
 
 
 class Conv1d(nn.Module):
@@ -198,6 +212,11 @@ class BilinearUpsample(nn.Module):
 def nearest_upsample(x):
     """Repeat each pixel 2x2: (N, C, H, W) to (N, C, 2H, 2W)."""
     return nn.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def network_format(x, channels):
+    """x (N, C, H, W), as it is: Jittor knows one order in memory. channels: width of the layers that it goes through."""
+    return x
 
 
 def normalization(channels):

@@ -1,4 +1,5 @@
 """Sampling of whole ensembles."""
+import jittor as jt
 import numpy as np
 
 from guided_diffusion_core.noise import SAMPLE_INITIAL, SAMPLE_STEP
@@ -39,11 +40,19 @@ class EnsembleSampler:
             return runtime.to_tensor(noise, dtype=runtime.precision())
 
         known = {"noise": draw(SAMPLE_INITIAL, 0), "step_noise": lambda t: draw(SAMPLE_STEP, t),
-                 "clip_denoised": self.sampling.clip_denoised}
+                 "clip_denoised": self.sampling.clip_denoised, "model_kwargs": self._conditioning(images)}
         img = runtime.to_tensor(img, dtype=runtime.precision())
         result = self._sample_loop(self.model, tuple(img.shape), img, **known)
         masks = runtime.to_numpy(result[0]).astype(np.float32)
         return masks.reshape(ensemble, n, channels, height, width)
+
+    def _conditioning(self, images):
+        """What the network makes of the images alone, once for all steps and members: its keyword arguments."""
+        with runtime.no_grad():
+            parts = self.model.condition(runtime.to_tensor(images, dtype=runtime.precision()))
+        if parts is None:
+            return {}
+        return {"conditioning": tuple(jt.concat([part] * self.sampling.num_ensemble, dim=0) for part in parts)}
 
     def _sample_loop(self, *args, **known):
         """The configured sampler's loop of the process."""

@@ -12,10 +12,12 @@ from guided_diffusion_jt.highway import GatedHighwayUNet, HighwayUNet
 from guided_diffusion_jt.nn import (
     AvgPool2d,
     Conv1d,
+    Conv3x3,
     Dropout,
     SiLU,
     batched_matmul,
     nearest_upsample,
+    network_format,
     normalization,
     softmax,
     timestep_embedding,
@@ -40,7 +42,7 @@ class Upsample(nn.Module):
     """Nearest upsampling by two, then a 3x3 convolution if `use_conv`: (N, C, H, W) to (N, C, 2H, 2W)."""
 
     def __init__(self, channels, use_conv):
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else None
+        self.conv = Conv3x3(channels, channels) if use_conv else None
 
     def execute(self, x):
         x = nearest_upsample(x)
@@ -69,7 +71,7 @@ class ResBlock(TimestepBlock):
         width = layer.out_channels
         self.use_scale_shift_norm = plan.use_scale_shift_norm
         self.in_layers = nn.Sequential(
-            normalization(layer.channels), SiLU(), nn.Conv2d(layer.channels, width, 3, padding=1))
+            normalization(layer.channels), SiLU(), Conv3x3(layer.channels, width))
         self.updown = layer.up or layer.down
         if layer.up:
             self.h_upd, self.x_upd = Upsample(width, False), Upsample(width, False)
@@ -78,7 +80,7 @@ class ResBlock(TimestepBlock):
         self.emb_layers = nn.Sequential(
             SiLU(), nn.Linear(plan.time_embed_dim, 2 * width if plan.use_scale_shift_norm else width))
         self.out_layers = nn.Sequential(
-            normalization(width), SiLU(), Dropout(plan.dropout), nn.Conv2d(width, width, 3, padding=1))
+            normalization(width), SiLU(), Dropout(plan.dropout), Conv3x3(width, width))
         self.skip_connection = nn.Identity() if layer.channels == width else nn.Conv2d(layer.channels, width, 1)
 
     def execute(self, x, emb):
@@ -195,6 +197,10 @@ class _UNetModel(nn.Module):
             normalization(plan.model_channels), SiLU(),
             nn.Conv2d(plan.model_channels, plan.out_channels, 3, padding=1))
 
+    def condition(self, image):
+        """What of the network depends on the image alone, for its forward pass; here None, nothing."""
+        return None
+
     def _embed(self, timesteps, y):
         """Embedding of time steps and labels: (N, time_embed_dim)."""
         if (y is not None) != bool(self.plan.num_classes):
@@ -224,17 +230,21 @@ class _UNetModel(nn.Module):
 
 class UNetModel_newpreview(_UNetModel):
     """The network of version `new`: the highway's anchors are added to the first features, without
-    a gradient."""
+    a gradient. The forward pass takes `conditioning`, of `condition`, where it is known already."""
 
     def __init__(self, plan):
         super().__init__(plan)
         self.hwm = HighwayUNet(plan.highway)
 
-    def execute(self, x, timesteps, y=None):
-        emb = self._embed(timesteps, y)
-        (first, second), cal = self.hwm(self._image(x))
-        h = self._encode(self.input_blocks[0], x, emb)
-        h = h + jt.concat([first, first, second], dim=1).detach()  # base + base + 2 base = model_channels
+    def condition(self, image):
+        """What depends on the image (N, C, S, S) alone: (anchors (N, model_channels, S, S), cal (N, K, S, S))."""
+        (first, second), cal = self.hwm(network_format(image, image.shape[1]))
+        return jt.concat([first, first, second], dim=1).detach(), cal  # base + base + 2 base = model_channels
+
+    def execute(self, x, timesteps, y=None, conditioning=None):
+        emb, x = self._embed(timesteps, y), network_format(x, self.plan.model_channels)
+        anchors, cal = self.condition(self._image(x)) if conditioning is None else conditioning
+        h = self._encode(self.input_blocks[0], x, emb) + anchors
         hs = [h]
         for block in self.input_blocks[1:]:
             h = self._encode(block, h, emb)
@@ -251,7 +261,7 @@ class UNetModel_v1preview(_UNetModel):
         self.hwm = GatedHighwayUNet(plan.highway)
 
     def execute(self, x, timesteps, y=None):
-        emb = self._embed(timesteps, y)
+        emb, x = self._embed(timesteps, y), network_format(x, self.plan.model_channels)
         h, hs = x, []
         for block in self.input_blocks:
             h = self._encode(block, h, emb)

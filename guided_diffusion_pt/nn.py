@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from guided_diffusion_core.embedding import timestep_frequencies
 from guided_diffusion_core.unet_plan import GROUP_NORM_GROUPS
 from guided_diffusion_pt import dist_util, runtime
+from guided_diffusion_pt._winograd import _conv2d, _serves
 from guided_diffusion_pt.recompute import is_recomputing
 
 
@@ -68,6 +69,16 @@ class BatchNorm2d(nn.BatchNorm2d):
                 self.num_batches_tracked.add_(1)
         scale = self.weight.reshape(1, -1, 1, 1) / (variance + self.eps).sqrt()
         return centred * scale + self.bias.reshape(1, -1, 1, 1)
+
+
+class Conv3x3(nn.Conv2d):
+    """3x3 convolution with a border of zeros: (N, channels, H, W) to (N, out_channels, H, W)."""
+
+    def __init__(self, channels, out_channels):
+        super().__init__(channels, out_channels, 3, padding=1)
+
+    def forward(self, x):
+        return _conv2d(x, self.weight, self.bias)
 
 
 class Dropout(nn.Module):
@@ -143,6 +154,16 @@ class BilinearUpsample(nn.Module):
 def nearest_upsample(x):
     """Repeat each pixel 2x2: (N, C, H, W) to (N, C, 2H, 2W)."""
     return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def network_format(x, channels):
+    """x (N, C, H, W) in the order in memory that is quickest: channels last without gradients, and with them if
+    Winograd's algorithm serves layers of this width; backward, oneDNN takes up to three times as long for it.
+
+    channels: width of the layers that it goes through.
+    """
+    last = not th.is_grad_enabled() or _serves(x, channels)
+    return x.contiguous(memory_format=th.channels_last if last else th.contiguous_format)
 
 
 def normalization(channels):

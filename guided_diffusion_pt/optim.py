@@ -13,12 +13,13 @@ class AdamW:
 
     def __init__(self, params, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8):
         self.params = list(params)
-        self._adamw = th.optim.AdamW(self.params, lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay)
+        self._adamw = th.optim.AdamW(
+            self.params, lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
     def step(self, gradients, lr):
         """One update at learning rate `lr`; gradients: a tensor for each parameter."""
         for param, gradient in zip(self.params, gradients):
-            param.grad = gradient
+            param.grad = gradient.contiguous()  # the fused step takes any other for one in the parameter's order
         for group in self._adamw.param_groups:
             group["lr"] = lr
         self._adamw.step()

@@ -163,3 +163,16 @@ def test_data_scaled_by_another_rule_is_refused():
     config = small_config(normalisation="RGB / 255")
     with pytest.raises(UserError, match="as in training"):
         check_dataset(RandomDataset(), config, 1)
+
+
+def test_what_depends_on_the_image_alone_is_computed_once_for_all_steps_and_members(backend, weights, monkeypatch):
+    sampler, images = sampler_of(backend, weights), RandomDataset().images[:3]
+    model, keys, batches = sampler.model, ["a", "b", "c"], []
+    name = "forward" if hasattr(model.hwm, "forward") else "execute"
+    whole = getattr(model.hwm, name)
+    monkeypatch.setattr(model.hwm, name, lambda image: batches.append(image.shape[0]) or whole(image))
+    once = sampler(images, keys)
+    assert batches == [3]
+    monkeypatch.setattr(sampler, "_conditioning", lambda images: {})
+    assert abs(sampler(images, keys) - once).max() < ROUNDING
+    assert batches == [3, 6, 6, 6]  # two members, three steps
