@@ -93,25 +93,6 @@ def _installed_folder(distribution, file):
     return min((os.path.dirname(path) for path in found if os.path.isfile(path)), key=len, default=None)
 
 
-def _import_jittor():
-    """Import Jittor as the machine is prepared now.
-
-    A compiled core that was made for other paths or settings makes Jittor rebuild a part, ask for
-    a restart in its silenced log, and leave with exit code 0 ("please rerun your command"). The
-    second attempt in the same process finds that part up to date.
-    """
-    try:
-        import jittor
-    except SystemExit:
-        try:
-            import jittor
-        except SystemExit as error:
-            raise UserError(
-                "Jittor could not bring its compiled core up to date. Run the command again; if that "
-                "does not help, remove the folder .cache/jittor in your home.") from error
-    return jittor
-
-
 @contextmanager
 def _as_without_mpirun():
     """Hide mpirun from Jittor, which else takes its own MPI module for granted; and let the processes of a run in
@@ -134,9 +115,28 @@ def _as_without_mpirun():
             lock.close()
 
 
+@_as_without_mpirun()
+def _import_jittor():
+    """Import Jittor as the machine is prepared now.
+
+    A compiled core that was made for other paths or settings makes Jittor rebuild a part, ask for
+    a restart in its silenced log, and leave with exit code 0 ("please rerun your command"). The
+    second attempt in the same process finds that part up to date.
+    """
+    try:
+        import jittor
+    except SystemExit:
+        try:
+            import jittor
+        except SystemExit as error:
+            raise UserError(
+                "Jittor could not bring its compiled core up to date. Run the command again; if that "
+                "does not help, remove the folder .cache/jittor in your home.") from error
+    return jittor
+
+
 prepare()
-with _as_without_mpirun():
-    jt = _import_jittor()
+jt = _import_jittor()
 
 
 def to_tensor(array, dtype=None):
