@@ -102,8 +102,9 @@ class TrainingConfig:
     lr_anneal_steps: int = option(
         0, "steps over which the learning rate falls to zero and training ends; 0: constant rate")
     lr_cycles: int = option(4, "cosines of lr_schedule cosine-restarts, all of one length")
-    batch_size: int = option(1, "examples per optimizer step")
-    microbatch: int = option(-1, "examples per forward pass, whose gradients are summed up; -1: batch_size")
+    batch_size: int = option(1, "examples per optimizer step, of each process where a launcher starts several")
+    microbatch: int = option(
+        -1, "examples per forward pass of a process, whose gradients are summed up; -1: batch_size")
     ema_rate: str = option("0.9999", "rates of the moving averages of the weights, separated by commas")
     ema_warmup: bool = option(False, "limit the rate of the moving average to (1 + n) / (10 + n) at step n")
     log_interval: int = option(100, "steps between two lines of the log")
@@ -240,6 +241,7 @@ class Config:
     sampling: SamplingConfig = SamplingConfig()
     compute: ComputeConfig = ComputeConfig()
     normalisation: str = ""  # the rule by which the dataset scaled its intensities
+    processes: int = 1  # those of the launcher; batch_size and microbatch are of each
 
     def to_dict(self):
         """The configuration as nested dicts of JSON values."""
@@ -262,7 +264,7 @@ def setting_names(*sections):
 def resolve(values, preset=None, base=None):
     """Build a `Config`: defaults (or `base`), then the preset, then `values`.
 
-    values: dict of setting names (of any section; also "seed", "normalisation").
+    values: dict of setting names (of any section; also "seed", "normalisation", "processes").
     preset: a name of `PRESETS`, or None to keep the base's.
     Raises KeyError for an unknown name and `UserError` for an unknown preset or value.
     """
@@ -275,7 +277,7 @@ def resolve(values, preset=None, base=None):
     top = {"preset": preset or base.preset}
     changed = {section: {} for section in SECTIONS}
     for name, value in merged.items():
-        if name in ("seed", "normalisation"):
+        if name in ("seed", "normalisation", "processes"):
             top[name] = value
         else:
             changed[where[name]][name] = value
@@ -321,7 +323,7 @@ def from_dict(tree, where="configuration"):
         tree = {**{name: {} for name in LATER_SECTIONS}, **tree}
         sections = {name: cls(**tree[name]) for name, cls in SECTIONS.items()}
         config = Config(**{**tree, **sections})
-        for name in ("preset", "seed", "normalisation"):
+        for name in ("preset", "seed", "normalisation", "processes"):
             _check_type(name, getattr(config, name), getattr(Config, name))
         for section, cls in SECTIONS.items():
             for field in dataclasses.fields(cls):

@@ -8,14 +8,18 @@ TILE, KERNEL = 4, 3
 POINTS = (0, 1, -1, 0.5, -2)
 
 
-def matrices():
-    """(inputs, kernels, outputs), float64 (36, 36), (36, 9), (16, 36): what turns a flattened 6x6 tile of the
-    input and a flattened 3x3 kernel into the 36 values that are multiplied, and the products into a flattened
-    4x4 tile."""
+def factors():
+    """(inputs, kernels, outputs), float64 (6, 6), (6, 3), (4, 6): what `matrices` do along one axis."""
     size, points = TILE + KERNEL - 1, np.array(POINTS, float)
 
     def powers(count):
         return np.concatenate([points[:, None] ** np.arange(count), np.eye(1, count, count - 1)])
 
-    outputs, kernels, inputs = powers(TILE).T, powers(KERNEL), np.linalg.inv(powers(size)).T
-    return tuple(np.kron(matrix, matrix) for matrix in (inputs, kernels, outputs))
+    return np.linalg.inv(powers(size)).T, powers(KERNEL), powers(TILE).T
+
+
+def matrices():
+    """(inputs, kernels, outputs), float64 (36, 36), (36, 9), (16, 36): what turns a flattened 6x6 tile of the
+    input and a flattened 3x3 kernel into the 36 values that are multiplied, and the products into a flattened
+    4x4 tile."""
+    return tuple(np.kron(factor, factor) for factor in factors())

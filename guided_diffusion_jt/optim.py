@@ -3,7 +3,8 @@ import math
 
 import jittor as jt
 
-from guided_diffusion_jt.runtime import scalar, to_tensor
+from guided_diffusion_jt._kernels import _adamw
+from guided_diffusion_jt.runtime import to_tensor
 
 
 class AdamW:
@@ -29,18 +30,11 @@ class AdamW:
         """One update at learning rate `lr`; gradients: a tensor for each parameter."""
         self.steps += 1
         beta1, beta2 = self.betas
-        decay = scalar(1 - lr * self.weight_decay)
-        rate = scalar(lr / (1 - beta1 ** self.steps))
-        correction = scalar(math.sqrt(1 - beta2 ** self.steps))
-        eps, keep1, keep2 = scalar(self.eps), scalar(beta1), scalar(beta2)
-        new1, new2 = scalar(1 - beta1), scalar(1 - beta2)
-        # Not under no_grad: a parameter updated with a value made there has no gradient any more.
-        for param, gradient, first, second in zip(
-                self.params, gradients, self.first_moments, self.second_moments):
-            first.update(keep1 * first + new1 * gradient)
-            second.update(keep2 * second + new2 * gradient * gradient)
-            param.update(param * decay - rate * first / (jt.sqrt(second) / correction + eps))
-        jt.sync_all()  # unread updates would pile up in the graph
+        numbers = {"beta1": beta1, "beta2": beta2, "eps": self.eps, "decay": 1 - lr * self.weight_decay,
+                   "rate": lr / (1 - beta1 ** self.steps), "correction": math.sqrt(1 - beta2 ** self.steps)}
+        jt.sync_all()  # what has still to read the old values
+        jt.sync([updated for tensors in zip(self.params, self.first_moments, self.second_moments, gradients)
+                 for updated in _adamw(*tensors, numbers)])
 
     def moments(self):
         """(first, second): for each parameter the moving averages of its gradient and of its square,
@@ -58,7 +52,8 @@ class AdamW:
 
 def gradients(loss, params):
     """The gradient of a one-element `loss` for each of `params`; zeros where it does not depend on one."""
-    found = jt.grad(loss, params)
+    # Without the graph behind them, kept for a second derivative, what they are made of can be freed on the way.
+    found = [gradient.stop_grad() for gradient in jt.grad(loss, params)]
     # Fetching one while its siblings are pending takes the convolutions off oneDNN.
     jt.sync(found + [loss])
     return found

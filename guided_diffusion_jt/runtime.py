@@ -4,10 +4,12 @@ Twin of `guided_diffusion_pt/runtime.py`, but for the start: Jittor compiles its
 machine that it runs on, and reads its settings when it is imported.
 """
 import ctypes
+import fcntl
 import os
 import platform
 import sys
 import tempfile
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -36,7 +38,7 @@ def prepare():
         os.environ["python_config_path"] = environment.python_config()
     for name, value in (
         ("nvcc_path", ""),  # a CUDA toolkit without a driver breaks the import
-        ("mpicc_path", ""),  # with OpenMPI installed, the import would build an MPI module
+        ("mpicc_path", ""),  # with OpenMPI installed, the import would build an MPI module; `dist_util` serves
         ("FIX_TORCH_ERROR", "0"),  # else Jittor imports torch
         ("log_silent", "1"),
         ("cache_name", "default"),  # else the git branch around the packages: each one compiles anew
@@ -110,8 +112,31 @@ def _import_jittor():
     return jittor
 
 
+@contextmanager
+def _as_without_mpirun():
+    """Hide mpirun from Jittor, which else takes its own MPI module for granted; and let the processes of a run in
+    one after the other: two that bring the compiled core up to date at once can both fail."""
+    import jittor_utils
+
+    hidden = os.environ.pop("OMPI_COMM_WORLD_SIZE", None)
+    lock = None
+    try:
+        if hidden is not None:
+            folder = Path(jittor_utils.home()) / ".cache" / "jittor"
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = open(folder / "import.lock", "w")
+            fcntl.lockf(lock, fcntl.LOCK_EX)  # not flock, which children inherit
+        yield
+    finally:
+        if hidden is not None:
+            os.environ["OMPI_COMM_WORLD_SIZE"] = hidden
+        if lock:
+            lock.close()
+
+
 prepare()
-jt = _import_jittor()
+with _as_without_mpirun():
+    jt = _import_jittor()
 
 
 def to_tensor(array, dtype=None):

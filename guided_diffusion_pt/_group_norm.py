@@ -38,7 +38,7 @@ def _statistics(x, groups):
 
 
 def _sums(gradient, x):
-    """Sums of the gradient and of its product with x, both (N, C, H, W), over the positions: float64 (N, C)."""
+    """Sums over the positions of the gradient and of its product with x, both (N, C, H, W): float64 (N, C)."""
     found = [th.stack([th.stack([strip.sum(0), (strip * values).sum(0)]) for strip, values in zip(*images)])
              for images in zip(_strips(gradient), _strips(x))]
     return th.stack(found).double().sum(1).unbind(1)

@@ -68,7 +68,7 @@ def test_every_convolution_but_the_mask_heads_runs_twice(backend, version):
         loop, counts = create(backend, flag, version=version, microbatch=4), {}
         forward = "forward" if backend.name == "pytorch" else "execute"
         for name, module in loop.model.named_modules():
-            if type(module).__name__ in ("Conv2d", "Conv3x3", "Conv", "Conv1d"):
+            if type(module).__name__ in ("Conv2d", "Conv", "Conv1d", "Conv3x3"):
                 module.__dict__[forward] = counted(getattr(module, forward), name, counts)
         loop.forward_backward(batch(backend, loop))
         return counts

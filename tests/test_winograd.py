@@ -99,3 +99,24 @@ def test_group_norm_of_large_images_with_the_channels_last_keeps_its_digits():
     assert not found.is_contiguous()
     for value, right in zip((found, *gradients), (truth, *expected)):
         assert (value - right).norm() < 5e-7 * right.norm()  # measured 1.3e-7 at most; torch's own 3e-6
+
+
+@pytest.mark.skipif("jittor" not in BACKENDS, reason="Jittor's convolution")
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("shape", [(5, 64, 16, 16), (1, 66, 32, 52), (3, 65, 48, 8)])
+def test_jittors_convolution_is_that_of_float64(shape, threads):
+    from scipy.signal import correlate2d
+
+    from guided_diffusion_jt import _winograd, runtime
+
+    generator = np.random.default_rng(0)
+    x, weight, bias = [generator.standard_normal(size) for size in (shape, (70, shape[1], 3, 3), (70,))]
+    runtime.set_threads(threads)
+    with runtime.no_grad():
+        tensors = [runtime.to_tensor(array, "float32") for array in (x, weight, bias)]
+        assert _winograd._pays(*tensors[:2])
+        found = runtime.to_numpy(_winograd._conv2d(*tensors))
+    runtime.set_threads(1)
+    for n, o in ((0, 0), (shape[0] - 1, 69)):
+        truth = sum(correlate2d(plane, kernel, "same") for plane, kernel in zip(x[n], weight[o])) + bias[o]
+        assert np.linalg.norm(found[n, o] - truth) < ROUNDING * np.linalg.norm(truth)
