@@ -215,7 +215,10 @@ def nearest_upsample(x):
 
 
 def network_format(x, channels):
-    """x (N, C, H, W), as it is: Jittor knows one order in memory. channels: width of the layers that it goes through."""
+    """x (N, C, H, W), as it is: Jittor knows one order in memory.
+
+    channels: width of the layers that it goes through.
+    """
     return x
 
 

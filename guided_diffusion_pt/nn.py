@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from guided_diffusion_core.embedding import timestep_frequencies
 from guided_diffusion_core.unet_plan import GROUP_NORM_GROUPS
-from guided_diffusion_pt import dist_util, runtime
+from guided_diffusion_pt import _group_norm, dist_util, runtime
 from guided_diffusion_pt._winograd import _conv2d, _serves
 from guided_diffusion_pt.recompute import is_recomputing
 
@@ -32,7 +32,11 @@ class GroupNorm32(nn.GroupNorm):
         super().__init__(num_groups, num_channels, eps=eps)
 
     def forward(self, x):
-        return super().forward(runtime.widened(x)).to(x.dtype)
+        values = runtime.widened(x)
+        if _group_norm._is_for(values):
+            parameters = self.num_groups, self.weight, self.bias, self.eps
+            return _group_norm._GroupNorm.apply(values, *parameters).to(x.dtype)
+        return super().forward(values).to(x.dtype)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
