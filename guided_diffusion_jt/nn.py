@@ -211,8 +211,8 @@ def nearest_upsample(x):
     return nn.interpolate(x, scale_factor=2, mode="nearest")
 
 
-def sampling_format(x):
-    """(N, C, H, W), as it is: Jittor knows one order in memory."""
+def network_format(x, channels):
+    """x (N, C, H, W), as it is: Jittor knows one order in memory. channels: width of the layers that it goes through."""
     return x
 
 

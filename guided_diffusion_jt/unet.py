@@ -17,8 +17,8 @@ from guided_diffusion_jt.nn import (
     SiLU,
     batched_matmul,
     nearest_upsample,
+    network_format,
     normalization,
-    sampling_format,
     softmax,
     timestep_embedding,
 )
@@ -238,11 +238,11 @@ class UNetModel_newpreview(_UNetModel):
 
     def condition(self, image):
         """What depends on the image (N, C, S, S) alone: (anchors (N, model_channels, S, S), cal (N, K, S, S))."""
-        (first, second), cal = self.hwm(image)
+        (first, second), cal = self.hwm(network_format(image, image.shape[1]))
         return jt.concat([first, first, second], dim=1).detach(), cal  # base + base + 2 base = model_channels
 
     def execute(self, x, timesteps, y=None, conditioning=None):
-        emb, x = self._embed(timesteps, y), sampling_format(x)
+        emb, x = self._embed(timesteps, y), network_format(x, self.plan.model_channels)
         anchors, cal = self.condition(self._image(x)) if conditioning is None else conditioning
         h = self._encode(self.input_blocks[0], x, emb) + anchors
         hs = [h]
@@ -261,7 +261,7 @@ class UNetModel_v1preview(_UNetModel):
         self.hwm = GatedHighwayUNet(plan.highway)
 
     def execute(self, x, timesteps, y=None):
-        emb, x = self._embed(timesteps, y), sampling_format(x)
+        emb, x = self._embed(timesteps, y), network_format(x, self.plan.model_channels)
         h, hs = x, []
         for block in self.input_blocks:
             h = self._encode(block, h, emb)

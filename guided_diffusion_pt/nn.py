@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from guided_diffusion_core.embedding import timestep_frequencies
 from guided_diffusion_core.unet_plan import GROUP_NORM_GROUPS
 from guided_diffusion_pt import runtime
-from guided_diffusion_pt._winograd import _conv2d
+from guided_diffusion_pt._winograd import _conv2d, _serves
 from guided_diffusion_pt.recompute import is_recomputing
 
 
@@ -138,10 +138,14 @@ def nearest_upsample(x):
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
-def sampling_format(x):
-    """(N, C, H, W) in the order in memory that is quickest without gradients: channels last. Backward, oneDNN
-    takes up to three times as long for it, measured on AVX2."""
-    return x if th.is_grad_enabled() else x.contiguous(memory_format=th.channels_last)
+def network_format(x, channels):
+    """x (N, C, H, W) in the order in memory that is quickest: channels last without gradients, and with them if
+    Winograd's algorithm serves layers of this width; backward, oneDNN takes up to three times as long for it.
+
+    channels: width of the layers that it goes through.
+    """
+    last = not th.is_grad_enabled() or _serves(x, channels)
+    return x.contiguous(memory_format=th.channels_last if last else th.contiguous_format)
 
 
 def normalization(channels):

@@ -19,7 +19,7 @@ class AdamW:
     def step(self, gradients, lr):
         """One update at learning rate `lr`; gradients: a tensor for each parameter."""
         for param, gradient in zip(self.params, gradients):
-            param.grad = gradient
+            param.grad = gradient.contiguous()  # the fused step takes any other for one in the parameter's order
         for group in self._adamw.param_groups:
             group["lr"] = lr
         self._adamw.step()

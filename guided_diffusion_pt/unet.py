@@ -16,8 +16,8 @@ from guided_diffusion_pt.nn import (
     SiLU,
     batched_matmul,
     nearest_upsample,
+    network_format,
     normalization,
-    sampling_format,
     softmax,
     timestep_embedding,
 )
@@ -118,9 +118,9 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x):
         n, channels, height, width = x.shape
-        x = x.reshape(n, channels, height * width)  # (N, C, T)
-        h = self.proj_out(self.attention(self.qkv(self.norm(x))))
-        return (x + h).reshape(n, channels, height, width)
+        h = self.norm(x.reshape(n, channels, height * width))  # (N, C, T)
+        h = self.proj_out(self.attention(self.qkv(h)))
+        return x + h.reshape(n, channels, height, width)  # in memory as x is
 
 
 def scaled_attention(q, k, v):
@@ -246,12 +246,12 @@ class UNetModel_newpreview(_UNetModel):
     def condition(self, image):
         """What depends on the image (N, C, S, S) alone: (anchors (N, model_channels, S, S), cal (N, K, S, S))."""
         with runtime.autocast(image):
-            (first, second), cal = self.hwm(image)
+            (first, second), cal = self.hwm(network_format(image, image.shape[1]))
             return th.cat([first, first, second], dim=1).detach(), cal  # base + base + 2 base = model_channels
 
     def forward(self, x, timesteps, y=None, conditioning=None):
         with runtime.autocast(x):
-            emb, x = self._embed(timesteps, y), sampling_format(x)
+            emb, x = self._embed(timesteps, y), network_format(x, self.plan.model_channels)
             anchors, cal = self.condition(self._image(x)) if conditioning is None else conditioning
             h = self._encode(self.input_blocks[0], x, emb) + anchors
             hs = [h]
@@ -271,7 +271,7 @@ class UNetModel_v1preview(_UNetModel):
 
     def forward(self, x, timesteps, y=None):
         with runtime.autocast(x):
-            emb, x = self._embed(timesteps, y), sampling_format(x)
+            emb, x = self._embed(timesteps, y), network_format(x, self.plan.model_channels)
             h, hs = x, []
             for block in self.input_blocks:
                 h = self._encode(block, h, emb)
