@@ -1,4 +1,4 @@
-"""3x3 convolutions of stride one by Winograd's algorithm, on a CPU in float32, without gradients.
+"""3x3 convolutions of stride one and their inputs' gradients by Winograd's algorithm, on a CPU in float32.
 
 Tiles of a channel lie side by side, so that the transforms are sums of rows and the products of all channels
 those of blocks of 6 output channels and 16 tiles, whose sums stay in registers. Some rows of tiles at a time,
@@ -6,6 +6,7 @@ which stay in the processor's caches.
 """
 import jittor as jt
 from jittor import nn
+from jittor.compile_extern import mkl_ops
 
 from guided_diffusion_core.winograd import KERNEL, TILE, factors
 
@@ -108,8 +109,11 @@ static inline void transform_output(const float* values, int64_t stride, float b
 """
 
 # in0: weight (O, C, 3, 3). out0: (36, O / 6 rounded up, C, 6), zeros where there is no output channel.
+# turned: the kernels of the gradient instead, O and C exchanged, each one turned by half a circle.
 _MULTIPLIED = r"""
-    const int64_t outputs = in0_shape0, channels = in0_shape1, blocks = out0_shape1, piece = 32;
+    const bool turned = data["turned"];
+    const int64_t outputs = turned ? in0_shape1 : in0_shape0, channels = turned ? in0_shape0 : in0_shape1;
+    const int64_t blocks = out0_shape1, piece = 32;
     #pragma omp parallel for
     for (int64_t block = 0; block < blocks; block++)
         for (int64_t start = 0; start < channels; start += piece) {  // whole pages are written one after the other
@@ -117,8 +121,11 @@ _MULTIPLIED = r"""
             float kernels[9][6 * piece] = {}, values[36][6 * piece];
             for (int64_t lane = 0; lane < std::min<int64_t>(6, outputs - 6 * block); lane++)
                 for (int64_t c = 0; c < count; c++)
-                    for (int i = 0; i < 9; i++)
-                        kernels[i][6 * c + lane] = in0_p[((6 * block + lane) * channels + start + c) * 9 + i];
+                    for (int i = 0; i < 9; i++) {
+                        const int64_t o = 6 * block + lane, channel = start + c;
+                        kernels[i][6 * c + lane] = turned ? in0_p[(channel * outputs + o) * 9 + 8 - i]
+                            : in0_p[(o * channels + channel) * 9 + i];
+                    }
             for (int64_t x = 0; x < size; x++) {
                 float rows[6][3];
                 #pragma GCC unroll 6
@@ -177,25 +184,37 @@ _CONVOLVE = r"""
 
 def _pays(x, weight):
     """Whether the convolution of x (N, C, H, W) with weight (O, C, 3, 3) is done here rather than directly."""
-    # In training its rounding, three times the direct one's, would drive AdamW's steps apart.
-    if not jt.flags.no_grad or jt.flags.use_cuda:
-        return False
-    return (str(x.dtype) == str(weight.dtype) == "float32" and min(weight.shape[:2]) >= _CHANNELS
-            and x.shape[2] % TILE == x.shape[3] % TILE == 0
+    return (not jt.flags.use_cuda and mkl_ops is not None and str(x.dtype) == str(weight.dtype) == "float32"
+            and min(weight.shape[:2]) >= _CHANNELS and x.shape[2] % TILE == x.shape[3] % TILE == 0
             and x.shape[0] * x.shape[2] * x.shape[3] >= _FEWEST_TILES * TILE**2)
 
 
-def _multiplied(weight):
-    """The kernels' values, in blocks of output channels: (36, O / 6, C, 6)."""
-    out_channels, channels = weight.shape[:2]
+def _multiplied(weight, turned=False):
+    """The kernels' values, in blocks of output channels: (36, O / 6, C, 6); turned: those of the gradient."""
+    out_channels, channels = weight.shape[1::-1] if turned else weight.shape[:2]
     shape = [_SIZE**2, -(-out_channels // _OUTPUTS), channels, _OUTPUTS]
-    return jt.code(shape, weight.dtype, [weight], cpu_header=_HEADER, cpu_src=_MULTIPLIED)
+    return jt.code(shape, weight.dtype, [weight], cpu_header=_HEADER, cpu_src=_MULTIPLIED, data={"turned": int(turned)})
 
 
 def _convolve(x, kernels, bias):
     """x (N, C, H, W), `_multiplied` kernels, bias (O,): (N, O, H, W)."""
     shape = [x.shape[0], bias.shape[0], *x.shape[2:]]
     return jt.code(shape, x.dtype, [x, kernels, bias], cpu_header=_HEADER, cpu_src=_CONVOLVE, data={"tiles": _CHUNK})
+
+
+class _Convolution(jt.Function):
+    """The convolution; of its gradients the weight's by oneDNN."""
+
+    def execute(self, x, weight, bias):
+        self.saved = x, weight
+        return _convolve(x, _multiplied(weight), bias)
+
+    def grad(self, grad):
+        x, weight = self.saved
+        to_x = _convolve(grad, _multiplied(weight, turned=True), jt.zeros((weight.shape[1],)))
+        stride, padding, dilation = (1, 1), (1, 1), (1, 1)
+        to_weight = mkl_ops.mkl_conv_backward_w(x, grad, KERNEL, KERNEL, *stride, *padding, *dilation)
+        return to_x, to_weight, grad.sum((0, 2, 3))
 
 
 def _conv2d(x, weight, bias):
@@ -205,4 +224,4 @@ def _conv2d(x, weight, bias):
     """
     if not _pays(x, weight):
         return nn.conv2d(x, weight, bias, padding=1)
-    return _convolve(x, _multiplied(weight), bias)
+    return _Convolution.apply(x, weight, bias)

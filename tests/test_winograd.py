@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 from conftest import BACKENDS
+from scipy.signal import correlate2d
 
 from guided_diffusion_core import winograd
 
@@ -102,21 +103,32 @@ def test_group_norm_of_large_images_with_the_channels_last_keeps_its_digits():
 
 
 @pytest.mark.skipif("jittor" not in BACKENDS, reason="Jittor's convolution")
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("shape", [(5, 64, 16, 16), (1, 66, 32, 52), (3, 65, 48, 8)])
-def test_jittors_convolution_is_that_of_float64(shape, threads):
-    from scipy.signal import correlate2d
-
-    from guided_diffusion_jt import _winograd, runtime
+@pytest.mark.parametrize("shape, threads", [((5, 64, 16, 16), 1), ((1, 66, 32, 52), 3), ((3, 65, 48, 8), 2)])
+def test_jittors_convolution_and_gradients_are_those_of_float64(shape, threads):
+    from guided_diffusion_jt import _winograd, optim, runtime
 
     generator = np.random.default_rng(0)
-    x, weight, bias = [generator.standard_normal(size) for size in (shape, (70, shape[1], 3, 3), (70,))]
+    x, weight, bias, factors = [generator.standard_normal(size) for size in (
+        shape, (70, shape[1], 3, 3), (70,), (shape[0], 70, *shape[2:]))]
     runtime.set_threads(threads)
-    with runtime.no_grad():
-        tensors = [runtime.to_tensor(array, "float32") for array in (x, weight, bias)]
-        assert _winograd._pays(*tensors[:2])
-        found = runtime.to_numpy(_winograd._conv2d(*tensors))
+    tensors = [runtime.to_tensor(array, "float32") for array in (x, weight, bias)]
+    assert _winograd._pays(*tensors[:2])
+    result = _winograd._conv2d(*tensors)
+    given = optim.gradients((result * runtime.to_tensor(factors, "float32")).sum(), tensors)
+    found, to_x, to_weight, to_bias = map(runtime.to_numpy, (result, *given))
     runtime.set_threads(1)
-    for n, o in ((0, 0), (shape[0] - 1, 69)):
-        truth = sum(correlate2d(plane, kernel, "same") for plane, kernel in zip(x[n], weight[o])) + bias[o]
-        assert np.linalg.norm(found[n, o] - truth) < ROUNDING * np.linalg.norm(truth)
+
+    def close(value, truth):
+        return np.linalg.norm(value - truth) < ROUNDING * np.linalg.norm(truth)
+
+    turned = weight[:, :, ::-1, ::-1]
+    for n, o, c in ((0, 0, 0), (shape[0] - 1, 69, shape[1] - 1)):
+        assert close(found[n, o], sum(map(_same, x[n], weight[o])) + bias[o])
+        assert close(to_x[n, c], sum(map(_same, factors[n], turned[:, c])))
+        padded = np.pad(x[:, c], ((0, 0), (1, 1), (1, 1)))
+        assert close(to_weight[o, c], sum(correlate2d(*pair, "valid") for pair in zip(padded, factors[:, o])))
+    assert close(to_bias, factors.sum((0, 2, 3)))
+
+
+def _same(plane, kernel):
+    return correlate2d(plane, kernel, "same")
