@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks import scaling
+from benchmarks import scaling, targets
 from benchmarks.cases import WHAT, Case, plan
 from benchmarks.operations import evaluation_operations, training_operations
 from benchmarks.run import RESULTS
@@ -82,6 +82,7 @@ machine at the start {machine['load']:.1f}; {settings['repeats']} rounds in whic
 Seconds are medians over the rounds; a ratio is the median of the ratios round by round, to `{PEER}` (the
 original) where it was measured, else to PyTorch.
 """]
+    parts += filter(None, [targets.table(summary)])
     for what, about in WHAT.items():
         rows = [row for row in summary if row["case"].what == what]
         if rows:
