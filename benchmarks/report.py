@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks import scaling
+from benchmarks import scaling, targets
 from benchmarks.cases import WHAT, Case, plan
 from benchmarks.operations import evaluation_operations, training_operations
 from benchmarks.run import RESULTS
@@ -78,10 +78,11 @@ def readme(results, summary):
 
 Written by `python -m benchmarks` (`benchmarks/README.md` says what is measured and how).
 {machine['processor']}, {machine['cores']} cores; {settings['threads']} thread(s) for each implementation; load of the
-machine at the start {machine['load']:.1f}; {settings['repeats']} rounds in which the implementations take turns.
+machine at the start {machine['load']:.1f}; up to {settings['repeats']} rounds in which the implementations take turns.
 Seconds are medians over the rounds; a ratio is the median of the ratios round by round, to `{PEER}` (the
 original) where it was measured, else to PyTorch.
 """]
+    parts += filter(None, [targets.table(summary)])
     for what, about in WHAT.items():
         rows = [row for row in summary if row["case"].what == what]
         if rows:

@@ -108,14 +108,15 @@ class Benchmark:
     """A run of cases, whose results are kept in a folder from case to case.
 
     out_dir: folder of `results.json`. implementations: names, backends and `PEER`. peer: its folder or "".
-    threads: of each process. repeats: rounds. cold: measure Jittor's first start as well. resume: keep what is
-    measured there already.
+    threads: of each process. repeats: rounds. seconds: of a case, after which no further round begins.
+    cold: measure Jittor's first start as well. resume: keep what is measured there already.
     """
 
-    def __init__(self, out_dir, implementations, peer, threads, repeats, cold, resume):
+    def __init__(self, out_dir, implementations, peer, threads, repeats, seconds, cold, resume):
         self.out_dir = Path(make_writable_folder(out_dir, "--out_dir"))
         self.implementations, self.peer, self.cold = implementations, peer, cold
-        self.results = {"settings": {"threads": threads, "repeats": repeats, "implementations": implementations},
+        self.results = {"settings": {"threads": threads, "repeats": repeats, "seconds": seconds,
+                                     "implementations": implementations},
                         "machine": describe_machine(), "versions": {}, "limits": {}, "rows": []}
         self._take_over(resume)
 
@@ -154,6 +155,15 @@ class Benchmark:
     def _rounds(self, case):
         return len(self._names(case)) * (self.results["settings"]["repeats"] + (case.what != "start"))
 
+    def _repeats(self, case, bar):
+        """Yields before each round of a case; none begins after its seconds."""
+        settings, began = self.results["settings"], time.perf_counter()
+        for done in range(settings["repeats"]):
+            if done and time.perf_counter() - began > settings["seconds"]:
+                bar.total -= (settings["repeats"] - done) * len(self._names(case))
+                return
+            yield
+
     def _job(self, name, case):
         return {"implementation": name.removesuffix(", cold cache"), "peer": self.peer,
                 "case": case and dataclasses.asdict(case), "threads": self.results["settings"]["threads"]}
@@ -171,7 +181,7 @@ class Benchmark:
                     bar.update()
             agreement = differences({name: groups[name].arrays for name in self._names(case)})
             order = list(groups)
-            for _ in range(self.results["settings"]["repeats"]):
+            for _ in self._repeats(case, bar):
                 for name in order:
                     add_repetition(rows[name], groups[name].repeat())
                     if name != MACHINE:
@@ -186,7 +196,7 @@ class Benchmark:
     def _starts(self, case, folder, bar):
         """Rows of a case in which each repetition is a process of its own."""
         rows = {}
-        for _ in range(self.results["settings"]["repeats"]):
+        for _ in self._repeats(case, bar):
             for name in self._names(case):
                 if name == COLD and name in rows:
                     bar.update()  # takes minutes: once
