@@ -32,6 +32,7 @@ MIRROR_DIFFERENCES = (
                      "Jittor's chains of operators for normalisation, SiLU and AdamW cost time and memory; torch's own serve"),
     MirrorDifference("_group_norm", "", None,
                      "group normalisation of large images with the channels last; Jittor knows one order in memory"),
+    MirrorDifference("runtime.jt", None, "", "Jittor, imported by `runtime` after the preparation"),
     MirrorDifference("runtime.mixed_precision", "()", None, _HALF),
     MirrorDifference("runtime.autocast", "(tensor, enabled=True)", None, _HALF),
     MirrorDifference("runtime.widened", "(tensor)", None, _HALF),
