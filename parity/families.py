@@ -11,6 +11,9 @@ import numpy as np
 from guided_diffusion_core import cli
 from parity.capture import ROOT, LayerCapture, flatten, is_floating, unique_modules
 
+# In units of what rounds an output's largest number; measured over all cases: 5.2 with Jittor, 0 with PyTorch.
+FUSED = 32
+
 
 def prepare(port, case, weights):
     """The case's network with the weights, in the case's mode."""
@@ -65,6 +68,18 @@ def _identical(verbs, first, second):
         verbs.to_numpy(first[name]).tobytes() == verbs.to_numpy(second[name]).tobytes() for name in first)
 
 
+def _nearly_identical(verbs, first, second):
+    """Whether outputs differ by rounding at most: Jittor fuses operators across modules and compiles them with
+    -Ofast, so that a copy between two modules can change the order of a sum."""
+    return first.keys() == second.keys() and all(
+        _is_close(verbs.to_numpy(first[name]), verbs.to_numpy(second[name])) for name in first)
+
+
+def _is_close(first, second):
+    largest = np.nanmax(np.abs(first), initial=0)
+    return np.allclose(first, second, rtol=0, atol=FUSED * np.finfo(first.dtype).eps * largest, equal_nan=True)
+
+
 def parameters(port, model):
     """Name -> parameter of a network, buffers left out."""
     return {port.name(name): param for name, param in model.named_parameters() if not port.is_buffer(name)}
@@ -75,17 +90,18 @@ def run_gradients(port, case, weights, inputs, recorder):
     verbs, optim = recorder.verbs, cli.backend_module(port.backend, "optim")
     model = prepare(port, case, weights)
     params = parameters(port, model)
-    plain = _loss(verbs, _outputs(port, model, inputs, recorder))
+    plain = _outputs(port, model, inputs, recorder)
     # of the network as it is: the copies below add some gradients up in another order
-    found = dict(zip(params, optim.gradients(plain, list(params.values()))))
+    found = dict(zip(params, optim.gradients(_loss(verbs, plain), list(params.values()))))
     recorder.draws.clear()
     model = prepare(port, case, weights)
     with LayerCapture(model, port, verbs.tracked_copy) as capture:
-        loss = _loss(verbs, _outputs(port, model, inputs, recorder))
+        outputs = _outputs(port, model, inputs, recorder)
+        loss = _loss(verbs, outputs)
     recorder.forward(capture)
     recorder.add("loss", "weighted sum", loss.reshape(1))
     recorder.backward(capture, loss, found, optim.gradients)
-    recorder.checks["recording changes nothing"] = _identical(verbs, {"loss": plain}, {"loss": loss})
+    recorder.checks["recording changes no more than rounding does"] = _nearly_identical(verbs, plain, outputs)
 
 
 def _loss(verbs, outputs):
