@@ -44,6 +44,8 @@ def build_parser():
                      help="(default: all)")
     run.add_argument("--peer", default="", metavar="FOLDER", help="the original's folder, to measure it as well")
     run.add_argument("--repeats", type=int, default=5, metavar="INT", help="rounds (default: 5)")
+    run.add_argument("--seconds", type=int, default=120, metavar="INT",
+                     help="no round of a case begins after so many; at least one does (default: 120)")
     run.add_argument("--threads", type=int, default=1, metavar="INT", help="of each implementation (default: 1)")
     run.add_argument("--cold", action="store_true",
                      help="start: Jittor with an empty cache too, which takes minutes, once")
@@ -64,14 +66,14 @@ def main():
 
 
 def _run(args):
-    for name in ("repeats", "threads", "width"):
+    for name in ("repeats", "seconds", "threads", "width"):
         if getattr(args, name) < 1:
             raise found_expected(f"--{name}", getattr(args, name), "at least 1", "Use 1 or more.")
     if args.peer:
         peer.check_folder(args.peer)
     implementations = ([PEER] if args.peer else []) + args.backends
-    benchmark = Benchmark(args.out_dir, implementations, args.peer, args.threads, args.repeats, args.cold,
-                          args.resume)
+    benchmark = Benchmark(args.out_dir, implementations, args.peer, args.threads, args.repeats, args.seconds,
+                          args.cold, args.resume)
     for case in benchmark.run(make_cases(args.what, args.versions, args.sizes, args.width, args.batch)):
         write_report(args.out_dir)
         print(f"{case.name}: see {args.out_dir}/README.md", flush=True)

@@ -15,18 +15,31 @@ WHAT = {
     "cases": "whole cases: image file in, fused mask file out, an ensemble of 5",
     "start": "a new process until its first training step is done",
     "loading": "image files to training batches",
+    "scaling": "whole cases as in cases, while one quantity grows and the others stay",
 }
 BATCHES = {64: 4}  # of evaluation and training by size in pixels; others: 1
-ENSEMBLE = 5
+STEPS, ENSEMBLE = 5, 5  # of whole cases: the preset `fast`
 IMAGE_CHANNELS = 3
+# What grows in "scaling", and its values; what does not has the value of `SCALING_BASE`.
+SCALING = {
+    "size": (32, 64, 128, 256),
+    "width": (32, 64, 128),
+    "steps": (1, 5, 20, 50),
+    "members": (1, 5, 20),
+    "batch": (1, 4, 16),
+    "processes": (1, 2),
+}
+SCALING_BASE = {"size": 64, "width": 32, "steps": STEPS, "members": ENSEMBLE, "batch": 1, "processes": 1}
 
 
 @dataclass(frozen=True)
 class Case:
     """One measurement, of every implementation.
 
-    what:    key of `WHAT`. version: of the network. size: in pixels.
-    batch:   examples at once. width: base channels.
+    what:      key of `WHAT`. version: of the network. size: in pixels.
+    batch:     examples at once. width: base channels.
+    steps:     of the sampler, and members of the ensemble, in whole cases.
+    processes: that work at the same time, each on a batch of its own.
     """
 
     what: str
@@ -34,17 +47,31 @@ class Case:
     size: int
     batch: int
     width: int
+    steps: int = STEPS
+    members: int = ENSEMBLE
+    processes: int = 1
 
     @property
     def name(self):
         """Such as "training/new-64px-batch4-width128"."""
-        return f"{self.what}/{self.version}-{self.size}px-batch{self.batch}-width{self.width}"
+        name = f"{self.what}/{self.version}-{self.size}px-batch{self.batch}-width{self.width}"
+        if self.what == "scaling":
+            name += f"-steps{self.steps}-members{self.members}-processes{self.processes}"
+        return name
 
 
 def make_cases(what, versions, sizes, width, batch=0):
-    """The cases of all combinations. batch: 0 takes that of `BATCHES`."""
-    return [Case(kind, version, size, batch or BATCHES.get(size, 1), width)
-            for kind in what for version in versions for size in sizes]
+    """The cases of all combinations, and for "scaling" those of `SCALING`. batch: 0 takes that of `BATCHES`."""
+    cases = [Case(kind, version, size, batch or BATCHES.get(size, 1), width)
+             for kind in what if kind != "scaling" for version in versions for size in sizes]
+    return cases + (scaling_cases(versions) if "scaling" in what else [])
+
+
+def scaling_cases(versions):
+    """The cases in which one quantity has another value than in `SCALING_BASE`, and the base itself once."""
+    grown = [{**SCALING_BASE, name: value} for name, values in SCALING.items() for value in values]
+    unlike = list({tuple(settings.items()): settings for settings in grown}.values())
+    return [Case("scaling", version, **settings) for version in versions for settings in unlike]
 
 
 def settings(case):

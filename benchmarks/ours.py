@@ -47,17 +47,18 @@ class Ours:
             self.model, self.diffusion = create(**cases.settings(case))
             self.runtime.load_state(self.model, cases.weights(case))
         self.repeat = {"evaluation": self._evaluation, "training": self._training, "start": self._training,
-                       "cases": self._cases, "loading": self._loading}[case.what]()
+                       "cases": self._cases, "scaling": self._cases, "loading": self._loading}[case.what]()
 
     def check(self):
         """Arrays that must be the same in all implementations."""
         return {"evaluation": self._check_evaluation, "cases": self._check_evaluation,
-                "training": self._check_training}.get(self.case.what, dict)()
+                "scaling": self._check_evaluation, "training": self._check_training}.get(self.case.what, dict)()
 
     def scale(self):
         """What a repetition's seconds are multiplied by to give those of one step, evaluation, case, image."""
-        batch = self.case.batch
-        return {"cases": 1 / batch, "loading": 1 / (LOADED_BATCHES * batch)}.get(self.case.what, 1)
+        batch = self.case.batch * self.case.processes
+        return {"cases": 1 / batch, "scaling": 1 / batch,
+                "loading": 1 / (LOADED_BATCHES * batch)}.get(self.case.what, 1)
 
     def _tensors(self, *names):
         return [self.runtime.to_tensor(self.arrays[name]) for name in names]
@@ -114,7 +115,8 @@ class Ours:
 
     def _cases(self):
         """One batch of phantoms, sampled as the preset `fast` says."""
-        config = resolve({**cases.settings(self.case), "num_ensemble": cases.ENSEMBLE}, preset="fast")
+        config = resolve({**cases.settings(self.case), "num_ensemble": self.case.members,
+                          "sample_steps": self.case.steps}, preset="fast")
         sampler = self.module("sample_util").EnsembleSampler(
             self.model, self.diffusion, config.sampling, NoiseTape(0))
         data = DataConfig(data_name="ISIC", data_dir=self._phantoms()[1])

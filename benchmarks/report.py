@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks import scaling, targets
 from benchmarks.cases import WHAT, Case, plan
 from benchmarks.operations import evaluation_operations, training_operations
 from benchmarks.run import RESULTS
@@ -30,7 +31,8 @@ def write_report(out_dir):
     for what in WHAT:
         rows = [row for row in summary if row["case"].what == what]
         if rows:
-            _plot(rows, Path(out_dir) / f"{what}.png")
+            plot = scaling.plot if what == "scaling" else _plot
+            plot(rows, Path(out_dir) / f"{what}.png")
 
 
 def summarise(row, results):
@@ -76,14 +78,16 @@ def readme(results, summary):
 
 Written by `python -m benchmarks` (`benchmarks/README.md` says what is measured and how).
 {machine['processor']}, {machine['cores']} cores; {settings['threads']} thread(s) for each implementation; load of the
-machine at the start {machine['load']:.1f}; {settings['repeats']} rounds in which the implementations take turns.
+machine at the start {machine['load']:.1f}; up to {settings['repeats']} rounds in which the implementations take turns.
 Seconds are medians over the rounds; a ratio is the median of the ratios round by round, to `{PEER}` (the
 original) where it was measured, else to PyTorch.
 """]
+    parts += filter(None, [targets.table(summary)])
     for what, about in WHAT.items():
         rows = [row for row in summary if row["case"].what == what]
         if rows:
-            parts.append(f"## {what}: {about}\n\n{_table(rows)}\n\n![{what}]({what}.png)\n")
+            table = scaling.table(rows) if what == "scaling" else _table(rows)
+            parts.append(f"## {what}: {about}\n\n{table}\n\n![{what}]({what}.png)\n")
     compared = [f"| {row['case']['name']} | {row['implementation']} | " + ", ".join(
         f"{name} {value:.1e}" for name, value in row["differences"].items()) + " |"
         for row in results["rows"] if row.get("differences")]

@@ -19,7 +19,8 @@ from guided_diffusion_core.files import make_writable_folder, write_atomic
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "results.json"
 COLD = "jittor, cold cache"
-NOT_OF_PEER = ("start", "loading")  # its commands need packages that this project does not
+# The commands of start and loading need packages that this project does not; scaling is one's own affair.
+NOT_OF_PEER = ("start", "loading", "scaling")
 LARGEST_DIFFERENCE = 1e-3  # of compared outputs, relative root mean square: rounding is far below
 
 
@@ -54,11 +55,10 @@ class Process:
             raise UserError(f"{self._name}: {tree['error']}{tail}")
         return tree
 
-    def repeat(self):
-        """Let it do the measured thing once; the seconds."""
+    def begin(self):
+        """Let it do the measured thing once; its next answer has the seconds."""
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        return self.answer()
 
     def stop(self):
         """End it."""
@@ -69,18 +69,54 @@ class Process:
         self._process.wait()
 
 
+class Group:
+    """Processes of one implementation and case that work at the same time.
+
+    job, folder: as of `Process`. count: how many.
+    """
+
+    def __init__(self, job, folder, count):
+        self._processes, self.ready = [], None
+        try:
+            for index in range(count):
+                own = Path(folder) / str(index)
+                own.mkdir(exist_ok=True)
+                self._processes.append(Process(job, own))
+                ready = self._processes[-1].answer()  # one after the other: the first compiles for all
+                self.ready = self.ready or ready
+        except BaseException:
+            self.stop()
+            raise
+        self.arrays = self._processes[0].arrays
+
+    def repeat(self):
+        """Let all do the measured thing once: the seconds until the last is done; processor seconds and memory
+        of all together."""
+        for process in self._processes:
+            process.begin()
+        answers = [process.answer() for process in self._processes]
+        return {"wall": max(answer["wall"] for answer in answers), "rates": answers[0]["rates"],
+                **{name: sum(answer[name] for answer in answers) for name in ("cpu", "memory_mib")}}
+
+    def stop(self):
+        """End them."""
+        for process in self._processes:
+            process.stop()
+
+
 class Benchmark:
     """A run of cases, whose results are kept in a folder from case to case.
 
     out_dir: folder of `results.json`. implementations: names, backends and `PEER`. peer: its folder or "".
-    threads: of each process. repeats: rounds. cold: measure Jittor's first start as well. resume: keep what is
-    measured there already.
+    threads: of each process. repeats: rounds. seconds: of a case, after which no further round begins.
+    cold: measure Jittor's first start as well. resume: keep what is measured there already.
     """
 
-    def __init__(self, out_dir, implementations, peer, threads, repeats, cold, resume):
+    def __init__(self, out_dir, implementations, peer, threads, repeats, seconds, cold, resume):
         self.out_dir = Path(make_writable_folder(out_dir, "--out_dir"))
         self.implementations, self.peer, self.cold = implementations, peer, cold
-        self.results = {"settings": {"threads": threads, "repeats": repeats, "implementations": implementations},
+        self.results = {"settings": {"threads": threads, "repeats": repeats, "seconds": seconds,
+                                     "implementations": implementations},
                         "machine": describe_machine(), "versions": {}, "limits": {}, "rows": []}
         self._take_over(resume)
 
@@ -119,38 +155,48 @@ class Benchmark:
     def _rounds(self, case):
         return len(self._names(case)) * (self.results["settings"]["repeats"] + (case.what != "start"))
 
+    def _repeats(self, case, bar):
+        """Yields before each round of a case; none begins after its seconds."""
+        settings, began = self.results["settings"], time.perf_counter()
+        for done in range(settings["repeats"]):
+            if done and time.perf_counter() - began > settings["seconds"]:
+                bar.total -= (settings["repeats"] - done) * len(self._names(case))
+                return
+            yield
+
     def _job(self, name, case):
         return {"implementation": name.removesuffix(", cold cache"), "peer": self.peer,
                 "case": case and dataclasses.asdict(case), "threads": self.results["settings"]["threads"]}
 
     def _turns(self, case, folder, bar):
         """Rows of a case whose implementations take turns: A B machine, B machine A, ..."""
-        processes, rows = {}, {}
+        groups, rows = {}, {}
         try:
             for name in [*self._names(case), MACHINE]:
-                processes[name] = Process(self._job(name, case if name != MACHINE else None), folder)
-                ready = processes[name].answer()
-                rows[name] = self._row(case, name, ready)
+                of_machine = name == MACHINE
+                groups[name] = Group(self._job(name, None if of_machine else case), folder,
+                                     1 if of_machine else case.processes)
+                rows[name] = self._row(case, name, groups[name].ready)
                 if name != MACHINE:
                     bar.update()
-            agreement = differences({name: processes[name].arrays for name in self._names(case)})
-            order = list(processes)
-            for _ in range(self.results["settings"]["repeats"]):
+            agreement = differences({name: groups[name].arrays for name in self._names(case)})
+            order = list(groups)
+            for _ in self._repeats(case, bar):
                 for name in order:
-                    add_repetition(rows[name], processes[name].repeat())
+                    add_repetition(rows[name], groups[name].repeat())
                     if name != MACHINE:
                         bar.update()
                 order = order[1:] + order[:1]
         finally:
-            for process in processes.values():
-                process.stop()
+            for group in groups.values():
+                group.stop()
         self.results["limits"][case.name] = rows.pop(MACHINE)["rates"]
         return [{**row, "differences": agreement.get(name, {})} for name, row in rows.items()]
 
     def _starts(self, case, folder, bar):
         """Rows of a case in which each repetition is a process of its own."""
         rows = {}
-        for _ in range(self.results["settings"]["repeats"]):
+        for _ in self._repeats(case, bar):
             for name in self._names(case):
                 if name == COLD and name in rows:
                     bar.update()  # takes minutes: once

@@ -5,7 +5,8 @@ renamed; an object in a bucket appears only when its upload is complete. So no r
 half a file, wherever it lies.
 """
 import os
-from contextlib import contextmanager
+import platform
+from contextlib import contextmanager, suppress
 
 import blobfile as bf
 
@@ -13,6 +14,7 @@ from guided_diffusion_core.errors import found_expected
 
 READ_ERRORS = (OSError, bf.Error)  # what a path that cannot be read or written raises
 
+_WRITING = f".writing-{platform.node()}-"  # and the number of the process: end of a file's name while it is written
 _HELD = {}  # path -> content, of `held`
 
 
@@ -50,7 +52,7 @@ def write_atomic(path, content):
     if not is_local(path):
         bf.write_bytes(path, content)
         return
-    temporary = f"{path}.writing-{os.getpid()}"
+    temporary = f"{path}{_WRITING}{os.getpid()}"
     try:
         try:
             with open(temporary, "xb") as file:
@@ -62,6 +64,31 @@ def write_atomic(path, content):
             raise
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def clear_unfinished(folder):
+    """Remove what processes that were killed while they wrote (`write_atomic`) have left in a folder, those of this
+    machine alone: which of another machine's live cannot be seen from here."""
+    if not is_local(folder):
+        return
+    for name in os.listdir(folder):
+        number = name.rpartition(_WRITING)[2] if _WRITING in name else ""
+        if number.isdecimal() and not _is_running(int(number)):
+            with suppress(FileNotFoundError):  # another process has been quicker
+                os.remove(os.path.join(folder, name))
+
+
+def _is_running(number):
+    """Whether a process of that number is there, other than this one, which begins."""
+    if number == os.getpid():
+        return False
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # of another user
+    return True
 
 
 def make_writable_folder(folder, flag):

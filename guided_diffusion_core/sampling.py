@@ -14,9 +14,11 @@ from guided_diffusion_core import checkpoint
 from guided_diffusion_core.config import PRESETS, ComputeConfig, DataConfig, setting_names, take_over
 from guided_diffusion_core.data.labels import split_names
 from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.files import clear_unfinished
 from guided_diffusion_core.fusion import DEFINITIONS, fuse
 from guided_diffusion_core.outputs import CaseWriter
 from guided_diffusion_core.overlay import displayed
+from guided_diffusion_core.processes import Alone
 from guided_diffusion_core.sampling_folder import part_of, report_path, require_same_run, write_report
 from guided_diffusion_core.training import peak_memory_mib
 
@@ -82,7 +84,7 @@ def check_dataset(dataset, config, batch_size):
 
 
 def run_sampling(sampler, dataset, out_dir, batch_size, threshold, summary, fusion="mean", part_id=0, num_parts=1,
-                 resume=False):
+                 resume=False, group=Alone()):
     """Sample the cases of a dataset and write each one's files as soon as all its examples are done.
 
     sampler:    function of (images (N, C, S, S), keys) that returns (members, N, K, S, S).
@@ -95,32 +97,40 @@ def run_sampling(sampler, dataset, out_dir, batch_size, threshold, summary, fusi
     fusion:     one of `config.FUSIONS`.
     part_id, num_parts: sample one part of the cases (`sampling_folder.part_of`).
     resume:     leave out the cases whose masks are there.
+    group:      the processes that share the cases among them (`dist_util.setup_dist`); the first one writes the
+                report, with the seconds and the memory of the process that took most.
     Raises `UserError` for a folder with masks of other settings. KeyboardInterrupt and a kill leave whole
-    files, from which `resume` goes on.
+    files, from which `resume` goes on; what a killed process has left half written is removed.
     """
     cases, settings = dataset.cases(), json.loads(summary)
-    chosen, writer = part_of(cases, part_id, num_parts), CaseWriter(out_dir, dataset.labels)
+    chosen, writer = part_of(cases, part_id, num_parts)[group.rank::group.size], CaseWriter(out_dir, dataset.labels)
     writer.require_unique_names(cases)
     require_same_run(writer, cases, settings)
+    clear_unfinished(out_dir)
     left = [case for case in chosen if not (resume and writer.is_complete(case))]
+    images, to_do, count = map(int, group.gather([
+        sum(len(case.indices) for case in left), len(left), len(chosen)]).sum(0))  # all have seen the folder now
     report = {**settings, "part_id": part_id, "num_parts": num_parts, "labels": list(dataset.labels),
-              "definitions": DEFINITIONS[fusion], "cases": len(chosen), "cases_found_finished": len(chosen) - len(left),
+              "definitions": DEFINITIONS[fusion], "cases": count, "cases_found_finished": count - to_do,
               "finished": False}
-    path = report_path(out_dir, part_id, num_parts)
-    write_report(path, report)
+    path, first = report_path(out_dir, part_id, num_parts), group.rank == 0
+    if first:
+        write_report(path, report)
+        tqdm.write(f"sampling {images} images of {to_do} cases"
+                   f"{f', {count - to_do} are finished' if to_do < count else ''}"
+                   f"{f', in {group.size} processes' if group.size > 1 else ''}; masks go to {out_dir}", file=sys.stderr)
     size = min(batch_size, sum(len(case.indices) for case in cases))
-    tqdm.write(f"sampling {sum(len(case.indices) for case in left)} images of {len(left)} cases"
-               f"{f', {len(chosen) - len(left)} are finished' if len(left) < len(chosen) else ''}; masks go to "
-               f"{out_dir}", file=sys.stderr)
     try:
         seconds = _sample_cases(sampler, dataset, _batches(chosen, left, size), size,
                                 lambda members: fuse(members, fusion),
-                                lambda case, *fused: writer.write(case, *fused[:2], threshold, fused[2]))
+                                lambda case, *fused: writer.write(case, *fused[:2], threshold, fused[2]), first)
     except KeyboardInterrupt:
         tqdm.write("Stopped; the masks so far are whole. The same command with --continue goes on.", file=sys.stderr)
         raise
-    write_report(path, {**report, "finished": True, "sampler_seconds": seconds, "memory_mib": peak_memory_mib()})
-    tqdm.write(f"sampled {len(left)} cases in {seconds:.1f} s of network time", file=sys.stderr)
+    seconds, memory = map(float, group.gather([seconds, peak_memory_mib()]).max(0))
+    if first:
+        write_report(path, {**report, "finished": True, "sampler_seconds": seconds, "memory_mib": memory})
+        tqdm.write(f"sampled {to_do} cases in {seconds:.1f} s of network time", file=sys.stderr)
 
 
 def _batches(chosen, left, size):
@@ -141,11 +151,12 @@ def _require_finite(members, keys):
                              "does not spoil, or in more --sample_steps; else train on.")
 
 
-def _sample_cases(sampler, dataset, batches, size, fuse_members, write):
+def _sample_cases(sampler, dataset, batches, size, fuse_members, write, shown=True):
     """Sample batches and write(case, probability, uncertainty, pictures) each case that they complete.
-    Returns the seconds of the sampler."""
+    shown: whether there is a progress bar. Returns the seconds of the sampler."""
     done, seconds = {}, 0.0
-    with tqdm(total=sum(map(len, batches)), unit="image", desc="sampling", dynamic_ncols=True) as bar:
+    with tqdm(total=sum(map(len, batches)), unit="image", desc="sampling", dynamic_ncols=True,
+              disable=not shown) as bar:
         for batch in batches:
             examples = [dataset[index] for _, index in batch]
             began = time.perf_counter()

@@ -13,7 +13,7 @@ from guided_diffusion_core.files import read_bytes, write_atomic
 
 REPORT = "run_report"
 # What may differ between the processes of one run; the checkpoint is told by its content.
-FREE = ("out_dir", "model_path", "part_id", "num_parts")
+FREE = ("out_dir", "model_path", "part_id", "num_parts", "processes")
 FLAGS = {"model_sha256": "model_path", "images": "data_dir"}  # settings that another flag stands for
 
 
@@ -39,6 +39,13 @@ def part_of(cases, part_id, num_parts):
         raise found_expected("--part_id", part_id, f"a number from 0 to {num_parts - 1}, for --num_parts {num_parts}",
                              "Give each process one of these.")
     return cases[part_id::num_parts]
+
+
+def require_one_sharing(processes, part_id, num_parts):
+    """Refuse flags for a part beside a launcher, whose processes would share each part once more; `UserError`."""
+    if processes.size > 1 and (part_id, num_parts) != (0, 1):
+        raise found_expected("--num_parts", f"{num_parts} and --part_id {part_id} beside {processes.size} processes of "
+                             f"{processes.launcher}", "one way to share the cases", "Leave both flags out.")
 
 
 def require_same_run(writer, cases, settings):

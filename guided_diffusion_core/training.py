@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,6 +18,7 @@ from guided_diffusion_core import checkpoint
 from guided_diffusion_core.config import setting_names
 from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.files import make_writable_folder, write_atomic
+from guided_diffusion_core.processes import TORCHRUN, any_process, launched, shared_batch
 from guided_diffusion_core.runlog import RunLog
 from guided_diffusion_core.unet_plan import make_plan
 
@@ -46,7 +48,7 @@ def fit_to_data(config, dataset, in_ch_given, mask_channels_given=False):
     plan = make_plan(config.model)
     microbatch = config.training.microbatch if config.training.microbatch > 0 else config.training.batch_size
     smallest = config.training.batch_size % microbatch or microbatch
-    if plan.image_size == 2 ** plan.highway.poolings and smallest == 1:
+    if plan.image_size == 2 ** plan.highway.poolings and smallest * config.processes == 1:
         raise found_expected("--batch_size", f"a forward pass of one example at {config.model.image_size} pixels",
                              "two or more, because batch norm sees one value per channel there",
                              "Give a larger --batch_size or --microbatch.")
@@ -58,16 +60,18 @@ FREE_ON_RESUME = ("max_steps", "log_interval", "save_interval", "keep_checkpoint
                   "val_dir", "val_interval", "val_slices", "val_cases", "val_steps")
 
 
-def resumed_config(resume, out_dir, given):
+def resumed_config(resume, out_dir, given, processes=1):
     """What `--resume` goes on with: (step, `Config`, networks) of `checkpoint.load_all`, and what
     `Validation.state` was then, or None.
 
     resume, out_dir: as of `checkpoint.find_whole`. given: settings on the command line, by name; of them
     only `FREE_ON_RESUME` may differ from the checkpoint's; what was validated otherwise is forgotten.
+    processes: how many go on; where there were more or fewer, each takes its share of the same batches.
     Raises `UserError` if another one does, or the run has reached its end.
     """
     folder = checkpoint.find_whole(resume, out_dir)
     step, config, networks = checkpoint.load_all(folder)
+    config = _shared(config, processes)
     trained = {"seed": config.seed, **{name: getattr(getattr(config, section), name)
                                        for name, section in setting_names().items()}}
     for name, value in given.items():
@@ -80,6 +84,24 @@ def resumed_config(resume, out_dir, given):
                              "one from before its end", "Give a larger --max_steps, or an earlier checkpoint.")
     otherwise = any(name in given and given[name] != trained[name] for name in ("val_slices", "val_cases", "val_steps"))
     return step, config, networks, None if otherwise else checkpoint.load_validation(folder)
+
+
+def _shared(config, processes):
+    """The configuration of a training that another number of processes goes on with, its batches being the same."""
+    if processes == config.processes:
+        return config
+    shares = {name: shared_batch(count, config.processes, processes) for name in ("batch_size", "microbatch")
+              if (count := getattr(config.training, name)) > 0}
+    for name, share in shares.items():
+        if share is None:
+            whole = getattr(config.training, name) * config.processes
+            raise found_expected("--resume", f"{processes} processes", f"a number that divides the --{name} of the "
+                                 f"whole training, {whole}", f"Start {config.processes}, as before.")
+    if launched().rank == 0:
+        listed = ", ".join(f"--{name} {share}" for name, share in shares.items())
+        tqdm.write(f"trained by {config.processes} processes so far; the same batches by {processes}: {listed}",
+                   file=sys.stderr)
+    return config.replace(processes=processes, **shares)
 
 
 def prepare_run(out_dir, summary):
@@ -126,7 +148,10 @@ def peak_memory_mib():
 
 @contextlib.contextmanager
 def stop_requested():
-    """Yield a function that tells whether Ctrl-C was pressed; the second press ends at once."""
+    """Yield a function that tells whether Ctrl-C was pressed; the second press ends at once.
+
+    Under torchrun, which leaves its processes half a minute, SIGTERM counts as Ctrl-C.
+    """
     pressed, process = [], os.getpid()
 
     def handler(signum, frame):
@@ -135,38 +160,63 @@ def stop_requested():
         if pressed:
             signal.default_int_handler(signum, frame)
         pressed.append(True)
+        if launched().rank:
+            return  # the first process speaks
         tqdm.write("Ctrl-C: finishing this step and writing a checkpoint; press again to stop at once.",
                    file=sys.stderr)
 
-    previous = signal.signal(signal.SIGINT, handler)
+    answered = [signal.SIGINT] + [signal.SIGTERM] * (launched().launcher == TORCHRUN)
+    previous = {number: signal.signal(number, handler) for number in answered}
     try:
         yield lambda: bool(pressed)
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, earlier in previous.items():
+            signal.signal(number, earlier)
 
 
 def run_training(loop, config, out_dir, validation=None):
     """Run a `TrainLoop` to its end: log lines, a progress bar with the time left, validation, checkpoints.
 
     validation: `Validation`, or None.
-    Returns the folder of the last checkpoint. Raises KeyboardInterrupt after Ctrl-C, when the
+    Of several processes all compute the steps, and the first one does the rest.
+    Returns the folder of the last checkpoint, in the first process. Raises KeyboardInterrupt after Ctrl-C, when the
     checkpoint is written, and `UserError` when the loss is no number any more.
     """
     steps, before, started = last_step(config.training), loop.step, time.perf_counter()
-    tqdm.write(f"training {steps} steps{f', from step {before} on' if before else ''}; log and checkpoints go to "
-               f"{out_dir}", file=sys.stderr)
-    with stop_requested() as stop, contextlib.closing(_Run(loop, config, out_dir, validation, stop)) as run, tqdm(
-            total=steps, initial=before, unit="step", desc="training", dynamic_ncols=True) as bar:
+    group, first = loop.group, loop.group.rank == 0
+    say = partial(tqdm.write, file=sys.stderr) if first else lambda text: None
+    say(f"training {steps} steps{f', from step {before} on' if before else ''}"
+        f"{f', in {group.size} processes' if group.size > 1 else ''}; log and checkpoints go to {out_dir}")
+    with stop_requested() as stop, contextlib.closing(
+            _Run(loop, config, out_dir, validation, stop) if first else _Follower()) as run, tqdm(
+            total=steps, initial=before, unit="step", desc="training", dynamic_ncols=True, disable=not first) as bar:
         for step, values in loop.run_loop(steps):
             _check_finite(step + 1, values)
             bar.update()
-            run.after_step(step + 1, values)
-            if stop():
-                tqdm.write(f"stopped at step {step + 1}; checkpoint: {run.saved}", file=sys.stderr)
+            run.validate(step + 1, values)
+            stopping = any_process(group, stop())
+            run.after_step(step + 1, stopping)
+            if stopping:
+                any_process(group, False)  # no process leaves before the checkpoint is written
+                say(f"stopped at step {step + 1}; checkpoint: {run.saved}")
                 raise KeyboardInterrupt
-    tqdm.write(f"trained {steps - before} steps in {time.perf_counter() - started:.0f} s; checkpoint: {run.saved}",
-               file=sys.stderr)
+    say(f"trained {steps - before} steps in {time.perf_counter() - started:.0f} s; checkpoint: {run.saved}")
     return run.saved
+
+
+class _Follower:
+    """What every process but the first does after the steps: nothing."""
+
+    saved = None
+
+    def validate(self, done, values):
+        """As of `_Run`."""
+
+    def after_step(self, done, stopping):
+        """As of `_Run`."""
+
+    def close(self):
+        """As of `_Run`."""
 
 
 class _Run:
@@ -178,7 +228,7 @@ class _Run:
     def __init__(self, loop, config, out_dir, validation, stop):
         self.loop, self.config, self.out_dir = loop, config, out_dir
         self.validation, self.stop = validation, stop
-        self.saved, self.started = None, time.perf_counter()
+        self.saved, self.validated, self.started = None, {}, time.perf_counter()
         if not loop.step:
             checkpoint.forget_best(out_dir)  # of an earlier training in this folder
         late = self._resume_validation() if validation else {}
@@ -198,19 +248,21 @@ class _Run:
             validation.best = None
         return {"val_dice": dice}
 
-    def after_step(self, done, values):
-        """Record the values of step number `done`; validate, write a line and save if it is time to."""
-        training, validation = self.config.training, self.validation
+    def validate(self, done, values):
+        """Record the values of step number `done`, and validate if it is time to."""
         self.log.record(values)
+        due = self.validation and self.validation.is_due(done)
+        self.validated = {"val_dice": self._validate(done)} if due else {}
+
+    def after_step(self, done, stopping):
+        """Write a line and save if it is time to."""
+        training, validation, validated = self.config.training, self.validation, self.validated
         ends = done == last_step(training)
-        validated = {}
-        if validation and validation.is_due(done):
-            validated = {"val_dice": self._validate(done)}
-        if validated or ends or done % training.log_interval == 0 or self.stop():
+        if validated or ends or done % training.log_interval == 0 or stopping:
             self.log.write(step=done, seconds=time.perf_counter() - self.started, memory_mib=peak_memory_mib(),
                            **({"val_dice": None, **validated} if validation else {}))
         best = validation is not None and validation.is_best(done)
-        if best or ends or done % training.save_interval == 0 or self.stop():
+        if best or ends or done % training.save_interval == 0 or stopping:
             self._save(done)
 
     def _validate(self, done):

@@ -8,7 +8,7 @@ beside it, the highway network (a 2D U-Net after Isensee et al. 2021) that sees 
 from dataclasses import dataclass
 
 from guided_diffusion_core.config import NUM_CLASSES
-from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.errors import found_expected
 
 GROUP_NORM_GROUPS = 32
 HIGHWAY_POOLINGS = 5  # of version `new`

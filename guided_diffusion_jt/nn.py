@@ -8,7 +8,7 @@ from jittor import nn
 
 from guided_diffusion_core.embedding import timestep_frequencies
 from guided_diffusion_core.unet_plan import GROUP_NORM_GROUPS
-from guided_diffusion_jt import runtime
+from guided_diffusion_jt import dist_util, runtime
 from guided_diffusion_jt._kernels import _group_norm, _silu
 from guided_diffusion_jt._winograd import _conv2d
 from guided_diffusion_jt.recompute import is_recomputing
@@ -67,7 +67,8 @@ class GroupNorm32(nn.Module):
 
 class BatchNorm2d(nn.Module):
     """Batch normalisation of (N, C, H, W) (Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1);
-    the running variance is the unbiased one. Training needs more than one value per channel.
+    the running variance is the unbiased one. Training needs more than one value per channel. Of several
+    processes the statistics are those of their examples together.
 
     Jittor's own keeps the biased running variance and cancels as its group norm does.
     """
@@ -84,7 +85,7 @@ class BatchNorm2d(nn.Module):
     def execute(self, x):
         if not self.is_training():
             return self._normalize(x, self.running_mean.reshape(1, -1, 1, 1), self.running_var.reshape(1, -1, 1, 1))
-        count = x.shape[0] * x.shape[2] * x.shape[3]
+        count = x.shape[0] * x.shape[2] * x.shape[3] * dist_util.group().size
         if count < 2:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
         mean = self._mean(x)
@@ -95,9 +96,11 @@ class BatchNorm2d(nn.Module):
         return self._normalize(x, mean, variance)
 
     def _mean(self, x):
-        """Mean over examples and positions: (1, C, 1, 1)."""
+        """Mean over the examples and positions of all processes: (1, C, 1, 1)."""
         planes = mean_last(x.reshape(x.shape[0], x.shape[1], -1))  # (N, C, 1)
-        return mean_last(planes.reshape(x.shape[0], x.shape[1]).transpose(1, 0)).reshape(1, -1, 1, 1)
+        mean = mean_last(planes.reshape(x.shape[0], x.shape[1]).transpose(1, 0)).reshape(1, -1, 1, 1)
+        processes = dist_util.group().size
+        return dist_util.all_reduce(mean) / runtime.scalar(processes) if processes > 1 else mean
 
     def _track(self, mean, variance):
         self.running_mean.update(self.running_mean + (mean - self.running_mean) * runtime.scalar(self.momentum))
@@ -212,7 +215,10 @@ def nearest_upsample(x):
 
 
 def network_format(x, channels):
-    """x (N, C, H, W), as it is: Jittor knows one order in memory. channels: width of the layers that it goes through."""
+    """x (N, C, H, W), as it is: Jittor knows one order in memory.
+
+    channels: width of the layers that it goes through.
+    """
     return x
 
 

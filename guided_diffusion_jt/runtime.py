@@ -4,10 +4,12 @@ Twin of `guided_diffusion_pt/runtime.py`, but for the start: Jittor compiles its
 machine that it runs on, and reads its settings when it is imported.
 """
 import ctypes
+import fcntl
 import os
 import platform
 import sys
 import tempfile
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -36,7 +38,7 @@ def prepare():
         os.environ["python_config_path"] = environment.python_config()
     for name, value in (
         ("nvcc_path", ""),  # a CUDA toolkit without a driver breaks the import
-        ("mpicc_path", ""),  # with OpenMPI installed, the import would build an MPI module
+        ("mpicc_path", ""),  # with OpenMPI installed, the import would build an MPI module; `dist_util` serves
         ("FIX_TORCH_ERROR", "0"),  # else Jittor imports torch
         ("log_silent", "1"),
         ("cache_name", "default"),  # else the git branch around the packages: each one compiles anew
@@ -91,6 +93,29 @@ def _installed_folder(distribution, file):
     return min((os.path.dirname(path) for path in found if os.path.isfile(path)), key=len, default=None)
 
 
+@contextmanager
+def _as_without_mpirun():
+    """Hide mpirun from Jittor, which else takes its own MPI module for granted; and let the processes of a run in
+    one after the other: two that bring the compiled core up to date at once can both fail."""
+    import jittor_utils
+
+    hidden = os.environ.pop("OMPI_COMM_WORLD_SIZE", None)
+    lock = None
+    try:
+        if hidden is not None:
+            folder = Path(jittor_utils.home()) / ".cache" / "jittor"
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = open(folder / "import.lock", "w")
+            fcntl.lockf(lock, fcntl.LOCK_EX)  # not flock, which children inherit
+        yield
+    finally:
+        if hidden is not None:
+            os.environ["OMPI_COMM_WORLD_SIZE"] = hidden
+        if lock:
+            lock.close()
+
+
+@_as_without_mpirun()
 def _import_jittor():
     """Import Jittor as the machine is prepared now.
 

@@ -8,10 +8,11 @@ from guided_diffusion_core.config import ema_rates, model_and_diffusion_settings
 from guided_diffusion_core.data.augment import create_augmentation
 from guided_diffusion_core.data.stream import ErrorCarrier, TrainingStream, checked, first_error
 from guided_diffusion_core.noise import TRAIN_NOISE, TRAIN_TIMESTEP, NoiseTape
+from guided_diffusion_core.processes import own_slots
 from guided_diffusion_core.state_shapes import is_buffer
 from guided_diffusion_core.training import ema_rate_at, last_step, learning_rate
 from guided_diffusion_core.unet_plan import make_plan
-from guided_diffusion_jt import runtime
+from guided_diffusion_jt import dist_util, runtime
 from guided_diffusion_jt.gaussian_diffusion import total_loss
 from guided_diffusion_jt.nn import set_dropout_noise, update_ema
 from guided_diffusion_jt.optim import AdamW, gradients
@@ -57,14 +58,17 @@ def create_train_loop(config, dataset, step=0, networks=None):
     training, tape = config.training, NoiseTape(config.seed)
     model, diffusion = create_model_and_diffusion(seed=config.seed, **model_and_diffusion_settings(config))
     augment = create_augmentation(training, dataset.normalisation, tape)
-    stream = TrainingStream(dataset, tape, training.batch_size, last_step(training), start_step=step, augment=augment)
+    microbatch = training.microbatch if training.microbatch > 0 else training.batch_size
+    group = dist_util.group()
+    stream = TrainingStream(dataset, tape, training.batch_size * group.size, last_step(training), start_step=step,
+                            augment=augment, slots=own_slots(training.batch_size, microbatch, group.rank, group.size))
     loop = TrainLoop(
         model=model,
         diffusion=diffusion,
         data=make_loader(stream, training.batch_size, training.num_workers),
         tape=tape,
         batch_size=training.batch_size,
-        microbatch=training.microbatch,
+        microbatch=microbatch,
         lr=training.lr,
         ema_rate=ema_rates(training),
         ema_warmup=training.ema_warmup,
@@ -85,7 +89,8 @@ class TrainLoop:
     model:            the network. diffusion: its `GaussianDiffusion`.
     data:             iterable of (image, mask) batches (`make_loader`).
     tape:             NoiseTape of time steps, noise and dropout.
-    batch_size:       examples per optimizer step, the size of the batches.
+    batch_size:       examples per optimizer step of this process, the size of the batches. Several processes
+                      (`dist_util.setup_dist`) make one batch of theirs, and all have its gradients.
     microbatch:       examples per forward pass; their gradients add up to the whole batch's. -1: all.
     lr:               learning rate of AdamW. weight_decay: its decoupled decay.
     ema_rate:         rates of the moving averages, a tuple of floats. ema_warmup: `ema_rate_at`.
@@ -115,6 +120,7 @@ class TrainLoop:
         self.diffusion = diffusion
         self.data = data
         self.tape = tape
+        self.group = dist_util.group()
         self.microbatch = microbatch if microbatch > 0 else batch_size
         self.lr = lr
         self.lr_anneal_steps = lr_anneal_steps
@@ -154,12 +160,14 @@ class TrainLoop:
         return {**values, "lr": lr}
 
     def forward_backward(self, batch):
-        """Losses and gradients of the whole batch (N, C + K, S, S): (dict of floats, list of tensors)."""
+        """Losses and gradients of the whole batch, of which (N, C + K, S, S) is this process' share:
+        (dict of floats, list of tensors), the same in all processes."""
         size = batch.shape[0]
+        places = own_slots(size, self.microbatch, self.group.rank, self.group.size)
         values, grads, drawn, losses = {}, None, [], []
         for start in range(0, size, self.microbatch):
-            slots = range(start, min(start + self.microbatch, size))
-            terms, micro_grads, t = self._microbatch(batch[start:slots.stop], slots)
+            slots = places[start:start + self.microbatch]
+            terms, micro_grads, t = self._microbatch(batch[start:start + len(slots)], slots)
             share = len(slots) / size
             terms = {name: runtime.to_numpy(value) for name, value in terms.items()}
             for name, value in terms.items():
@@ -170,8 +178,15 @@ class TrainLoop:
                 micro_grads = [runtime.scalar(share) * grad for grad in micro_grads]
             grads = micro_grads if grads is None else [a + b for a, b in zip(grads, micro_grads)]
         # once for the whole batch: the choice of its time steps does not depend on the microbatches
-        self.schedule_sampler.update_with_losses(np.concatenate(drawn), np.concatenate(losses))
-        return values, grads
+        self.schedule_sampler.update_with_losses(*self._of_whole_batch(
+            places, np.concatenate(drawn), np.concatenate(losses)))
+        means = self.group.gather(list(values.values())).mean(0)
+        return {name: float(mean) for name, mean in zip(values, means)}, dist_util.average(grads)
+
+    def _of_whole_batch(self, places, *arrays):
+        """Arrays (N,) over the examples of this process as those over the whole batch, in its order."""
+        order = np.argsort(self.group.gather(places).reshape(-1))
+        return [self.group.gather(array).reshape(-1)[order] for array in arrays]
 
     def _microbatch(self, micro, slots):
         """Loss terms, gradients and time steps of some slots of the batch."""

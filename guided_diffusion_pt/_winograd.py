@@ -4,8 +4,9 @@ All large products are those of matrices; between them stand copies of tiles, fo
 in memory. A few tiles at a time, so that they stay in the processor's caches.
 
 It rounds differently from the direct convolution, no more. Measured with all 3x3 convolutions of two trained
-networks done so (BraTS 2021, 4 slices, DDIM of 20 evaluations): samples move by 1e-6 at most, as much as where the
-image moves by its last bit, and less than from one order in memory to the other; no pixel of a mask changes.
+networks done so (BraTS 2021, 4 slices, DDIM of 20 evaluations): samples move by 1e-6 at most, as much as
+where the image moves by its last bit, and less than from one order in memory to the other; no pixel of a mask
+changes. In training, three steps of AdamW are as close to the original's as with direct convolutions.
 """
 from itertools import product
 
@@ -29,7 +30,7 @@ def _serves(x, channels):
 
 
 def _pays(x, weight):
-    """Whether the convolution of x (N, C, H, W) with weight (O, C, 3, 3) is done here rather than directly."""
+    """Whether the convolution of x (N, C, H, W) with weight (O, C, 3, 3) is done here, not directly."""
     n, _, height, width = x.shape
     return (_serves(x, min(weight.shape[:2])) and weight.dtype == x.dtype
             and height % TILE == width % TILE == 0 and n * height * width >= _TILES * TILE**2)
@@ -62,8 +63,8 @@ def _output_tiles(x):
 
 
 def _parts(tiles, count):
-    """Slices of the axes of images, rows and columns of (h, w, N, rows, columns, C) that hold about `count` tiles,
-    in the order in which these lie when flattened."""
+    """Slices of the axes of images, rows and columns of (h, w, N, rows, columns, C) that hold about `count`
+    tiles, in the order in which these lie when flattened."""
     n, rows, columns = tiles.shape[2:5]
     steps = max(1, count // (rows * columns)), max(1, count // columns), max(1, min(count, columns))
     for starts in product(*(range(0, size, step) for size, step in zip((n, rows, columns), steps))):
@@ -102,7 +103,7 @@ def _convolve(x, kernels, bias):
 
 
 def _kernel_gradient(x, gradient):
-    """Gradient of the kernels (O, C, 3, 3) from the input (N, C, H, W) and the output's gradient (N, O, H, W)."""
+    """Gradient of the kernels (O, C, 3, 3) from the input (N, C, H, W) and the output's (N, O, H, W)."""
     tiles, gradients = _input_tiles(_padded(x)), _output_tiles(gradient.permute(0, 2, 3, 1).contiguous())
     total = x.new_zeros(len(_INPUTS), x.shape[1], gradient.shape[1])
     for part in _parts(tiles, _CHUNK):

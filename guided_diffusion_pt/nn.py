@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from guided_diffusion_core.embedding import timestep_frequencies
 from guided_diffusion_core.unet_plan import GROUP_NORM_GROUPS
-from guided_diffusion_pt import runtime
+from guided_diffusion_pt import _group_norm, dist_util, runtime
 from guided_diffusion_pt._winograd import _conv2d, _serves
 from guided_diffusion_pt.recompute import is_recomputing
 
@@ -32,25 +32,47 @@ class GroupNorm32(nn.GroupNorm):
         super().__init__(num_groups, num_channels, eps=eps)
 
     def forward(self, x):
-        return super().forward(runtime.widened(x)).to(x.dtype)
+        values = runtime.widened(x)
+        if _group_norm._is_for(values):
+            parameters = self.num_groups, self.weight, self.bias, self.eps
+            return _group_norm._GroupNorm.apply(values, *parameters).to(x.dtype)
+        return super().forward(values).to(x.dtype)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation of (N, C, H, W) (Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1);
-    the running variance is the unbiased one. Training needs more than one value per channel."""
+    the running variance is the unbiased one. Training needs more than one value per channel. Of several
+    processes the statistics are those of their examples together."""
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1):
         super().__init__(num_features, eps=eps, momentum=momentum)
 
     def forward(self, x):
         values = runtime.widened(x)
-        if self.training and is_recomputing():  # a batch counts once
+        if self.training and dist_util.group().size > 1:
+            result = self._over_processes(values)
+        elif self.training and is_recomputing():  # a batch counts once
             means, variances = self.running_mean.clone(), self.running_var.clone()
             result = F.batch_norm(values, means, variances, self.weight, self.bias, training=True,
                                   momentum=self.momentum, eps=self.eps)
         else:
             result = super().forward(values)
         return result.to(x.dtype)
+
+    def _over_processes(self, x):
+        """The normalised batch; torch's own SyncBatchNorm runs on GPUs alone."""
+        processes = dist_util.group().size
+        count = processes * x.numel() // x.shape[1]
+        mean = dist_util.all_reduce(x.mean((0, 2, 3), keepdim=True)) / processes  # (1, C, 1, 1)
+        centred = x - mean
+        variance = dist_util.all_reduce(centred.square().mean((0, 2, 3), keepdim=True)) / processes
+        if not is_recomputing():  # a batch counts once
+            with th.no_grad():
+                self.running_mean.lerp_(mean.reshape(-1), self.momentum)
+                self.running_var.lerp_(variance.reshape(-1) * (count / (count - 1)), self.momentum)
+                self.num_batches_tracked.add_(1)
+        scale = self.weight.reshape(1, -1, 1, 1) / (variance + self.eps).sqrt()
+        return centred * scale + self.bias.reshape(1, -1, 1, 1)
 
 
 class Conv3x3(nn.Conv2d):

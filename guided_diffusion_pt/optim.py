@@ -19,7 +19,8 @@ class AdamW:
     def step(self, gradients, lr):
         """One update at learning rate `lr`; gradients: a tensor for each parameter."""
         for param, gradient in zip(self.params, gradients):
-            param.grad = gradient.contiguous()  # the fused step takes any other for one in the parameter's order
+            # the fused step takes any other order in memory for that of the parameter
+            param.grad = gradient.contiguous()
         for group in self._adamw.param_groups:
             group["lr"] = lr
         self._adamw.step()

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from guided_diffusion_core import cli
-from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.files import make_writable_folder, write_atomic
 from parity import run
 from parity.compare import compare_case, compare_dumps
@@ -154,10 +154,9 @@ def _layer_jobs(cases, precisions, reference, candidate):
     """Backend name -> jobs for every layer alone, on the reference's float32 inputs."""
     jobs = {reference.name: [], candidate.name: []}
     for case in cases:
-        own = run.layer_jobs(case, reference.folder)
-        jobs[reference.name] += own
-        jobs[candidate.name] += [job for job in own if job.precision in precisions
-                                 and job.precision in case.precisions]
+        jobs[reference.name] += run.layer_jobs(case, reference.folder, True)
+        jobs[candidate.name] += [job for job in run.layer_jobs(case, reference.folder, False)
+                                 if job.precision in precisions and job.precision in case.precisions]
     return jobs
 
 

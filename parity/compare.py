@@ -10,7 +10,7 @@ import numpy as np
 
 from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.metrics import count
-from parity.dump import LAYERS, MOVED, PLAIN
+from parity.dump import MOVED, PLAIN, Keyed
 from parity.ledger import ACCEPTED_GAPS
 from parity.protocol import PRECISIONS
 from parity.rule import Judgement, allowance, distance, judge, judge_exact, judge_mask, norms
@@ -50,7 +50,7 @@ class Row:
 
 
 @dataclass
-class Verdict:
+class Verdict(Keyed):
     """One case in one precision.
 
     suite:    of the case.
@@ -60,9 +60,6 @@ class Verdict:
     gaps:     names of the rows of `ACCEPTED_GAPS` that were needed.
     """
 
-    case: str
-    precision: str
-    variant: str = PLAIN
     suite: str = ""
     rows: list = field(default_factory=list)
     problems: list = field(default_factory=list)
@@ -141,7 +138,7 @@ def compare_case(reference, candidate, name, precision, variant=PLAIN, detail=Tr
 class OwnErrors:
     """The reference's own error by entry.
 
-    plain: its plain float32 `Section`. moved: precision -> sections of the variants `MOVED`.
+    plain: its float32 `Section`. moved: precision -> sections of the variants in `MOVED`.
     """
 
     def __init__(self, plain, moved):
@@ -159,13 +156,12 @@ class OwnErrors:
 
 
 def _own_errors(reference, name, variant, verdict):
-    """The `OwnErrors` of a case; of layers alone, the plain run's."""
+    """The `OwnErrors` of a case or of its layers alone: no single run, whose error may be small by luck, decides."""
     plain = reference.load(name, "float32", variant)
-    moved = {precision: [] if variant == LAYERS else [reference.load(name, precision, kind) for kind in MOVED]
-             for precision in PRECISIONS}
+    moved = {precision: [reference.load(name, precision, kind) for kind in MOVED[variant]] for precision in PRECISIONS}
     if plain is None or None in moved["float32"]:
         verdict.missing.append(f"{name}: no record of {reference.backend}'s own error in float32 "
-                               f"(variants {', '.join((variant, *MOVED))})")
+                               f"(variants: {'; '.join((variant, *MOVED[variant]))})")
         return None
     return OwnErrors(plain, {precision: [section for section in found if section]
                              for precision, found in moved.items()})

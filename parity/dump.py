@@ -2,8 +2,8 @@
 
 A dump is a folder with `manifest.json` and, per section, a JSON file (the entries in order) beside a
 safetensors file (their tensors); `parity/README.md` describes the format for other implementations.
-A section is one case in one precision. Variants of it from weights moved by one ulp measure the
-reference's own rounding error; of them only the distances are kept.
+A section is one case in one precision, run free or every layer alone. Variants of it from numbers
+moved by one ulp measure the reference's own rounding error; of them only the distances are kept.
 """
 import json
 import re
@@ -20,8 +20,11 @@ from guided_diffusion_core.files import write_atomic
 
 FORMAT, VERSION = "parity-dump", 1
 MANIFEST = "manifest.json"
-# Variants of a section: the case as it is, from weights moved by one ulp, and every layer alone.
-PLAIN, MOVED, LAYERS = "plain", ("one ulp up", "one ulp down"), "layers"
+# Variants of a section: the case as it is, and every layer alone.
+PLAIN, LAYERS = "plain", "layers"
+# Of each, those that measure the reference's own error: all weights moved by one ulp; for layers alone the weights
+# and what the layers are given, each number up or down at random (equal ones alike).
+MOVED = {PLAIN: ("one ulp up", "one ulp down"), LAYERS: tuple(f"layers, one ulp, draw {k}" for k in (1, 2, 3))}
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,21 @@ class Entry:
 
 
 @dataclass
-class Section:
+class Keyed:
+    """What is of one case in one precision and variant."""
+
+    case: str
+    precision: str
+    variant: str = PLAIN
+
+    @property
+    def key(self):
+        """What identifies a section in its dump."""
+        return (self.case, self.precision, self.variant)
+
+
+@dataclass
+class Section(Keyed):
     """One case in one precision, recorded once.
 
     entries:  list of `Entry` in the order of computation.
@@ -56,13 +73,10 @@ class Section:
     checks:   what the child has checked of itself, name -> bool.
     contexts: `Port.context` of each forward pass. arguments: call -> what is no tensor among them.
     tensors:  name -> numpy array.
-    errors:   of a variant in `MOVED`, which keeps neither entries nor tensors: key -> distance from the
-              plain float64 run, RMS and largest.
+    errors:   of a moved variant, which keeps neither entries nor tensors: key -> distance from the float64
+              run that is not moved, RMS and largest.
     """
 
-    case: str
-    precision: str
-    variant: str = PLAIN
     entries: list = field(default_factory=list)
     draws: list = field(default_factory=list)
     settings: dict = field(default_factory=dict)
@@ -73,11 +87,6 @@ class Section:
     arguments: dict = field(default_factory=dict)
     errors: dict = field(default_factory=dict)
     tensors: dict = field(default_factory=dict)
-
-    @property
-    def key(self):
-        """What identifies the section in its dump."""
-        return (self.case, self.precision, self.variant)
 
     def array(self, entry):
         """The numpy array of an entry."""

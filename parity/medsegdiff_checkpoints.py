@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from guided_diffusion_core import checkpoint, convert
+from guided_diffusion_core import checkpoint
 from guided_diffusion_core.config import SamplingConfig, resolve
+from guided_diffusion_core.conversion import convert
 from parity.families import record_state
 from parity.medsegdiff_families import (
     Images,
@@ -29,8 +30,7 @@ def run_resume(port, case, weights, inputs, recorder):
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(folder, half, config, first.networks())
         step, _, networks = checkpoint.load_all(checkpoint.find_whole("last", folder))
-    second = training_loop(port, case, weights, recorder, start_step=step)
-    second.restore(step, networks)
+    second = training_loop(port, case, weights, recorder, step, networks)
     record_forward_backward(second, recorder)
     record_steps(second, case, recorder)
     record_state(port, second.model, recorder, port.is_buffer, "buffer")

@@ -6,15 +6,14 @@ Each is a function(port, case, weights, inputs, recorder) that runs in a backend
 import contextlib
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
-from guided_diffusion_core.config import DataConfig, SamplingConfig, ema_rates, resolve
+from guided_diffusion_core.config import DataConfig, SamplingConfig, resolve
 from guided_diffusion_core.data import list_truths, open_dataset
-from guided_diffusion_core.data.augment import create_augmentation
 from guided_diffusion_core.data.dataset import Example
-from guided_diffusion_core.data.phantoms import write_brats_phantom, write_isic_phantoms
-from guided_diffusion_core.data.stream import TrainingStream
+from guided_diffusion_core.data.phantoms import write_brats_phantom, write_isic_phantoms, write_refuge2_phantoms
 from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.evaluation import evaluate
 from guided_diffusion_core.outputs import MASK, PROBABILITY, UNCERTAINTY, find_output, read_output
@@ -119,23 +118,19 @@ def training_config(case):
                     "max_steps": 10})
 
 
-def training_loop(port, case, weights, recorder, start_step=0):
-    """A `TrainLoop` on random images, from the case's weights, with a recorded tape."""
-    training = port.module("train_util")
-    model, diffusion = prepare(port, case, weights), process(port, case)
-    config = training_config(case)
-    tape, settings = recorder.tape(config.seed, port.module("recompute").is_recomputing), config.training
-    augment = create_augmentation(settings, Images.normalisation, tape)
-    stream = TrainingStream(Images(case), tape, settings.batch_size, settings.max_steps, start_step, augment)
-    sampler = training.create_named_schedule_sampler(settings.schedule_sampler, diffusion)
-    if sampler.state():  # as after many steps
-        sampler.restore(_full_history(sampler))
-    return training.TrainLoop(
-        model=model, diffusion=diffusion, data=training.make_loader(stream, settings.batch_size), tape=tape,
-        batch_size=settings.batch_size, microbatch=settings.microbatch, lr=settings.lr,
-        ema_rate=ema_rates(settings), ema_warmup=settings.ema_warmup, schedule_sampler=sampler,
-        weight_decay=settings.weight_decay, lr_anneal_steps=settings.lr_anneal_steps,
-        lr_schedule=settings.lr_schedule, lr_cycles=settings.lr_cycles)
+def training_loop(port, case, weights, recorder, step=0, networks=None):
+    """The port's own `TrainLoop` on random images, but from the case's weights and with a recorded tape.
+
+    step, networks: of a checkpoint to go on from.
+    """
+    training, model, diffusion = port.module("train_util"), prepare(port, case, weights), process(port, case)
+    repeated = port.module("recompute").is_recomputing
+    with mock.patch.object(training, "create_model_and_diffusion", lambda **settings: (model, diffusion)), \
+            mock.patch.object(training, "NoiseTape", lambda seed: recorder.tape(seed, repeated)):
+        loop = training.create_train_loop(training_config(case), Images(case), step, networks)
+    if loop.schedule_sampler.state() and not networks:  # as after many steps
+        loop.schedule_sampler.restore(_full_history(loop.schedule_sampler))
+    return loop
 
 
 def _full_history(sampler):
@@ -236,6 +231,8 @@ def run_masks(port, case, weights, inputs, recorder):
         if layout == "ISIC":
             _, source = write_isic_phantoms(folder, 1, 3, 40, seed=1)
             data = DataConfig(data_name="ISIC", data_dir=source)
+        elif layout == "REFUGE2":
+            data = DataConfig(data_name="REFUGE2", data_dir=write_refuge2_phantoms(Path(folder) / "eyes", 2, 40, seed=1))
         else:
             write_brats_phantom(folder, "BraTS2021_00001", (40, 40, 8), seed=1)
             data = DataConfig(data_name="BRATS", data_dir=folder, slices="tumour")
@@ -248,18 +245,21 @@ def run_masks(port, case, weights, inputs, recorder):
 
 
 def _record_masks(recorder, dataset, out_dir, truths, threshold):
+    """A case's entries are at its name; where there are several labels, at each "CASE LABEL"."""
     summary = evaluate(out_dir, truths, threshold)
-    (label,) = summary["labels"]
-    scores = {row["case"]: row["metrics"][label] for row in summary["metric_per_case"]}
+    scores = {row["case"]: row["metrics"] for row in summary["metric_per_case"]}
     for index in range(len(dataset)):
         recorder.add("image", dataset[index].noise_key, dataset[index].image)
     recorder.add("table", "threshold", np.float64(threshold))
     for truth in truths:
-        for kind in (PROBABILITY, UNCERTAINTY, MASK):
-            recorder.add(kind, truth.name, read_output(find_output(out_dir, truth.name, kind)))
-        recorder.add("truth", truth.name, read_truth_masks(truth)[0])
-        for metric in ("Dice", "IoU"):
-            recorder.add("score", f"{truth.name} {metric.lower()}", np.float64(scores[truth.name][metric]))
+        for label, true_mask in zip(summary["labels"], read_truth_masks(truth), strict=True):
+            several = len(summary["labels"]) > 1
+            site, in_name = (f"{truth.name} {label}", label) if several else (truth.name, None)
+            for kind in (PROBABILITY, UNCERTAINTY, MASK):
+                recorder.add(kind, site, read_output(find_output(out_dir, truth.name, kind, in_name)))
+            recorder.add("truth", site, true_mask)
+            for metric in ("Dice", "IoU"):
+                recorder.add("score", f"{site} {metric.lower()}", np.float64(scores[truth.name][label][metric]))
 
 
 FAMILIES = {

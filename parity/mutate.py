@@ -19,14 +19,14 @@ from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.files import write_atomic
 from parity import run
 from parity.compare import compare_case
-from parity.dump import LAYERS, PLAIN
+from parity.dump import PLAIN
 from parity.faults import CONTROLS, FAULTS
 from parity.locate import LAYER_FAMILIES, locate, module_of
-from parity.protocol import PRECISIONS
 
 LADDER = ("weights/new", "table/linear", "forward/new", "loss/mse", "gradients/new", "training/new",
           "optimizer/adamw", "sampling/ancestral", "sampling/ddim", "sampling/dpm-solver", "masks/isic", "steps/new",
-          "gradients/v1", "optimizer/restarts", "training/second-moment", "resume/new", "validation/new")
+          "gradients/v1", "optimizer/restarts", "training/second-moment", "resume/new", "validation/new",
+          "training/augmented")
 GATE = "forward/new"
 COLUMNS = ("fault", "what is wrong", "caught by", "named", "ratio")
 
@@ -130,8 +130,8 @@ class Laboratory:
         culprit = locate([verdict], [])
         if case.family in LAYER_FAMILIES:
             alone = []
-            self.refer(run.layer_jobs(case, self.reference.folder))
-            for job in run.layer_jobs(case, self.reference.folder, fault.name):
+            self.refer(run.layer_jobs(case, self.reference.folder, True))
+            for job in run.layer_jobs(case, self.reference.folder, False, fault.name):
                 alone.append(self._compare(job))
                 culprit = locate([verdict], alone)
                 if culprit.direction:  # float32 names a layer; float64 is for what a container does itself

@@ -3,7 +3,7 @@
 Scale-free, and without a floor set by hand. Every number comes from what the reference framework's
 own rounding does to the same tensor:
 
-    own     = largest error of the reference, over its runs from weights moved by one ulp and, in float32,
+    own     = largest error of the reference, over its runs from numbers moved by one ulp and, in float32,
               its plain run, against its plain float64 run
     allowed = M * own + K * eps * scale
 
@@ -11,6 +11,11 @@ once for the root mean square over the tensor and once for its largest element; 
 norm of the float64 values. The candidate's error is taken against the same float64 run. In float64
 `own` is at least what float32 shows, scaled by eps64 / eps32: PyTorch accumulates some float32
 sums in float64, which hides how ill-conditioned they are.
+
+What is moved is every weight, up in one run and down in another; where a layer runs alone, the weights
+and all that it is given, each number up or down at random (equal ones alike, so that a maximum pooling
+chooses as before), in several draws. One run would not do: in one of many tensors the error of a single
+number, such as the gradient of one channel's bias, is small by luck.
 
 A gradient that cancels to nothing in truth (a bias before a norm) is rounding noise in both, whose
 size is chance. Where a tensor's scale lies below one float32 eps of the largest of its kind in the

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.files import make_writable_folder
-from parity.dump import LAYERS, MANIFEST, MOVED, PLAIN, Dump, read_dump, section_stem
+from parity.dump import LAYERS, MANIFEST, MOVED, PLAIN, Dump, Keyed, read_dump, section_stem
 from parity.protocol import PRECISIONS
 
 SUITE = "parity.medsegdiff"
@@ -61,20 +61,17 @@ def select_cases(suite, patterns):
     return [case for case in suite.CASES if case.name in chosen]
 
 
-@dataclass(frozen=True)
-class Job:
-    """One section to record."""
+@dataclass
+class Job(Keyed):
+    """One section to record.
 
-    case: str
-    precision: str
-    variant: str
+    fault:  name of a planted fault that holds meanwhile. source: of layers alone, the files (without suffix) of the
+            section whose inputs they are given. truth: of a moved variant, those of the one that distances are from.
+    """
+
     fault: str | None = None
     source: str | None = None
-
-    @property
-    def key(self):
-        """Key of the section in its dump."""
-        return (self.case, self.precision, self.variant)
+    truth: str | None = None
 
 
 def jobs_of(case, precisions, is_reference, folder):
@@ -84,20 +81,26 @@ def jobs_of(case, precisions, is_reference, folder):
     folder:       of the backend's dump.
     """
     if is_reference:
-        wanted = [("float64", PLAIN), *(("float32", variant) for variant in (PLAIN, *MOVED))]
+        wanted = [("float64", PLAIN), *(("float32", variant) for variant in (PLAIN, *MOVED[PLAIN]))]
         if "float64" in precisions and "float64" in case.precisions:
-            wanted += [("float64", variant) for variant in MOVED]
+            wanted += [("float64", variant) for variant in MOVED[PLAIN]]
     else:
         wanted = [(precision, PLAIN) for precision in case.precisions if precision in precisions]
     truth = str(Path(folder) / section_stem(case.name, "float64", PLAIN))
-    return [Job(case.name, precision, variant, source=truth if variant in MOVED else None)
+    return [Job(case.name, precision, variant, truth=truth if variant in MOVED[PLAIN] else None)
             for precision, variant in wanted]
 
 
-def layer_jobs(case, reference_folder, fault=None):
-    """The jobs that run every layer of a case alone, on the inputs of the reference's float32 run."""
-    source = str(Path(reference_folder) / section_stem(case.name, "float32", PLAIN))
-    return [Job(case.name, precision, LAYERS, fault, source) for precision in ("float32", "float64")]
+def layer_jobs(case, reference_folder, is_reference, fault=None):
+    """The jobs that run every layer of a case alone, on the inputs of the reference's float32 run, in order.
+
+    is_reference: record its own error as well; of float64 that is float32's, smaller by the ratio of the two eps.
+    """
+    source, truth = (str(Path(reference_folder) / section_stem(case.name, precision, variant))
+                     for precision, variant in (("float32", PLAIN), ("float64", LAYERS)))
+    jobs = [Job(case.name, precision, LAYERS, fault, source) for precision in ("float32", "float64")]
+    return jobs + [Job(case.name, "float32", variant, source=source, truth=truth)
+                   for variant in MOVED[LAYERS] if is_reference]
 
 
 class Process:
@@ -130,7 +133,7 @@ class Process:
         if self._process is None:
             self.start()
         request = {"case": job.case, "precision": job.precision, "variant": job.variant, "fault": job.fault,
-                   "source": job.source, "folder": str(folder)}
+                   "source": job.source, "truth": job.truth, "folder": str(folder)}
         with contextlib.suppress(OSError):  # of a process that has ended: the missing answer says so
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()

@@ -15,21 +15,41 @@ import numpy as np
 
 from guided_diffusion_core import cli
 from guided_diffusion_core.errors import UserError
-from parity.dump import LAYERS, MOVED, read_section, write_section
+from parity.dump import LAYERS, MOVED, PLAIN, read_section, write_section
 from parity.families import FAMILIES, run_layers
 from parity.faults import planted
 from parity.recorder import Recorder
 from parity.rule import distance
 
 
-def moved(weights, variant, precision):
-    """The weights of a variant: as they are, or each value that is not zero moved by one ulp of the
-    precision that the run computes in."""
-    if variant not in MOVED:
-        return weights
-    target = np.inf if variant == MOVED[0] else -np.inf
-    return {name: np.where(value != 0, np.nextafter(value.astype(precision), np.asarray(target, precision)), 0)
-            .astype(precision) if value.dtype.kind == "f" else value for name, value in weights.items()}
+def moved(arrays, variant, precision):
+    """The arrays (by name) of a variant: as they are, or each value that is not zero moved by one ulp of the
+    precision that the run computes in; of layers alone each up or down at random, since what is moved
+    all one way adds up in a sum faster than rounding does."""
+    if variant in MOVED[PLAIN]:
+        up = variant == MOVED[PLAIN][0]
+        return {name: _moved(value, lambda values: up, precision) for name, value in arrays.items()}
+    if variant in MOVED[LAYERS]:
+        salt = np.random.default_rng(MOVED[LAYERS].index(variant)).integers(2 ** 64, dtype=np.uint64)
+        return {name: _moved(value, lambda values: _coin(values, salt), precision) for name, value in arrays.items()}
+    return arrays
+
+
+def _moved(value, is_up, precision):
+    if value.dtype.kind != "f":
+        return value
+    values = value.astype(precision)
+    target = np.where(is_up(values), np.inf, -np.inf).astype(precision)
+    return np.where(values != 0, np.nextafter(values, target), 0).astype(precision)
+
+
+def _coin(values, salt):
+    """A random bool for each number, the same for equal ones: where several are the largest, as dropout and
+    the borders of a picture leave many, maximum pooling has to find them so."""
+    bits = values.astype(np.float64).view(np.uint64) ^ salt
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # of SplitMix64, Steele et al. 2014
+        bits = (bits ^ bits >> np.uint64(shift)) * np.uint64(factor)
+    return bits >> np.uint64(63) == 1
 
 
 class Worker:
@@ -48,23 +68,23 @@ class Worker:
     def run(self, job):
         """Run one job: record a case in a precision and write its section.
 
-        job: case, precision, variant, folder of the dump; fault, a name or None; source, the files of
-             another section: for the variant `LAYERS` the one whose inputs the layers are given, for
-             those in `MOVED` the plain float64 run.
+        job: case, precision, variant, folder of the dump; fault, source and truth as of `parity.run.Job`.
         """
         case = self.cases[job["case"]]
         self.verbs.set_precision(job["precision"])
         recorder = Recorder(self.verbs)
         arrays = moved(self.suite.weights(case), job["variant"], job["precision"])
         with self._fault(job.get("fault")):
-            if job["variant"] == LAYERS:
-                run_layers(self.port, case, arrays, read_section(job["source"]), recorder)
+            if job["source"]:
+                source = read_section(job["source"])
+                source.tensors = moved(source.tensors, job["variant"], job["precision"])
+                run_layers(self.port, case, arrays, source, recorder)
             else:
                 family = {**FAMILIES, **self.port.families}[case.family]
                 family(self.port, case, arrays, self.suite.inputs(case), recorder)
             section = recorder.section(case, job["precision"], job["variant"])
-        if job["variant"] in MOVED:
-            _keep_distances(section, read_section(job["source"]))
+        if job["truth"]:
+            _keep_distances(section, read_section(job["truth"]))
         write_section(job["folder"], section)
 
     def _fault(self, name):

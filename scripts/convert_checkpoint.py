@@ -5,8 +5,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guided_diffusion_core import cli, convert, verify  # noqa: E402
+from guided_diffusion_core import cli  # noqa: E402
 from guided_diffusion_core.config import DataConfig, DiffusionConfig, ModelConfig  # noqa: E402
+from guided_diffusion_core.conversion import convert, verify  # noqa: E402
 
 
 def main():

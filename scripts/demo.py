@@ -11,12 +11,13 @@ from pathlib import Path
 SCRIPTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(SCRIPTS.parent))
 
-from guided_diffusion_core import cli, demo, evaluation  # noqa: E402
+from guided_diffusion_core import cli, evaluation  # noqa: E402
 from guided_diffusion_core.config import DataConfig  # noqa: E402
 from guided_diffusion_core.data import list_truths  # noqa: E402
 from guided_diffusion_core.data.isic import find_pairs  # noqa: E402
 from guided_diffusion_core.data.phantoms import write_isic_phantoms  # noqa: E402
-from guided_diffusion_core.overview import write_overview  # noqa: E402
+from guided_diffusion_core.records import demo  # noqa: E402
+from guided_diffusion_core.records.overview import write_overview  # noqa: E402
 
 TITLES = {"pytorch": "PyTorch", "jittor": "Jittor"}
 PICTURES = {"train": 48, "test": 8, "size": 96}

@@ -12,8 +12,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from guided_diffusion_core import cli, record  # noqa: E402
+from guided_diffusion_core import cli  # noqa: E402
 from guided_diffusion_core.errors import UserError  # noqa: E402
+from guided_diffusion_core.records import brats  # noqa: E402
 
 HELD_OUT = ["--slices", "odd,tumour"]
 # Samples of the validation curve: one member each, since a curve needs many of them.
@@ -39,7 +40,7 @@ def main():
         score(args, args.work_dir / source, f"{source}-weights-in-{backend}", backend, args.data_dir, HELD_OUT, [])
     for name in ("pytorch", "jittor", "pytorch-original"):
         validate(args, name, *runs[name][:2])
-    record.write_record(args.work_dir, args.log_dir, args.data_dir)
+    brats.write_record(args.work_dir, args.log_dir, args.data_dir)
 
 
 def parse():
@@ -59,7 +60,7 @@ def train(args, name, backend, preset, data_dir, slices):
         return
     flags = ["--backend", backend, "--preset", preset, "--data_name", "BRATS", "--data_dir", data_dir,
              "--slices", slices, "--out_dir", out_dir, "--max_steps", args.max_steps,
-             "--lr_anneal_steps", args.max_steps, "--save_interval", 50, *record.NETWORK, *record.OPTIMIZATION]
+             "--lr_anneal_steps", args.max_steps, "--save_interval", 50, *brats.NETWORK, *brats.OPTIMIZATION]
     call("segmentation_train.py", flags, moved=name.endswith("-ulp"))
 
 

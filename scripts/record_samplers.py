@@ -12,11 +12,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from guided_diffusion_core import cli, record, sampler_record, sampler_study  # noqa: E402
+from guided_diffusion_core import cli  # noqa: E402
 from guided_diffusion_core.config import DataConfig  # noqa: E402
 from guided_diffusion_core.data import list_truths  # noqa: E402
 from guided_diffusion_core.errors import UserError  # noqa: E402
-from guided_diffusion_core.sampler_study import Point  # noqa: E402
+from guided_diffusion_core.records import brats, sampler_study, samplers  # noqa: E402
+from guided_diffusion_core.records.sampler_study import Point  # noqa: E402
 
 # Name of the network -> predict_xstart, optimizer steps, those over which the rate falls, and those between
 # two checkpoints.
@@ -39,7 +40,7 @@ def main():
         print(point.name, flush=True)
         sampler_study.measure(point, args.work_dir / point.network, data, args.work_dir / "points" / point.name)
     if set(args.networks) == set(NETWORKS):
-        sampler_record.write_record(args.work_dir, args.log_dir, study, list_truths(data))
+        samplers.write_record(args.work_dir, args.log_dir, study, list_truths(data))
 
 
 def points(networks, most):
@@ -73,7 +74,7 @@ def train(args, name):
     command = [ROOT / "scripts" / "segmentation_train.py", "--preset", "fast", "--predict_xstart", predict_xstart,
                "--data_name", "BRATS", "--data_dir", args.data_dir, "--slices", "even,brain", "--out_dir", out_dir,
                "--max_steps", steps, "--lr_anneal_steps", falling, "--save_interval", save_interval,
-               *record.NETWORK, *record.OPTIMIZATION]
+               *brats.NETWORK, *brats.OPTIMIZATION]
     if subprocess.run([sys.executable, *map(str, command)]).returncode:
         raise UserError("segmentation_train.py failed; its message is above. Mend it and start again: finished parts "
                         "are kept.")

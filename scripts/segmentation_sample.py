@@ -5,11 +5,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guided_diffusion_core import checkpoint, cli, sampling  # noqa: E402
+from guided_diffusion_core import checkpoint, cli, processes, sampling  # noqa: E402
 from guided_diffusion_core.data import open_dataset  # noqa: E402
 from guided_diffusion_core.files import read_bytes  # noqa: E402
 from guided_diffusion_core.noise import NoiseTape  # noqa: E402
-from guided_diffusion_core.sampling_folder import part_of  # noqa: E402
+from guided_diffusion_core.sampling_folder import part_of, require_one_sharing  # noqa: E402
 
 
 def main():
@@ -25,27 +25,34 @@ def main():
                         metavar="True|False", help="leave out the cases whose masks are in --out_dir; they must come "
                                                    "from the same settings (default: False, sample them again)")
     parser.add_argument("--num_parts", type=int, default=1, metavar="INT",
-                        help="processes that share the cases, each started with a --part_id of its own (default: 1)")
+                        help="processes that share the cases, each started with a --part_id of its own; those of torchrun or mpirun share them without it (default: 1)")
     parser.add_argument("--part_id", type=int, default=0, metavar="INT",
                         help="which part of the cases this process samples, from 0 on (default: 0)")
     args = parser.parse_args()
+    found = processes.launched_for(args.backend)
+    require_one_sharing(found, args.part_id, args.num_parts)
+    processes.explain_termination(found, "--continue")
     path = checkpoint.find(args.model_path)
-    config = sampling.sampling_config(path, cli.given_settings(args), cli.chosen_preset(args))
+    config = sampling.sampling_config(path, cli.given_settings(args), cli.chosen_preset(args)).replace(
+        processes=found.size)
     dataset = open_dataset(config.data, config.model.image_size, "Test", need_masks=False)
     sampling.check_dataset(dataset, config, args.batch_size)
     part_of(dataset.cases(), args.part_id, args.num_parts)
     summary = cli.configuration_text(
         config, backend=args.backend, model_path=str(path), model_sha256=sha256(read_bytes(path)).hexdigest(),
         out_dir=args.out_dir, batch_size=args.batch_size, images=len(dataset))
-    print(summary)
+    if found.rank == 0:
+        print(summary)
     if not args.dry_run:
         cli.backend_module(args.backend, "runtime").set_mixed_precision(config.compute.mixed_precision)
         model, diffusion, _ = cli.backend_module(args.backend, "script_util").load_model_and_diffusion(path)
+        group = cli.backend_module(args.backend, "dist_util").setup_dist()
         sampler = cli.backend_module(args.backend, "sample_util").EnsembleSampler(
             model, diffusion, config.sampling, NoiseTape(config.seed))
         sampling.run_sampling(
             sampler, dataset, args.out_dir, args.batch_size, config.sampling.threshold, summary,
-            config.sampling.fusion, args.part_id, args.num_parts, args.resume)
+            config.sampling.fusion, args.part_id, args.num_parts, args.resume, group)
+        group.close()
 
 
 if __name__ == "__main__":

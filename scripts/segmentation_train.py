@@ -4,7 +4,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guided_diffusion_core import cli, training  # noqa: E402
+from guided_diffusion_core import cli, processes, training  # noqa: E402
 from guided_diffusion_core.config import resolve  # noqa: E402
 from guided_diffusion_core.data import open_dataset  # noqa: E402
 from guided_diffusion_core.validation import open_validation  # noqa: E402
@@ -18,23 +18,29 @@ def main():
                         help="go on from the last checkpoint of --out_dir, or from that of another folder, with its "
                              "configuration")
     args = parser.parse_args()
+    found = processes.launched_for(args.backend)
+    processes.explain_termination(found, "--resume last")
     if args.resume:
         step, config, networks, validated = training.resumed_config(
-            args.resume, args.out_dir, cli.given_settings(args))
+            args.resume, args.out_dir, cli.given_settings(args), found.size)
     else:
         step, networks, validated = 0, None, None
-        config = resolve(cli.given_settings(args), preset=cli.chosen_preset(args))
+        config = resolve(cli.given_settings(args), preset=cli.chosen_preset(args)).replace(processes=found.size)
     dataset = open_dataset(config.data, config.model.image_size, "Training", need_masks=True)
     config = training.fit_to_data(config, dataset, in_ch_given=hasattr(args, "in_ch"),
                                   mask_channels_given=hasattr(args, "mask_channels"))
     validation = open_validation(config, args.out_dir, training.last_step(config.training), validated)
     summary = cli.configuration_text(config, backend=args.backend, out_dir=args.out_dir, examples=len(dataset))
-    print(summary)
+    if found.rank == 0:
+        print(summary)
     if not args.dry_run:
         cli.backend_module(args.backend, "runtime").set_mixed_precision(config.compute.mixed_precision)
-        training.prepare_run(args.out_dir, summary)
+        if found.rank == 0:
+            training.prepare_run(args.out_dir, summary)
+        group = cli.backend_module(args.backend, "dist_util").setup_dist()
         loop = cli.backend_module(args.backend, "train_util").create_train_loop(config, dataset, step, networks)
         training.run_training(loop, config, args.out_dir, validation)
+        group.close()
 
 
 if __name__ == "__main__":

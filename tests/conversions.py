@@ -9,7 +9,7 @@ import pytest
 from conftest import BACKENDS, ROOT
 from small import random_state, small_config
 
-from guided_diffusion_core import convert
+from guided_diffusion_core.conversion import convert
 from guided_diffusion_core.state_shapes import state_shapes
 from guided_diffusion_core.unet_plan import make_plan
 

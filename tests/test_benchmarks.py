@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import BACKENDS, ROOT, Backend
 
-from benchmarks import operations, report, run
-from benchmarks.cases import Case, plan, settings
+from benchmarks import operations, report, run, scaling
+from benchmarks.cases import SCALING, Case, make_cases, plan, settings
 from benchmarks.peer import check_folder
 from benchmarks.worker import PEER
 from guided_diffusion_core.errors import UserError
@@ -69,6 +69,33 @@ def test_implementations_that_compute_something_else_are_refused(tmp_path):
 def test_a_folder_without_the_original_is_refused(tmp_path):
     with pytest.raises(UserError, match="script_util.py"):
         check_folder(tmp_path)
+
+
+def test_scaling_varies_one_quantity_at_a_time_and_gives_its_power(tmp_path):
+    cases = make_cases(["scaling"], ["new"], [64], 128)
+    assert len({case.name for case in cases}) == len(cases) == sum(map(len, SCALING.values())) - len(SCALING) + 1
+    rows = [{"case": case, "implementation": "pytorch", "memory": 7.0,
+             "seconds": 1e-4 * case.size**2 * case.width**1.5 * case.steps / case.processes} for case in cases]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in scaling.table(rows).splitlines()
+             if line.startswith("| ")][1:]
+    exponents = {name: {row[3] for row in lines if row[0] == unit} - {""} for name, unit in scaling.UNITS.items()}
+    assert exponents == {"size": {"2.00"}, "width": {"1.50"}, "steps": {"1.00"}, "members": {"0.00"},
+                         "batch": {"0.00"}, "processes": {"-1.00"}}
+    scaling.plot(rows, tmp_path / "scaling.png")
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_processes_of_a_group_work_at_the_same_time_and_their_shares_add_up(tmp_path, count):
+    case = {"what": "evaluation", "version": "new", "size": 32, "batch": 1, "width": 32}
+    job = {"implementation": BACKENDS[0], "peer": "", "case": case, "threads": 1}
+    group = run.Group(job, tmp_path, count)
+    try:
+        answer = group.repeat()
+    finally:
+        group.stop()
+    assert answer["memory_mib"] >= count * 0.9 * group.ready["memory_mib"]
+    assert len(list(tmp_path.glob("*/*.npz"))) == count
 
 
 def command(*arguments):

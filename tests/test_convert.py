@@ -21,13 +21,14 @@ from conversions import (  # noqa: F401
 )
 from small import NETWORK
 
-from guided_diffusion_core import checkpoint, config, convert
+from guided_diffusion_core import checkpoint, config
+from guided_diffusion_core.conversion import convert
+from guided_diffusion_core.conversion.infer_config import VISIBLE, infer
+from guided_diffusion_core.conversion.pickles import write_pkl
+from guided_diffusion_core.conversion.torch_files import write_pt
 from guided_diffusion_core.errors import UserError
-from guided_diffusion_core.infer_config import VISIBLE, infer
 from guided_diffusion_core.initialization import initial_state
-from guided_diffusion_core.pickles import write_pkl
 from guided_diffusion_core.state_shapes import state_shapes
-from guided_diffusion_core.torch_files import write_pt
 from guided_diffusion_core.unet_plan import make_plan
 
 

@@ -7,7 +7,8 @@ import pytest
 from conftest import BACKENDS, ROOT
 from conversions import FLAGS, command, source, weights  # noqa: F401
 
-from guided_diffusion_core import checkpoint, convert, verify
+from guided_diffusion_core import checkpoint
+from guided_diffusion_core.conversion import convert, verify
 from guided_diffusion_core.errors import UserError
 
 CONVERT_WITHOUT = """

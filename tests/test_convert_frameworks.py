@@ -16,9 +16,9 @@ from conversions import (  # noqa: F401
     zipped,
 )
 
-from guided_diffusion_core import convert
-from guided_diffusion_core.pickles import read_pkl, write_pkl
-from guided_diffusion_core.torch_files import read_pt, write_pt
+from guided_diffusion_core.conversion import convert
+from guided_diffusion_core.conversion.pickles import read_pkl, write_pkl
+from guided_diffusion_core.conversion.torch_files import read_pt, write_pt
 
 
 @needs_pytorch

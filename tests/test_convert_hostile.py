@@ -17,10 +17,10 @@ from conversions import (  # noqa: F401
     zipped,
 )
 
-from guided_diffusion_core import convert
+from guided_diffusion_core.conversion import convert
+from guided_diffusion_core.conversion.pickles import read_pkl
+from guided_diffusion_core.conversion.torch_files import read_pt, write_pt
 from guided_diffusion_core.errors import UserError
-from guided_diffusion_core.pickles import read_pkl
-from guided_diffusion_core.torch_files import read_pt, write_pt
 
 
 class Payload:

@@ -12,11 +12,12 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from guided_diffusion_core import checkpoint, config, demo
+from guided_diffusion_core import checkpoint, config
 from guided_diffusion_core.data import list_truths, open_dataset
 from guided_diffusion_core.data.images import read_mask
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.outputs import CaseWriter
+from guided_diffusion_core.records import demo
 
 STEP_SECONDS = 0.5
 

@@ -21,8 +21,9 @@ from PIL import Image
 from small import small_config
 from test_commands import command  # noqa: F401
 
-from guided_diffusion_core import checkpoint, convert, evaluation, sampling
+from guided_diffusion_core import checkpoint, evaluation, sampling
 from guided_diffusion_core.config import DataConfig
+from guided_diffusion_core.conversion import convert
 from guided_diffusion_core.data import checking, list_files, list_truths, open_dataset, phantoms
 from guided_diffusion_core.data.inventory import take_inventory
 from guided_diffusion_core.data.isic import find_pairs

@@ -14,7 +14,7 @@ from guided_diffusion_core.data.dataset import Case
 from guided_diffusion_core.data.phantoms import write_brats_phantom
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.overlay import COLOURS, displayed
-from guided_diffusion_core.overview import OverviewRow, write_overview
+from guided_diffusion_core.records.overview import OverviewRow, write_overview
 
 IMAGE = Case("ISIC_0000001", (4,), (45, 71))
 

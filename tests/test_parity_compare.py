@@ -8,7 +8,7 @@ import pytest
 from guided_diffusion_core.errors import UserError
 from parity import compare
 from parity.compare import AGREE, DIVERGED, INCOMPLETE, compare_case, compare_dumps
-from parity.dump import MOVED, PLAIN, Dump, Entry, Section, read_dump, section_stem, write_section
+from parity.dump import LAYERS, MOVED, PLAIN, Dump, Entry, Section, read_dump, section_stem, write_section
 from parity.ledger import AcceptedGap
 from parity.protocol import Case
 from parity.result import EXIT_CODES, result_tree, stale_gaps, state_of
@@ -40,10 +40,10 @@ def made_dump(folder, change=lambda section: None, keys=None, suite="made"):
     folder.mkdir(parents=True, exist_ok=True)
     dump = Dump(folder, folder.name, {"framework": "1"}, {"suite": suite})
     for precision, variant in keys or [(precision, variant) for precision in ("float64", "float32")
-                                       for variant in (PLAIN, *MOVED)]:
+                                       for variant in (PLAIN, *MOVED[PLAIN])]:
         section = made_section(precision, variant)
         change(section)
-        if variant in MOVED:
+        if variant in MOVED[PLAIN]:
             truth = made_section("float64", PLAIN)
             change(truth)
             section.errors = {entry.key: list(distance(truth.array(entry), section.array(entry)))
@@ -177,11 +177,47 @@ def test_accepted_gaps_are_used_and_stale_ones_fail(tmp_path, monkeypatch):
 @pytest.mark.parametrize("keys, missing", [
     ([("float32", PLAIN)], "reference in float64"),
     ([("float64", PLAIN), ("float32", PLAIN)], "own error"),
+    ([("float64", PLAIN), ("float32", PLAIN), ("float32", MOVED[PLAIN][0])], "own error"),
 ])
 def test_a_reference_without_its_runs_is_incomplete(tmp_path, keys, missing):
     reference = made_dump(tmp_path / "reference", keys=keys)
     verdict = compare_case(reference, made_dump(tmp_path / "candidate"), CASE, "float32")
     assert verdict.state == INCOMPLETE and missing in verdict.missing[0]
+
+
+def summed_alone(folder, errors, who):
+    """A dump of one layer alone: one number, the sum of 3e4 that nearly cancel.
+
+    errors: variant -> relative error of the number in float32; the reference has all of them.
+    """
+    folder.mkdir()
+    dump = Dump(folder, who, {}, {})
+    for precision, variant, error in (("float64", LAYERS, 0.0), *(("float32", *pair) for pair in errors.items())):
+        section = Section("gradients/made", precision, variant)
+        if variant == LAYERS:
+            section.tensors = {"sum": np.array([3.0 * (1 + error)], precision)}
+            section.entries = [Entry("gradient", "first#0.bias", "sum", precision, (1,))]
+        else:
+            section.errors = {"gradient/first#0.bias": [3.0 * error, 3.0 * error]}
+        write_section(folder, section)
+        dump.add(section.key, section_stem(*section.key))
+    return read_dump(folder)
+
+
+@pytest.mark.parametrize("error, draws, state", [
+    (1e-5, (0.0, 0.0, 0.0), DIVERGED),
+    (1e-5, (2e-6, 1e-8, 0.0), AGREE),
+    (1e-5, (0.0, 1e-8, 2e-6), AGREE),
+    (1e-4, (0.0, 1e-8, 2e-6), DIVERGED),
+    (0.0, (2e-6, 2e-6), INCOMPLETE),
+])
+def test_one_lucky_run_of_a_layer_alone_does_not_decide(tmp_path, error, draws, state):
+    """The reference's plain run has the number right to the bit, by luck; any draw that has not says what is allowed."""
+    reference = summed_alone(tmp_path / "a", {LAYERS: 0.0, **dict(zip(MOVED[LAYERS], draws))}, "reference")
+    candidate = summed_alone(tmp_path / "b", {LAYERS: error}, "candidate")
+    verdict = compare_case(reference, candidate, "gradients/made", "float32", LAYERS)
+    assert verdict.state == state
+    assert bool(verdict.missing) is (state == INCOMPLETE)
 
 
 def test_a_candidate_that_did_not_run_is_incomplete(reference, tmp_path):

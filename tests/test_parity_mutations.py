@@ -16,7 +16,8 @@ KINDS = ("eps", "groups", "gelu", "relu", "transposed", "swapped-weights", "atte
          "swapped-skip", "dropped-skip", "off-by-one", "sine", "schedule", "variance-branch", "posterior", "zero-grad",
          "bias-correction", "eps-under-root", "coupled", "average-off", "average-before", "detached", "align-corners",
          "nearest", "momentum", "biased-variance", "evaluating", "dropout-scale", "nan", "stale-buffer", "batch-order",
-         "dropped-microbatch", "clipped", "detached-fourier", "late-restart", "resumed-without", "validation-leaves")
+         "dropped-microbatch", "clipped", "detached-fourier", "late-restart", "resumed-without", "validation-leaves",
+         "augmentation-left-out", "augmented-image")
 
 
 def rows(text):

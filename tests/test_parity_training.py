@@ -10,7 +10,6 @@ import pytest
 from conftest import BACKENDS, Backend
 from small import RandomDataset, computing, small_config
 
-from guided_diffusion_core.data.stream import TrainingStream
 from guided_diffusion_core.initialization import initial_state, moved_by_one_ulp
 from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.state_shapes import state_shapes

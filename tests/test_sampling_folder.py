@@ -163,7 +163,42 @@ def test_kill_9_and_continue_give_the_files_of_an_uninterrupted_run(tmp_path):
         assert process.wait() == -signal.SIGKILL
         assert len(list(folder.glob("*_mask*"))) < 5
     run(folder, batch_size=1, resume=True)
-    assert {name: data for name, data in contents(folder).items() if ".writing-" not in name} == alone
+    assert contents(folder) == alone
+
+
+KILLED_WHILE_IT_WRITES = """
+import os, signal, sys
+sys.path[:0] = ["tests", "."]
+from pathlib import Path
+import test_sampling_folder as tests
+
+rename = os.replace
+def killing(source, target):
+    if target.endswith("v2_mask.nii.gz"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
+
+os.replace = killing
+tests.run(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_the_half_written_file_of_a_killed_process_is_removed(tmp_path, whole, resume):
+    """Not what a process that lives, or one of another machine, is writing."""
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_IT_WRITES, str(tmp_path)], cwd=ROOT,
+                            stderr=subprocess.DEVNULL)
+    assert killed.returncode == -signal.SIGKILL
+    left, = (path for path in tmp_path.iterdir() if ".writing-" in path.name)
+    assert left.name.startswith("v2_mask.nii.gz.writing-")
+    start, dead = left.name.rpartition("-")[::2]
+    others = {f"{start}-{os.getppid()}", f"v1_mask.nii.gz.writing-of-another.machine-{dead}", "notes.writing-down"}
+    for name in others:
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / f"{start}-{os.getpid()}").write_bytes(b"of an earlier process whose number is this one's")
+    run(tmp_path, resume=resume)
+    found = contents(tmp_path)
+    assert found.keys() == whole.keys() | others and {name: found[name] for name in whole} == whole
 
 
 @pytest.mark.parametrize("num_parts", [2, 3, 7])

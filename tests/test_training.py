@@ -16,6 +16,7 @@ from guided_diffusion_core import checkpoint, training
 from guided_diffusion_core.data.phantoms import write_isic_phantoms
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.noise import TRAIN_NOISE, TRAIN_TIMESTEP, NoiseTape
+from guided_diffusion_core.processes import Alone
 from guided_diffusion_core.state_shapes import is_buffer
 
 
@@ -246,6 +247,8 @@ def test_nan_in_the_data_reaches_the_loss(backend):
 
 class FakeLoop:
     """A loop without a framework: the loss falls, and is NaN from a step on."""
+
+    group = Alone()
 
     def __init__(self, nan_from=10**9, after_step=None):
         self.nan_from, self.after_step, self.step = nan_from, after_step, 0

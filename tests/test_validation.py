@@ -15,6 +15,7 @@ from guided_diffusion_core.data import list_truths, open_dataset
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.evaluation import evaluate
 from guided_diffusion_core.noise import NoiseTape
+from guided_diffusion_core.processes import Alone
 from guided_diffusion_core.sampling import run_sampling
 from guided_diffusion_core.validation import Validation, open_validation
 
@@ -50,6 +51,8 @@ def truth_masks(data):
 
 class FakeLoop:
     """A loop without a framework, whose masks after a step are `predict(step, truth)`."""
+
+    group = Alone()
 
     def __init__(self, data, predict, step=0):
         self.truths, self.predict, self.step, self.asked = truth_masks(data), predict, step, []

@@ -13,31 +13,35 @@ class TrainingStream:
     framework with any number of processes, batches of `batch_size`, gives the same run.
 
     dataset:    `Dataset` with masks. tape: `NoiseTape`.
-    batch_size: examples per optimizer step. max_steps: steps of the whole run.
+    batch_size: examples per optimizer step, of all processes. max_steps: steps of the whole run.
     start_step: steps that are done already; the stream starts behind them.
     augment:    `Augmentation`, or None for the examples as they are.
+    slots:      the places in every batch that this stream is made of; None: all.
     """
 
-    def __init__(self, dataset, tape, batch_size, max_steps, start_step=0, augment=None):
+    def __init__(self, dataset, tape, batch_size, max_steps, start_step=0, augment=None, slots=None):
         self.dataset, self.tape, self.augment = dataset, tape, augment
-        self._start, self._end = start_step * batch_size, max_steps * batch_size
+        self.batch_size, self.slots = batch_size, range(batch_size) if slots is None else slots
+        self._start, self._steps = start_step, max(0, max_steps - start_step)
         self._epoch, self._order = None, None
 
     def __len__(self):
-        return max(0, self._end - self._start)
+        return self._steps * len(self.slots)
 
     def __getitem__(self, k):
         """Image (C, S, S) and mask (K, S, S), float32, of the k-th example from the start step on."""
         if not 0 <= k < len(self):
             raise IndexError(f"example {k} of {len(self)}")
-        epoch, place = divmod(self._start + k, len(self.dataset))
+        step, index = divmod(k, len(self.slots))
+        number = (self._start + step) * self.batch_size + self.slots[index]
+        epoch, place = divmod(number, len(self.dataset))
         if epoch != self._epoch:
             self._order = self.tape.permutation(TRAIN_ORDER, len(self.dataset), step=epoch)
             self._epoch = epoch
         example = self.dataset[int(self._order[place])]
         if self.augment is None:
             return example.image, example.mask
-        return self.augment(example.image, example.mask, self._start + k)
+        return self.augment(example.image, example.mask, number)
 
 
 class ErrorCarrier:

@@ -3,18 +3,15 @@ from unittest import mock
 
 import numpy as np
 
-from parity.faults.planting import assign, fault
+from parity.faults.planting import assign, fault, replaced
 
 
 @fault("a restart of the learning rate one step late", "learning rate step 2")
 def late_restart(port):
-    training = port.module("train_util")
-    original = training.learning_rate
-
-    def late(lr, steps, step, schedule, cycles):
+    def late(original, lr, steps, step, schedule, cycles):
         begins = schedule == "cosine-restarts" and step and step * cycles % steps == 0
         return original(lr, steps, step, "cosine" if begins else schedule, cycles)
-    return mock.patch.object(training, "learning_rate", late)
+    return replaced(port.module("train_util"), "learning_rate", late)
 
 
 @fault("no warm-up of the moving average", "average *")
@@ -24,26 +21,20 @@ def average_without_warmup(port):
 
 @fault("time steps drawn by their losses without weights that undo it", "loss total, step 0")
 def importance_weights(port):
-    sampler = port.module("resample").ScheduleSampler
-    original = sampler.sample
-
-    def unweighted(self, uniforms):
+    def unweighted(original, self, uniforms):
         t, weights = original(self, uniforms)
         return t, 0 * weights + port.runtime.scalar(1.0)
-    return mock.patch.object(sampler, "sample", unweighted)
+    return replaced(port.module("resample").ScheduleSampler, "sample", unweighted)
 
 
 def _changed_restore(port, change):
     """Let a resumed loop follow change(loop, networks of the checkpoint, before): before what it was."""
-    loop = port.module("train_util").TrainLoop
-    original = loop.restore
-
-    def restore(self, step, networks):
+    def restore(original, self, step, networks):
         before = [[port.runtime.to_numpy(value) for value in averages] for averages in self.ema_params]
         original(self, step, networks)
         change(self, networks, before)
         port.runtime.synchronize()
-    return mock.patch.object(loop, "restore", restore)
+    return replaced(port.module("train_util").TrainLoop, "restore", restore)
 
 
 def _moments(loop, networks):
@@ -80,21 +71,18 @@ def resumed_at_step_zero(port):
 
 @fault("validation leaves the network in sampling mode", "noise tape: *")
 def validation_leaves_eval(port):
-    loop = port.module("train_util").TrainLoop
-    original = loop.average_sampler
-
-    def leaving(self, config, sampling):
+    def leaving(original, self, config, sampling):
         self.model.eval()
         return original(self, config, sampling)
-    return mock.patch.object(loop, "average_sampler", leaving)
+    return replaced(port.module("train_util").TrainLoop, "average_sampler", leaving)
 
 
 @fault("validation of the network instead of its moving average", "members step 0")
 def validation_of_the_network(port):
     loop = port.module("train_util").TrainLoop
-    original = loop.average_sampler
 
-    def of_the_network(self, config, sampling):
-        with mock.patch.object(loop, "_average_state", lambda self, state, averages: state):  # checkpoints need it too
+    def of_the_network(original, self, config, sampling):
+        # not longer: checkpoints need it too
+        with mock.patch.object(loop, "_average_state", lambda self, state, averages: state):
             return original(self, config, sampling)
-    return mock.patch.object(loop, "average_sampler", of_the_network)
+    return replaced(loop, "average_sampler", of_the_network)

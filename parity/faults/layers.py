@@ -6,6 +6,7 @@ import numpy as np
 from parity.capture import FORWARD
 from parity.faults.planting import (
     assign, changed_forward, changed_model, changed_result, changed_weights, concatenated, constant, fault, library,
+    replaced,
 )
 
 
@@ -57,17 +58,13 @@ def swapped_weights(port):
 
 @fault("attention scaled by 1 / channels instead of its root", "input_blocks.3.1.attention")
 def attention_scale(port):
-    network = port.module("unet")
-    original = network.scaled_attention
-    return mock.patch.object(network, "scaled_attention", lambda q, k, v: original(
+    return replaced(port.module("unet"), "scaled_attention", lambda original, q, k, v: original(
         q * port.runtime.scalar(q.shape[1] ** -0.5), k, v))
 
 
 @fault("softmax over the queries instead of the keys", "input_blocks.3.1.attention")
 def softmax_axis(port):
-    network = port.module("unet")
-    original = network.softmax
-    return mock.patch.object(network, "softmax", lambda x: original(x.permute(0, 2, 1)).permute(0, 2, 1))
+    return replaced(port.module("unet"), "softmax", lambda original, x: original(x.permute(0, 2, 1)).permute(0, 2, 1))
 
 
 @fault("skip and features joined in the wrong order", "network")
@@ -82,20 +79,17 @@ def dropped_skip(port):
 
 @fault("time embedding of the next time step", "network")
 def time_step_off_by_one(port):
-    network = port.module("unet")
-    original = network.timestep_embedding
-    return mock.patch.object(network, "timestep_embedding", lambda t, dim: original(t + 1, dim))
+    return replaced(port.module("unet"), "timestep_embedding", lambda original, t, dim: original(t + 1, dim))
 
 
 @fault("sines before cosines in the time embedding", "network")
 def sine_and_cosine_swapped(port):
-    network, (framework, _) = port.module("unet"), library(port)
-    original, join = network.timestep_embedding, framework.concat
+    framework, _ = library(port)
 
-    def swapped(t, dim):
+    def swapped(original, t, dim):
         embedding = original(t, dim)
-        return join([embedding[:, dim // 2:], embedding[:, :dim // 2]], dim=1)
-    return mock.patch.object(network, "timestep_embedding", swapped)
+        return framework.concat([embedding[:, dim // 2:], embedding[:, :dim // 2]], dim=1)
+    return replaced(port.module("unet"), "timestep_embedding", swapped)
 
 
 @fault("upsampling with aligned corners", "hwm.tu.1")  # tu.0 enlarges a single pixel

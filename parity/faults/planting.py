@@ -38,6 +38,12 @@ def control(about):
     return lambda plant: CONTROLS.append(Fault(plant.__name__.replace("_", "-"), about, "", plant)) or plant
 
 
+def replaced(owner, name, change):
+    """Let an attribute of a module or a class, called with some arguments, be change(what it was, *arguments)."""
+    original = getattr(owner, name)
+    return mock.patch.object(owner, name, lambda *args, **keywords: change(original, *args, **keywords))
+
+
 def changed_model(port, change):
     """Apply change(modules by name) to every network that the port builds."""
     build = port.build

@@ -5,56 +5,44 @@ import numpy as np
 
 from guided_diffusion_core import sampling
 from guided_diffusion_core.noise import NoiseTape
-from parity.faults.planting import fault
+from parity.faults.planting import fault, replaced
 
 
 @fault("x_0 not clipped", "state diffusion.q_posterior_mean_variance#0 given 0")
 def clip_left_out(port):
-    process = port.module("gaussian_diffusion").GaussianDiffusion
-    original = process._reverse_step
-    return mock.patch.object(process, "_reverse_step",
-                             lambda self, out, x_t, t, clip_denoised: original(self, out, x_t, t, False))
+    return replaced(port.module("gaussian_diffusion").GaussianDiffusion, "_reverse_step",
+                    lambda original, self, out, x_t, t, clip_denoised: original(self, out, x_t, t, False))
 
 
 @fault("DDIM's coefficients of the next time step", "state diffusion.ddim_sample#?.sample")
 def ddim_coefficients(port):
-    process = port.module("gaussian_diffusion")
-    original = process.ddim_coefficients
-    return mock.patch.object(process, "ddim_coefficients", lambda tables, eta: tuple(
+    return replaced(port.module("gaussian_diffusion"), "ddim_coefficients", lambda original, tables, eta: tuple(
         np.roll(values, 1) for values in original(tables, eta)))
 
 
 @fault("DPM-Solver's extrapolation twice as far", "state diffusion.dpm_solver_sample#1.sample")
 def dpm_solver_extrapolation(port):
-    solver = port.module("dpm_solver")
-    original = solver.dpm_solver_coefficients
-
-    def far(tables):
+    def far(original, tables):
         xstart_coef, before_coef, x_t_coef = original(tables)
         return xstart_coef - before_coef, 2 * before_coef, x_t_coef
-    return mock.patch.object(solver, "dpm_solver_coefficients", far)
+    return replaced(port.module("dpm_solver"), "dpm_solver_coefficients", far)
 
 
 @fault("noise added in the last step too", "state diffusion.p_sample#5.sample")
 def noise_in_last_step(port):
-    process = port.module("gaussian_diffusion").GaussianDiffusion
-    original = process.p_sample
-
-    def noisy(self, *args, **keywords):
+    def noisy(original, self, *args, **keywords):
         with mock.patch.object(self, "adds_noise", np.ones(self.num_timesteps)):
             return original(self, *args, **keywords)
-    return mock.patch.object(process, "p_sample", noisy)
+    return replaced(port.module("gaussian_diffusion").GaussianDiffusion, "p_sample", noisy)
 
 
 @fault("one noise for all members of an ensemble", "noise tape: *")
 def members_share_noise(port):
-    original = NoiseTape.normal_batch
-    return mock.patch.object(NoiseTape, "normal_batch", lambda self, site, shape, *, step, cases, members=None:
-                             original(self, site, shape, step=step, cases=cases))
+    return replaced(NoiseTape, "normal_batch", lambda original, self, site, shape, *, step, cases, members=None:
+                    original(self, site, shape, step=step, cases=cases))
 
 
 @fault("minimum instead of mean of the ensemble", "probability *")
 def minimum_fusion(port):
-    original = sampling.fuse
-    return mock.patch.object(sampling, "fuse", lambda members, rule: (
+    return replaced(sampling, "fuse", lambda original, members, rule: (
         np.clip(members.min(axis=0), 0, 1), original(members, rule)[1]))

@@ -4,63 +4,67 @@ from unittest import mock
 
 import numpy as np
 
-from parity.faults.planting import WEIGHT_DECAY, changed_adamw, constant, fault, library, overwritten_update
+from parity.faults.planting import WEIGHT_DECAY, changed_adamw, constant, fault, library, overwritten_update, replaced
 
 
 @fault("gradients of the step before not cleared", "gradient time_embed.0.weight, step 1")
 def missing_zero_grad(port):
-    loop = port.module("train_util").TrainLoop
-    original, left = loop.forward_backward, {}
+    left = {}
 
-    def accumulating(self, batch):
+    def accumulating(original, self, batch):
         values, gradients = original(self, batch)
         before = left.get(id(self))
         gradients = gradients if before is None else [a + b for a, b in zip(gradients, before)]
         left[id(self)] = gradients
         return values, gradients
-    return mock.patch.object(loop, "forward_backward", accumulating)
+    return replaced(port.module("train_util").TrainLoop, "forward_backward", accumulating)
 
 
 @fault("only the first microbatch trained", "noise tape: *")
 def dropped_microbatch(port):
-    loop = port.module("train_util").TrainLoop
-    original = loop.forward_backward
-    return mock.patch.object(loop, "forward_backward",
-                             lambda self, batch: original(self, batch[:self.microbatch]))
+    return replaced(port.module("train_util").TrainLoop, "forward_backward",
+                    lambda original, self, batch: original(self, batch[:self.microbatch]))
 
 
 @fault("examples of a batch in reverse order", "input batch, step 0")
 def batch_order(port):
-    training, (framework, _) = port.module("train_util"), library(port)
-    original = training.make_loader
+    framework, _ = library(port)
 
     def reverse(tensor):
         return framework.concat([tensor[k:k + 1] for k in reversed(range(tensor.shape[0]))], dim=0)
 
-    def reversing(*args, **keywords):
+    def reversing(original, *args, **keywords):
         for batch, cond in original(*args, **keywords):
             yield reverse(batch), reverse(cond)
-    return mock.patch.object(training, "make_loader", reversing)
+    return replaced(port.module("train_util"), "make_loader", reversing)
+
+
+@fault("no augmentation", "noise tape: *")
+def augmentation_left_out(port):
+    return mock.patch.object(port.module("train_util"), "create_augmentation", lambda *given: None)
+
+
+@fault("augmentation of the images without their masks", "input batch, step 0")
+def augmented_image_alone(port):
+    def of_images(original, *given):
+        augment = original(*given)
+        return augment and (lambda image, mask, place: (augment(image, mask, place)[0], mask))
+    return replaced(port.module("train_util"), "create_augmentation", of_images)
 
 
 @fault("gradients clipped to norm 1", "gradient time_embed.0.weight, step 0")
 def clipped_gradient(port):
-    training = port.module("train_util")
-    original = training.gradients
-
-    def clipped(loss, params):
+    def clipped(original, loss, params):
         found = original(loss, params)
         norm = np.sqrt(sum(np.sum(np.float64(port.runtime.to_numpy(value)) ** 2) for value in found))
         return [value * port.runtime.scalar(float(min(1.0, 1.0 / norm))) for value in found]
-    return mock.patch.object(training, "gradients", clipped)
+    return replaced(port.module("train_util"), "gradients", clipped)
 
 
 @fault("learning rate of the step before", "learning rate step 1")
 def late_learning_rate(port):
-    training = port.module("train_util")
-    original = training.learning_rate
-    return mock.patch.object(training, "learning_rate",
-                             lambda lr, steps, step, *rest: original(lr, steps, max(step - 1, 0), *rest))
+    return replaced(port.module("train_util"), "learning_rate",
+                    lambda original, lr, steps, step, *rest: original(lr, steps, max(step - 1, 0), *rest))
 
 
 @fault("Adam without bias correction", "update time_embed.0.weight, step 0")
@@ -91,7 +95,6 @@ def average_off(port):
 @fault("moving averages updated before the step", "average *")
 def average_before_step(port):
     training, before = port.module("train_util"), {}
-    original = training.update_ema
 
     def remember(optimizer, step, gradients, lr):
         before["params"] = [constant(port, port.runtime.to_numpy(param)) for param in optimizer.params]
@@ -99,8 +102,8 @@ def average_before_step(port):
 
     @contextlib.contextmanager
     def both():
-        with changed_adamw(port, remember), mock.patch.object(
-                training, "update_ema", lambda targets, sources, rate: original(
+        with changed_adamw(port, remember), replaced(
+                training, "update_ema", lambda original, targets, sources, rate: original(
                     targets, before.get("params", sources), rate)):
             yield
     return both()

@@ -17,12 +17,12 @@ import numpy as np
 from guided_diffusion_core import checkpoint
 from guided_diffusion_core import config as configuration
 from guided_diffusion_core.config import Config
+from guided_diffusion_core.conversion.infer_config import infer
+from guided_diffusion_core.conversion.pickles import read_pkl, write_pkl
+from guided_diffusion_core.conversion.torch_files import read_pt, write_pt
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.files import READ_ERRORS, read_bytes, write_atomic
-from guided_diffusion_core.infer_config import infer
-from guided_diffusion_core.pickles import read_pkl, write_pkl
 from guided_diffusion_core.state_shapes import state_shapes
-from guided_diffusion_core.torch_files import read_pt, write_pt
 from guided_diffusion_core.unet_plan import make_plan
 
 PREFIX = "module."  # of a network saved inside DistributedDataParallel

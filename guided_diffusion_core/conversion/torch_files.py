@@ -11,7 +11,7 @@ import zipfile
 
 import numpy as np
 
-from guided_diffusion_core.pickles import (
+from guided_diffusion_core.conversion.pickles import (
     Callable,
     Forbidden,
     Names,

@@ -11,7 +11,7 @@ from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.files import make_writable_folder
 from guided_diffusion_core.outputs import MASK, UNCERTAINTY, find_output, read_output
-from guided_diffusion_core.overview import OverviewRow
+from guided_diffusion_core.records.overview import OverviewRow
 
 MARKER = ".medsegdiff-demo"  # a file in every folder that the demo has made
 COLUMNS = ("backend", "Dice", "IoU", "training s", "sampling s", "total s", "s per step")

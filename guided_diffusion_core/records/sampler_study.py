@@ -143,8 +143,12 @@ class Watched:
         self.runtime = cli.backend_module(point.backend, "runtime")
         self.process, self.course = None, []
 
-    def __call__(self, x, t):
-        out, cal = self.model(x, t)
+    def condition(self, image):
+        """The network's own, which sampling computes once."""
+        return self.model.condition(image)
+
+    def __call__(self, x, t, **keywords):
+        out, cal = self.model(x, t, **keywords)
         values, x_t = self.runtime.to_numpy(out), self.runtime.to_numpy(x)[:, -1:]
         if self.sampler == "ancestral-limited":
             values[:, 1:] = values[:, 1:].clip(-1, 1)

@@ -14,7 +14,7 @@ from guided_diffusion_core.evaluation import mask_agreement
 from guided_diffusion_core.evaluation.predictions import selected
 from guided_diffusion_core.metrics import count
 from guided_diffusion_core.outputs import MASK, find_output, read_output
-from guided_diffusion_core.sampler_study import Point
+from guided_diffusion_core.records.sampler_study import Point
 
 TITLES = {
     "ancestral": "ancestral, learned variance", "ddim": "DDIM, eta 0", "ddim-eta1": "DDIM, eta 1",

@@ -14,7 +14,7 @@ from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.data.volumes import read_volume
 from guided_diffusion_core.evaluation import mask_agreement
 from guided_diffusion_core.outputs import MASK, UNCERTAINTY, find_output, read_output
-from guided_diffusion_core.overview import OverviewRow, write_overview
+from guided_diffusion_core.records.overview import OverviewRow, write_overview
 
 # Flags of every recorded network, and of how it was trained.
 NETWORK = ["--image_size", "64", "--num_channels", "32", "--num_res_blocks", "2", "--num_heads", "1",

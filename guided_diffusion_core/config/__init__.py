@@ -1,0 +1,184 @@
+"""Every setting of the software, once: its name, default and help text.
+
+The command lines are built from these dataclasses (`cli.py`), a checkpoint carries them as JSON,
+and a preset is a named set of values for them.
+"""
+import dataclasses
+from dataclasses import dataclass
+
+from guided_diffusion_core.config.checks import check, ema_rates
+from guided_diffusion_core.config.presets import PRESET_NOTES, PRESETS
+from guided_diffusion_core.config.sections import (
+    FUSIONS,
+    LATER_SECTIONS,
+    NUM_CLASSES,
+    SECTIONS,
+    SOLVERS,
+    ComputeConfig,
+    DataConfig,
+    DiffusionConfig,
+    ModelConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
+from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.schedule import space_timesteps
+
+__all__ = [
+    "FUSIONS", "NUM_CLASSES", "PRESETS", "PRESET_NOTES", "SECTIONS", "ComputeConfig", "Config", "DataConfig",
+    "DiffusionConfig", "ModelConfig", "SamplingConfig", "TrainingConfig", "args_to_dict", "ema_rates", "from_dict",
+    "model_and_diffusion_defaults", "model_and_diffusion_settings", "process_steps", "resolve", "setting_names",
+    "split_settings", "take_over",
+]
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration of a run, as it is written into its checkpoints."""
+
+    preset: str = "none"
+    seed: int = 0
+    model: ModelConfig = ModelConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    compute: ComputeConfig = ComputeConfig()
+    normalisation: str = ""  # the rule by which the dataset scaled its intensities
+    processes: int = 1  # those of the launcher; batch_size and microbatch are of each
+
+    def to_dict(self):
+        """The configuration as nested dicts of JSON values."""
+        return dataclasses.asdict(self)
+
+    def replace(self, **values):
+        """A copy with some settings changed; names are unique over all sections."""
+        return resolve(values, base=self)
+
+
+def setting_names(*sections):
+    """Name -> section of every setting of the given sections (all sections if none given)."""
+    return {
+        field.name: section
+        for section in sections or SECTIONS
+        for field in dataclasses.fields(SECTIONS[section])
+    }
+
+
+def resolve(values, preset=None, base=None):
+    """Build a `Config`: defaults (or `base`), then the preset, then `values`.
+
+    values: dict of setting names (of any section; also "seed", "normalisation", "processes").
+    preset: a name of `PRESETS`, or None to keep the base's.
+    Raises KeyError for an unknown name and `UserError` for an unknown preset or value.
+    """
+    base = base or Config()
+    if preset is not None and preset not in PRESETS:
+        raise found_expected("--preset", repr(preset), " or ".join(PRESETS), "Choose one of them.")
+    below = dataclasses.asdict(base.sampling)
+    merged = take_over(values, take_over(PRESETS[preset], below) if preset else below)
+    where = setting_names()
+    top = {"preset": preset or base.preset}
+    changed = {section: {} for section in SECTIONS}
+    for name, value in merged.items():
+        if name in ("seed", "normalisation", "processes"):
+            top[name] = value
+        else:
+            changed[where[name]][name] = value
+    for section, settings in changed.items():
+        top[section] = dataclasses.replace(getattr(base, section), **settings)
+    config = dataclasses.replace(base, **top)
+    if "sample_steps" not in {**PRESETS.get(preset, {}), **values}:
+        steps = min(config.sampling.sample_steps, process_steps(config.diffusion))
+        config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, sample_steps=steps))
+    check(config)
+    return config
+
+
+def process_steps(diffusion):
+    """How many steps the process of a `DiffusionConfig` has."""
+    every = [diffusion.diffusion_steps]
+    return len(space_timesteps(diffusion.diffusion_steps, diffusion.timestep_respacing or every))
+
+
+def take_over(values, below):
+    """The settings `below` with `values` over them, both by name; a sampler that the values choose switches
+    the one below off, so that one flag is enough to change it. Where the values leave none but the ancestral
+    one, it takes all steps unless they say how many: a number meant for another sampler would spoil its masks.
+    """
+    if values.get("dpm_solver"):
+        below = {**below, "use_ddim": False}
+    elif values.get("use_ddim"):
+        below = {**below, "dpm_solver": False, "dynamic_thresholding": False}
+    elif "dpm_solver" in values:
+        below = {**below, "dynamic_thresholding": False}
+    chosen = {**below, **values}
+    if any(below.get(name) for name in SOLVERS) and not any(chosen[name] for name in SOLVERS if name in chosen):
+        chosen["sample_steps"] = values.get("sample_steps", 0)
+    return chosen
+
+
+def from_dict(tree, where="configuration"):
+    """Inverse of `Config.to_dict`; `where` names the file in errors.
+
+    A setting that an older version did not write has its default; one that is unknown here is refused.
+    """
+    try:
+        tree = {**{name: {} for name in LATER_SECTIONS}, **tree}
+        sections = {name: cls(**tree[name]) for name, cls in SECTIONS.items()}
+        config = Config(**{**tree, **sections})
+        for name in ("preset", "seed", "normalisation", "processes"):
+            _check_type(name, getattr(config, name), getattr(Config, name))
+        for section, cls in SECTIONS.items():
+            for field in dataclasses.fields(cls):
+                _check_type(field.name, getattr(sections[section], field.name), field.default)
+        return config
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{where}: the configuration inside is not one that this version reads ({error}); expected "
+            f"the sections {', '.join(SECTIONS)}. Use a checkpoint written by segmentation_train.py."
+        ) from error
+
+
+def _check_type(name, value, default):
+    """Raise TypeError for a value that is not of its default's type; a whole number is a float, too."""
+    if type(value) not in {type(default), int if isinstance(default, float) else None}:
+        raise TypeError(f"{name} is {value!r}")
+
+
+def model_and_diffusion_defaults():
+    """Name -> default of every setting of the network and the diffusion, as the original's function
+    of that name returns them."""
+    return {field.name: field.default for section in ("model", "diffusion")
+            for field in dataclasses.fields(SECTIONS[section])}
+
+
+def split_settings(settings):
+    """Settings by name as (those of `ModelConfig`, those of `DiffusionConfig`), two dicts.
+
+    The original's `use_fp16` and `dpm_solver` are taken while they are off. Raises `UserError` where
+    one is on, and TypeError for an unknown name.
+    """
+    settings = dict(settings)
+    for name, why, mend in (
+        ("use_fp16", "the network is the same in all precisions", "Call set_mixed_precision of `runtime`."),
+        ("dpm_solver", "the process is the same for all samplers", "Call dpm_solver_sample_loop_known of the process."),
+    ):
+        if settings.pop(name, False):
+            raise found_expected(name, True, f"False: {why}", mend)
+    where = setting_names("model", "diffusion")
+    unknown = [name for name in settings if name not in where]
+    if unknown:
+        raise TypeError(f"unknown settings: {', '.join(unknown)}")
+    return tuple({name: value for name, value in settings.items() if where[name] == section}
+                 for section in ("model", "diffusion"))
+
+
+def model_and_diffusion_settings(config):
+    """The same names with the values of a `Config`."""
+    return {**dataclasses.asdict(config.model), **dataclasses.asdict(config.diffusion)}
+
+
+def args_to_dict(args, keys):
+    """The attributes `keys` of `args` as a dict."""
+    return {key: getattr(args, key) for key in keys}

@@ -1,0 +1,1 @@
+"""What the recorded runs of `logs/` and the demo measure and show: tables, plots, pictures."""

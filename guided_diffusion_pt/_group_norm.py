@@ -1,0 +1,87 @@
+"""Group normalisation of large images whose channels come last in memory.
+
+There torch's own adds up all positions of a channel one after another in float32: at 256x256 its variance is
+off by 1.3e-5, a hundred times more than with the channels first. Here a few rows at a time are added up by
+themselves, which also stay in the processor's caches.
+"""
+from math import gcd
+
+import torch as th
+
+_POSITIONS = 64**2  # up to here torch's own is within 1.5e-6
+_STRIPS = 64  # the most parts of an image, of some rows each
+
+
+def _is_for(x):
+    """Whether x (N, C, ...) is so large and in that order in memory."""
+    return (x.dim() == 4 and x.shape[2] * x.shape[3] > _POSITIONS and not x.is_contiguous()
+            and x.is_contiguous(memory_format=th.channels_last))
+
+
+def _strips(x):
+    """x (N, C, H, W) without a copy as (N, strips, positions of a strip, C)."""
+    n, channels, height, _ = x.shape
+    return x.permute(0, 2, 3, 1).view(n, gcd(height, _STRIPS), -1, channels)
+
+
+def _statistics(x, groups):
+    """Mean and variance (N, groups) of x (N, C, H, W), in float64."""
+    def of_strip(strip):
+        positions, channels = strip.shape
+        image = strip.view(1, 1, positions, channels).permute(0, 3, 1, 2)
+        return th.native_group_norm(image, None, None, 1, channels, positions, groups, 0.0)[1:]
+
+    found = [th.stack([th.cat(of_strip(strip)) for strip in image]) for image in _strips(x)]
+    means, roots = th.stack(found).double().unbind(2)  # (N, strips, groups)
+    mean = means.mean(1)
+    return mean, (roots ** -2 + (means - mean[:, None]) ** 2).mean(1)
+
+
+def _sums(gradient, x):
+    """Sums over the positions of the gradient and of its product with x, both (N, C, H, W): float64 (N, C)."""
+    found = [th.stack([th.stack([strip.sum(0), (strip * values).sum(0)]) for strip, values in zip(*images)])
+             for images in zip(_strips(gradient), _strips(x))]
+    return th.stack(found).double().sum(1).unbind(1)
+
+
+class _GroupNorm(th.autograd.Function):
+    """Group normalisation (Wu & He 2018, arXiv:1803.08494, eq. 1)."""
+
+    @staticmethod
+    def forward(ctx, x, groups, weight, bias, eps):
+        mean, variance = _statistics(x, groups)
+        repeated, root = x.shape[1] // groups, (variance + eps).rsqrt()
+        mean, root = (value.repeat_interleave(repeated, 1) for value in (mean, root))  # (N, C)
+        ctx.save_for_backward(x, weight, mean, root)
+        ctx.groups = groups
+        scale = weight * root
+        return _affine(x, scale, bias - mean * scale)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight, mean, root = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=th.channels_last)
+        n, channels, height, width = x.shape
+        plain, moment = _sums(gradient, x)
+        centred = (moment - mean * plain) * root  # (N, C), the gradient times the normalised values
+
+        def shared(values):
+            """The groups' means over their channels and positions, for each channel: (N, C)."""
+            repeated = channels // ctx.groups
+            sums = (values * weight).view(n, ctx.groups, repeated).sum(2) / (repeated * height * width)
+            return sums.repeat_interleave(repeated, 1)
+
+        slope = -shared(centred) * root**2
+        to_x = _affine(x, slope, -slope * mean - shared(plain) * root)
+        to_x.addcmul_(gradient, _spread(weight * root, x))
+        return to_x, None, centred.sum(0).to(weight.dtype), plain.sum(0).to(weight.dtype), None
+
+
+def _spread(values, x):
+    """(N, C) as factors of x."""
+    return values.to(x.dtype)[:, :, None, None]
+
+
+def _affine(x, slope, offset):
+    """slope x + offset, both (N, C)."""
+    return th.addcmul(_spread(offset, x), x, _spread(slope, x), out=th.empty_like(x))

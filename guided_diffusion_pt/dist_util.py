@@ -1,0 +1,101 @@
+"""Several processes, started by torchrun: how they agree on gradients, statistics and decisions.
+
+Twin of `guided_diffusion_jt/dist_util.py`. Gradients are averaged once per optimizer step, as
+DistributedDataParallel does; its hooks need `backward()`, in place of which the loop asks for the
+gradients of each microbatch (`optim.gradients`).
+"""
+from contextlib import contextmanager
+from datetime import timedelta
+
+import numpy as np
+import torch as th
+import torch.distributed as dist
+
+from guided_diffusion_core import processes
+
+# A dead process breaks its connections and is noticed at once; one that computes long (validation) is not dead.
+PATIENCE = timedelta(days=30)
+
+_group = processes.Alone()
+
+
+def setup_dist():
+    """Connect the processes of this run, once; returns their group, `processes.Alone` without a launcher.
+
+    Raises `UserError` under a launcher that this backend does not serve.
+    """
+    global _group
+    found = processes.launched_for("pytorch")
+    if found.size > 1 and _group.size == 1:
+        with _explained():
+            # each tensor by the library of its device
+            dist.init_process_group("cpu:gloo,cuda:nccl" if th.cuda.is_available() else "gloo", timeout=PATIENCE)
+        _group = Group(found.rank, found.size)
+    return _group
+
+
+def group():
+    """The processes that compute together: a `Group`, or `processes.Alone`."""
+    return _group
+
+
+class Group:
+    """Several processes; each one calls the same verbs in the same order."""
+
+    def __init__(self, rank, size):
+        self.rank, self.size = rank, size
+
+    def gather(self, values):
+        """The values of every process: numpy (size, *shape of one's)."""
+        own = th.from_numpy(np.array(values))
+        found = [th.empty_like(own) for _ in range(self.size)]
+        with _explained():
+            dist.all_gather(found, own)
+        return th.stack(found).numpy()
+
+    def close(self):
+        """Leave the group in good order, when all work is done."""
+        dist.destroy_process_group()
+
+
+class _AllReduce(th.autograd.Function):
+    """The sum over the processes is part of every process' loss: its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx, tensor):
+        return _summed(tensor)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _summed(grad)
+
+
+def all_reduce(tensor):
+    """The sum of the tensors that the processes give, in each of them; its gradient is that of the sum of
+    their losses."""
+    return _AllReduce.apply(tensor) if _group.size > 1 else tensor
+
+
+def average(tensors):
+    """The mean of each tensor of a list over the processes, the same bits in all of them."""
+    if _group.size == 1:
+        return tensors
+    flat = _summed(th.cat([tensor.reshape(-1) for tensor in tensors])) / _group.size
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors)]
+
+
+def _summed(tensor):
+    total = tensor.detach().clone(memory_format=th.contiguous_format)
+    with _explained():
+        dist.all_reduce(total)
+    return total
+
+
+@contextmanager
+def _explained():
+    """Turn the errors of a broken connection into a `UserError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise processes.lost(str(error).splitlines()[0]) from error
