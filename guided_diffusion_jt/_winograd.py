@@ -1,4 +1,4 @@
-"""3x3 convolutions of stride one and their inputs' gradients by Winograd's algorithm, on a CPU in float32.
+"""3x3 convolutions of stride one and their gradients by Winograd's algorithm, on a CPU in float32.
 
 Tiles of a channel lie side by side, so that the transforms are sums of rows and the products of all channels
 those of blocks of 6 output channels and 16 tiles, whose sums stay in registers. Some rows of tiles at a time,
@@ -6,7 +6,6 @@ which stay in the processor's caches.
 """
 import jittor as jt
 from jittor import nn
-from jittor.compile_extern import mkl_ops
 
 from guided_diffusion_core.winograd import KERNEL, TILE, factors
 
@@ -30,21 +29,23 @@ _HEADER = r"""
 """ + "".join(map(_constant, ("INPUTS", "KERNELS", "OUTPUTS"), factors())) + r"""
 typedef float Lanes __attribute__((vector_size(32), aligned(4)));
 
-// m (6 rows, `stride` apart, of 16) = u (channels, 6)^T v (channels, 16)
-static inline void multiply(const float* u, const float* v, int64_t channels, float* m, int64_t stride) {
+// m (6 rows, `stride` apart, of 16) = u (count, 6)^T v (count, 16), or added to what is there
+template <bool add>
+static inline void multiply(const float* u, const float* v, int64_t count, float* m, int64_t stride) {
     Lanes left[6] = {}, right[6] = {};
-    for (int64_t c = 0; c < channels; c++, u += 6, v += 16) {
+    for (int64_t i = 0; i < count; i++, u += 6, v += 16) {
         const Lanes a = *(const Lanes*)v, b = *(const Lanes*)(v + 8);
         #pragma GCC unroll 6
-        for (int i = 0; i < 6; i++) {
-            left[i] += u[i] * a;
-            right[i] += u[i] * b;
+        for (int j = 0; j < 6; j++) {
+            left[j] += u[j] * a;
+            right[j] += u[j] * b;
         }
     }
     #pragma GCC unroll 6
     for (int i = 0; i < 6; i++) {
-        *(Lanes*)(m + i * stride) = left[i];
-        *(Lanes*)(m + i * stride + 8) = right[i];
+        Lanes *first = (Lanes*)(m + i * stride), *second = (Lanes*)(m + i * stride + 8);
+        *first = add ? *first + left[i] : left[i];
+        *second = add ? *second + right[i] : right[i];
     }
 }
 
@@ -105,6 +106,37 @@ static inline void transform_output(const float* values, int64_t stride, float b
                 out[r * width + 4 * x + q] = sum;
             }
     }
+}
+
+// Its transpose: values (36 rows, `stride` apart, of width / 4) from 4 lines of the output's gradient.
+static inline void transform_gradient(const float* gradient, int64_t width, float* values, int64_t stride) {
+    for (int64_t x = 0; x < width / 4; x++) {
+        float columns[6][4];
+        #pragma GCC unroll 6
+        for (int i = 0; i < 6; i++)
+            #pragma GCC unroll 4
+            for (int q = 0; q < 4; q++) {
+                float sum = 0;
+                #pragma GCC unroll 4
+                for (int r = 0; r < 4; r++) sum += OUTPUTS[r][i] * gradient[r * width + 4 * x + q];
+                columns[i][q] = sum;
+            }
+        #pragma GCC unroll 6
+        for (int i = 0; i < 6; i++)
+            #pragma GCC unroll 6
+            for (int k = 0; k < 6; k++) {
+                float sum = 0;
+                #pragma GCC unroll 4
+                for (int q = 0; q < 4; q++) sum += OUTPUTS[q][k] * columns[i][q];
+                values[(6 * i + k) * stride + x] = sum;
+            }
+    }
+}
+
+// Values (36, count) of a channel to its lane of (36, blocks, count, lanes); packed: from its own block on.
+static inline void pack(const float* values, int64_t count, int64_t blocks, int64_t lanes, float* packed) {
+    for (int64_t k = 0; k < 36; k++)
+        for (int64_t t = 0; t < count; t++) packed[(k * blocks * count + t) * lanes] = values[k * count + t];
 }
 """
 
@@ -171,7 +203,7 @@ _CONVOLVE = r"""
             for (int64_t k = 0; k < 36; k++)
                 for (int64_t t = 0; t < tiles; t += 16)
                     for (int64_t block = 0; block < blocks; block++)
-                        multiply(in1_p + (k * blocks + block) * channels * 6, inputs.data() + (k * tiles + t) * channels,
+                        multiply<false>(in1_p + (k * blocks + block) * channels * 6, inputs.data() + (k * tiles + t) * channels,
                                  channels, products.data() + (k * blocks + block) * 6 * tiles + t, tiles);
             for (int64_t o = 0; o < outputs; o++)
                 for (int64_t row = start; row < stop; row++)
@@ -181,10 +213,77 @@ _CONVOLVE = r"""
     }
 """
 
+# in0: x (N, C, H, W). in1: gradient (N, O, H, W). out0: gradient of the weight (O, C, 3, 3). out1: room for that
+# of the kernels' values, (36, O, C), O and C rounded up to whole blocks.
+_WEIGHT_GRADIENT = r"""
+    const int64_t channels = in0_shape1, outputs = in1_shape1, height = in0_shape2, width = in0_shape3;
+    const int64_t columns = width / 4, lines = height / 4, rows = in0_shape0 * lines;
+    const int64_t chunk = std::max<int64_t>(1, std::min<int64_t>(rows, int64_t(data["tiles"]) / columns));
+    const int64_t tiles = chunk * columns, left = (outputs + 5) / 6, right = (channels + 15) / 16;
+    std::vector<float> zeros(width), gradients(36 * left * tiles * 6), inputs(36 * right * tiles * 16);
+    #pragma omp parallel
+    {
+        std::vector<float> line(width + 4), values(36 * tiles);
+        for (int64_t start = 0; start < rows; start += chunk) {
+            const int64_t stop = std::min(start + chunk, rows);
+            std::fill(values.begin(), values.end(), 0.f);  // the last chunk may be shorter
+            #pragma omp for
+            for (int64_t o = 0; o < outputs; o++) {
+                for (int64_t row = start; row < stop; row++)
+                    transform_gradient(in1_p + ((row / lines * outputs + o) * height + row % lines * 4) * width, width,
+                                       values.data() + (row - start) * columns, tiles);
+                pack(values.data(), tiles, left, 6, gradients.data() + o / 6 * tiles * 6 + o % 6);
+            }
+            #pragma omp for
+            for (int64_t c = 0; c < channels; c++) {
+                for (int64_t row = start; row < stop; row++)
+                    transform_input(in0_p + (row / lines * channels + c) * height * width, row % lines * 4, height, width,
+                                    zeros.data(), line.data(), values.data() + (row - start) * columns, tiles);
+                pack(values.data(), tiles, right, 16, inputs.data() + c / 16 * tiles * 16 + c % 16);
+            }
+            #pragma omp for
+            for (int64_t k = 0; k < 36; k++)
+                for (int64_t c = 0; c < right; c++)
+                    for (int64_t o = 0; o < left; o++)
+                        (start ? multiply<true> : multiply<false>)(
+                            gradients.data() + (k * left + o) * tiles * 6, inputs.data() + (k * right + c) * tiles * 16,
+                            tiles, out1_p + ((k * left + o) * 6 * right + c) * 16, right * 16);
+        }
+        #pragma omp for
+        for (int64_t o = 0; o < outputs; o++)
+            for (int64_t start = 0; start < channels; start += 16) {
+                float sums[3][6][16], found[9][16];
+                #pragma GCC unroll 6
+                for (int k = 0; k < 6; k++)
+                    #pragma GCC unroll 3
+                    for (int j = 0; j < 3; j++)
+                        for (int c = 0; c < 16; c++) {
+                            float sum = 0;
+                            #pragma GCC unroll 6
+                            for (int i = 0; i < 6; i++)
+                                sum += KERNELS[i][j] * out1_p[((6 * i + k) * left * 6 + o) * right * 16 + start + c];
+                            sums[j][k][c] = sum;
+                        }
+                #pragma GCC unroll 3
+                for (int j = 0; j < 3; j++)
+                    #pragma GCC unroll 3
+                    for (int l = 0; l < 3; l++)
+                        for (int c = 0; c < 16; c++) {
+                            float sum = 0;
+                            #pragma GCC unroll 6
+                            for (int k = 0; k < 6; k++) sum += KERNELS[k][l] * sums[j][k][c];
+                            found[3 * j + l][c] = sum;
+                        }
+                for (int64_t c = 0; c < std::min<int64_t>(16, channels - start); c++)
+                    for (int i = 0; i < 9; i++) out0_p[(o * channels + start + c) * 9 + i] = found[i][c];
+            }
+    }
+"""
+
 
 def _pays(x, weight):
     """Whether the convolution of x (N, C, H, W) with weight (O, C, 3, 3) is done here rather than directly."""
-    return (not jt.flags.use_cuda and mkl_ops is not None and str(x.dtype) == str(weight.dtype) == "float32"
+    return (not jt.flags.use_cuda and str(x.dtype) == str(weight.dtype) == "float32"
             and min(weight.shape[:2]) >= _CHANNELS and x.shape[2] % TILE == x.shape[3] % TILE == 0
             and x.shape[0] * x.shape[2] * x.shape[3] >= _FEWEST_TILES * TILE**2)
 
@@ -202,8 +301,16 @@ def _convolve(x, kernels, bias):
     return jt.code(shape, x.dtype, [x, kernels, bias], cpu_header=_HEADER, cpu_src=_CONVOLVE, data={"tiles": _CHUNK})
 
 
+def _weight_gradient(x, gradient):
+    """Gradient of the weight (O, C, 3, 3) from x (N, C, H, W) and the output's gradient (N, O, H, W)."""
+    channels, out_channels = x.shape[1], gradient.shape[1]
+    room = [_SIZE**2, -(-out_channels // _OUTPUTS) * _OUTPUTS, -(-channels // _TILES) * _TILES]
+    return jt.code([[out_channels, channels, KERNEL, KERNEL], room], [x.dtype] * 2, [x, gradient],
+                   cpu_header=_HEADER, cpu_src=_WEIGHT_GRADIENT, data={"tiles": _CHUNK})[0]
+
+
 class _Convolution(jt.Function):
-    """The convolution; of its gradients the weight's by oneDNN."""
+    """The convolution and its gradients, each by Winograd's algorithm."""
 
     def execute(self, x, weight, bias):
         self.saved = x, weight
@@ -212,9 +319,7 @@ class _Convolution(jt.Function):
     def grad(self, grad):
         x, weight = self.saved
         to_x = _convolve(grad, _multiplied(weight, turned=True), jt.zeros((weight.shape[1],)))
-        stride, padding, dilation = (1, 1), (1, 1), (1, 1)
-        to_weight = mkl_ops.mkl_conv_backward_w(x, grad, KERNEL, KERNEL, *stride, *padding, *dilation)
-        return to_x, to_weight, grad.sum((0, 2, 3))
+        return to_x, _weight_gradient(x, grad), grad.sum((0, 2, 3))
 
 
 def _conv2d(x, weight, bias):
