@@ -7,6 +7,7 @@ themselves, which also stay in the processor's caches.
 from math import gcd
 
 import torch as th
+from torch.nn import functional as F
 
 _POSITIONS = 64**2  # up to here torch's own is within 1.5e-6
 _STRIPS = 64  # the most parts of an image, of some rows each
@@ -55,10 +56,12 @@ class _GroupNorm(th.autograd.Function):
         ctx.save_for_backward(x, weight, mean, root)
         ctx.groups = groups
         scale = weight * root
-        return _affine(x, scale, bias - mean * scale)
+        offset = bias - mean * scale
+        ctx.mark_non_differentiable(scale, offset)
+        return _affine(x, scale, offset), scale, offset
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx, gradient, *_):
         x, weight, mean, root = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=th.channels_last)
         n, channels, height, width = x.shape
@@ -75,6 +78,31 @@ class _GroupNorm(th.autograd.Function):
         to_x = _affine(x, slope, -slope * mean - shared(plain) * root)
         to_x.addcmul_(gradient, _spread(weight * root, x))
         return to_x, None, centred.sum(0).to(weight.dtype), plain.sum(0).to(weight.dtype), None
+
+
+class _SiLU(th.autograd.Function):
+    """SiLU of slope source + offset, of which it keeps these three."""
+
+    @staticmethod
+    def forward(ctx, x, source, slope, offset):
+        ctx.save_for_backward(source, slope, offset)
+        return F.silu(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return th.ops.aten.silu_backward(gradient, _affine(*ctx.saved_tensors)), None, None, None
+
+
+def _group_norm(x, groups, weight, bias, eps):
+    """`nn.GroupNorm32` of x (N, C, H, W) that `_is_for` holds of."""
+    out, slope, offset = _GroupNorm.apply(x, groups, weight, bias, eps)
+    out.affine_of = x, slope, offset
+    return out
+
+
+def _silu(x):
+    """x * sigmoid(x), any shape."""
+    return _SiLU.apply(x, *x.affine_of) if hasattr(x, "affine_of") else F.silu(x)
 
 
 def _spread(values, x):

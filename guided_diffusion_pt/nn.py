@@ -5,7 +5,8 @@ from torch.nn import functional as F
 
 from guided_diffusion_core.embedding import timestep_frequencies
 from guided_diffusion_core.unet_plan import GROUP_NORM_GROUPS
-from guided_diffusion_pt import _group_norm, dist_util, runtime
+from guided_diffusion_pt import dist_util, runtime
+from guided_diffusion_pt._group_norm import _group_norm, _is_for, _silu
 from guided_diffusion_pt._winograd import _conv2d, _serves
 from guided_diffusion_pt.recompute import is_recomputing
 
@@ -14,7 +15,7 @@ class SiLU(nn.Module):
     """x * sigmoid(x), any shape (Elfwing et al. 2018, arXiv:1702.03118, eq. 1)."""
 
     def forward(self, x):
-        return F.silu(x)
+        return _silu(x)
 
 
 class LeakyReLU(nn.Module):
@@ -33,9 +34,8 @@ class GroupNorm32(nn.GroupNorm):
 
     def forward(self, x):
         values = runtime.widened(x)
-        if _group_norm._is_for(values):
-            parameters = self.num_groups, self.weight, self.bias, self.eps
-            return _group_norm._GroupNorm.apply(values, *parameters).to(x.dtype)
+        if _is_for(values):
+            return _group_norm(values, self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
         return super().forward(values).to(x.dtype)
 
 

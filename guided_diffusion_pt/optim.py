@@ -24,6 +24,8 @@ class AdamW:
         for group in self._adamw.param_groups:
             group["lr"] = lr
         self._adamw.step()
+        for param in self.params:
+            param.grad = None  # not kept beside those of the next step
 
     def moments(self):
         """(first, second): for each parameter the moving averages of its gradient and of its square,
@@ -36,8 +38,8 @@ class AdamW:
         """Go on from the moments (numpy arrays, in the order of the parameters) after `steps` steps."""
         for param, mean, square in zip(self.params, first, second):
             self._adamw.state[param] = {
-                "step": th.tensor(float(steps)), "exp_avg": runtime.to_tensor(mean).to(param),
-                "exp_avg_sq": runtime.to_tensor(square).to(param)}
+                "step": th.tensor(float(steps), device=param.device),
+                "exp_avg": runtime.to_tensor(mean).to(param), "exp_avg_sq": runtime.to_tensor(square).to(param)}
 
 
 def gradients(loss, params):

@@ -113,7 +113,10 @@ def test_inputs_of_layers_alone_are_the_references(ladder):
     entries, compared = free.by_key(), 0
     for entry in alone.entries:
         if entry.rung == "output" and not entry.site.endswith("]"):
-            # same backend, same inputs: the layer alone gives what it gave in the free run
-            np.testing.assert_array_equal(alone.array(entry), free.array(entries[entry.key]), entry.key)
+            # same backend, same inputs: the layer alone gives what it gave in the free run, where the channels
+            # came last in memory, in which PyTorch's normalisations round more: measured 1.2e-5 of the largest
+            expected = free.array(entries[entry.key])
+            np.testing.assert_allclose(
+                alone.array(entry), expected, rtol=0, atol=5e-5 * abs(expected).max(), err_msg=entry.key)
             compared += 1
     assert compared > 200

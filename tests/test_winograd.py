@@ -77,11 +77,12 @@ def test_a_step_does_not_depend_on_the_gradients_order_in_memory():
 
 
 @pytorch
-def test_group_norm_of_large_images_with_the_channels_last_keeps_its_digits():
+@pytest.mark.parametrize("activated", [False, True], ids=["plain", "silu"])
+def test_group_norm_of_large_images_with_the_channels_last_keeps_its_digits(activated):
     import torch
 
     from guided_diffusion_pt import _group_norm
-    from guided_diffusion_pt.nn import GroupNorm32
+    from guided_diffusion_pt.nn import GroupNorm32, SiLU
 
     generator = torch.Generator().manual_seed(0)
     x = 2 * torch.randn(2, 64, 128, 96, generator=generator, dtype=torch.float64) + 1
@@ -95,6 +96,9 @@ def test_group_norm_of_large_images_with_the_channels_last_keeps_its_digits():
     last = x.float().contiguous(memory_format=torch.channels_last).requires_grad_()
     assert _group_norm._is_for(last)
     truth, found = exact(source), layer(last)
+    if activated:
+        truth, found = torch.nn.functional.silu(truth), SiLU()(found)
+        assert found.grad_fn.saved_tensors[0].data_ptr() == last.data_ptr()  # nothing beside the input is kept
     expected = torch.autograd.grad(truth, (source, *exact.parameters()), direction)
     gradients = torch.autograd.grad(found, (last, *layer.parameters()), direction.float())
     assert not found.is_contiguous()
