@@ -18,7 +18,8 @@ def table(rows):
     names = sorted({row["implementation"] for row in rows})
     base = ", ".join(f"{UNITS[name]} {value}" for name, value in SCALING_BASE.items())
     heads = " | ".join(f"{name}: s per case | exponent | peak MiB" for name in names)
-    lines = [f"What does not grow: {base}.", "", f"| what grows | value | {heads} |", "|---" * (2 + 3 * len(names)) + "|"]
+    lines = [f"What does not grow: {base}.", "",
+             f"| what grows | value | {heads} |", "|---" * (2 + 3 * len(names)) + "|"]
     for quantity in SCALING:
         courses = {name: _course(rows, name, quantity) for name in names}
         for index, value in enumerate(SCALING[quantity]):

@@ -65,7 +65,8 @@ def save(out_dir, step, config, networks, keep=0, validation=None):
         if keep:
             pointers.remove_old(out_dir, folder, keep)
     except OSError as error:
-        raise found_expected(folder, error.strerror, "a folder that can be written", "Choose another --out_dir.") from error
+        raise found_expected(
+            folder, error.strerror, "a folder that can be written", "Choose another --out_dir.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

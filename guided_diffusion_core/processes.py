@@ -117,7 +117,8 @@ def explain_termination(found, flag):
 
     if found.size > 1:
         signal.signal(signal.SIGTERM, end)
-        # Pools end their processes by SIGTERM, and wait for ever for one that gets it between two instructions of Python.
+        # Pools end their processes by SIGTERM, and wait for ever for one that gets it between two instructions
+        # of Python.
         os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
@@ -129,7 +130,8 @@ def launchers():
     if version and util.find_spec("mpi4py") is None:
         found += ", but mpi4py is missing; run: pip install -r requirements.txt"
     torch = util.find_spec("torch") is not None
-    return {TORCHRUN: "python -m torch.distributed.run" if torch else "not found; PyTorch is not installed", MPIRUN: found}
+    return {TORCHRUN: "python -m torch.distributed.run" if torch else "not found; PyTorch is not installed",
+            MPIRUN: found}
 
 
 if __name__ == "__main__":

@@ -77,7 +77,8 @@ def _add_run(parser, many):
     parser.add_argument("--resume", action="store_true", help="keep what an interrupted run has recorded there")
     parser.add_argument("--threads", type=int, default=1, metavar="INT", help="of each process (default: 1)")
     if many:
-        parser.add_argument("--layers", action="store_true", help="run every layer of small networks alone too, as locate does")
+        parser.add_argument(
+            "--layers", action="store_true", help="run every layer of small networks alone too, as locate does")
 
 
 def main():
@@ -104,7 +105,8 @@ def command_run(args):
         raise found_expected("--threads", args.threads, "at least 1", "Use 1.")
     out_dir = Path(args.out_dir)
     backends = [_open_backend(name, args, out_dir) for name in names]
-    jobs = {backend.name: [job for case in cases for job in run.jobs_of(case, precisions, k == 0 or len(names) == 1, backend.folder)]
+    jobs = {backend.name: [job for case in cases
+                           for job in run.jobs_of(case, precisions, k == 0 or len(names) == 1, backend.folder)]
             for k, backend in enumerate(backends)}
     layered = _layered(cases, args) if len(names) == 2 else []
     tqdm.write(f"recording {len(cases)} cases; dumps and logs go to {out_dir}", file=sys.stderr)

@@ -189,7 +189,8 @@ def _compare_structure(verdict, beside, ours):
     for section, who in ((beside, "reference"), (ours, "candidate")):
         verdict.problems += [f"module {name} is never called in the {who}" for name in section.uncalled
                              if not accepted(verdict, "uncalled", name)]
-        verdict.problems += [f"{who}: the check {name!r} failed" for name, passed in section.checks.items() if not passed]
+        verdict.problems += [
+            f"{who}: the check {name!r} failed" for name, passed in section.checks.items() if not passed]
     _compare_names(verdict, "module", list(beside.types), list(ours.types))
     _compare_draws(verdict, beside.draws, ours.draws)
     _compare_names(verdict, "call", list(beside.arguments), list(ours.arguments))

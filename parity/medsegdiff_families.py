@@ -232,7 +232,8 @@ def run_masks(port, case, weights, inputs, recorder):
             _, source = write_isic_phantoms(folder, 1, 3, 40, seed=1)
             data = DataConfig(data_name="ISIC", data_dir=source)
         elif layout == "REFUGE2":
-            data = DataConfig(data_name="REFUGE2", data_dir=write_refuge2_phantoms(Path(folder) / "eyes", 2, 40, seed=1))
+            eyes = write_refuge2_phantoms(Path(folder) / "eyes", 2, 40, seed=1)
+            data = DataConfig(data_name="REFUGE2", data_dir=eyes)
         else:
             write_brats_phantom(folder, "BraTS2021_00001", (40, 40, 8), seed=1)
             data = DataConfig(data_name="BRATS", data_dir=folder, slices="tumour")

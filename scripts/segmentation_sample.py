@@ -25,7 +25,8 @@ def main():
                         metavar="True|False", help="leave out the cases whose masks are in --out_dir; they must come "
                                                    "from the same settings (default: False, sample them again)")
     parser.add_argument("--num_parts", type=int, default=1, metavar="INT",
-                        help="processes that share the cases, each started with a --part_id of its own; those of torchrun or mpirun share them without it (default: 1)")
+                        help="processes that share the cases, each started with a --part_id of its own; those of torchrun "
+                             "or mpirun share them without it (default: 1)")
     parser.add_argument("--part_id", type=int, default=0, metavar="INT",
                         help="which part of the cases this process samples, from 0 on (default: 0)")
     args = parser.parse_args()

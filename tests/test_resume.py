@@ -17,7 +17,8 @@ from guided_diffusion_core.data.phantoms import write_isic_phantoms
 from guided_diffusion_core.errors import UserError
 
 # 3 time steps, so that the history of their losses is full, and decides, within the first steps
-SETTINGS = {"schedule_sampler": "loss-second-moment", "timestep_respacing": "3", "max_steps": 18, "microbatch": 2, "batch_size": 4, "ema_rate": "0.9,0.99", "weight_decay": 0.01,
+SETTINGS = {"schedule_sampler": "loss-second-moment", "timestep_respacing": "3", "max_steps": 18, "microbatch": 2,
+            "batch_size": 4, "ema_rate": "0.9,0.99", "weight_decay": 0.01,
             "lr_anneal_steps": 20, "lr_schedule": "cosine", "highway_dropout": 0.5}
 
 

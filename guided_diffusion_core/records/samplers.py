@@ -123,7 +123,8 @@ def write_record(work_dir, log_dir, points, truths):
     (log_dir / "report.json").write_text(json.dumps({"points": rows, "agreement": agreement}, indent=2) + "\n")
     probes = {name: json.loads((work_dir / "points" / name / "probe.json").read_text()) for name in networks}
     (log_dir / "probe.json").write_text(json.dumps(probes, indent=2) + "\n")
-    (log_dir / "courses.json").write_text(json.dumps({name: _thinned(course) for name, course in courses.items()}) + "\n")
+    thinned = {name: _thinned(course) for name, course in courses.items()}
+    (log_dir / "courses.json").write_text(json.dumps(thinned) + "\n")
     _write_csv(log_dir / "table.csv", rows)
     _plot_dice(log_dir / "dice_vs_evaluations.png", networks, rows)
     _plot_courses(log_dir / "courses.png", networks, courses)
