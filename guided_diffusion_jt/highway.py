@@ -8,6 +8,7 @@ from functools import partial
 import jittor as jt
 from jittor import nn
 
+from guided_diffusion_jt.fourier import spectral_filter
 from guided_diffusion_jt.nn import (
     BatchNorm2d,
     BilinearUpsample,
@@ -15,7 +16,6 @@ from guided_diffusion_jt.nn import (
     LeakyReLU,
     MaxPool2d,
     channel_mean,
-    spectral_filter,
 )
 from guided_diffusion_jt.recompute import checkpoint
 

@@ -1,9 +1,5 @@
 """Layers and small functions that the networks and the training loop are made of."""
-import os
-
 import jittor as jt
-import numpy as np
-import scipy.fft
 from jittor import nn
 
 from guided_diffusion_core.embedding import timestep_frequencies
@@ -278,63 +274,6 @@ def extract(table, t, like):
     """table[t], float64 numpy (T,) at indices (N,), in the type, device and shape of `like`."""
     values = runtime.to_tensor(table, dtype=str(like.dtype))[t]
     return values.reshape(-1, *[1] * (len(like.shape) - 1)).expand(like.shape)
-
-
-def _complex(array):
-    """The same memory as complex numbers: (..., 2) to (...)."""
-    return array.view(np.result_type(array.dtype, np.complex64))[..., 0]
-
-
-def _fourier(transform, array, **keywords):
-    """One of `scipy.fft` over the last two axes, orthonormal, with the threads of the process."""
-    threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-    return transform(array, norm="ortho", workers=threads, **keywords)
-
-
-class _SpectralFilter(jt.Function):
-    """Jittor has no transform on a CPU. Measured at (1, 128, 128, 128), two cores, other work running beside,
-    ms forward | forward and backward: this 37 | 70; the transform as matrix products, with 2-D products
-    85 | 187 and with 1x1 convolutions 77 | 181; transform and its inverse as two functions 37 | 92;
-    PyTorch's own 18 | 62.
-    All are within 6e-7 of float64's result; this one within 3e-7.
-    """
-
-    def execute(self, x, weight):
-        def forward(_, data):
-            (x, weight), (filtered, spectrum) = data["inputs"], data["outputs"]
-            _complex(spectrum)[...] = _fourier(scipy.fft.rfft2, x)
-            filtered[...] = _fourier(scipy.fft.irfft2, _complex(spectrum) * _complex(weight), s=x.shape[2:])
-
-        filtered, spectrum = jt.numpy_code(
-            [x.shape, [x.shape[0], *weight.shape]], [x.dtype, x.dtype], [x, weight], forward)
-        self.saved = spectrum, weight
-        return filtered
-
-    def grad(self, grad):
-        """Both transforms are each other's transpose but for the half of the spectrum that is left out:
-        a frequency counts twice unless it is its own conjugate."""
-        def backward(_, data):
-            (grad, spectrum, weight), (to_x, to_weight) = data["inputs"], data["outputs"]
-            width = grad.shape[3]
-            count = np.full(weight.shape[2], 2, grad.dtype)
-            count[[0, -1] if width % 2 == 0 else 0] = 1
-            transformed = _fourier(scipy.fft.rfft2, grad)
-            _complex(to_weight)[...] = (_complex(spectrum).conj() * transformed).sum(0) * count
-            transformed *= _complex(weight).conj()
-            to_x[...] = _fourier(scipy.fft.irfft2, transformed, s=grad.shape[2:])
-
-        spectrum, weight = self.saved
-        return tuple(jt.numpy_code(
-            [grad.shape, weight.shape], [grad.dtype, grad.dtype], [grad, spectrum, weight], backward))
-
-
-def spectral_filter(x, weight):
-    """Multiply the two-dimensional spectrum of each channel by a complex weight.
-
-    x: (N, C, H, W). weight: (C, H, W // 2 + 1, 2), real and imaginary part, of the half spectrum of a real
-    signal. Returns (N, C, H, W); of the frequencies that are their own conjugates the real part counts.
-    """
-    return _SpectralFilter.apply(x, weight)
 
 
 def channel_mean(x):

@@ -9,6 +9,7 @@ import torch as th
 import torch.nn as nn
 
 from guided_diffusion_pt import runtime
+from guided_diffusion_pt.fourier import spectral_filter
 from guided_diffusion_pt.nn import (
     BatchNorm2d,
     BilinearUpsample,
@@ -16,7 +17,6 @@ from guided_diffusion_pt.nn import (
     LeakyReLU,
     MaxPool2d,
     channel_mean,
-    spectral_filter,
 )
 from guided_diffusion_pt.recompute import checkpoint
 

@@ -202,16 +202,6 @@ def extract(table, t, like):
     return values.reshape(-1, *[1] * (len(like.shape) - 1)).expand(like.shape)
 
 
-def spectral_filter(x, weight):
-    """Multiply the two-dimensional spectrum of each channel by a complex weight.
-
-    x: (N, C, H, W). weight: (C, H, W // 2 + 1, 2), real and imaginary part, of the half spectrum of a real
-    signal. Returns (N, C, H, W); of the frequencies that are their own conjugates the real part counts.
-    """
-    spectrum = th.fft.rfft2(runtime.widened(x), norm="ortho") * th.view_as_complex(weight)  # (N, C, H, W // 2 + 1)
-    return th.fft.irfft2(spectrum, s=x.shape[2:], norm="ortho").to(x.dtype)
-
-
 def channel_mean(x):
     """Mean over all positions: (N, C, H, W) to (N, C, 1, 1)."""
     return x.mean((2, 3), keepdim=True)

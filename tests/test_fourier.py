@@ -34,9 +34,9 @@ def slopes(function, array):
 
 def filtered(backend, x, weight, factors, dtype):
     """Output and gradients by x and weight of one backend, numpy."""
-    runtime, nn, optim = (backend.module(name) for name in ("runtime", "nn", "optim"))
+    runtime, fourier, optim = (backend.module(name) for name in ("runtime", "fourier", "optim"))
     given = [runtime.tracked_copy(runtime.to_tensor(value, dtype)) for value in (x, weight)]
-    result = nn.spectral_filter(*given)
+    result = fourier.spectral_filter(*given)
     gradients = optim.gradients((result * runtime.to_tensor(factors, dtype)).sum(), given)
     return [runtime.to_numpy(value) for value in (result, *gradients)]
 
