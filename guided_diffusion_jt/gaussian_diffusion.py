@@ -8,13 +8,19 @@ variance where that is learned, and the calibration mask in (0, 1). All numbers 
 """
 import math
 
-import numpy as np
 import jittor as jt
+import numpy as np
 from tqdm import tqdm
 
 from guided_diffusion_core.schedule import (  # noqa: F401
-    DiffusionTables, LossType, ModelMeanType, ModelVarType, betas_for_alpha_bar, ddim_coefficients,
-    get_named_beta_schedule)
+    DiffusionTables,
+    LossType,
+    ModelMeanType,
+    ModelVarType,
+    betas_for_alpha_bar,
+    ddim_coefficients,
+    get_named_beta_schedule,
+)
 from guided_diffusion_jt import runtime
 from guided_diffusion_jt.dpm_solver import DPMSolverSampling
 from guided_diffusion_jt.losses import discretized_gaussian_log_likelihood, normal_kl

@@ -13,8 +13,14 @@ import torch as th
 from tqdm import tqdm
 
 from guided_diffusion_core.schedule import (  # noqa: F401
-    DiffusionTables, LossType, ModelMeanType, ModelVarType, betas_for_alpha_bar, ddim_coefficients,
-    get_named_beta_schedule)
+    DiffusionTables,
+    LossType,
+    ModelMeanType,
+    ModelVarType,
+    betas_for_alpha_bar,
+    ddim_coefficients,
+    get_named_beta_schedule,
+)
 from guided_diffusion_pt import runtime
 from guided_diffusion_pt.dpm_solver import DPMSolverSampling
 from guided_diffusion_pt.losses import discretized_gaussian_log_likelihood, normal_kl

@@ -1,6 +1,5 @@
 """Configuration: presets, overrides, ranges, and the way through a checkpoint's JSON."""
 import dataclasses
-import dataclasses
 import json
 import math
 
@@ -9,7 +8,14 @@ import pytest
 from guided_diffusion_core import cli
 from guided_diffusion_core import config as configuration
 from guided_diffusion_core.config import (
-    PRESETS, Config, SamplingConfig, from_dict, resolve, setting_names, split_settings)
+    PRESETS,
+    Config,
+    SamplingConfig,
+    from_dict,
+    resolve,
+    setting_names,
+    split_settings,
+)
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.state_shapes import is_buffer, state_shapes
 from guided_diffusion_core.unet_plan import make_plan

@@ -5,7 +5,14 @@ from conftest import ROOT
 from toy import ToyData, ToyNetwork, array, draws, make_diffusion, process_through, relative_rms, tensor
 
 from guided_diffusion_core.schedule import (
-    DiffusionTables, LossType, ModelMeanType, ModelVarType, get_named_beta_schedule, respace, space_timesteps)
+    DiffusionTables,
+    LossType,
+    ModelMeanType,
+    ModelVarType,
+    get_named_beta_schedule,
+    respace,
+    space_timesteps,
+)
 
 GOLDEN = dict(np.load(ROOT / "parity" / "golden" / "diffusion.npz"))
 TABLE_TOLERANCE = 1e-12  # recorded in float64

@@ -6,8 +6,16 @@ import pytest
 
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.schedule import (
-    DiffusionTables, choose_timesteps, ddim_coefficients, dpm_solver_coefficients, get_named_beta_schedule,
-    quantile_place, respace, sampling_timesteps, space_timesteps)
+    DiffusionTables,
+    choose_timesteps,
+    ddim_coefficients,
+    dpm_solver_coefficients,
+    get_named_beta_schedule,
+    quantile_place,
+    respace,
+    sampling_timesteps,
+    space_timesteps,
+)
 
 PROCESSES = [("linear", 1000), ("linear", 25), ("cosine", 1000), ("cosine", 1)]
 

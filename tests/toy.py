@@ -4,7 +4,12 @@ import importlib
 import numpy as np
 
 from guided_diffusion_core.schedule import (
-    LossType, ModelMeanType, ModelVarType, get_named_beta_schedule, space_timesteps)
+    LossType,
+    ModelMeanType,
+    ModelVarType,
+    get_named_beta_schedule,
+    space_timesteps,
+)
 
 FRAMEWORKS = {"pytorch": "torch", "jittor": "jittor"}
 WEIGHTS = (0.8, 0.2, 0.5, 2.0)

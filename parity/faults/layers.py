@@ -5,7 +5,15 @@ import numpy as np
 
 from parity.capture import FORWARD
 from parity.faults.planting import (
-    assign, changed_forward, changed_model, changed_result, changed_weights, concatenated, constant, fault, library,
+    assign,
+    changed_forward,
+    changed_model,
+    changed_result,
+    changed_weights,
+    concatenated,
+    constant,
+    fault,
+    library,
     replaced,
 )
 
