@@ -80,13 +80,14 @@ class _GroupNorm(jt.Function):
     """Keeps its input for the gradient, and two numbers a group; as a chain of operators it would keep three
     tensors of the input's size."""
 
-    def execute(self, x, weight, bias, num_groups, eps):
+    def execute(self, x, weight, bias, num_groups, eps, kept):
         self.shape, dtype = x.shape, x.dtype
         x = x.reshape(x.shape[0], num_groups, x.shape[1] // num_groups, -1)
         result, mean, scale = jt.code(
             [x.shape, x.shape[:2], x.shape[:2]], [dtype] * 3, [x, weight, bias],
             cpu_header=_SUMS, cpu_src=_GROUP_NORM, data={"eps": eps})
         self.saved = x, weight, mean, scale
+        kept[:] = x, weight, bias, mean, scale
         return result.reshape(self.shape)
 
     def grad(self, grad):
@@ -94,29 +95,43 @@ class _GroupNorm(jt.Function):
         to_x, to_weight, to_bias = jt.code(
             [x.shape, x.shape[:3], x.shape[:3]], [x.dtype] * 3, [grad.reshape(x.shape), x, weight, mean, scale],
             cpu_header=_SUMS, cpu_src=_GROUP_NORM_GRADIENT)
-        return to_x.reshape(self.shape), to_weight.sum(0).reshape(-1), to_bias.sum(0).reshape(-1), None, None
+        return to_x.reshape(self.shape), to_weight.sum(0).reshape(-1), to_bias.sum(0).reshape(-1), None, None, None
 
 
 def _group_norm(x, weight, bias, num_groups, eps):
     """`nn.GroupNorm32` of (N, C, ...), with weight and bias (C,)."""
-    return _GroupNorm.apply(x, weight, bias, num_groups, eps)
+    kept = []
+    result = _GroupNorm.apply(x, weight, bias, num_groups, eps, kept)
+    if not jt.flags.no_grad:
+        result.normalized_from = kept
+    return result
+
+
+def _normalized(x, weight, bias, mean, scale):
+    """What `_GROUP_NORM` computes of its inputs and the two numbers a group, all in its shapes."""
+    per_group, per_channel = (*mean.shape, 1, 1), (1, *x.shape[1:3], 1)
+    normal = (x - mean.reshape(per_group)) * scale.reshape(per_group)
+    return normal * weight.reshape(per_channel) + bias.reshape(per_channel)
 
 
 class _SiLU(jt.Function):
-    """Keeps its input alone for the gradient."""
+    """Keeps its input alone for the gradient; not even that after a group normalisation, whose result is computed
+    again from what that one keeps."""
 
-    def execute(self, x):
-        self.x = x
+    def execute(self, x, normalized_from):
+        self.x, self.normalized_from = x if normalized_from is None else None, normalized_from
         return x * jt.sigmoid(x)
 
     def grad(self, grad):
-        sigmoid = jt.sigmoid(self.x)
-        return grad * sigmoid * (1 + self.x * (1 - sigmoid))
+        # Of the gradient's shape, an operator between them would run on its own and early: its result would wait.
+        x = self.x if self.normalized_from is None else _normalized(*self.normalized_from)
+        sigmoid = jt.sigmoid(x)
+        return (grad.reshape(x.shape) * sigmoid * (1 + x * (1 - sigmoid))).reshape(grad.shape), None
 
 
 def _silu(x):
     """x * sigmoid(x)."""
-    return _SiLU.apply(x)
+    return _SiLU.apply(x, getattr(x, "normalized_from", None))
 
 
 # in0: gradient. out0 to out2: parameter and the moving averages of its gradient and of its square, in place.

@@ -96,7 +96,8 @@ class _SiLU(th.autograd.Function):
 def _group_norm(x, groups, weight, bias, eps):
     """`nn.GroupNorm32` of x (N, C, H, W) that `_is_for` holds of."""
     out, slope, offset = _GroupNorm.apply(x, groups, weight, bias, eps)
-    out.affine_of = x, slope, offset
+    if th.is_grad_enabled():
+        out.affine_of = x, slope, offset
     return out
 
 
