@@ -41,7 +41,7 @@ def launcher(backend, count=2):
 
 
 def run(command):
-    done = subprocess.run([*map(str, command)], cwd=ROOT, env=ENVIRONMENT, text=True, capture_output=True, timeout=300)
+    done = subprocess.run([*map(str, command)], cwd=ROOT, env=ENVIRONMENT, text=True, capture_output=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
