@@ -1,5 +1,6 @@
 """What the tests share: the backends, float64, and the folder of real data."""
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,12 @@ def pytest_report_header(config):
 def backend(request):
     """Each backend in turn; one that cannot be imported fails its tests."""
     return Backend(request.param)
+
+
+@pytest.fixture(autouse=True)
+def children_may_be_killed():
+    """Once imported, Jittor ends the process without a word when one of its children is killed, as some tests do."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 @pytest.fixture
