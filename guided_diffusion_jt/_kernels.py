@@ -78,7 +78,7 @@ _GROUP_NORM_GRADIENT = r"""
 
 class _GroupNorm(jt.Function):
     """Keeps its input for the gradient, and two numbers a group; as a chain of operators it would keep three
-    tensors of the input's size."""
+    tensors of the input's size. kept: a list that takes what `_normalized` computes the result from."""
 
     def execute(self, x, weight, bias, num_groups, eps, kept):
         self.shape, dtype = x.shape, x.dtype
