@@ -87,7 +87,7 @@ def _is_running(number):
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # of another user
+        return True  # of another user
     return True
 
 

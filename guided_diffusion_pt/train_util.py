@@ -172,7 +172,7 @@ class TrainLoop:
                 values[name] = values.get(name, 0.0) + share * float(np.mean(value))
             drawn.append(runtime.to_numpy(t))
             losses.append(terms["loss"])
-            if share < 1:
+            if share != 1:
                 micro_grads = [runtime.scalar(share) * grad for grad in micro_grads]
             grads = micro_grads if grads is None else [a + b for a, b in zip(grads, micro_grads)]
         # once for the whole batch: the choice of its time steps does not depend on the microbatches

@@ -3,6 +3,7 @@ import hashlib
 import os
 import pickle
 import zipfile
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -68,10 +69,8 @@ class TestHostileFiles:
     def test_nothing_is_executed(self, tmp_path, name, command):
         made = tmp_path / "made"
         content = hostile_pickles(made)[name]
-        try:
+        with suppress(Exception):  # some end in an error after they have made the file
             pickle.loads(content)
-        except Exception:  # some end in an error after they have made the file
-            pass
         assert made.exists(), "the test's own payload does not work"
         made.unlink()
         for ending, file in hostile_files(content):

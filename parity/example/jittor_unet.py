@@ -1,8 +1,8 @@
 """The candidate: the same U-Net in plain jittor.nn, and its port."""
-from jittor import nn
-
 from guided_diffusion_jt import runtime  # before jittor itself, which reads its settings at import
 from guided_diffusion_jt.runtime import jt, scalar
+from jittor import nn
+
 from parity.protocol import Port
 
 HEAD = {"final": "head"}  # this network's name -> PyTorch's, of the one module that they name differently
