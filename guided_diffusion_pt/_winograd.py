@@ -42,18 +42,26 @@ def _multiplied(weight):
     return (_KERNELS @ weight.reshape(-1, KERNEL**2).T).view(-1, out_channels, channels).transpose(1, 2)
 
 
-def _padded(x):
-    """(N, C, H, W) to (N, H + 2, W + 2, C), with a border of zeros."""
-    return F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()
+def _input_tiles(x, part):
+    """Of x (N, H, W, C) with a border of zeros one of `_parts`: its overlapping 6x6 tiles
+    (6, 6, n, rows, columns, C).
 
-
-def _input_tiles(padded):
-    """All overlapping 6x6 tiles of (N, H + 2, W + 2, C), without a copy: (6, 6, N, H / 4, W / 4, C)."""
-    n, height, width, channels = padded.shape
-    image, row, column, channel = padded.stride()
+    The border is put around each part, not around the whole, which would be one more pass through the memory."""
+    images, rows, columns = part[1:4]
+    (first, last, above, below), (left, right, before, after) = (
+        _reach(places, size) for places, size in zip((rows, columns), x.shape[1:3]))
+    piece = F.pad(x[images, first:last, left:right], (0, 0, before, after, above, below))
+    n, height, width, channels = piece.shape
+    image, row, column, channel = piece.stride()
     size = TILE + KERNEL - 1
-    return padded.as_strided((size, size, n, height // TILE, width // TILE, channels),
-                             (row, column, image, TILE * row, TILE * column, channel))
+    return piece.as_strided((size, size, n, (height - 2) // TILE, (width - 2) // TILE, channels),
+                            (row, column, image, TILE * row, TILE * column, channel))
+
+
+def _reach(tiles, size):
+    """What a slice of tiles of an axis of `size` positions reads: start, end, zeros before it and after it."""
+    start, end = TILE * tiles.start - 1, TILE * tiles.stop + 1
+    return max(start, 0), min(end, size), int(start < 0), int(end > size)
 
 
 def _output_tiles(x):
@@ -68,7 +76,8 @@ def _parts(tiles, count):
     n, rows, columns = tiles.shape[2:5]
     steps = max(1, count // (rows * columns)), max(1, count // columns), max(1, min(count, columns))
     for starts in product(*(range(0, size, step) for size, step in zip((n, rows, columns), steps))):
-        yield (..., *(slice(start, start + step) for start, step in zip(starts, steps)), slice(None))
+        yield (..., *(slice(start, min(start + step, size))
+                      for start, step, size in zip(starts, steps, (n, rows, columns))), slice(None))
 
 
 def _blocks(tiles):
@@ -92,9 +101,9 @@ def _convolve(x, kernels, bias):
     """x (N, C, H, W), `_multiplied` kernels (36, C, O), bias (O,): (N, O, H, W), in memory as x is."""
     n, _, height, width = x.shape
     out = x.new_empty(n, height, width, kernels.shape[2])
-    source, target = _input_tiles(_padded(x)), _output_tiles(out)
-    for part in _parts(source, _CHUNK):
-        products = th.bmm(_values(_INPUTS, source[part]), kernels).view(len(_INPUTS), -1)
+    source, target = x.permute(0, 2, 3, 1), _output_tiles(out)
+    for part in _parts(target, _CHUNK):
+        products = th.bmm(_values(_INPUTS, _input_tiles(source, part)), kernels).view(len(_INPUTS), -1)
         for block, place in _blocks(target[part]):
             goal = target[part][block]
             th.add((_OUTPUTS @ products[:, place]).view(goal.shape), bias, out=goal)
@@ -104,10 +113,11 @@ def _convolve(x, kernels, bias):
 
 def _kernel_gradient(x, gradient):
     """Gradient of the kernels (O, C, 3, 3) from the input (N, C, H, W) and the output's (N, O, H, W)."""
-    tiles, gradients = _input_tiles(_padded(x)), _output_tiles(gradient.permute(0, 2, 3, 1).contiguous())
+    source, gradients = x.permute(0, 2, 3, 1), _output_tiles(gradient.permute(0, 2, 3, 1).contiguous())
     total = x.new_zeros(len(_INPUTS), x.shape[1], gradient.shape[1])
-    for part in _parts(tiles, _CHUNK):
-        total.baddbmm_(_values(_INPUTS, tiles[part]).transpose(1, 2), _values(_OUTPUTS.T, gradients[part]))
+    for part in _parts(gradients, _CHUNK):
+        values = _values(_INPUTS, _input_tiles(source, part))
+        total.baddbmm_(values.transpose(1, 2), _values(_OUTPUTS.T, gradients[part]))
     kernels = _KERNELS.T @ total.transpose(1, 2).reshape(len(_INPUTS), -1)  # (9, O C)
     return kernels.T.reshape(gradient.shape[1], x.shape[1], KERNEL, KERNEL).contiguous()
 

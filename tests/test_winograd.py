@@ -22,7 +22,8 @@ def test_matrices_convolve_a_tile_exactly():
 
 @pytorch
 @pytest.mark.parametrize("last", [False, True], ids=["channels-first", "channels-last"])
-@pytest.mark.parametrize("shape", [(5, 128, 16, 16), (1, 130, 32, 52), (3, 128, 48, 8), (1, 600, 8, 160)])
+@pytest.mark.parametrize("shape", [(5, 128, 16, 16), (1, 130, 32, 52), (3, 128, 48, 8), (1, 600, 8, 160),
+                                   (1, 128, 8, 1088)])
 def test_convolution_and_gradients_are_those_of_float64(shape, last):
     import torch
 
