@@ -17,6 +17,7 @@ import numpy as np
 
 from guided_diffusion_core import environment
 from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_jt import _headers
 
 # Distribution and file whose folder stands for oneDNN's `lib` and `include`.
 _ONEDNN = {"lib": ("onednn-cpu-gomp", "libmkldnn.so"), "include": ("onednn-devel-cpu-gomp", "dnnl.h")}
@@ -28,6 +29,7 @@ def prepare():
 
     Imports no Jittor. What the user has set in the environment stays. Raises `UserError` if the
     compiler, Python's headers or a suitable numpy is missing, or the cache cannot be written.
+    Returns the Path of Jittor's compiled code.
     """
     if int(np.__version__.split(".")[0]) >= 2:
         raise found_expected("numpy", np.__version__, "numpy below 2, with which Jittor crashes",
@@ -41,7 +43,9 @@ def prepare():
         ("mpicc_path", ""),  # with OpenMPI installed, the import would build an MPI module; `dist_util` serves
         ("FIX_TORCH_ERROR", "0"),  # else Jittor imports torch
         ("log_silent", "1"),
-        ("cache_name", "default"),  # else the git branch around the packages: each one compiles anew
+        # else the git branch around the packages: each one compiles anew; a cache of our own, since the flags
+        # of `_headers` would make Jittor compile itself again for every other program
+        ("cache_name", "medsegdiff"),
     ):
         os.environ.setdefault(name, value)
     try:
@@ -54,8 +58,11 @@ def prepare():
     if not onednn and os.environ.setdefault("use_mkl", "0") == "0":
         sys.stderr.write(f"Jittor runs without oneDNN: convolutions are about 100 times slower. "
                          f"Install it: {_ONEDNN_INSTALL}\n")
-    if not any(Path(jittor_utils.cache_path).glob("jittor_core*.so")):
-        sys.stderr.write("Jittor compiles its core, once on this machine: about 4 minutes on 2 cores.\n")
+    cache = Path(jittor_utils.cache_path)
+    if not any(cache.glob("jittor_core*.so")):
+        sys.stderr.write("Jittor compiles its core, once on this machine: about 3 minutes on 2 cores.\n")
+    _headers._include(cache)
+    return cache
 
 
 def _onednn_folder():
@@ -135,8 +142,9 @@ def _import_jittor():
     return jittor
 
 
-prepare()
+_cache = prepare()
 jt = _import_jittor()
+_headers._include_in_operators(jt.flags, _cache)
 
 
 def to_tensor(array, dtype=None):

@@ -1,5 +1,6 @@
 """Both backends' runtime: conversion, precision, state; and Jittor's start on various machines."""
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -166,7 +167,8 @@ def test_rebuilt_core_does_not_end_the_process(tmp_path):
     package.mkdir()
     (package / "__init__.py").write_text(
         "import pathlib, sys\nmark = pathlib.Path(__file__).with_name('mark')\n"
-        "if not mark.exists():\n    mark.touch()\n    sys.exit(0)\n__version__ = 'fake'\n")
+        "if not mark.exists():\n    mark.touch()\n    sys.exit(0)\n__version__ = 'fake'\n"
+        "class flags:\n    cc_flags = ''\n")
     code, out, err = start_jittor("print(runtime.jt.__version__)", PYTHONPATH=str(tmp_path))
     assert (code, out) == (0, "fake\n"), err
 
@@ -186,6 +188,13 @@ def start():
         pytest.skip("Jittor is not among MEDSEGDIFF_BACKENDS")
     from guided_diffusion_jt import runtime
     return runtime
+
+
+@pytest.fixture
+def no_flags(monkeypatch):
+    """No flags of the user's; what a test sets goes again, which a variable that is only deleted does not."""
+    monkeypatch.setenv("cc_flags", "")
+    monkeypatch.delenv("cc_flags")
 
 
 def test_onednn_is_linked_and_stale_links_are_replaced(start, tmp_path):
@@ -216,6 +225,7 @@ def test_downloaded_onednn_is_left_alone(start, tmp_path):
     assert (tmp_path / "lib" / "libmkldnn.so").read_text() == "downloaded"
 
 
+@pytest.mark.usefixtures("no_flags")
 def test_missing_onednn_is_said_in_one_line(start, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("use_mkl", raising=False)
     absent = {name: ("no-such-wheel", file) for name, (_, file) in start._ONEDNN.items()}
@@ -226,6 +236,48 @@ def test_missing_onednn_is_said_in_one_line(start, tmp_path, monkeypatch, capsys
     assert said.count("\n") == 1
     assert "about 100 times slower" in said and "pip install onednn-cpu-gomp" in said
     assert os.environ["use_mkl"] == "0"
+
+
+# ---- Precompiled headers ----
+
+def read_headers(command, folder):
+    """What g++ says of the headers that it reads: "! FILE" for a precompiled one that it takes."""
+    done = subprocess.run([*command, "-H", "-c", "-o", str(folder / "out.o")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_operators_are_compiled_with_a_precompiled_header(start, tmp_path):
+    operator = tmp_path / "a_op.cc"
+    operator.write_text("#define JIT 1\n#define JIT_cpu 1\n#include <cmath>\n#include \"var.h\"\n"
+                        "int one() { return 1; }\n")
+    words = [word for word in shlex.split(start.jt.flags.cc_flags) if not word.startswith(("-l", "-shared"))]
+    header = words[words.index("-include") + 1]
+    assert f"! {header}.gch" in read_headers(["g++", str(operator), *words, "-g"], tmp_path)
+    assert "cc_flags" not in os.environ
+
+
+@pytest.mark.usefixtures("no_flags")
+def test_jittor_itself_is_compiled_with_a_precompiled_header(start, tmp_path):
+    """The command with which the core's event queue was compiled, with a header made anew."""
+    from guided_diffusion_jt import _headers
+
+    _headers._include(tmp_path)
+    assert os.environ["cc_flags"] == f'-include "{tmp_path}/core.h"'
+    command = shlex.split((start._cache / "obj_files" / "event_queue.cc.o.key").read_text().splitlines()[0])
+    command[command.index("-include") + 1] = f"{tmp_path}/core.h"
+    del command[command.index("-o"):]
+    assert f"! {tmp_path}/core.h.gch" in read_headers(command, tmp_path)
+
+
+@pytest.mark.usefixtures("no_flags")
+@pytest.mark.parametrize("name,value", [("cc_flags", "-O1"), ("cc_path", "/usr/bin/clang++"), ("nvcc_path", "nvcc")])
+def test_other_compilers_and_flags_of_the_user_are_left_alone(start, tmp_path, monkeypatch, name, value):
+    from guided_diffusion_jt import _headers
+
+    monkeypatch.setenv(name, value)
+    _headers._include(tmp_path)
+    assert os.environ.get("cc_flags") == (value if name == "cc_flags" else None) and not any(tmp_path.iterdir())
 
 
 # ---- The machine ----

@@ -1,0 +1,83 @@
+"""Precompiled headers for Jittor.
+
+Reading the same headers again is half of the time in which g++ compiles Jittor itself, and four fifths of that of
+an operator. Here g++ reads them once (`-include`, GCC's manual, "Using Precompiled Headers"). Where it finds the
+precompiled form unfit for a file, it reads the header instead: slower, with the same result.
+"""
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from importlib import util
+from pathlib import Path
+
+_COMMON = ("algorithm", "chrono", "cmath", "cstring", "fstream", "functional", "iomanip", "iostream", "map", "mutex",
+           "queue", "set", "sstream", "thread", "unordered_map", "unordered_set",
+           "var.h", "op.h", "fused_op.h", "graph.h", "executor.h", "ops/op_register.h")
+# File name -> text. Jittor defines the two names at the top of each operator.
+_CORE, _OPERATORS = "core.h", "operators.h"
+_TEXTS = {_CORE: "".join(f"#include <{name}>\n" for name in (*_COMMON, "var_holder.h", "pyjt/py_converter.h")),
+          _OPERATORS: "#define JIT 1\n#define JIT_cpu 1\n" + "".join(f"#include <{name}>\n" for name in _COMMON)}
+
+
+def _include(cache):
+    """Let Jittor, which is imported next, compile everything with the header of its core.
+
+    cache: Path of its compiled code. Nothing is done for other compilers than g++, where the user has flags of
+    his own (`cc_flags`), and where nvcc would get the flags too (`nvcc_path`).
+    """
+    flag = _flag(cache / _CORE)
+    if not os.path.basename(os.environ["cc_path"]).startswith("g++") or os.environ["nvcc_path"]:
+        return
+    if os.environ.setdefault("cc_flags", flag) != flag:
+        return
+    for name, text in _TEXTS.items():
+        if not (cache / name).is_file():
+            _write(cache / name, lambda path, text=text: path.write_text(text, encoding="ascii"))
+    if not any(cache.glob("jittor_core*.so")):
+        source = Path(util.find_spec("jittor").submodule_search_locations[0])
+        python = subprocess.run([os.environ["python_config_path"], "--includes"], capture_output=True, text=True)
+        native = ["-march=native"] if platform.machine() == "x86_64" else []
+        _precompile(cache / _CORE, ["-std=c++14", "-fPIC", *native, "-O2", f"-I{source}/src", f"-I{source}/extern",
+                                    *python.stdout.split()])
+
+
+def _include_in_operators(flags, cache):
+    """Jittor's flags (`jt.flags`) once it is imported: operators get the header of operators."""
+    if _flag(cache / _CORE) not in flags.cc_flags:
+        return
+    del os.environ["cc_flags"]  # processes that this one starts may have another cache
+    _compiled(cache / _CORE).unlink(missing_ok=True)  # 80 MB that are not read again
+    flags.cc_flags = flags.cc_flags.replace(_flag(cache / _CORE), _flag(cache / _OPERATORS))
+    if not _compiled(cache / _OPERATORS).is_file():
+        linker = ("-l", "-L", "-Wl,", "-shared")
+        kept = [word for word in shlex.split(flags.cc_flags) if not word.startswith(linker)]
+        at = kept.index("-include")
+        # Jittor adds -g to each operator
+        _precompile(cache / _OPERATORS, [*kept[:at], *kept[at + 2:], "-g"])
+
+
+def _flag(header):
+    return f'-include "{header}"'
+
+
+def _compiled(header):
+    return header.with_name(header.name + ".gch")
+
+
+def _precompile(header, flags):
+    def compile_to(path):
+        subprocess.run([os.environ["cc_path"], "-x", "c++-header", str(header), *flags, "-o", str(path)], check=True)
+    try:
+        _write(_compiled(header), compile_to)
+    except subprocess.CalledProcessError as error:
+        sys.stderr.write(f"g++ could not compile {header} (exit code {error.returncode}): compiling takes longer.\n")
+
+
+def _write(path, make):
+    """Make a file by `make(path)`, whole or not at all, even where several processes do so."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as own:
+        make(Path(own) / path.name)
+        os.replace(Path(own) / path.name, path)
