@@ -10,14 +10,15 @@ from guided_diffusion_core.unet_plan import make_plan
 
 # What is measured -> one line about it.
 WHAT = {
-    "evaluation": "one evaluation of the network in sampling, no gradients",
+    "evaluation": "one evaluation of the network, no gradients",
+    "step": "one step's evaluation in sampling; what depends on the image alone is known, where that is kept",
     "training": "one training step: loss, gradients, AdamW, moving average",
     "cases": "whole cases: image file in, fused mask file out, an ensemble of 5",
     "start": "a new process until its first training step is done",
     "loading": "image files to training batches",
     "scaling": "whole cases as in cases, while one quantity grows and the others stay",
 }
-BATCHES = {64: 4}  # of evaluation and training by size in pixels; others: 1
+BATCHES = {64: 4}  # of evaluation, step and training by size in pixels; others: 1
 STEPS, ENSEMBLE = 5, 5  # of whole cases: the preset `fast`
 IMAGE_CHANNELS = 3
 # What grows in "scaling", and its values; what does not has the value of `SCALING_BASE`.

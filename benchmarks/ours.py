@@ -46,12 +46,13 @@ class Ours:
             create = self.module("script_util").create_model_and_diffusion
             self.model, self.diffusion = create(**cases.settings(case))
             self.runtime.load_state(self.model, cases.weights(case))
-        self.repeat = {"evaluation": self._evaluation, "training": self._training, "start": self._training,
-                       "cases": self._cases, "scaling": self._cases, "loading": self._loading}[case.what]()
+        self.repeat = {"evaluation": self._evaluation, "step": self._evaluation, "training": self._training,
+                       "start": self._training, "cases": self._cases, "scaling": self._cases,
+                       "loading": self._loading}[case.what]()
 
     def check(self):
         """Arrays that must be the same in all implementations."""
-        return {"evaluation": self._check_evaluation, "cases": self._check_evaluation,
+        return {"evaluation": self._check_evaluation, "step": self._check_evaluation, "cases": self._check_evaluation,
                 "scaling": self._check_evaluation, "training": self._check_training}.get(self.case.what, dict)()
 
     def scale(self):
@@ -64,9 +65,7 @@ class Ours:
         return [self.runtime.to_tensor(self.arrays[name]) for name in names]
 
     def _check_evaluation(self):
-        self.model.eval()
-        with self.runtime.no_grad():
-            out, cal = self.model(*self._tensors("x", "t"))
+        out, cal = self._evaluation()()
         return {"out": self.runtime.to_numpy(out), "cal": self.runtime.to_numpy(cal)}
 
     def _check_training(self):
@@ -92,10 +91,15 @@ class Ours:
     def _evaluation(self):
         self.model.eval()
         x, t = self._tensors("x", "t")
+        keywords = {}
+        if self.case.what == "step":
+            with self.runtime.no_grad():
+                known = self.model.condition(x[:, :-1])
+            keywords = {} if known is None else {"conditioning": known}
 
         def repeat():
             with self.runtime.no_grad():
-                result = self.model(x, t)
+                result = self.model(x, t, **keywords)
                 self.runtime.synchronize()
             return result
         return repeat

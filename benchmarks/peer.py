@@ -116,15 +116,15 @@ class Peer:
                  if not name.startswith(BOTTLENECK_EMBED)}
         self.model.load_state_dict(state)
         self.scratch = scratch
-        self.repeat = {"evaluation": self._evaluation, "training": self._training, "start": self._training,
-                       "cases": self._cases}[case.what]()
+        self.repeat = {"evaluation": self._evaluation, "step": self._evaluation, "training": self._training,
+                       "start": self._training, "cases": self._cases}[case.what]()
 
     def check(self):
         """Arrays that must be the same in all implementations; none of version 1, whose bottleneck the
         original draws at random in every call."""
         if self.case.version == "1":
             return {}
-        return {"evaluation": self._check_evaluation, "cases": self._check_evaluation,
+        return {"evaluation": self._check_evaluation, "step": self._check_evaluation, "cases": self._check_evaluation,
                 "training": self._check_training}.get(self.case.what, dict)()
 
     def scale(self):

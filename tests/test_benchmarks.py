@@ -1,5 +1,6 @@
 """The benchmark's own arithmetic, and that its command runs; pytest measures nothing."""
 import json
+import os
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import BACKENDS, ROOT, Backend
 
-from benchmarks import operations, report, run, scaling
+from benchmarks import operations, ours, report, run, scaling
 from benchmarks.cases import SCALING, Case, make_cases, plan, settings
 from benchmarks.peer import check_folder
 from benchmarks.worker import PEER
@@ -96,6 +97,22 @@ def test_processes_of_a_group_work_at_the_same_time_and_their_shares_add_up(tmp_
         group.stop()
     assert answer["memory_mib"] >= count * 0.9 * group.ready["memory_mib"]
     assert len(list(tmp_path.glob("*/*.npz"))) == count
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_step_knows_what_depends_on_the_image_alone(backend):
+    outputs, conditions = {}, {}
+    for what in ("evaluation", "step"):
+        measured = ours.Ours(backend, os.cpu_count())
+        measured.prepare(Case(what, "new", 32, 1, 32))
+        outputs[what] = measured.check()
+        calls, condition = [], measured.model.condition
+        measured.model.condition = lambda image: calls.append(image) or condition(image)
+        measured.repeat()
+        conditions[what] = len(calls)
+    assert conditions == {"evaluation": 1, "step": 0}
+    for name, values in outputs["step"].items():
+        np.testing.assert_array_equal(values, outputs["evaluation"][name])
 
 
 def command(*arguments):
