@@ -13,6 +13,8 @@ import tempfile
 from importlib import util
 from pathlib import Path
 
+from guided_diffusion_core.files import write_atomic
+
 _COMMON = ("algorithm", "chrono", "cmath", "cstring", "fstream", "functional", "iomanip", "iostream", "map", "mutex",
            "queue", "set", "sstream", "thread", "unordered_map", "unordered_set",
            "var.h", "op.h", "fused_op.h", "graph.h", "executor.h", "ops/op_register.h")
@@ -35,7 +37,7 @@ def _include(cache):
         return
     for name, text in _TEXTS.items():
         if not (cache / name).is_file():
-            _write(cache / name, lambda path, text=text: path.write_text(text, encoding="ascii"))
+            write_atomic(cache / name, text.encode())
     if not any(cache.glob("jittor_core*.so")):
         source = Path(util.find_spec("jittor").submodule_search_locations[0])
         python = subprocess.run([os.environ["python_config_path"], "--includes"], capture_output=True, text=True)
@@ -68,16 +70,10 @@ def _compiled(header):
 
 
 def _precompile(header, flags):
-    def compile_to(path):
-        subprocess.run([os.environ["cc_path"], "-x", "c++-header", str(header), *flags, "-o", str(path)], check=True)
-    try:
-        _write(_compiled(header), compile_to)
-    except subprocess.CalledProcessError as error:
-        sys.stderr.write(f"g++ could not compile {header} (exit code {error.returncode}): compiling takes longer.\n")
-
-
-def _write(path, make):
-    """Make a file by `make(path)`, whole or not at all, even where several processes do so."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as own:
-        make(Path(own) / path.name)
-        os.replace(Path(own) / path.name, path)
+    with tempfile.TemporaryDirectory(dir=header.parent, prefix=".") as own:  # whole or not at all
+        made = Path(own) / "made.gch"
+        done = subprocess.run([os.environ["cc_path"], "-x", "c++-header", str(header), *flags, "-o", str(made)])
+        if done.returncode == 0:
+            os.replace(made, _compiled(header))
+        else:
+            sys.stderr.write(f"g++ could not compile {header} (exit code {done.returncode}): compiling takes longer.\n")

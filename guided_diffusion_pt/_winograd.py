@@ -20,7 +20,8 @@ _INPUTS, _KERNELS, _OUTPUTS = (th.from_numpy(matrix).float() for matrix in matri
 # Measured on one core at 64 px: below these, the direct convolution of oneDNN is as fast.
 _CHANNELS, _TILES = 128, 64
 # Tiles times channels that are multiplied at a time, and numbers of each row that are transformed at a time. With a
-# quarter of the former and half of the latter an evaluation at 256 px takes 1.08 times as long; more takes memory.
+# quarter of the former and half of the latter an evaluation at 256 px takes 1.03 to 1.17 times as long (three
+# measurements on a noisy machine); more takes memory.
 _CHUNK, _BLOCK = 2**17, 8192
 
 
