@@ -17,12 +17,12 @@ both = pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
 AGAIN = ("forward/new", "gradients/new", "steps/new", "sampling/ancestral", "masks/brats")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ladder(tmp_path_factory):
     """Folder of a run of all cases, every layer alone too, and the finished process."""
     folder = tmp_path_factory.mktemp("ladder") / "run"
     yield folder, parity("run", "all", "--layers", "--out_dir", folder)
-    shutil.rmtree(folder)  # gigabytes
+    shutil.rmtree(folder)  # 10 GB
 
 
 @both
