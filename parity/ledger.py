@@ -216,7 +216,7 @@ UPSTREAM_DIFFERENCES = (
         "resize masks bilinearly and take all above zero, which grows every ground truth",
         "nearest neighbour; --upstream_compat True keeps the old rule",
         "the truth must stay the truth",
-        "tests/test_data_layouts.py::TestIsic::test_upstream_rule_grows_masks"),
+        "tests/test_data_isic.py::test_upstream_rule_grows_masks"),
     UpstreamDifference(
         "train_util.py:260",
         "returns inside the loop over microbatches: only the first one trains",
@@ -283,7 +283,7 @@ UPSTREAM_DIFFERENCES = (
         "needs a csv of another part of the challenge in gbk encoding",
         "pairs found in the folders, or a csv, each pair checked",
         "the data comes without such a file",
-        "tests/test_data_layouts.py::TestIsic::test_pairs_of_each_split"),
+        "tests/test_data_isic.py::test_pairs_of_each_split"),
     UpstreamDifference(
         "segmentation_env.py",
         "mean over thresholds 0.1 to 0.9 at 256 px, divided by the maximum: NaN on an empty mask",
