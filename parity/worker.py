@@ -125,9 +125,10 @@ def serve(backend, suite, threads, answers):
 
 
 def _failure(error):
-    if not isinstance(error, UserError):
-        traceback.print_exception(error)
-    return {"error": f"{type(error).__name__}: {error}", "user": isinstance(error, UserError)}
+    if isinstance(error, UserError):
+        return {"error": str(error), "user": True}
+    traceback.print_exception(error)
+    return {"error": f"{type(error).__name__}: {error}", "user": False}
 
 
 if __name__ == "__main__":
