@@ -17,7 +17,7 @@ import numpy as np
 
 from guided_diffusion_core import environment
 from guided_diffusion_core.errors import UserError, found_expected
-from guided_diffusion_jt import _headers
+from guided_diffusion_jt import _compiling
 
 # Distribution and file whose folder stands for oneDNN's `lib` and `include`.
 _ONEDNN = {"lib": ("onednn-cpu-gomp", "libmkldnn.so"), "include": ("onednn-devel-cpu-gomp", "dnnl.h")}
@@ -44,7 +44,7 @@ def prepare():
         ("FIX_TORCH_ERROR", "0"),  # else Jittor imports torch
         ("log_silent", "1"),
         # else the git branch around the packages: each one compiles anew; a cache of our own, since the flags
-        # of `_headers` would make Jittor compile itself again for every other program
+        # of `_compiling` would make Jittor compile itself again for every other program
         ("cache_name", "medsegdiff"),
     ):
         os.environ.setdefault(name, value)
@@ -61,7 +61,7 @@ def prepare():
     cache = Path(jittor_utils.cache_path)
     if not any(cache.glob("jittor_core*.so")):
         sys.stderr.write("Jittor compiles its core, once on this machine: about 3 minutes on 2 cores.\n")
-    _headers._include(cache)
+    _compiling._prepare_core(cache)
     return cache
 
 
@@ -144,7 +144,7 @@ def _import_jittor():
 
 _cache = prepare()
 jt = _import_jittor()
-_headers._include_in_operators(jt.flags, _cache)
+_compiling._prepare_operators(jt.flags, _cache)
 
 
 def to_tensor(array, dtype=None):

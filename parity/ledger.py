@@ -28,7 +28,7 @@ MIRROR_DIFFERENCES = (
                      "Jittor reads its settings when it is imported; torch needs no preparation"),
     MirrorDifference("runtime.link_onednn", None, "(folder)",
                      "Jittor looks for oneDNN in one folder and else downloads it; torch brings its own"),
-    MirrorDifference("_headers", None, "", "Jittor compiles itself and its operators on the machine that it runs on"),
+    MirrorDifference("_compiling", None, "", "Jittor compiles itself and its operators on the machine that it runs on"),
     MirrorDifference("_kernels", None, "",
                      "Jittor's chains of operators for normalisation, SiLU and AdamW cost time and memory; torch's own serve"),
     MirrorDifference("_group_norm", "", None,

@@ -238,7 +238,7 @@ def test_missing_onednn_is_said_in_one_line(start, tmp_path, monkeypatch, capsys
     assert os.environ["use_mkl"] == "0"
 
 
-# ---- Precompiled headers ----
+# ---- Compiling ----
 
 def read_headers(command, folder):
     """What g++ says of the headers that it reads: "! FILE" for a precompiled one that it takes."""
@@ -253,16 +253,40 @@ def test_operators_are_compiled_with_a_precompiled_header(start, tmp_path):
                         "int one() { return 1; }\n")
     words = [word for word in shlex.split(start.jt.flags.cc_flags) if not word.startswith(("-l", "-shared"))]
     header = words[words.index("-include") + 1]
-    assert f"! {header}.gch" in read_headers(["g++", str(operator), *words, "-g"], tmp_path)
+    assert f"! {header}.gch" in read_headers(["g++", str(operator), *words], tmp_path)
     assert "cc_flags" not in os.environ
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_operators_meet_asm_tuner_only_where_they_ask_for_it(start, tmp_path, asked):
+    """Without it, the machine code is the same."""
+    jt, code = start.jt, {}
+    flags = " ".join(word for word in jt.flags.cc_flags.split() if not word.startswith("-l"))
+    for name, interpreter in (("ours", jt.flags.python_path), ("jittor", sys.executable)):
+        source = tmp_path / name / "a_op.cc"
+        source.parent.mkdir()
+        source.write_text(f"""#include "var.h"
+            namespace jittor {{
+            void jit_run(float* __restrict__ x, float* __restrict__ y) {{
+                {'//@begin replace "vmova" "vmovnt"' if asked else ""}
+                for (int i = 0; i < 1024; i++) x[i] = y[i] * 2;
+                {'//@end' if asked else ""}
+            }} }}""")
+        made = source.with_name("a_op.so")
+        subprocess.run(f'{interpreter} {jt.flags.jittor_path}/utils/asm_tuner.py --cc_path="{jt.flags.cc_path}" '
+                       f'"{source}" {flags} -o "{made}"', shell=True, check=True)
+        code[name] = subprocess.run(["objdump", "-d", "--no-addresses", "--section=.text", str(made)],
+                                    check=True, capture_output=True, text=True).stdout.partition("<")[2]
+        assert source.with_name("a_op.s").exists() == (asked or name == "jittor")
+    assert "vaddps" in code["ours"] and code["ours"] == code["jittor"]
 
 
 @pytest.mark.usefixtures("no_flags")
 def test_jittor_itself_is_compiled_with_a_precompiled_header(start, tmp_path):
     """The command with which the core's event queue was compiled, with a header made anew."""
-    from guided_diffusion_jt import _headers
+    from guided_diffusion_jt import _compiling
 
-    _headers._include(tmp_path)
+    _compiling._prepare_core(tmp_path)
     assert os.environ["cc_flags"] == f'-include "{tmp_path}/core.h"'
     command = shlex.split((start._cache / "obj_files" / "event_queue.cc.o.key").read_text().splitlines()[0])
     command[command.index("-include") + 1] = f"{tmp_path}/core.h"
@@ -273,10 +297,10 @@ def test_jittor_itself_is_compiled_with_a_precompiled_header(start, tmp_path):
 @pytest.mark.usefixtures("no_flags")
 @pytest.mark.parametrize("name,value", [("cc_flags", "-O1"), ("cc_path", "/usr/bin/clang++"), ("nvcc_path", "nvcc")])
 def test_other_compilers_and_flags_of_the_user_are_left_alone(start, tmp_path, monkeypatch, name, value):
-    from guided_diffusion_jt import _headers
+    from guided_diffusion_jt import _compiling
 
     monkeypatch.setenv(name, value)
-    _headers._include(tmp_path)
+    _compiling._prepare_core(tmp_path)
     assert os.environ.get("cc_flags") == (value if name == "cc_flags" else None) and not any(tmp_path.iterdir())
 
 
