@@ -45,7 +45,8 @@ class Ours:
         if case.what != "loading":
             create = self.module("script_util").create_model_and_diffusion
             self.model, self.diffusion = create(**cases.settings(case))
-            self.runtime.load_state(self.model, cases.weights(case))
+            if case.what != "start":  # a training starts from the network's own
+                self.runtime.load_state(self.model, cases.weights(case))
         self.repeat = {"evaluation": self._evaluation, "step": self._evaluation, "training": self._training,
                        "start": self._training, "cases": self._cases, "scaling": self._cases,
                        "loading": self._loading}[case.what]()

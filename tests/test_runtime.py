@@ -193,8 +193,9 @@ def start():
 @pytest.fixture
 def no_flags(monkeypatch):
     """No flags of the user's; what a test sets goes again, which a variable that is only deleted does not."""
-    monkeypatch.setenv("cc_flags", "")
-    monkeypatch.delenv("cc_flags")
+    for name in ("cc_flags", "kernel_flags"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
 
 def test_onednn_is_linked_and_stale_links_are_replaced(start, tmp_path):
@@ -254,7 +255,8 @@ def test_operators_are_compiled_with_a_precompiled_header(start, tmp_path):
     words = [word for word in shlex.split(start.jt.flags.cc_flags) if not word.startswith(("-l", "-shared"))]
     header = words[words.index("-include") + 1]
     assert f"! {header}.gch" in read_headers(["g++", str(operator), *words], tmp_path)
-    assert "cc_flags" not in os.environ
+    assert [word for word in words if word.startswith("-O")] == ["-Ofast"]
+    assert "cc_flags" not in os.environ and "kernel_flags" not in os.environ
 
 
 @pytest.mark.parametrize("asked", [False, True])
@@ -287,7 +289,7 @@ def test_jittor_itself_is_compiled_with_a_precompiled_header(start, tmp_path):
     from guided_diffusion_jt import _compiling
 
     _compiling._prepare_core(tmp_path)
-    assert os.environ["cc_flags"] == f'-include "{tmp_path}/core.h"'
+    assert os.environ["cc_flags"] == f'-include "{tmp_path}/core.h" -O1'
     command = shlex.split((start._cache / "obj_files" / "event_queue.cc.o.key").read_text().splitlines()[0])
     command[command.index("-include") + 1] = f"{tmp_path}/core.h"
     del command[command.index("-o"):]
@@ -295,13 +297,27 @@ def test_jittor_itself_is_compiled_with_a_precompiled_header(start, tmp_path):
 
 
 @pytest.mark.usefixtures("no_flags")
-@pytest.mark.parametrize("name,value", [("cc_flags", "-O1"), ("cc_path", "/usr/bin/clang++"), ("nvcc_path", "nvcc")])
+@pytest.mark.parametrize("flags,again", [('-include "{}/core.h" -O1', False), ('-include "{}/core.h"', True)])
+def test_header_of_the_core_is_made_again_for_other_flags_alone(start, tmp_path, monkeypatch, flags, again):
+    from guided_diffusion_jt import _compiling
+
+    made = []
+    monkeypatch.setattr(_compiling, "_precompile", lambda *words: made.append(words))
+    (tmp_path / "jittor_core.so.key").write_text(f"g++ {flags.format(tmp_path)} -o x\n")
+    _compiling._prepare_core(tmp_path)
+    assert bool(made) == again
+
+
+@pytest.mark.usefixtures("no_flags")
+@pytest.mark.parametrize("name,value", [("cc_flags", "-O1"), ("kernel_flags", "-O3"), ("cc_path", "/usr/bin/clang++"),
+                                        ("nvcc_path", "nvcc")])
 def test_other_compilers_and_flags_of_the_user_are_left_alone(start, tmp_path, monkeypatch, name, value):
     from guided_diffusion_jt import _compiling
 
     monkeypatch.setenv(name, value)
     _compiling._prepare_core(tmp_path)
-    assert os.environ.get("cc_flags") == (value if name == "cc_flags" else None) and not any(tmp_path.iterdir())
+    flags = {name: os.environ[name] for name in ("cc_flags", "kernel_flags") if name in os.environ}
+    assert flags == ({name: value} if "flags" in name else {}) and not any(tmp_path.iterdir())
 
 
 # ---- The machine ----
