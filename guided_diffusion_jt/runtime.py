@@ -154,12 +154,16 @@ def to_tensor(array, dtype=None):
     dtype: name of a numpy type such as "float32"; None keeps the array's own (float64 and int64
            included).
     """
-    array = np.array(array, dtype=dtype, order="C")
-    tensor = jt.array(array, dtype=str(array.dtype))
+    tensor = _pending_tensor(array, dtype)
     # A pending array that is fused into an operator is read there in the type of the process' first
     # precision: in float64 after float32 as garbage.
     tensor.sync()
     return tensor
+
+
+def _pending_tensor(array, dtype):
+    array = np.asarray(array, dtype=dtype, order="C")
+    return jt.array(array, dtype=str(array.dtype))  # which copies it
 
 
 def to_numpy(tensor):
@@ -263,5 +267,6 @@ def load_state(model, arrays, where="weights"):
     arrays = fitted_state(shapes, arrays, where)
     for name, value in state.items():
         dtype = precision() if "float" in str(value.dtype) else str(value.dtype)
-        value.update(to_tensor(np.reshape(arrays[name], value.shape), dtype=dtype))
+        # pending, since to wait for one would compute Jittor's random initial values of the others, in vain
+        value.update(_pending_tensor(np.reshape(arrays[name], value.shape), dtype))
     jt.sync_all()  # pending arrays fused into the first forward pass give an operator that does not compile

@@ -239,6 +239,15 @@ def test_missing_onednn_is_said_in_one_line(start, tmp_path, monkeypatch, capsys
     assert os.environ["use_mkl"] == "0"
 
 
+def test_loading_computes_no_random_initial_values(start):
+    layers = [start.jt.nn.Conv(3, 5, 3) for _ in range(2)]
+    with start.jt.profile_scope() as report:
+        for layer in layers:
+            start.load_state(layer, {"weight": np.ones((5, 3, 3, 3)), "bias": np.ones(5)})
+    assert not [row[0] for row in report if row[0].startswith("random")]
+    assert all((layer.weight.numpy() == 1).all() for layer in layers)
+
+
 # ---- Compiling ----
 
 def read_headers(command, folder):
