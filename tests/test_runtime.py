@@ -240,12 +240,12 @@ def test_missing_onednn_is_said_in_one_line(start, tmp_path, monkeypatch, capsys
 
 
 def test_loading_computes_no_random_initial_values(start):
-    layers = [start.jt.nn.Conv(3, 5, 3) for _ in range(2)]
+    layers = start.jt.nn.Sequential(start.jt.nn.Conv(3, 5, 3), start.jt.nn.Conv(5, 2, 3))
     with start.jt.profile_scope() as report:
-        for layer in layers:
-            start.load_state(layer, {"weight": np.ones((5, 3, 3, 3)), "bias": np.ones(5)})
+        start.load_state(layers, {"0.weight": np.ones((5, 3, 3, 3)), "0.bias": np.ones(5),
+                                  "1.weight": np.ones((2, 5, 3, 3)), "1.bias": np.ones(2)})
     assert not [row[0] for row in report if row[0].startswith("random")]
-    assert all((layer.weight.numpy() == 1).all() for layer in layers)
+    assert all((value.numpy() == 1).all() for value in layers.parameters())
 
 
 # ---- Compiling ----
