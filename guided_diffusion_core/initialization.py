@@ -44,7 +44,7 @@ def _initial_value(name, shape, shapes, tape):
     if layer.startswith("hwm.") and layer != BOTTLENECK_EMBED:
         return _he_normal(name, shape, kind, fan_in, tape)
     bound = 1 / math.sqrt(fan_in)  # He's uniform with slope sqrt(5), and the bias's own rule, coincide
-    return ((2 * tape.uniform(f"{INITIAL_WEIGHT}/{name}", shape) - 1) * bound).astype(np.float32)
+    return tape.symmetric_uniform(f"{INITIAL_WEIGHT}/{name}", shape, bound)
 
 
 def _he_normal(name, shape, kind, fan_in, tape):

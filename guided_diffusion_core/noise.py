@@ -23,6 +23,20 @@ SAMPLE_STEP = "sample/step"
 INITIAL_WEIGHT = "initial_weight"
 
 
+_PIECE = 2**15  # numbers that are drawn at a time
+
+
+def _filled(shape, draw):
+    """A float32 array of what `draw(count)` gives as float64, a piece at a time: memory for all of it takes as long
+    as the numbers."""
+    values = np.empty(shape, np.float32)
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _PIECE):
+        piece = flat[start:start + _PIECE]
+        piece[...] = draw(piece.size)
+    return values
+
+
 class NoiseTape:
     """Random numbers by place, from one seed.
 
@@ -39,11 +53,16 @@ class NoiseTape:
 
     def normal(self, site, shape, *, step=0, case=0, member=0):
         """Standard normal values, float32, of the given shape."""
-        return self._generator(site, step, case, member).standard_normal(shape).astype(np.float32)
+        return _filled(shape, self._generator(site, step, case, member).standard_normal)
 
     def uniform(self, site, shape=(), *, step=0, case=0, member=0):
         """Values of U[0, 1), float64, of the given shape."""
         return self._generator(site, step, case, member).random(shape)
+
+    def symmetric_uniform(self, site, shape, bound):
+        """Values of U[-bound, bound), float32, of the given shape."""
+        generator = self._generator(site, 0, 0, 0)
+        return _filled(shape, lambda count: (2 * generator.random(count) - 1) * bound)
 
     def permutation(self, site, n, *, step=0):
         """The numbers 0 to n - 1 in random order, int64."""

@@ -57,3 +57,11 @@ def test_a_permutation_holds_every_number_once():
     orders = [NoiseTape(0).permutation(TRAIN_ORDER, 30, step=epoch) for epoch in range(2)]
     assert all(sorted(order) == list(range(30)) for order in orders)
     assert not np.array_equal(*orders)
+
+
+def test_values_drawn_in_pieces_are_those_drawn_at_once():
+    shape, tape = (3, 2**15 + 5), NoiseTape(1)
+    at_once = tape._generator(TRAIN_NOISE, 2, "a", 1).standard_normal(shape).astype(np.float32)
+    assert np.array_equal(tape.normal(TRAIN_NOISE, shape, step=2, case="a", member=1), at_once)
+    centred = ((2 * tape.uniform("w", shape) - 1) * 0.3).astype(np.float32)
+    assert np.array_equal(tape.symmetric_uniform("w", shape, 0.3), centred)
