@@ -10,8 +10,8 @@ import numpy as np
 
 from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.metrics import count
+from parity.accepted_gaps import ACCEPTED_GAPS
 from parity.dump import MOVED, PLAIN, Keyed
-from parity.ledger import ACCEPTED_GAPS
 from parity.protocol import PRECISIONS
 from parity.rule import Judgement, allowance, distance, judge, judge_exact, judge_mask, norms
 

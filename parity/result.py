@@ -2,8 +2,9 @@
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 
+from parity.accepted_gaps import ACCEPTED_GAPS
 from parity.compare import AGREE, DIVERGED, INCOMPLETE
-from parity.ledger import ACCEPTED_GAPS, RULE
+from parity.ledger import RULE
 
 EXIT_CODES = {AGREE: 0, DIVERGED: 1, INCOMPLETE: 2}
 
@@ -12,7 +13,7 @@ def stale_gaps(verdicts):
     """Rows of `ACCEPTED_GAPS` whose case was compared and that nothing needed, as text."""
     used = set().union(*(verdict.gaps for verdict in verdicts))
     compared = {(verdict.suite, verdict.case) for verdict in verdicts if not verdict.missing}
-    return [f"parity/ledger.py, {row.label}: no compared case needs it any more; remove the row"
+    return [f"parity/accepted_gaps.py, {row.label}: no compared case needs it any more; remove the row"
             for row in ACCEPTED_GAPS if row.label not in used
             and any(suite == row.suite and fnmatchcase(case, row.case) for suite, case in compared)]
 

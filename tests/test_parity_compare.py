@@ -7,9 +7,9 @@ import pytest
 
 from guided_diffusion_core.errors import UserError
 from parity import compare
+from parity.accepted_gaps import AcceptedGap
 from parity.compare import AGREE, DIVERGED, INCOMPLETE, compare_case, compare_dumps
 from parity.dump import LAYERS, MOVED, PLAIN, Dump, Entry, Section, read_dump, section_stem, write_section
-from parity.ledger import AcceptedGap
 from parity.protocol import Case
 from parity.result import EXIT_CODES, result_tree, stale_gaps, state_of
 from parity.rule import distance
