@@ -22,7 +22,7 @@ venv: $(INSTALLED)
 # What has to be on the machine: a suitable Python with headers, g++, room on the disk.
 check:
 	@test -n "$(PYTHON)" || { echo "No Python found. Install it: apt-get install python3.11 python3.11-venv python3.11-dev" >&2; exit 2; }
-	@$(PYTHON) -m guided_diffusion_core.environment .
+	@$(PYTHON) -m guided_diffusion_core.system.environment .
 
 $(INSTALLED): requirements.txt
 	@$(MAKE) --no-print-directory check

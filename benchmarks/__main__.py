@@ -11,11 +11,11 @@ from benchmarks.cases import WHAT, make_cases
 from benchmarks.report import write_report
 from benchmarks.run import Benchmark
 from benchmarks.worker import PEER
-from guided_diffusion_core import cli
+from guided_diffusion_core import backends, command_line
 from guided_diffusion_core.errors import found_expected
 
 
-class _Subparser(cli.CommandParser):
+class _Subparser(command_line.CommandParser):
     """A `CommandParser` as argparse makes it for a command."""
 
     def __init__(self, **keywords):
@@ -40,7 +40,7 @@ def build_parser():
                      help="base width of the network (default: 128)")
     run.add_argument("--batch", type=int, default=0, metavar="INT",
                      help="examples at once (default: 4 at 64 px, else 1)")
-    run.add_argument("--backends", nargs="*", choices=tuple(cli.BACKENDS), default=list(cli.BACKENDS),
+    run.add_argument("--backends", nargs="*", choices=tuple(backends.BACKENDS), default=list(backends.BACKENDS),
                      help="(default: all)")
     run.add_argument("--peer", default="", metavar="FOLDER", help="the original's folder, to measure it as well")
     run.add_argument("--repeats", type=int, default=5, metavar="INT", help="rounds (default: 5)")
@@ -80,4 +80,4 @@ def _run(args):
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    command_line.run_command(main)

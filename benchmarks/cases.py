@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from guided_diffusion_core.config import ModelConfig
-from guided_diffusion_core.state_shapes import state_shapes
-from guided_diffusion_core.unet_plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.networks.medsegdiff.plan import make_plan
 
 # What is measured -> one line about it.
 WHAT = {
@@ -19,7 +19,9 @@ WHAT = {
     "scaling": "whole cases as in cases, while one quantity grows and the others stay",
 }
 BATCHES = {64: 4}  # of evaluation, step and training by size in pixels; others: 1
-STEPS, ENSEMBLE = 5, 5  # of whole cases: the preset `fast`
+# of whole cases: the preset `fast`
+STEPS = 5
+ENSEMBLE = 5
 IMAGE_CHANNELS = 3
 # What grows in "scaling", and its values; what does not has the value of `SCALING_BASE`.
 SCALING = {

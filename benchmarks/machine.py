@@ -5,7 +5,9 @@ from importlib.util import find_spec
 import numpy as np
 
 SIDE = 1536  # of the square matrices
-CHANNELS, PIXELS = 256, 32  # of the convolution
+# of the convolution
+CHANNELS = 256
+PIXELS = 32
 COPIED = 2**26  # bytes
 
 
@@ -25,7 +27,8 @@ def _of_torch(a, b, generator, threads):
     import torch
 
     torch.set_num_threads(threads)
-    left, right = torch.from_numpy(a), torch.from_numpy(b)
+    left = torch.from_numpy(a)
+    right = torch.from_numpy(b)
     x = torch.from_numpy(generator.standard_normal((4, CHANNELS, PIXELS, PIXELS), np.float32))
     weight = torch.from_numpy(generator.standard_normal((CHANNELS, CHANNELS, 3, 3), np.float32))
     last = x.contiguous(memory_format=torch.channels_last)

@@ -6,12 +6,13 @@ pixel. Norms, activations and resizing are left out (below 1%). An implementatio
 fewer multiplications (Winograd's algorithm) is given the operations of the direct one, so its share of a
 machine's limit can pass 1.
 """
-from guided_diffusion_core.unet_plan import AttentionPlan, ConvPlan, DownsamplePlan, ResBlockPlan
+from guided_diffusion_core.networks.medsegdiff.plan import AttentionPlan, ConvPlan, DownsamplePlan, ResBlockPlan
 
 
 def evaluation_operations(plan, batch):
     """Operations of one evaluation of the network of a `UNetPlan` on `batch` examples."""
-    size, total = plan.image_size, 0
+    size = plan.image_size
+    total = 0
     for block in plan.input_blocks:
         operations, size = _block(block, size, plan)
         total += operations

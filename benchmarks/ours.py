@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import cases
-from guided_diffusion_core import cli
+from guided_diffusion_core import backends
 from guided_diffusion_core.config import DataConfig, resolve
 from guided_diffusion_core.data import open_dataset
 from guided_diffusion_core.data.phantoms import write_isic_phantoms
-from guided_diffusion_core.data.stream import TrainingStream
+from guided_diffusion_core.training.stream import TrainingStream
 from guided_diffusion_core.noise import NoiseTape
-from guided_diffusion_core.sampling import run_sampling
+from guided_diffusion_core.sampling.run import run_sampling
 
 PHANTOM_SIZE = 384  # height in pixels of the pictures of whole cases and of loading
 LOADED_BATCHES = 4  # in one repetition of loading
@@ -33,7 +33,7 @@ class Ours:
 
     def module(self, name):
         """A module of the backend's package."""
-        return cli.backend_module(self.backend, name)
+        return backends.backend_module(self.backend, name)
 
     def versions(self):
         """Name -> version of what the figures depend on."""
@@ -41,7 +41,8 @@ class Ours:
 
     def prepare(self, case, **_):
         """Build what a `cases.Case` needs; sets `repeat`, a function that does the measured thing once."""
-        self.case, self.arrays = case, cases.inputs(case)
+        self.case = case
+        self.arrays = cases.inputs(case)
         if case.what != "loading":
             create = self.module("script_util").create_model_and_diffusion
             self.model, self.diffusion = create(**cases.settings(case))

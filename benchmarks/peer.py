@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks import cases
 from benchmarks.ours import GRADIENTS
 from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.state_shapes import BOTTLENECK_EMBED
+from guided_diffusion_core.networks.medsegdiff.state_shapes import BOTTLENECK_EMBED
 
 PACKAGE = "guided_diffusion"
 # Module -> names that are imported from it. Each becomes an empty module if it is not installed.
@@ -99,7 +99,8 @@ class Peer:
     def __init__(self, folder, threads):
         import torch
 
-        self.th, self.module = torch, load(folder)
+        self.th = torch
+        self.module = load(folder)
         torch.set_num_threads(threads)
 
     def versions(self):
@@ -108,7 +109,8 @@ class Peer:
 
     def prepare(self, case, scratch):
         """Build what a `cases.Case` needs; sets `repeat`. scratch: folder for its log."""
-        self.case, self.arrays = case, cases.inputs(case)
+        self.case = case
+        self.arrays = cases.inputs(case)
         script_util = self.module("script_util")
         flags = {**script_util.model_and_diffusion_defaults(), **cases.settings(case)}
         self.model, self.diffusion = script_util.create_model_and_diffusion(**flags)

@@ -12,7 +12,7 @@ from benchmarks.operations import evaluation_operations, training_operations
 from benchmarks.run import RESULTS
 from benchmarks.worker import PEER
 from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.files import write_atomic
+from guided_diffusion_core.system.files import write_atomic
 
 OPERATIONS = {"evaluation": evaluation_operations, "training": training_operations}
 PER_HOUR = ("cases", "loading")  # shown as how many in an hour
@@ -73,7 +73,8 @@ def limit(rounds):
 
 def readme(results, summary):
     """The text of the report."""
-    settings, machine = results["settings"], results["machine"]
+    settings = results["settings"]
+    machine = results["machine"]
     parts = [f"""# Benchmark
 
 Written by `python -m benchmarks` (`benchmarks/README.md` says what is measured and how).
@@ -100,7 +101,8 @@ original) where it was measured, else to PyTorch.
 
 def _table(rows):
     head = "| case | implementation | s | ratio | CPU s | CPU ratio | peak MiB | first s |"
-    counted, hourly = rows[0]["rate"] is not None, rows[0]["case"].what in PER_HOUR
+    counted = rows[0]["rate"] is not None
+    hourly = rows[0]["case"].what in PER_HOUR
     head += (" GFLOP/s | share of limit |" if counted else "") + (" per hour |" if hourly else "")
     lines = [head, "|---" * (head.count("|") - 1) + "|"]
     for row in rows:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from benchmarks.worker import MACHINE, PEER
 from guided_diffusion_core.errors import UserError, found_expected
-from guided_diffusion_core.files import make_writable_folder, write_atomic
+from guided_diffusion_core.system.files import make_writable_folder, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "results.json"
@@ -76,7 +76,8 @@ class Group:
     """
 
     def __init__(self, job, folder, count):
-        self._processes, self.ready = [], None
+        self._processes = []
+        self.ready = None
         try:
             for index in range(count):
                 own = Path(folder) / str(index)
@@ -114,7 +115,9 @@ class Benchmark:
 
     def __init__(self, out_dir, implementations, peer, threads, repeats, seconds, cold, resume):
         self.out_dir = Path(make_writable_folder(out_dir, "--out_dir"))
-        self.implementations, self.peer, self.cold = implementations, peer, cold
+        self.implementations = implementations
+        self.peer = peer
+        self.cold = cold
         self.results = {"settings": {"threads": threads, "repeats": repeats, "seconds": seconds,
                                      "implementations": implementations},
                         "machine": describe_machine(), "versions": {}, "limits": {}, "rows": []}
@@ -157,7 +160,8 @@ class Benchmark:
 
     def _repeats(self, case, bar):
         """Yields before each round of a case; none begins after its seconds."""
-        settings, began = self.results["settings"], time.perf_counter()
+        settings = self.results["settings"]
+        began = time.perf_counter()
         for done in range(settings["repeats"]):
             if done and time.perf_counter() - began > settings["seconds"]:
                 bar.total -= (settings["repeats"] - done) * len(self._names(case))
@@ -170,7 +174,8 @@ class Benchmark:
 
     def _turns(self, case, folder, bar):
         """Rows of a case whose implementations take turns: A B machine, B machine A, ..."""
-        groups, rows = {}, {}
+        groups = {}
+        rows = {}
         try:
             for name in [*self._names(case), MACHINE]:
                 of_machine = name == MACHINE
@@ -235,7 +240,8 @@ def differences(files):
     square relative to that one's. files: implementation -> npz file. `UserError` where two compute something
     else."""
     loaded = {name: dict(np.load(path)) for name, path in files.items()}
-    found, reference = {}, {}
+    found = {}
+    reference = {}
     for name in sorted(loaded, key=lambda name: name != PEER):  # the peer first, if there is one
         for key, array in loaded[name].items():
             expected = reference.setdefault(key, array).astype(np.float64)

@@ -40,7 +40,8 @@ def _course(rows, implementation, quantity):
 
 def _cells(course, index):
     rows, values = course
-    row, before = rows[index], rows[index - 1] if index else None
+    row = rows[index]
+    before = rows[index - 1] if index else None
     if row is None:
         return ["", "", ""]
     exponent = ""

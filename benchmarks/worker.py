@@ -19,7 +19,9 @@ from benchmarks import machine
 from benchmarks.cases import Case
 from guided_diffusion_core.errors import UserError
 
-MACHINE, PEER = "machine", "peer"  # names of implementations beside the backends'
+# names of implementations beside the backends'
+MACHINE = "machine"
+PEER = "peer"
 
 
 def _memory_mib():
@@ -29,7 +31,8 @@ def _memory_mib():
 @contextlib.contextmanager
 def _timed(result):
     """Put wall and processor seconds of the block, of all threads, into a dict."""
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall = time.perf_counter()
+    cpu = time.process_time()
     yield
     result |= {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 

@@ -20,18 +20,20 @@ import tempfile
 from importlib import util
 from pathlib import Path
 
-from guided_diffusion_core.files import write_atomic
+from guided_diffusion_core.system.files import write_atomic
 
 _COMMON = ("algorithm", "chrono", "cmath", "cstring", "fstream", "functional", "iomanip", "iostream", "map", "mutex",
            "queue", "set", "sstream", "thread", "unordered_map", "unordered_set",
            "var.h", "op.h", "fused_op.h", "graph.h", "executor.h", "ops/op_register.h")
 _LEVEL = "-O1"  # of optimisation, of Jittor itself
 # File name -> text. Jittor defines the two names at the top of each operator.
-_CORE, _OPERATORS = "core.h", "operators.h"
+_CORE = "core.h"
+_OPERATORS = "operators.h"
 _TEXTS = {_CORE: "".join(f"#include <{name}>\n" for name in (*_COMMON, "var_holder.h", "pyjt/py_converter.h")),
           _OPERATORS: "#define JIT 1\n#define JIT_cpu 1\n" + "".join(f"#include <{name}>\n" for name in _COMMON)}
 # Jittor runs: interpreter, asm_tuner.py, --cc_path=COMPILER, SOURCE, the compiler's options.
-_SCRIPT, _SCRIPT_TEXT = "operator.sh", """\
+_SCRIPT = "operator.sh"
+_SCRIPT_TEXT = """\
 if grep -q @begin "$3"; then exec {python} "$@"; fi
 compiler=${{2#--cc_path=}}
 shift 2

@@ -81,7 +81,8 @@ class _GroupNorm(jt.Function):
     tensors of the input's size. kept: a list that takes what `_normalized` computes the result from."""
 
     def execute(self, x, weight, bias, num_groups, eps, kept):
-        self.shape, dtype = x.shape, x.dtype
+        self.shape = x.shape
+        dtype = x.dtype
         x = x.reshape(x.shape[0], num_groups, x.shape[1] // num_groups, -1)
         result, mean, scale = jt.code(
             [x.shape, x.shape[:2], x.shape[:2]], [dtype] * 3, [x, weight, bias],
@@ -109,7 +110,8 @@ def _group_norm(x, weight, bias, num_groups, eps):
 
 def _normalized(x, weight, bias, mean, scale):
     """What `_GROUP_NORM` computes of its inputs and the two numbers a group, all in its shapes."""
-    per_group, per_channel = (*mean.shape, 1, 1), (1, *x.shape[1:3], 1)
+    per_group = (*mean.shape, 1, 1)
+    per_channel = (1, *x.shape[1:3], 1)
     normal = (x - mean.reshape(per_group)) * scale.reshape(per_group)
     return normal * weight.reshape(per_channel) + bias.reshape(per_channel)
 
@@ -119,7 +121,8 @@ class _SiLU(jt.Function):
     again from what that one keeps."""
 
     def execute(self, x, normalized_from):
-        self.x, self.normalized_from = x if normalized_from is None else None, normalized_from
+        self.x = x if normalized_from is None else None
+        self.normalized_from = normalized_from
         return x * jt.sigmoid(x)
 
     def grad(self, grad):

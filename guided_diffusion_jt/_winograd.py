@@ -7,12 +7,15 @@ which stay in the processor's caches.
 import jittor as jt
 from jittor import nn
 
-from guided_diffusion_core.winograd import KERNEL, TILE, factors
+from guided_diffusion_core.networks.winograd import KERNEL, TILE, factors
 
 _SIZE = TILE + KERNEL - 1
-_OUTPUTS, _TILES = 6, 16  # of a block
+# of a block
+_OUTPUTS = 6
+_TILES = 16
 # Measured on one core: from these on it takes 0.3 to 0.7 of the time of oneDNN's direct convolution.
-_CHANNELS, _FEWEST_TILES = 64, 16
+_CHANNELS = 64
+_FEWEST_TILES = 16
 _CHUNK = 64  # tiles at a time
 
 
@@ -303,7 +306,8 @@ def _convolve(x, kernels, bias):
 
 def _weight_gradient(x, gradient):
     """Gradient of the weight (O, C, 3, 3) from x (N, C, H, W) and the output's gradient (N, O, H, W)."""
-    channels, out_channels = x.shape[1], gradient.shape[1]
+    channels = x.shape[1]
+    out_channels = gradient.shape[1]
     room = [_SIZE**2, -(-out_channels // _OUTPUTS) * _OUTPUTS, -(-channels // _TILES) * _TILES]
     return jt.code([[out_channels, channels, KERNEL, KERNEL], room], [x.dtype] * 2, [x, gradient],
                    cpu_header=_HEADER, cpu_src=_WEIGHT_GRADIENT, data={"tiles": _CHUNK})[0]

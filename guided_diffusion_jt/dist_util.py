@@ -10,7 +10,7 @@ import time
 import jittor as jt
 import numpy as np
 
-from guided_diffusion_core import processes
+from guided_diffusion_core.system import processes
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_jt import runtime
 
@@ -53,7 +53,9 @@ class Group:
     """Several processes; each one calls the same verbs in the same order."""
 
     def __init__(self, rank, size):
-        self.rank, self.size, self.mpi = rank, size, _mpi()
+        self.rank = rank
+        self.size = size
+        self.mpi = _mpi()
 
     def gather(self, values):
         """The values of every process: numpy (size, *shape of one's)."""

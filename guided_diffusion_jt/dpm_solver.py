@@ -1,7 +1,7 @@
 """DPM-Solver++ of second order in several steps (Lu et al. 2022, arXiv:2211.01095, algorithm 2)."""
 import jittor as jt
 
-from guided_diffusion_core.schedule import dpm_solver_coefficients, quantile_place
+from guided_diffusion_core.diffusion.schedule import dpm_solver_coefficients, quantile_place
 from guided_diffusion_jt import runtime
 from guided_diffusion_jt.nn import extract
 
@@ -25,7 +25,8 @@ class DPMSolverSampling:
         Returns a dict: sample (x_{t-1}; x_0 where t = 0), pred_xstart and cal, each (N, K, H, W).
         """
         out = self.p_mean_variance(model, x, t, clip_denoised and not dynamic_thresholding, model_kwargs)
-        pred_xstart, x_t = out["pred_xstart"], self._mask(x)
+        pred_xstart = out["pred_xstart"]
+        x_t = self._mask(x)
         if dynamic_thresholding:
             pred_xstart = dynamic_threshold(pred_xstart)
         before = pred_xstart if before is None else before

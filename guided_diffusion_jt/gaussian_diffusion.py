@@ -4,7 +4,7 @@ Only the mask is diffused, K channels of it, one for each label: a network input
 image's channels and last those of the noised mask; mask, noise and predictions are (N, K, H, W). The
 network is called `model(x, t, **model_kwargs) -> (out, cal)`: its prediction, K more channels for the
 variance where that is learned, and the calibration mask in (0, 1). All numbers of the process come from
-`guided_diffusion_core/schedule.py` and take the type and device of the tensor they meet.
+`guided_diffusion_core/diffusion/schedule.py` and take the type and device of the tensor they meet.
 """
 import math
 
@@ -12,7 +12,7 @@ import jittor as jt
 import numpy as np
 from tqdm import tqdm
 
-from guided_diffusion_core.schedule import (  # noqa: F401
+from guided_diffusion_core.diffusion.schedule import (  # noqa: F401
     DiffusionTables,
     LossType,
     ModelMeanType,

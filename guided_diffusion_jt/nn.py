@@ -2,8 +2,8 @@
 import jittor as jt
 from jittor import nn
 
-from guided_diffusion_core.embedding import timestep_frequencies
-from guided_diffusion_core.unet_plan import GROUP_NORM_GROUPS
+from guided_diffusion_core.networks.embedding import timestep_frequencies
+from guided_diffusion_core.networks.medsegdiff.plan import GROUP_NORM_GROUPS
 from guided_diffusion_jt import dist_util, runtime
 from guided_diffusion_jt._kernels import _group_norm, _silu
 from guided_diffusion_jt._winograd import _conv2d

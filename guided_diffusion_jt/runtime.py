@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from guided_diffusion_core import environment
+from guided_diffusion_core.system import environment
 from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_jt import _compiling
 
@@ -259,7 +259,7 @@ def load_state(model, arrays, where="weights"):
     where:  the file they come from, for the error.
     Raises `UserError` that lists all missing, unexpected and misshapen names.
     """
-    from guided_diffusion_core.checkpoint import fitted_state  # not needed to convert tensors
+    from guided_diffusion_core.checkpoints.files import fitted_state  # not needed to convert tensors
 
     state = model.state_dict()
     shapes = {name: () if name.endswith("num_batches_tracked") else tuple(value.shape)

@@ -3,15 +3,15 @@ import jittor as jt
 import numpy as np
 from jittor.dataset import Dataset
 
-from guided_diffusion_core.checkpoint import NETWORK, TRAINER, average_name, check_state
+from guided_diffusion_core.checkpoints.files import NETWORK, TRAINER, average_name, check_state
 from guided_diffusion_core.config import ema_rates, model_and_diffusion_settings
-from guided_diffusion_core.data.augment import create_augmentation
-from guided_diffusion_core.data.stream import ErrorCarrier, TrainingStream, checked, first_error
+from guided_diffusion_core.training.augment import create_augmentation
+from guided_diffusion_core.training.stream import ErrorCarrier, TrainingStream, checked, first_error
 from guided_diffusion_core.noise import TRAIN_NOISE, TRAIN_TIMESTEP, NoiseTape
-from guided_diffusion_core.processes import own_slots
-from guided_diffusion_core.state_shapes import is_buffer
-from guided_diffusion_core.training import ema_rate_at, last_step, learning_rate
-from guided_diffusion_core.unet_plan import make_plan
+from guided_diffusion_core.system.processes import own_slots
+from guided_diffusion_core.networks.medsegdiff.state_shapes import is_buffer
+from guided_diffusion_core.training.rates import ema_rate_at, last_step, learning_rate
+from guided_diffusion_core.networks.medsegdiff.plan import make_plan
 from guided_diffusion_jt import dist_util, runtime
 from guided_diffusion_jt.gaussian_diffusion import total_loss
 from guided_diffusion_jt.nn import set_dropout_noise, update_ema

@@ -6,7 +6,7 @@ from functools import partial
 import jittor as jt
 from jittor import nn
 
-from guided_diffusion_core.unet_plan import AttentionPlan, ConvPlan, DownsamplePlan, ResBlockPlan
+from guided_diffusion_core.networks.medsegdiff.plan import AttentionPlan, ConvPlan, DownsamplePlan, ResBlockPlan
 from guided_diffusion_jt import runtime
 from guided_diffusion_jt.highway import GatedHighwayUNet, HighwayUNet
 from guided_diffusion_jt.nn import (
@@ -175,7 +175,7 @@ def _block(layers, plan):
 class _UNetModel(nn.Module):
     """What both versions of the network share: every layer but the highway network.
 
-    plan: UNetPlan (`guided_diffusion_core.unet_plan.make_plan`).
+    plan: UNetPlan (`guided_diffusion_core.networks.medsegdiff.plan.make_plan`).
 
     Input of all: x (N, in_channels, S, S), the image's channels and last the K of the noised mask; timesteps
     (N,), whole or fractional; y (N,) class labels, if and only if the network is class-conditional, else

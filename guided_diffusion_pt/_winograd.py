@@ -14,7 +14,7 @@ from math import prod
 import torch as th
 from torch.nn import functional as F
 
-from guided_diffusion_core.winograd import KERNEL, TILE, matrices
+from guided_diffusion_core.networks.winograd import KERNEL, TILE, matrices
 
 _INPUTS, _KERNELS, _OUTPUTS = (th.from_numpy(matrix).float() for matrix in matrices())
 # Measured on one core at 64 px: below these, the direct convolution of oneDNN is as fast.

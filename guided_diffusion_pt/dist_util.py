@@ -11,7 +11,7 @@ import numpy as np
 import torch as th
 import torch.distributed as dist
 
-from guided_diffusion_core import processes
+from guided_diffusion_core.system import processes
 
 # A dead process breaks its connections and is noticed at once; one that computes long (validation) is not dead.
 PATIENCE = timedelta(days=30)

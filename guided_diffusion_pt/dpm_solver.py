@@ -1,7 +1,7 @@
 """DPM-Solver++ of second order in several steps (Lu et al. 2022, arXiv:2211.01095, algorithm 2)."""
 import torch as th
 
-from guided_diffusion_core.schedule import dpm_solver_coefficients, quantile_place
+from guided_diffusion_core.diffusion.schedule import dpm_solver_coefficients, quantile_place
 from guided_diffusion_pt import runtime
 from guided_diffusion_pt.nn import extract
 

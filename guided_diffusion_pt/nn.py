@@ -3,8 +3,8 @@ import torch as th
 import torch.nn as nn
 from torch.nn import functional as F
 
-from guided_diffusion_core.embedding import timestep_frequencies
-from guided_diffusion_core.unet_plan import GROUP_NORM_GROUPS
+from guided_diffusion_core.networks.embedding import timestep_frequencies
+from guided_diffusion_core.networks.medsegdiff.plan import GROUP_NORM_GROUPS
 from guided_diffusion_pt import dist_util, runtime
 from guided_diffusion_pt._group_norm import _group_norm, _is_for, _silu
 from guided_diffusion_pt._winograd import _conv2d, _serves

@@ -4,8 +4,8 @@ import abc
 import numpy as np
 
 from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.resample import LossHistory
-from guided_diffusion_core.schedule import choose_timesteps
+from guided_diffusion_core.diffusion.loss_history import LossHistory
+from guided_diffusion_core.diffusion.schedule import choose_timesteps
 from guided_diffusion_pt import runtime
 
 

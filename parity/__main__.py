@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from guided_diffusion_core import cli
+from guided_diffusion_core import backends, command_line
 from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.files import make_writable_folder, write_atomic
+from guided_diffusion_core.system.files import make_writable_folder, write_atomic
 from parity import run
 from parity.compare import compare_case, compare_dumps
 from parity.dump import LAYERS, MANIFEST, read_dump
@@ -37,7 +37,7 @@ def build_parser():
     compare.add_argument("--out_dir", default="", metavar="FOLDER", help="also write result.json and report.html here")
     mutate = commands.add_parser("mutate", help="plant every fault in one backend and see that each is found")
     mutate.add_argument("faults", nargs="*", metavar="FAULT", help="names of faults (default: all)")
-    mutate.add_argument("--backend", choices=tuple(cli.BACKENDS), default="jittor",
+    mutate.add_argument("--backend", choices=tuple(backends.BACKENDS), default="jittor",
                         help="the port that gets the faults (default: jittor)")
     mutate.add_argument("--part", default="1/1", metavar="I/N", help="only every N-th fault, from the I-th on")
     mutate.add_argument("--table", default="", metavar="FILE", help="write the table of all faults here")
@@ -48,14 +48,14 @@ def build_parser():
     return parser
 
 
-class _Commands(cli.CommandParser):
+class _Commands(command_line.CommandParser):
     """The parser of the whole line; each command's own parser judges its flags."""
 
     def parse_known_args(self, args=None, namespace=None):
         return argparse.ArgumentParser.parse_known_args(self, args, namespace)
 
 
-class _Subparser(cli.CommandParser):
+class _Subparser(command_line.CommandParser):
     """A `CommandParser` as argparse makes it for a command."""
 
     def __init__(self, **keywords):
@@ -66,7 +66,7 @@ class _Subparser(cli.CommandParser):
 def _add_run(parser, many):
     parser.add_argument("cases", nargs="+" if many else 1, metavar="CASE",
                         help="a case, a family, a pattern with * and ?" + (", or all" if many else ""))
-    parser.add_argument("--backends", default=",".join(cli.BACKENDS), metavar="A,B",
+    parser.add_argument("--backends", default=",".join(backends.BACKENDS), metavar="A,B",
                         help="the reference and the candidate; one alone is only recorded (default: pytorch,jittor)")
     parser.add_argument("--precision", default=",".join(PRECISIONS), metavar="P,Q",
                         help="in which the candidate runs (default: float64,float32)")
@@ -97,7 +97,7 @@ def command_list(args):
 def command_run(args):
     """Record cases and compare them; `locate` runs the layers alone too."""
     cases = run.select_cases(run.load_suite(args.suite), args.cases)
-    names, precisions = _choices("--backends", args.backends, cli.BACKENDS), _choices(
+    names, precisions = _choices("--backends", args.backends, backends.BACKENDS), _choices(
         "--precision", args.precision, PRECISIONS)
     if len(names) > 2:
         raise found_expected("--backends", args.backends, "a reference and a candidate", "Name two.")
@@ -237,4 +237,4 @@ def command_mutate(args):
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    command_line.run_command(main)

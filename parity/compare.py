@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from guided_diffusion_core.errors import UserError, found_expected
-from guided_diffusion_core.metrics import count
+from guided_diffusion_core.evaluation.metrics import count
 from parity.accepted_gaps import ACCEPTED_GAPS
 from parity.dump import MOVED, PLAIN, Keyed
 from parity.protocol import PRECISIONS

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from guided_diffusion_core.errors import UserError, found_expected
-from guided_diffusion_core.files import write_atomic
+from guided_diffusion_core.system.files import write_atomic
 
 FORMAT, VERSION = "parity-dump", 1
 MANIFEST = "manifest.json"

@@ -8,7 +8,7 @@ import operator
 
 import numpy as np
 
-from guided_diffusion_core import cli
+from guided_diffusion_core import backends
 from parity.capture import ROOT, LayerCapture, flatten, is_floating, unique_modules
 
 # In units of what rounds an output's largest number; measured over all cases: 5.2 with Jittor, 0 with PyTorch.
@@ -87,7 +87,7 @@ def parameters(port, model):
 
 def run_gradients(port, case, weights, inputs, recorder):
     """The gradient of a weighted sum of all outputs, by every parameter and every module's input."""
-    verbs, optim = recorder.verbs, cli.backend_module(port.backend, "optim")
+    verbs, optim = recorder.verbs, backends.backend_module(port.backend, "optim")
     model = prepare(port, case, weights)
     params = parameters(port, model)
     plain = _outputs(port, model, inputs, recorder)
@@ -138,7 +138,7 @@ def run_layers(port, case, weights, source, recorder):
 
 
 def _run_layer(port, module, place, given, source, entries, recorder):
-    verbs, optim = recorder.verbs, cli.backend_module(port.backend, "optim")
+    verbs, optim = recorder.verbs, backends.backend_module(port.backend, "optim")
     inputs = [verbs.to_tensor(array, _dtype(array, verbs)) for array in _numbered(source, entries, "input", place)]
     cotangents = _numbered(source, entries, "output gradient", place)
     backward = any(np.any(array) for array in cotangents)

@@ -6,11 +6,11 @@ the harness's own families is in `parity/medsegdiff_families.py` and `parity/med
 """
 import numpy as np
 
-from guided_diffusion_core import cli
+from guided_diffusion_core import backends
 from guided_diffusion_core.config import ModelConfig
 from guided_diffusion_core.noise import NoiseTape
-from guided_diffusion_core.state_shapes import state_shapes
-from guided_diffusion_core.unet_plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.networks.medsegdiff.plan import make_plan
 from parity.medsegdiff_checkpoints import FAMILIES as CHECKPOINT_FAMILIES
 from parity.medsegdiff_families import FAMILIES
 from parity.protocol import Case, Port
@@ -176,7 +176,7 @@ class MedSegDiffPort(Port):
 
     def module(self, name):
         """A module of the backend's package."""
-        return cli.backend_module(self.backend, name)
+        return backends.backend_module(self.backend, name)
 
     def build(self, case):
         plan = make_plan(ModelConfig(**case.settings["model"]))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from guided_diffusion_core import checkpoint
+from guided_diffusion_core import checkpoints
 from guided_diffusion_core.config import SamplingConfig, resolve
 from guided_diffusion_core.conversion import convert
 from parity.families import record_state
@@ -28,8 +28,8 @@ def run_resume(port, case, weights, inputs, recorder):
     for _ in first.run_loop(half):
         pass
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(folder, half, config, first.networks())
-        step, _, networks = checkpoint.load_all(checkpoint.find_whole("last", folder))
+        checkpoints.save(folder, half, config, first.networks())
+        step, _, networks = checkpoints.load_all(checkpoints.find_whole("last", folder))
     second = training_loop(port, case, weights, recorder, step, networks)
     record_forward_backward(second, recorder)
     record_steps(second, case, recorder)
@@ -56,7 +56,7 @@ def run_conversion(port, case, weights, inputs, recorder):
     config = resolve({**case.settings["model"], "normalisation": "none"})
     known = {**case.settings["model"], "normalisation": "none"}
     with tempfile.TemporaryDirectory() as folder:
-        path = checkpoint.save(folder, 7, config, {checkpoint.NETWORK: arrays}) / f"{checkpoint.NETWORK}.safetensors"
+        path = checkpoints.save(folder, 7, config, {checkpoints.NETWORK: arrays}) / f"{checkpoints.NETWORK}.safetensors"
         for number, suffix in enumerate((".pt", ".pkl", ".safetensors")):
             source, path = path, Path(folder) / f"converted{number}{suffix}"
             convert.write(path, convert.read(source, {} if source.suffix == ".safetensors" else known))

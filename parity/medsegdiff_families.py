@@ -16,8 +16,8 @@ from guided_diffusion_core.data.dataset import Example
 from guided_diffusion_core.data.phantoms import write_brats_phantom, write_isic_phantoms, write_refuge2_phantoms
 from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.evaluation import evaluate
-from guided_diffusion_core.outputs import MASK, PROBABILITY, UNCERTAINTY, find_output, read_output
-from guided_diffusion_core.sampling import run_sampling
+from guided_diffusion_core.results.outputs import MASK, PROBABILITY, UNCERTAINTY, find_output, read_output
+from guided_diffusion_core.sampling.run import run_sampling
 from parity.capture import is_floating, is_tensor
 from parity.families import prepare, record_state
 

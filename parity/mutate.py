@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from guided_diffusion_core import cli
+from guided_diffusion_core import backends
 from guided_diffusion_core.errors import UserError, found_expected
-from guided_diffusion_core.files import write_atomic
+from guided_diffusion_core.system.files import write_atomic
 from parity import run
 from parity.compare import compare_case
 from parity.dump import PLAIN
@@ -86,7 +86,7 @@ class Laboratory:
     """The reference's records and the port that gets the faults, in a folder."""
 
     def __init__(self, port, folder):
-        others = [name for name in cli.BACKENDS if name != port]
+        others = [name for name in backends.BACKENDS if name != port]
         self.reference = run.Backend(others[0], run.SUITE, Path(folder) / "reference")
         self.port = run.Backend(port, run.SUITE, Path(folder) / "port")
         self.cases = {case.name: case for case in run.select_cases(run.load_suite(run.SUITE), LADDER)}
@@ -195,7 +195,7 @@ def format_table(outcomes, port):
         "until a case differs; *caught by* is that case, the kind of tensor that differs "
         "first, and the precision. *Named* is the culprit: a layer that adds the error when it is run alone on "
         "the reference's inputs, or else the first entry that differs. *Ratio* is its error as a multiple of what the "
-        "rule allows. `tests/test_parity_mutations.py` keeps the table true.", "",
+        "rule allows. `tests/parity/test_parity_mutations.py` keeps the table true.", "",
         "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in outcome.cells()) + " |" for outcome in outcomes]
     return "\n".join(lines) + "\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from guided_diffusion_core.files import write_atomic
+from guided_diffusion_core.system.files import write_atomic
 from parity.capture import ROOT
 from parity.compare import AGREE, DIVERGED, INCOMPLETE
 from parity.dump import LAYERS

@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from guided_diffusion_core.errors import UserError, found_expected
-from guided_diffusion_core.files import make_writable_folder
+from guided_diffusion_core.system.files import make_writable_folder
 from parity.dump import LAYERS, MANIFEST, MOVED, PLAIN, Dump, Keyed, read_dump, section_stem
 from parity.protocol import PRECISIONS
 

@@ -13,7 +13,7 @@ import traceback
 
 import numpy as np
 
-from guided_diffusion_core import cli
+from guided_diffusion_core import backends
 from guided_diffusion_core.errors import UserError
 from parity.dump import LAYERS, MOVED, PLAIN, read_section, write_section
 from parity.families import FAMILIES, run_layers
@@ -62,7 +62,7 @@ class Worker:
         self.suite = importlib.import_module(suite)
         self.cases = {case.name: case for case in self.suite.CASES}
         self.port = self.suite.open_port(backend)
-        self.verbs = cli.backend_module(backend, "runtime")
+        self.verbs = backends.backend_module(backend, "runtime")
         self.verbs.set_threads(threads)
 
     def run(self, job):

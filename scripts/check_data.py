@@ -9,18 +9,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guided_diffusion_core import cli  # noqa: E402
+from guided_diffusion_core import command_line  # noqa: E402
 from guided_diffusion_core.config import DataConfig  # noqa: E402
 from guided_diffusion_core.data import list_files  # noqa: E402
-from guided_diffusion_core.data.checking import Check  # noqa: E402
-from guided_diffusion_core.data.fingerprint import fingerprint_png  # noqa: E402
-from guided_diffusion_core.data.inventory import take_inventory  # noqa: E402
-from guided_diffusion_core.files import make_writable_folder, write_atomic  # noqa: E402
+from guided_diffusion_core.data.check.checking import Check  # noqa: E402
+from guided_diffusion_core.data.check.fingerprint import fingerprint_png  # noqa: E402
+from guided_diffusion_core.data.check.inventory import take_inventory  # noqa: E402
+from guided_diffusion_core.system.files import make_writable_folder, write_atomic  # noqa: E402
 
 
 def main():
-    parser = cli.CommandParser(__doc__)
-    cli.add_settings(parser, DataConfig, "data_name", "data_dir", "labels")
+    parser = command_line.CommandParser(__doc__)
+    command_line.add_settings(parser, DataConfig, "data_name", "data_dir", "labels")
     parser.add_argument("--test_dir", default="", metavar="FOLDER",
                         help="folder of the test set, where labels may lack; what it shares with --data_dir is found")
     parser.add_argument("--out_dir", default="", metavar="FOLDER",
@@ -28,7 +28,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="INT",
                         help="threads that read (default: one for each processor)")
     args = parser.parse_args()
-    config = DataConfig(**cli.given_settings(args))
+    config = DataConfig(**command_line.given_settings(args))
     sets = {"train": (config.data_dir, "Training", True)}
     if args.test_dir:
         sets["test"] = (args.test_dir, "Test", False)
@@ -56,4 +56,4 @@ def _json(tree):
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    command_line.run_command(main)

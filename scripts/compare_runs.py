@@ -11,11 +11,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guided_diffusion_core import cli, scoring_flags  # noqa: E402
+from guided_diffusion_core import command_line  # noqa: E402
+from guided_diffusion_core.command_line import scoring_flags  # noqa: E402
 
 
 def main():
-    parser = cli.CommandParser(__doc__)
+    parser = command_line.CommandParser(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("first", metavar="A", help="folder of the first run's masks")
     parser.add_argument("second", metavar="B", help="folder of the second run's masks")
@@ -31,7 +32,7 @@ def compare(args, titles):
     """Score if asked for, compare, write and print."""
     from guided_diffusion_core import evaluation
     from guided_diffusion_core.evaluation.report import write_comparison
-    from guided_diffusion_core.files import make_writable_folder, write_atomic
+    from guided_diffusion_core.system.files import make_writable_folder, write_atomic
 
     folders = (args.first, args.second)
     first, second = (evaluation.Run(title, folder, summary)
@@ -56,4 +57,4 @@ def summaries(args, folders):
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    command_line.run_command(main)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guided_diffusion_core import cli  # noqa: E402
+from guided_diffusion_core import command_line  # noqa: E402
 from guided_diffusion_core.config import DataConfig, DiffusionConfig, ModelConfig  # noqa: E402
 from guided_diffusion_core.conversion import convert, verify  # noqa: E402
 
 
 def main():
-    parser = cli.CommandParser(__doc__)
+    parser = command_line.CommandParser(__doc__)
     parser.add_argument("source", metavar="IN", help="file to read; its ending names the format")
     parser.add_argument("target", metavar="OUT", help="file to write, which must not be there yet")
     for flag, text in (
@@ -19,19 +19,19 @@ def main():
         ("--verify", "afterwards run IN and OUT in both backends, which must be installed, and print the "
                      "largest difference"),
     ):
-        parser.add_argument(flag, nargs="?", const=True, default=False, type=cli.boolean,
+        parser.add_argument(flag, nargs="?", const=True, default=False, type=command_line.boolean,
                             metavar="True|False", help=f"{text} (default: False)")
     group = parser.add_argument_group(
         "settings", "What names and shapes show is read from IN, and a flag that contradicts it is an error. "
                     "The rest (image size, heads, dropout, diffusion) has the original's defaults unless given.")
     for section in (ModelConfig, DiffusionConfig):
-        cli.add_settings(group, section, *(field.name for field in dataclasses.fields(section)))
-    cli.add_settings(group, DataConfig, "data_name")
+        command_line.add_settings(group, section, *(field.name for field in dataclasses.fields(section)))
+    command_line.add_settings(group, DataConfig, "data_name")
     group.add_argument("--normalisation", metavar="TEXT",
                        help="rule by which intensities were scaled in training, as segmentation_sample.py "
                             "compares it (default: the original's for the --data_name)")
     args = parser.parse_args()
-    given = cli.given_settings(args)
+    given = command_line.given_settings(args)
     if args.normalisation is not None:
         given["normalisation"] = args.normalisation
     convert.check_target(args.target)
@@ -50,4 +50,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    command_line.run_command(main)

@@ -11,13 +11,14 @@ from pathlib import Path
 SCRIPTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(SCRIPTS.parent))
 
-from guided_diffusion_core import cli, evaluation  # noqa: E402
+from guided_diffusion_core import evaluation  # noqa: E402
+from guided_diffusion_core import command_line  # noqa: E402
 from guided_diffusion_core.config import DataConfig  # noqa: E402
 from guided_diffusion_core.data import list_truths  # noqa: E402
-from guided_diffusion_core.data.isic import find_pairs  # noqa: E402
+from guided_diffusion_core.data.layouts.isic import find_pairs  # noqa: E402
 from guided_diffusion_core.data.phantoms import write_isic_phantoms  # noqa: E402
-from guided_diffusion_core.records import demo  # noqa: E402
-from guided_diffusion_core.records.overview import write_overview  # noqa: E402
+from studies import demo  # noqa: E402
+from studies.overview import write_overview  # noqa: E402
 
 TITLES = {"pytorch": "PyTorch", "jittor": "Jittor"}
 PICTURES = {"train": 48, "test": 8, "size": 96}
@@ -29,7 +30,7 @@ EXPECTED = {"train": 90, "sample": 15, "score": 5}
 
 
 def main():
-    parser = cli.CommandParser(__doc__)
+    parser = command_line.CommandParser(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out_dir", type=Path, default=Path("demo"), metavar="FOLDER",
                         help="new folder, or that of an earlier demo, which is replaced (default: demo)")
@@ -107,4 +108,4 @@ class Parts:
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    command_line.run_command(main)

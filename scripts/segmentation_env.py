@@ -4,11 +4,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guided_diffusion_core import cli, scoring_flags  # noqa: E402
+from guided_diffusion_core import command_line  # noqa: E402
+from guided_diffusion_core.command_line import scoring_flags  # noqa: E402
 
 
 def main():
-    parser = cli.CommandParser(__doc__)
+    parser = command_line.CommandParser(__doc__)
     parser.add_argument("--inp_pth", "--pred_path", dest="inp_pth", default="./results/", metavar="FOLDER",
                         help="folder of predictions, the --out_dir of segmentation_sample.py "
                              "(default: ./results/)")
@@ -56,4 +57,4 @@ def score_upstream(args):
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    command_line.run_command(main)

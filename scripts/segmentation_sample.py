@@ -5,15 +5,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guided_diffusion_core import checkpoint, cli, processes, sampling  # noqa: E402
+from guided_diffusion_core import checkpoints  # noqa: E402
+from guided_diffusion_core import backends, command_line  # noqa: E402
+from guided_diffusion_core.system import processes  # noqa: E402
+from guided_diffusion_core import sampling  # noqa: E402
 from guided_diffusion_core.data import open_dataset  # noqa: E402
-from guided_diffusion_core.files import read_bytes  # noqa: E402
+from guided_diffusion_core.system.files import read_bytes  # noqa: E402
 from guided_diffusion_core.noise import NoiseTape  # noqa: E402
-from guided_diffusion_core.sampling_folder import part_of, require_one_sharing  # noqa: E402
+from guided_diffusion_core.sampling.folder import part_of, require_one_sharing  # noqa: E402
 
 
 def main():
-    parser = cli.build_parser(__doc__, "data", "model", "diffusion", "sampling", "compute")
+    parser = command_line.build_parser(__doc__, "data", "model", "diffusion", "sampling", "compute")
     parser.add_argument("--model_path", default="", metavar="PATH",
                         help="checkpoint: a .safetensors file, a folder of checkpoints/, a training's --out_dir (its last "
                              "checkpoint), or OUT_DIR/checkpoints/best")
@@ -21,7 +24,7 @@ def main():
                         help="folder for the masks (default: ./results/)")
     parser.add_argument("--batch_size", type=int, default=1, metavar="INT",
                         help="images per batch, always as many; each brings its whole ensemble (default: 1)")
-    parser.add_argument("--continue", dest="resume", nargs="?", const=True, default=False, type=cli.boolean,
+    parser.add_argument("--continue", dest="resume", nargs="?", const=True, default=False, type=command_line.boolean,
                         metavar="True|False", help="leave out the cases whose masks are in --out_dir; they must come "
                                                    "from the same settings (default: False, sample them again)")
     parser.add_argument("--num_parts", type=int, default=1, metavar="INT",
@@ -33,22 +36,22 @@ def main():
     found = processes.launched_for(args.backend)
     require_one_sharing(found, args.part_id, args.num_parts)
     processes.explain_termination(found, "--continue")
-    path = checkpoint.find(args.model_path)
-    config = sampling.sampling_config(path, cli.given_settings(args), cli.chosen_preset(args)).replace(
+    path = checkpoints.find(args.model_path)
+    config = sampling.sampling_config(path, command_line.given_settings(args), command_line.chosen_preset(args)).replace(
         processes=found.size)
     dataset = open_dataset(config.data, config.model.image_size, "Test", need_masks=False)
     sampling.check_dataset(dataset, config, args.batch_size)
     part_of(dataset.cases(), args.part_id, args.num_parts)
-    summary = cli.configuration_text(
+    summary = command_line.configuration_text(
         config, backend=args.backend, model_path=str(path), model_sha256=sha256(read_bytes(path)).hexdigest(),
         out_dir=args.out_dir, batch_size=args.batch_size, images=len(dataset))
     if found.rank == 0:
         print(summary)
     if not args.dry_run:
-        cli.backend_module(args.backend, "runtime").set_mixed_precision(config.compute.mixed_precision)
-        model, diffusion, _ = cli.backend_module(args.backend, "script_util").load_model_and_diffusion(path)
-        group = cli.backend_module(args.backend, "dist_util").setup_dist()
-        sampler = cli.backend_module(args.backend, "sample_util").EnsembleSampler(
+        backends.backend_module(args.backend, "runtime").set_mixed_precision(config.compute.mixed_precision)
+        model, diffusion, _ = backends.backend_module(args.backend, "script_util").load_model_and_diffusion(path)
+        group = backends.backend_module(args.backend, "dist_util").setup_dist()
+        sampler = backends.backend_module(args.backend, "sample_util").EnsembleSampler(
             model, diffusion, config.sampling, NoiseTape(config.seed))
         sampling.run_sampling(
             sampler, dataset, args.out_dir, args.batch_size, config.sampling.threshold, summary,
@@ -57,4 +60,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    command_line.run_command(main)

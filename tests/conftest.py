@@ -1,16 +1,20 @@
 """What the tests share: the backends, float64, and the folder of real data."""
 import os
+import runpy
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from guided_diffusion_core import cli
+from guided_diffusion_core import backends
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # MEDSEGDIFF_BACKENDS=pytorch runs the tests of one backend alone, on a machine without the other.
-BACKENDS = tuple(os.environ.get("MEDSEGDIFF_BACKENDS", ",".join(cli.BACKENDS)).split(","))
+BACKENDS = tuple(os.environ.get("MEDSEGDIFF_BACKENDS", ",".join(backends.BACKENDS)).split(","))
 
 
 class Backend:
@@ -20,7 +24,7 @@ class Backend:
         self.name = name
 
     def module(self, name):
-        return cli.backend_module(self.name, name)
+        return backends.backend_module(self.name, name)
 
 
 def pytest_report_header(config):
@@ -59,3 +63,28 @@ def shared_data():
         missing = pytest.fail if os.environ.get("MEDSEGDIFF_REQUIRE_DATA") else pytest.skip
         missing(f"no folder of real data at {folder}; set MEDSEGDIFF_DATA")
     return folder
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run a script in this process: function of its name and flags that returns (exit code, stdout, stderr)."""
+    def run(script, *flags):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
+        capsys.readouterr()
+        try:
+            runpy.run_path(str(ROOT / "scripts" / f"{script}.py"), run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        return (code, *capsys.readouterr())
+    return run
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Path of Chromium. Without it the test is skipped; it fails if MEDSEGDIFF_REQUIRE_BROWSER is set."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        missing = pytest.fail if os.environ.get("MEDSEGDIFF_REQUIRE_BROWSER") else pytest.skip
+        missing("no chromium, chromium-browser or google-chrome on PATH")
+    return found

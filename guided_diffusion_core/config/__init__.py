@@ -1,6 +1,6 @@
 """Every setting of the software, once: its name, default and help text.
 
-The command lines are built from these dataclasses (`cli.py`), a checkpoint carries them as JSON,
+The command lines are built from these dataclasses (`command_line.py`), a checkpoint carries them as JSON,
 and a preset is a named set of values for them.
 """
 import dataclasses
@@ -22,7 +22,7 @@ from guided_diffusion_core.config.sections import (
     TrainingConfig,
 )
 from guided_diffusion_core.errors import UserError, found_expected
-from guided_diffusion_core.schedule import space_timesteps
+from guided_diffusion_core.diffusion.schedule import space_timesteps
 
 __all__ = [
     "FUSIONS", "NUM_CLASSES", "PRESETS", "PRESET_NOTES", "SECTIONS", "ComputeConfig", "Config", "DataConfig",

@@ -13,7 +13,9 @@ def check(config):
             choices = field.metadata["choices"]
             if choices and value not in choices:
                 raise found_expected(f"--{field.name}", repr(value), " or ".join(choices), "Choose one of them.")
-    training, sampling, model = config.training, config.sampling, config.model
+    training = config.training
+    sampling = config.sampling
+    model = config.model
     for flag, value, low in (
         ("diffusion_steps", config.diffusion.diffusion_steps, 1), ("batch_size", training.batch_size, 1),
         ("max_steps", training.max_steps, 1), ("log_interval", training.log_interval, 1),

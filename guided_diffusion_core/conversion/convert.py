@@ -14,16 +14,16 @@ from pathlib import PurePath
 import blobfile as bf
 import numpy as np
 
-from guided_diffusion_core import checkpoint
+from guided_diffusion_core import checkpoints
 from guided_diffusion_core import config as configuration
 from guided_diffusion_core.config import Config
 from guided_diffusion_core.conversion.infer_config import infer
 from guided_diffusion_core.conversion.pickles import read_pkl, write_pkl
 from guided_diffusion_core.conversion.torch_files import read_pt, write_pt
 from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.files import READ_ERRORS, read_bytes, write_atomic
-from guided_diffusion_core.state_shapes import state_shapes
-from guided_diffusion_core.unet_plan import make_plan
+from guided_diffusion_core.system.files import READ_ERRORS, read_bytes, write_atomic
+from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.networks.medsegdiff.plan import make_plan
 
 PREFIX = "module."  # of a network saved inside DistributedDataParallel
 COUNTER = "num_batches_tracked"
@@ -37,7 +37,7 @@ class Checkpoint:
     """One network out of a file.
 
     arrays:  name -> numpy array, exactly those of the configuration's network, in its order.
-    network: `checkpoint.NETWORK` or `checkpoint.average_name(rate)`. step: optimizer steps, 0 if unknown.
+    network: `checkpoints.NETWORK` or `checkpoints.average_name(rate)`. step: optimizer steps, 0 if unknown.
     notes:   what was changed or assumed, sentences for the console.
     """
 
@@ -57,11 +57,13 @@ def read(path, given=None):
     misshapen names together) and for a given setting that the file contradicts.
     """
     given = given or {}
-    content, suffix = read_bytes(path), _format(path, "IN")
+    content = read_bytes(path)
+    suffix = _format(path, "IN")
     if suffix == ".safetensors":
-        raw, metadata = checkpoint.from_bytes(content, path)
+        raw, metadata = checkpoints.from_bytes(content, path)
     else:
-        raw, metadata = (read_pkl if suffix == ".pkl" else read_pt)(content, path), {}
+        raw = (read_pkl if suffix == ".pkl" else read_pt)(content, path)
+        metadata = {}
     arrays, notes = _normalised(raw, path)
     if metadata:
         config, name, step = _own_metadata(metadata, path)
@@ -72,7 +74,7 @@ def read(path, given=None):
         name, step = _network_and_step(path)
     expected = state_shapes(make_plan(config.model))
     notes += _fill_counters(arrays, expected)
-    arrays = checkpoint.fitted_state(expected, arrays, path)
+    arrays = checkpoints.fitted_state(expected, arrays, path)
     _check_types(arrays, path)
     return Checkpoint({key: arrays[key] for key in expected}, config, name, step, tuple(notes))
 
@@ -85,7 +87,7 @@ def write(path, source):
     check_target(path)
     writers = {
         ".pt": write_pt, ".pth": write_pt, ".pkl": write_pkl,
-        ".safetensors": lambda arrays: checkpoint.to_bytes(source.step, source.config, source.network,
+        ".safetensors": lambda arrays: checkpoints.to_bytes(source.step, source.config, source.network,
                                                            arrays),
     }
     write_atomic(path, writers[_format(path, "OUT")](source.arrays))
@@ -107,7 +109,8 @@ def check_target(path):
 def differing(first, second):
     """Names of the arrays that are not bitwise the same in two `Checkpoint`s, of both together."""
     def same(name):
-        one, other = first.arrays.get(name), second.arrays.get(name)
+        one = first.arrays.get(name)
+        other = second.arrays.get(name)
         return (one is not None and other is not None and one.dtype == other.dtype
                 and one.shape == other.shape and one.tobytes() == other.tobytes())
     return [name for name in {**first.arrays, **second.arrays} if not same(name)]
@@ -117,7 +120,8 @@ def flags(config):
     """The command-line flags that say what a `.pt` or `.pkl` of this network does not hold, one text."""
     parts = [f"--normalisation {shlex.quote(config.normalisation)}"]
     for section in ("model", "diffusion"):
-        settings, defaults = getattr(config, section), type(getattr(config, section))()
+        settings = getattr(config, section)
+        defaults = type(getattr(config, section))()
         for field in dataclasses.fields(settings):
             value = getattr(settings, field.name)
             if value != getattr(defaults, field.name):
@@ -146,13 +150,14 @@ def _own_metadata(metadata, path):
 def _network_and_step(path):
     found = _ORIGINAL_NAME.fullmatch(PurePath(str(path)).stem)
     if not found:
-        return checkpoint.NETWORK, 0
-    return checkpoint.average_name(found["rate"]) if found["rate"] else checkpoint.NETWORK, int(found["step"])
+        return checkpoints.NETWORK, 0
+    return checkpoints.average_name(found["rate"]) if found["rate"] else checkpoints.NETWORK, int(found["step"])
 
 
 def _normalised(raw, path):
     """(arrays under the network's own names and in its own types, notes)."""
-    arrays, notes = {}, []
+    arrays = {}
+    notes = []
     for name, value in raw.items():
         bare = name
         while bare.startswith(PREFIX):
@@ -184,7 +189,7 @@ def _check_types(arrays, path):
     wrong = [f"{name} {value.dtype}" for name, value in arrays.items()
              if value.dtype not in ((np.int64,) if name.endswith(COUNTER) else (np.float32, np.float64))]
     if wrong:
-        listed = ", ".join(wrong[:checkpoint.LISTED_NAMES])
+        listed = ", ".join(wrong[:checkpoints.LISTED_NAMES])
         raise found_expected(path, f"{len(wrong)} tensors of another type: {listed}",
                              f"float32 or float64, and int64 for {COUNTER}", "Save the network again.")
 

@@ -9,10 +9,10 @@ from dataclasses import fields
 
 from guided_diffusion_core import config as configuration
 from guided_diffusion_core.config import DiffusionConfig, ModelConfig
-from guided_diffusion_core.data.transforms import RGB_RULE
+from guided_diffusion_core.data.formats.transforms import RGB_RULE
 from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.state_shapes import BOTTLENECK_EMBED
-from guided_diffusion_core.unet_plan import default_channel_mult
+from guided_diffusion_core.networks.medsegdiff.state_shapes import BOTTLENECK_EMBED
+from guided_diffusion_core.networks.medsegdiff.plan import default_channel_mult
 
 VISIBLE = ("version", "in_ch", "mask_channels", "num_channels", "num_res_blocks", "channel_mult",
            "attention_resolutions", "use_scale_shift_norm", "resblock_updown", "class_cond", "learn_sigma")
@@ -70,7 +70,8 @@ def _visible(shapes):
     in_ch = _vote([inputs, images and images + masks], ModelConfig.in_ch)
     outputs = _vote([_dim(shapes, "out.2.weight", 0), _dim(shapes, "out.2.bias", 0)], 1)
     per_level, levels, updown = _levels(shapes)
-    mult, attention = [], []
+    mult = []
+    attention = []
     for level in range(levels):
         blocks = [f"input_blocks.{1 + level * per_level + index}" for index in range(per_level - 1)]
         layers = [f"{block}.0.{layer}" for block in blocks
@@ -103,7 +104,8 @@ def _levels(shapes):
 
 def _scales_and_shifts(shapes):
     """Whether the time embedding of a residual block has two numbers for each channel."""
-    ending, votes = ".emb_layers.1.weight", []
+    ending = ".emb_layers.1.weight"
+    votes = []
     for name in shapes:
         if name.endswith(ending):
             width = _dim(shapes, f"{name.removesuffix(ending)}.out_layers.0.weight", 0)

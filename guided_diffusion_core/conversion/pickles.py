@@ -64,7 +64,8 @@ class _Dtype(Sealed):
     def __init__(self, name, align=False, copy=False):
         if name not in ARRAY_TYPES:
             raise Forbidden(f"arrays of type {name!r}")
-        self.name, self.order = name, "<"
+        self.name = name
+        self.order = "<"
 
     def __setstate__(self, state):
         self.order = {"<": "<", ">": ">", "|": "<"}[state[1]]

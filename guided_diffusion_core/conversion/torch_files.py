@@ -48,7 +48,9 @@ class _Storage(Sealed):
     __slots__ = ("kind", "numel", "values")
 
     def __init__(self, kind, numel, values=None):
-        self.kind, self.numel, self.values = kind, numel, values
+        self.kind = kind
+        self.numel = numel
+        self.values = values
 
     def fill(self, content, order):
         """Set the numbers from bytes of a byte order ("<", ">")."""
@@ -69,7 +71,10 @@ class _Tensor(Sealed):
         last = offset + sum((length - 1) * step for length, step in zip(size, stride))
         if math.prod(size) and (last >= storage.numel or math.prod(size) > storage.numel):
             raise ValueError(f"a tensor of size {tuple(size)} in a storage of {storage.numel} numbers")
-        self._storage, self._offset, self._size, self._stride = storage, offset, tuple(size), tuple(stride)
+        self._storage = storage
+        self._offset = offset
+        self._size = tuple(size)
+        self._stride = tuple(stride)
 
     def array(self):
         """A copy in C order. bfloat16 is widened to float32, which is exact."""
@@ -114,7 +119,9 @@ def _checked_id(pid, sizes):
     """(type, key, numel) of a storage's persistent id: "storage", type, key, device, numel, ..."""
     if not isinstance(pid, tuple) or len(pid) not in sizes or pid[0] != "storage":
         raise Forbidden("a persistent id that is no storage")
-    kind, key, numel = pid[1], pid[2], pid[4]
+    kind = pid[1]
+    key = pid[2]
+    numel = pid[4]
     if not isinstance(kind, _StorageType) or type(key) not in (str, int):
         raise Forbidden("a persistent id that is no storage")
     if type(numel) is not int or numel < 0:

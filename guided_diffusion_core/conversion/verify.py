@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from guided_diffusion_core import checkpoint, cli
+from guided_diffusion_core import checkpoints
+from guided_diffusion_core import backends, command_line
 from guided_diffusion_core.conversion import convert
 from guided_diffusion_core.errors import UserError, found_expected
 
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def check_installed():
     """Refuse `--verify` where a framework is missing; `UserError`."""
-    for backend, (_, framework, distribution) in cli.BACKENDS.items():
+    for backend, (_, framework, distribution) in backends.BACKENDS.items():
         if importlib.util.find_spec(framework) is None:
             raise found_expected("--verify", f"no {distribution}",
                                  "both frameworks, whose outputs it compares",
@@ -38,24 +39,25 @@ def verify(source_path, target_path, given, config):
     backends' outputs by more than `BACKENDS_AGREE`.
     """
     shown = {**given, "normalisation": config.normalisation, **vars(config.model), **vars(config.diffusion)}
-    source, target = convert.read(source_path, given), convert.read(target_path, shown)
+    source = convert.read(source_path, given)
+    target = convert.read(target_path, shown)
     unequal = convert.differing(source, target)
     total = len(source.arrays)
     print(f"--verify: {total - len(unequal)} of {total} tensors are bitwise the same")
     with tempfile.TemporaryDirectory() as folder:
         for name, one in (("IN", source), ("OUT", target)):
-            content = checkpoint.to_bytes(one.step, config, one.network, one.arrays)
+            content = checkpoints.to_bytes(one.step, config, one.network, one.arrays)
             (Path(folder) / f"{name}.safetensors").write_bytes(content)
-        outputs = {backend: _outputs(backend, folder) for backend in cli.BACKENDS}
+        outputs = {backend: _outputs(backend, folder) for backend in backends.BACKENDS}
     worst = 0.0
     for backend, found in outputs.items():
         difference = _largest(found["IN"], found["OUT"])
         worst = max(worst, difference)
         print(f"--verify: {backend}, IN against OUT: largest difference {difference:.3g}")
-    pytorch, jittor = (outputs[backend]["OUT"] for backend in cli.BACKENDS)
+    pytorch, jittor = (outputs[backend]["OUT"] for backend in backends.BACKENDS)
     scale = max(float(np.abs(value).max()) for value in pytorch.values())
     apart = _largest(pytorch, jittor)
-    print(f"--verify: OUT, {' against '.join(cli.BACKENDS)}: largest difference {apart:.3g} "
+    print(f"--verify: OUT, {' against '.join(backends.BACKENDS)}: largest difference {apart:.3g} "
           f"(largest output {scale:.3g})")
     # "not <=" since a difference that is no number agrees with nothing
     return 1 if unequal or worst or not apart <= BACKENDS_AGREE * scale else 0
@@ -67,8 +69,8 @@ def _largest(first, second):
 
 def _outputs(backend, folder):
     """{"IN", "OUT"} -> output name -> array, computed in a process of its own."""
-    code = ("from guided_diffusion_core import cli; from guided_diffusion_core.conversion import verify; "
-            f"cli.run_command(lambda: verify.run({backend!r}, {folder!r}))")
+    code = ("from guided_diffusion_core import command_line; from guided_diffusion_core.conversion import verify; "
+            f"command_line.run_command(lambda: verify.run({backend!r}, {folder!r}))")
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": path})
@@ -82,8 +84,8 @@ def _outputs(backend, folder):
 
 def run(backend, folder):
     """Write the outputs of folder/IN.safetensors and OUT.safetensors to folder/<backend>.npz."""
-    runtime = cli.backend_module(backend, "runtime")
-    script_util = cli.backend_module(backend, "script_util")
+    runtime = backends.backend_module(backend, "runtime")
+    script_util = backends.backend_module(backend, "script_util")
     outputs = {}
     for name in ("IN", "OUT"):
         model, _, config = script_util.load_model_and_diffusion(Path(folder) / f"{name}.safetensors")

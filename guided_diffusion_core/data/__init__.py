@@ -14,10 +14,10 @@ from guided_diffusion_core.data import (
     refuge2,
 )
 from guided_diffusion_core.data.dataset import Case, Dataset, Example, Truth
-from guided_diffusion_core.data.slices import require_all_slices
-from guided_diffusion_core.data.volumes import stem
+from guided_diffusion_core.data.formats.slices import require_all_slices
+from guided_diffusion_core.data.formats.volumes import stem
 from guided_diffusion_core.errors import UserError
-from guided_diffusion_core.files import walk_files
+from guided_diffusion_core.system.files import walk_files
 
 __all__ = ["LAYOUTS", "Case", "Dataset", "Example", "Truth", "known_layout", "layout_name", "list_files",
            "list_truths", "open_dataset"]

@@ -4,7 +4,7 @@ from typing import Any, Optional, Protocol
 
 import numpy as np
 
-from guided_diffusion_core.data.labels import LabelMap
+from guided_diffusion_core.data.formats.labels import LabelMap
 from guided_diffusion_core.errors import UserError, found_expected, report
 
 LISTED_NAMES = 8  # names that an error lists before it says how many more there are

@@ -6,8 +6,8 @@ from typing import Optional
 import numpy as np
 
 from guided_diffusion_core.data.dataset import Case, Example, Truth, listed, require_unique
-from guided_diffusion_core.data.images import image_size, read_masks, read_picture
-from guided_diffusion_core.data.transforms import RGB_RULE
+from guided_diffusion_core.data.formats.images import image_size, read_masks, read_picture
+from guided_diffusion_core.data.formats.transforms import RGB_RULE
 from guided_diffusion_core.errors import UserError, found_expected
 
 PICTURE_SUFFIX = re.compile(r"\.(jpg|jpeg|png|bmp|tif|tiff)$", re.IGNORECASE)
@@ -40,7 +40,8 @@ def pair_by_stem(images, masks, where):
     for name, path in images:
         names.setdefault(name.lower(), []).append((name, path))
     require_unique({found[0][0]: [path for _, path in found] for found in names.values()}, where)
-    claims, alone = {}, {}
+    claims = {}
+    alone = {}
     for name, path in masks:
         short = MASK_ENDING.sub("", name)
         key = name.lower() if name.lower() in names else short.lower()
@@ -88,8 +89,11 @@ class PairDataset:
     normalisation = RGB_RULE
 
     def __init__(self, pairs, label_map, size, need_masks, upstream_compat, data_dir, layout):
-        self.size, self.need_masks, self.upstream_compat = size, need_masks, upstream_compat
-        self.labels, self._label_map = label_map.names, label_map
+        self.size = size
+        self.need_masks = need_masks
+        self.upstream_compat = upstream_compat
+        self.labels = label_map.names
+        self._label_map = label_map
         if all(pair.image is None for pair in pairs):
             raise found_expected(f"--data_dir {str(data_dir)!r}", "masks but no image", layout, "Check the path.")
         if need_masks:
@@ -111,7 +115,8 @@ class PairDataset:
     def __getitem__(self, index):
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
-        pair, mask = self._pairs[index], None
+        pair = self._pairs[index]
+        mask = None
         if self.need_masks:
             mask = read_masks(pair.mask, self._label_map, self.size, self.upstream_compat).astype(np.float32)
         return Example(self._read(pair), mask, pair.name)

@@ -1,8 +1,8 @@
 """Reading a case's ground truth, whatever its layout."""
 import numpy as np
 
-from guided_diffusion_core.data.images import read_masks
-from guided_diffusion_core.data.volumes import read_plane, read_volume
+from guided_diffusion_core.data.formats.images import read_masks
+from guided_diffusion_core.data.formats.volumes import read_plane, read_volume
 
 
 def read_truth_masks(truth):

@@ -5,9 +5,9 @@ from typing import Optional
 import numpy as np
 
 from guided_diffusion_core.data.dataset import Case, Example, Truth, listed, require_unique
-from guided_diffusion_core.data.slices import parse_slices
-from guided_diffusion_core.data.transforms import resize_linear, resize_nearest
-from guided_diffusion_core.data.volumes import VolumeCache, read_geometry, read_volume, slices_above_zero
+from guided_diffusion_core.data.formats.slices import parse_slices
+from guided_diffusion_core.data.formats.transforms import resize_linear, resize_nearest
+from guided_diffusion_core.data.formats.volumes import VolumeCache, read_geometry, read_volume, slices_above_zero
 from guided_diffusion_core.errors import UserError, found_expected
 
 CACHE_BYTES = 4 << 30  # of prepared volumes, in each process that reads data
@@ -139,12 +139,18 @@ class VolumeDataset:
 
     def __init__(self, cases, layout, label_map, size, slices, need_masks, upstream_compat, data_dir,
                  cache_bytes=CACHE_BYTES):
-        self.size, self.need_masks, self.upstream_compat = size, need_masks, upstream_compat
-        self.in_channels, self.normalisation = len(layout.channels), layout.normalisation
+        self.size = size
+        self.need_masks = need_masks
+        self.upstream_compat = upstream_compat
+        self.in_channels = len(layout.channels)
+        self.normalisation = layout.normalisation
         self.labels = label_map.names
-        self._layout, self._label_map = layout, label_map
+        self._layout = layout
+        self._label_map = label_map
         self._cache = VolumeCache(cache_bytes)
-        self._files, self._cases, self._examples = {}, [], []
+        self._files = {}
+        self._cases = []
+        self._examples = []
         slice_filter = parse_slices(slices)
         for files in cases:
             self._add(files, slice_filter)
@@ -180,7 +186,8 @@ class VolumeDataset:
         return list(self._cases)
 
     def _prepare(self, files):
-        shape, layout = (self.size, self.size), self._layout
+        shape = (self.size, self.size)
+        layout = self._layout
         image = np.stack([
             resize_linear(np.moveaxis(_scaled(files, channel, scale), 2, 0), shape)
             for channel, scale in zip(layout.channels, layout.scales)

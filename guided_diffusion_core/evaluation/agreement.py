@@ -16,9 +16,9 @@ from guided_diffusion_core.evaluation.predictions import (
     require_outputs,
     selected,
 )
-from guided_diffusion_core.files import read_bytes
-from guided_diffusion_core.metrics import count, pixel_agreement
-from guided_diffusion_core.outputs import MASK
+from guided_diffusion_core.system.files import read_bytes
+from guided_diffusion_core.evaluation.metrics import count, pixel_agreement
+from guided_diffusion_core.results.outputs import MASK
 
 DEFINITIONS = {
     "difference": "second minus first, of each case in which both runs have the score",

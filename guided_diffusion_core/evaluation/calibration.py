@@ -61,13 +61,16 @@ def retained_dice(prediction, truth, uncertainty):
     """
     ordered = np.sort(uncertainty)
     counted = prediction | truth  # true negatives do not enter the Dice
-    spread, hit = uncertainty[counted], (prediction & truth)[counted]
+    spread = uncertainty[counted]
+    hit = (prediction & truth)[counted]
     curve = []
     for share in SHARES:
         kept = max(1, round(share * len(ordered)))
         limit = ordered[kept - 1]
-        below, through = np.searchsorted(ordered, limit, "left"), np.searchsorted(ordered, limit, "right")
+        below = np.searchsorted(ordered, limit, "left")
+        through = np.searchsorted(ordered, limit, "right")
         weight = (spread < limit) + (spread == limit) * ((kept - below) / (through - below))
-        double_tp, rest = 2 * weight[hit].sum(), weight[~hit].sum()
+        double_tp = 2 * weight[hit].sum()
+        rest = weight[~hit].sum()
         curve.append(float(double_tp / (double_tp + rest)) if double_tp + rest else None)
     return curve

@@ -8,13 +8,14 @@ from PIL import Image
 from skimage.segmentation import find_boundaries
 
 from guided_diffusion_core.data import open_dataset
-from guided_diffusion_core.data.transforms import resize_linear, resize_nearest
+from guided_diffusion_core.data.formats.transforms import resize_linear, resize_nearest
 from guided_diffusion_core.errors import UserError
 
 LONGER_SIDE = 256  # pixels of a panel
 GAP = 6
 COLOURS = np.array([[0, 158, 115], [230, 159, 0], [204, 121, 167], [86, 180, 233], [240, 228, 66]], np.uint8)
-MISSED, INVENTED = np.array([0, 114, 178], np.uint8), np.array([213, 94, 0], np.uint8)
+MISSED = np.array([0, 114, 178], np.uint8)
+INVENTED = np.array([213, 94, 0], np.uint8)
 
 
 class ImageSource:
@@ -58,7 +59,8 @@ def case_picture(images, truth, scored):
     Returns (PNG as a data URI, number of the slice or None, largest uncertainty or None: the white end of
     its panel).
     """
-    place, index = None, ()
+    place = None
+    index = ()
     if truth.slices is not None:
         place = int(np.argmax((scored.truth != scored.prediction).sum(axis=(0, 1, 2))))
         index = (..., place)

@@ -11,11 +11,11 @@ from nibabel.affines import voxel_sizes
 
 from guided_diffusion_core.data.dataset import listed
 from guided_diffusion_core.data.truths import read_truth_masks
-from guided_diffusion_core.data.volumes import read_geometry
+from guided_diffusion_core.data.formats.volumes import read_geometry
 from guided_diffusion_core.errors import UserError, found_expected
-from guided_diffusion_core.files import require_folder
-from guided_diffusion_core.fusion import binarize
-from guided_diffusion_core.outputs import MASK, PROBABILITY, UNCERTAINTY, find_output, read_output
+from guided_diffusion_core.system.files import require_folder
+from guided_diffusion_core.results.fusion import binarize
+from guided_diffusion_core.results.outputs import MASK, PROBABILITY, UNCERTAINTY, find_output, read_output
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def find_predictions(folder, truths):
 
     Raises `UserError` for a missing folder, and one for all cases without a file for each label.
     """
-    labels, found = common_labels(truths), {}
+    labels = common_labels(truths)
+    found = {}
     require_outputs(folder, truths, (PROBABILITY, MASK), labels)
     for truth in truths:
         kinds = ((kind, output_paths(folder, truth.name, kind, labels)) for kind in (PROBABILITY, MASK))
@@ -109,7 +110,8 @@ def read_outputs(paths, shape=None, reference=None):
     for path in paths:
         stacked.append(read_output(path))
         if shape is None:
-            shape, reference = stacked[0].shape, path
+            shape = stacked[0].shape
+            reference = path
         if stacked[-1].shape != tuple(shape):
             raise found_expected(path, f"size {stacked[-1].shape}", f"{tuple(shape)} as in {reference}",
                                  "Sample the case again from the same data.")

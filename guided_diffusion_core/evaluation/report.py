@@ -6,7 +6,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tqdm import tqdm
 
 from guided_diffusion_core.data.dataset import Truth
-from guided_diffusion_core.data.transforms import resize_nearest
+from guided_diffusion_core.data.formats.transforms import resize_nearest
 from guided_diffusion_core.evaluation import plots, scores
 from guided_diffusion_core.evaluation.agreement import mask_pairs
 from guided_diffusion_core.evaluation.pictures import (
@@ -20,7 +20,7 @@ from guided_diffusion_core.evaluation.pictures import (
 )
 from guided_diffusion_core.evaluation.predictions import find_predictions, read_scored
 from guided_diffusion_core.evaluation.statistics import mean
-from guided_diffusion_core.files import write_atomic
+from guided_diffusion_core.system.files import write_atomic
 
 BOTH = 200  # grey of what belongs to both masks
 
@@ -35,7 +35,8 @@ def write_report(path, summary, prediction_dir, truths, images, pictures):
     labels = summary["labels"]
     rows = sorted(summary["metric_per_case"], key=_badness)
     metrics = [metric for metric in scores.SCORES if metric in summary["mean"][labels[0]]]
-    by_name, sources = {truth.name: truth for truth in truths}, find_predictions(prediction_dir, truths)
+    by_name = {truth.name: truth for truth in truths}
+    sources = find_predictions(prediction_dir, truths)
     shown = []
     for row in tqdm(rows[:pictures], unit="picture", desc="report", dynamic_ncols=True, leave=False, delay=2):
         truth = by_name[row["case"]]
@@ -87,10 +88,14 @@ def _differing(result, first, second, pictures):
         truths = [Truth(row["case"], "", slices[row["case"]]) for row in rows]
         pairs = mask_pairs(first.folder, second.folder, truths, result["labels"])
         for row, truth, (_, one, other) in zip(rows, truths, pairs):
-            one, other, number = one[place], other[place], None
+            one = one[place]
+            other = other[place]
+            number = None
             if truth.slices is not None:
                 worst = int(np.argmax((one != other).sum(axis=(0, 1))))
-                one, other, number = one[..., worst], other[..., worst], truth.slices[worst]
+                one = one[..., worst]
+                other = other[..., worst]
+                number = truth.slices[worst]
             shown.append({"label": label, "row": row, "slice": number,
                           "uri": png_uri(_difference(one, other, number is not None))})
     return shown

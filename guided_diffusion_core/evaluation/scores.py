@@ -3,11 +3,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from guided_diffusion_core.metrics import count
+from guided_diffusion_core.evaluation.metrics import count
 
 # nnU-Net v2 has these; the others are added to them.
-OVERLAP, COUNTS = ("Dice", "IoU"), ("TP", "FP", "FN", "TN", "n_ref", "n_pred")
-RATES, SURFACES = ("precision", "recall", "sensitivity", "specificity"), ("HD95", "NSD")
+OVERLAP = ("Dice", "IoU")
+COUNTS = ("TP", "FP", "FN", "TN", "n_ref", "n_pred")
+RATES = ("precision", "recall", "sensitivity", "specificity")
+SURFACES = ("HD95", "NSD")
 SCORES = OVERLAP + RATES + SURFACES
 
 DEFINITIONS = {

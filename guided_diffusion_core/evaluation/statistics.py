@@ -1,7 +1,9 @@
 """Mean, median and bootstrap interval of scores over cases."""
 import numpy as np
 
-CONFIDENCE, RESAMPLES, SEED = 0.95, 9999, 0
+CONFIDENCE = 0.95
+RESAMPLES = 9999
+SEED = 0
 INTERVAL_RULE = (f"{100 * CONFIDENCE:g}% percentile bootstrap interval of the mean over the cases (Efron 1979; "
                  f"scipy.stats.bootstrap, {RESAMPLES} resamples of the cases, seed {SEED}); null below two cases")
 _BATCH_VALUES = 5_000_000  # drawn at once, which bounds the memory

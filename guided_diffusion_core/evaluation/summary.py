@@ -12,8 +12,8 @@ from guided_diffusion_core.evaluation.predictions import (
     read_scored,
     spacing_of,
 )
-from guided_diffusion_core.files import write_atomic
-from guided_diffusion_core.outputs import MASK
+from guided_diffusion_core.system.files import write_atomic
+from guided_diffusion_core.results.outputs import MASK
 
 DEFINITIONS = {
     "case": "an image, or the selected axial slices of a patient's volume together, at the ground truth's own size",
@@ -42,7 +42,8 @@ def evaluate(prediction_dir, truths, threshold, surfaces=None):
     labels = common_labels(truths)
     sources = find_predictions(prediction_dir, truths)
     reliability = {label: calibration.Calibration() for label in labels}
-    rows, planes = [], {label: [] for label in labels}
+    rows = []
+    planes = {label: [] for label in labels}
     for truth in tqdm(truths, unit="case", desc="scoring", dynamic_ncols=True, leave=False, delay=2):
         kind, paths = sources[truth.name]
         scored = read_scored(prediction_dir, truth, kind, paths, threshold)
@@ -126,7 +127,8 @@ def write_summary(path, summary):
 
 def format_table(summary):
     """The summary as text for the console: a line per case and label, the means, and what was left out."""
-    labels, rows = summary["labels"], summary["metric_per_case"]
+    labels = summary["labels"]
+    rows = summary["metric_per_case"]
     metrics = [metric for metric in (*scores.OVERLAP, *scores.SURFACES) if metric in summary["mean"][labels[0]]]
     lines = [("case", "label", metrics)]
     lines += [(row["case"], label, [row["metrics"][label][metric] for metric in metrics])

@@ -19,7 +19,8 @@ def surface_scores(prediction, truth, spacing, tolerance):
         return {"HD95": None, "NSD": 0.0}
     # what lies outside the box around both masks changes no distance, but costs the time of the whole volume
     box = ndimage.find_objects((prediction | truth).astype(np.uint8))[0]
-    prediction, truth = prediction[box], truth[box]
+    prediction = prediction[box]
+    truth = truth[box]
     with warnings.catch_warnings():
         # surface-distance calls scipy by names that scipy will give up
         warnings.simplefilter("ignore", DeprecationWarning)

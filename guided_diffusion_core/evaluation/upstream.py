@@ -18,7 +18,8 @@ from guided_diffusion_core.evaluation.summary import aligned
 
 SIZE = 256
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
-IOU_SMOOTHING, DICE_SMOOTHING = 1e-6, 1e-4
+IOU_SMOOTHING = 1e-6
+DICE_SMOOTHING = 1e-4
 METRICS = ("upstream_Dice", "upstream_IoU")
 DEFINITIONS = {
     "protocol": "that of the original's segmentation_env.py: not comparable with scores at one threshold",
@@ -43,7 +44,8 @@ def evaluate_upstream(prediction_dir, truths):
     if any(truth.slices is not None for truth in truths):
         raise found_expected("--protocol upstream", "volumes", "2D images, which are all that the original scores",
                              "Leave --protocol out.")
-    sources, rows = find_predictions(prediction_dir, truths), []
+    sources = find_predictions(prediction_dir, truths)
+    rows = []
     for truth in tqdm(truths, unit="case", desc="scoring", dynamic_ncols=True, leave=False, delay=2):
         kind, paths = sources[truth.name]
         expected = read_truth_masks(truth)
@@ -72,10 +74,13 @@ def upstream_scores(prediction, truth):
     peak = prediction.max()
     prediction = prediction / peak if peak else np.zeros(prediction.shape)
     truth = truth / 255
-    dices, ious = [], []
+    dices = []
+    ious = []
     for threshold in THRESHOLDS:
-        first, second = prediction > threshold, truth > threshold
-        common, union = np.count_nonzero(first & second), np.count_nonzero(first | second)
+        first = prediction > threshold
+        second = truth > threshold
+        common = np.count_nonzero(first & second)
+        union = np.count_nonzero(first | second)
         dices.append((2 * common + DICE_SMOOTHING) / (common + union + DICE_SMOOTHING))
         ious.append((common + IOU_SMOOTHING) / (union + IOU_SMOOTHING))
     return float(np.mean(dices)), float(np.mean(ious))
@@ -83,7 +88,8 @@ def upstream_scores(prediction, truth):
 
 def format_upstream(summary):
     """The original's scores as text for the console."""
-    rows, labels = summary["metric_per_case"], summary["labels"]
+    rows = summary["metric_per_case"]
+    labels = summary["labels"]
     lines = [("case", "label", ["Dice", "IoU"])]
     lines += [(row["case"], label, list(row["metrics"][label].values())) for row in rows for label in labels]
     lines += [("mean", label, list(summary["mean"][label].values())) for label in labels]

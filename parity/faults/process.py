@@ -3,7 +3,7 @@ from unittest import mock
 
 import numpy as np
 
-from guided_diffusion_core.schedule import ModelVarType
+from guided_diffusion_core.diffusion.schedule import ModelVarType
 from parity.faults.planting import fault, replaced
 
 

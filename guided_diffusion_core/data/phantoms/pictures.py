@@ -8,11 +8,13 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from skimage.draw import line
 
-from guided_diffusion_core.data.folders import LABELS_FILE
-from guided_diffusion_core.data.refuge2 import BACKGROUND, CUP, RIM
-from guided_diffusion_core.files import write_atomic
+from guided_diffusion_core.data.layouts.folders import LABELS_FILE
+from guided_diffusion_core.data.layouts.refuge2 import BACKGROUND, CUP, RIM
+from guided_diffusion_core.system.files import write_atomic
 
-SKIN, LESION = np.array([0.80, 0.62, 0.52]), np.array([0.40, 0.25, 0.20])  # RGB in [0, 1]
+# RGB in [0, 1]
+SKIN = np.array([0.80, 0.62, 0.52])
+LESION = np.array([0.40, 0.25, 0.20])
 HAIR = np.array([0.15, 0.11, 0.09])
 FUNDUS = np.array([1.0, 0.55, 0.35])
 # Year of the challenge -> names of the folders of images and masks, with the split in them.
@@ -131,7 +133,8 @@ def _blob_distance(shape, generator):
     height, width = shape
     centre = generator.uniform(0.38, 0.62, 2) * shape
     y, x = np.mgrid[:height, :width] - centre[:, None, None]
-    angle, radius = np.arctan2(y, x), np.hypot(y, x)
+    angle = np.arctan2(y, x)
+    radius = np.hypot(y, x)
     outline = generator.uniform(0.16, 0.32) * height * np.ones(shape)
     for wave in range(2, 7):
         amplitude = generator.uniform(0, 0.22) / wave
@@ -149,7 +152,8 @@ def _draw_hairs(picture, hairs, generator):
     """Draw straight hairs, one pixel wide, across a picture (H, W, 3) in place."""
     height, width = picture.shape[:2]
     for _ in range(hairs):
-        rows, columns = generator.integers(0, height, 2), generator.integers(0, width, 2)
+        rows = generator.integers(0, height, 2)
+        columns = generator.integers(0, width, 2)
         picture[line(rows[0], columns[0], rows[1], columns[1])] = HAIR
 
 

@@ -6,11 +6,11 @@ import blobfile as bf
 import nibabel as nib
 import numpy as np
 
-from guided_diffusion_core.data.brats import LABELS, MODALITIES
-from guided_diffusion_core.data.nnunet import DESCRIPTION, FOLDERS
+from guided_diffusion_core.data.layouts.brats import LABELS, MODALITIES
+from guided_diffusion_core.data.layouts.nnunet import DESCRIPTION, FOLDERS
 from guided_diffusion_core.data.phantoms.pictures import encoded
-from guided_diffusion_core.data.volumes import Geometry, volume_bytes
-from guided_diffusion_core.files import write_atomic
+from guided_diffusion_core.data.formats.volumes import Geometry, volume_bytes
+from guided_diffusion_core.system.files import write_atomic
 
 _BRATS_AFFINE = np.array([[-1.0, 0, 0, 0], [0, -1.0, 0, 239], [0, 0, 1.0, 0], [0, 0, 0, 1]])
 _CONTRAST = {"t1": -0.2, "t1ce": 0.2, "t2": 0.5, "flair": 0.7}

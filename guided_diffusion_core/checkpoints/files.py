@@ -1,0 +1,255 @@
+"""Checkpoints: writing and reading; with `pointers.py` the only place that forms their names.
+
+A checkpoint is a folder `OUT/checkpoints/step_000700` with one safetensors file for the network,
+one for each moving average of it, and one for the optimizer (`trainer`). Every file holds the whole
+configuration in its metadata, so that it can be used on its own, in either backend.
+`contents.json` has the size and digest of each; `validation.json`, in a run with validation, what is
+known of its Dice. A folder is written under a temporary name and renamed; the files
+`OUT/checkpoints/last` and `best` name folders (`pointers.py`).
+"""
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load as decode_arrays
+from safetensors.numpy import save as encode_arrays
+from safetensors.numpy import save_file
+
+from guided_diffusion_core import config as configuration
+from guided_diffusion_core.checkpoints import pointers
+from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.networks.medsegdiff.state_shapes import BOTTLENECK_EMBED
+
+FORMAT = "medsegdiff-parity 1"
+NETWORK = "model"
+TRAINER = "trainer"
+VALIDATION = "validation.json"
+LISTED_NAMES = 8  # names of each kind that an error lists
+
+
+def average_name(rate):
+    """Name of the weights' moving average of a rate, e.g. "ema_0.9999"."""
+    return f"ema_{rate}"
+
+
+def save(out_dir, step, config, networks, keep=0, validation=None):
+    """Write a checkpoint and make it the last one. Returns its folder (Path).
+
+    out_dir:    folder of the run. step: optimizer steps done.
+    config:     `Config`.
+    networks:   dict name (`NETWORK`, `average_name(rate)`, `TRAINER`) -> dict of numpy arrays by name.
+    keep:       how many checkpoints may stay; the oldest are removed, but never the best. 0: all.
+    validation: `Validation.state()`, JSON values, or None.
+    Raises `UserError` if the folder cannot be written; then nothing half-written is left.
+    """
+    root = pointers.root_of(out_dir)
+    folder = pointers.folder_of(out_dir, step)
+    temporary = root / f".{folder.name}.writing"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, arrays in networks.items():
+            save_file(_contiguous(arrays), temporary / f"{name}.safetensors",
+                      metadata=_metadata(step, config, name))
+        if validation:
+            (temporary / VALIDATION).write_text(json.dumps(validation))
+        pointers.write_contents(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+        pointers.point(root / pointers.LAST, folder.name)
+        if validation:
+            point_to_best(out_dir, validation["best"])
+        if keep:
+            pointers.remove_old(out_dir, folder, keep)
+    except OSError as error:
+        raise found_expected(
+            folder, error.strerror, "a folder that can be written", "Choose another --out_dir.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def point_to_best(out_dir, best):
+    """Make a validated checkpoint the best one of a run. Returns whether it is in the run's folder; if not,
+    nothing changes.
+
+    best: {"step": its number, "dice": its Dice}, or None.
+    """
+    folder = pointers.folder_of(out_dir, best["step"]) if best else None
+    if folder is None or not folder.is_dir():
+        return False
+    pointers.point(pointers.root_of(out_dir) / pointers.BEST, f"{folder.name} {best['dice']:.6f}")
+    return True
+
+
+def forget_best(out_dir):
+    """Remove the pointer to the best checkpoint, if there is one."""
+    (pointers.root_of(out_dir) / pointers.BEST).unlink(missing_ok=True)
+
+
+def _contiguous(arrays):
+    return {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in arrays.items()}
+
+
+def _metadata(step, config, network):
+    return {"format": FORMAT, "step": str(step), "config": json.dumps(config.to_dict()), "network": network}
+
+
+def to_bytes(step, config, network, arrays):
+    """The bytes of one safetensors file as `save` writes it; `load` reads it.
+
+    network: its name, `NETWORK` or `average_name(rate)`.
+    """
+    return encode_arrays(_contiguous(arrays), metadata=_metadata(step, config, network))
+
+
+def from_bytes(content, where):
+    """(name -> numpy array, metadata: dict of texts) of any safetensors file's bytes.
+
+    The metadata of a file that `save` has not written is empty. Raises `UserError` if it is no whole
+    safetensors file.
+    """
+    try:
+        arrays = decode_arrays(content)
+        header = json.loads(content[8:8 + int.from_bytes(content[:8], "little")])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise found_expected(where, f"no readable safetensors file ({error})", "a whole safetensors file",
+                             "Copy it again.") from error
+    metadata = header.get("__metadata__", {})
+    return arrays, metadata if metadata.get("format") == FORMAT else {}
+
+
+def find(model_path):
+    """The safetensors file (Path) that `--model_path` means.
+
+    model_path: a file; a checkpoint's folder, of which the first moving average is taken and else
+                the network; a pointer such as RUN/checkpoints/best; or a run's folder, of which the last
+                checkpoint is taken.
+    Raises `UserError` if there is none.
+    """
+    path = Path(model_path)
+    if not model_path or not path.exists():
+        raise found_expected("--model_path", f"no file or folder {str(model_path)!r}", "a checkpoint",
+                             "Give a file, a folder of checkpoints/ or the --out_dir of a training run.")
+    if path.suffix in (".pt", ".pth", ".pkl"):
+        target = path.with_suffix(".safetensors")
+        raise found_expected("--model_path", path, "a .safetensors file, which holds the configuration too",
+                             f"Run: python scripts/convert_checkpoint.py {path} {target}")
+    path = pointers.resolved(path)
+    if path.is_file():
+        return path
+    files = sorted(path.glob("ema_*.safetensors")) + sorted(path.glob(f"{NETWORK}.safetensors"))
+    if not files:
+        raise found_expected(path, "no .safetensors file", f"ema_*.safetensors or {NETWORK}.safetensors",
+                             "Give the --out_dir of a training run that has written a checkpoint.")
+    return files[0]
+
+
+def find_whole(resume, out_dir):
+    """The checkpoint's folder (Path) that `--resume` means, every file in it proven whole.
+
+    resume:  "last", the newest of `out_dir`; or a checkpoint's folder, a pointer or a run's folder.
+    out_dir: folder of the run.
+    Raises `UserError` if there is none, or a file is missing, cut or changed; it names the newest whole
+    checkpoint beside the broken one.
+    """
+    folder = pointers.resolved(Path(out_dir if resume == "last" else resume))
+    flaw = pointers.flaw(folder)
+    if flaw:
+        raise found_expected(*flaw, pointers.advice(folder.parent))
+    return folder
+
+
+def load_validation(folder):
+    """What `save` was given as `validation`, or None."""
+    path = Path(folder) / VALIDATION
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def load_all(folder):
+    """Everything in a checkpoint's folder: (step, Config, dict name -> dict of numpy arrays)."""
+    networks = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with _opened(path) as file:
+            config = _config(file, path)
+            step = int(file.metadata()["step"])
+            networks[path.stem] = {name: file.get_tensor(name) for name in file.keys()}
+    return step, config, networks
+
+
+def load(path):
+    """Read one safetensors file of a checkpoint: (Config, dict name -> numpy array).
+
+    Raises `UserError` if it is no whole safetensors file or was not written by `save`.
+    """
+    with _opened(path) as file:
+        return _config(file, path), {name: file.get_tensor(name) for name in file.keys()}
+
+
+def read_config(path):
+    """The `Config` inside a safetensors file of a checkpoint, without its weights; errors as in `load`."""
+    with _opened(path) as file:
+        return _config(file, path)
+
+
+def _opened(path):
+    try:
+        return safe_open(str(path), framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise found_expected(path, f"no readable safetensors file ({error})", "a whole checkpoint file",
+                             "Copy it again or use another checkpoint.") from error
+
+
+def _config(file, path):
+    metadata = file.metadata() or {}
+    if metadata.get("format") != FORMAT:
+        raise found_expected(path, "a safetensors file without this software's configuration",
+                             "a checkpoint written by segmentation_train.py", "Use such a checkpoint.")
+    try:
+        tree = json.loads(metadata["config"])
+    except (KeyError, ValueError) as error:
+        raise found_expected(path, f"a configuration that cannot be read ({error})", "a whole checkpoint file",
+                             "Copy it again or use another checkpoint.") from error
+    return configuration.from_dict(tree, where=path)
+
+
+def fitted_state(expected, arrays, where):
+    """The arrays of a network, checked with `check_state`.
+
+    A file of the original's version `1` has no bottleneck embedding, which is drawn anew in every call
+    there: it becomes zero, and a line says so.
+    """
+    random_layer = [f"{BOTTLENECK_EMBED}.{kind}" for kind in ("weight", "bias")]
+    if all(name in expected and name not in arrays for name in random_layer):
+        sys.stderr.write(f"{where}: has no {BOTTLENECK_EMBED}, a layer that the original draws at random in every "
+                         "call; it is set to zero.\n")
+        arrays = {**arrays, **{name: np.zeros(expected[name], np.float32) for name in random_layer}}
+    check_state(expected, arrays, where)
+    return arrays
+
+
+def check_state(expected, arrays, where):
+    """Compare names and shapes of a state dict; `UserError` lists all that differ together.
+
+    expected: dict name -> shape of the network. arrays: dict name -> numpy array.
+    where:    the file that the arrays come from.
+    """
+    missing = [name for name in expected if name not in arrays]
+    unexpected = [name for name in arrays if name not in expected]
+    misshapen = [f"{name} {tuple(arrays[name].shape)} instead of {tuple(shape)}"
+                 for name, shape in expected.items() if name in arrays and tuple(arrays[name].shape) != tuple(shape)]
+    problems = [f"{len(names)} {kind}: {_listed(names)}"
+                for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+                if names]
+    if problems:
+        raise UserError(f"{where}: the weights do not fit the network. " + "; ".join(problems)
+                        + ". Use the checkpoint of this architecture.")
+
+
+def _listed(names):
+    more = len(names) - LISTED_NAMES
+    return ", ".join(names[:LISTED_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,145 @@
+"""The command lines: flags from the configuration's fields.
+
+A command builds its parser with `build_parser`, adds flags of its own, and resolves its
+configuration from `given_settings`: only what stands on the command line overrides a preset or a
+checkpoint. Imports no framework, so that `--help` is quick and needs none.
+"""
+import argparse
+import dataclasses
+import difflib
+import json
+import math
+import re
+import sys
+
+from guided_diffusion_core import config
+from guided_diffusion_core.backends import BACKENDS
+from guided_diffusion_core.command_line.original_flags import ORIGINAL_FLAGS, RefuseOriginal
+
+_METAVARS = {bool: "True|False", int: "INT", float: "NUMBER", str: "TEXT"}
+
+
+def boolean(text):
+    """The value of a flag such as `--use_ddim True`; yes/no, t/f, y/n and 1/0 too, in any case."""
+    if text.lower() in ("true", "yes", "t", "y", "1"):
+        return True
+    if text.lower() in ("false", "no", "f", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+
+
+def _number(kind, name):
+    """A converter for argparse whose error names what was expected."""
+    def convert(text):
+        try:
+            value = kind(text)
+            if not math.isfinite(value):
+                raise ValueError(value)
+            return value
+        except (ValueError, OverflowError) as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from error
+    return convert
+
+
+_CONVERTERS = {
+    bool: boolean,
+    int: _number(int, "a whole number"),
+    float: _number(float, "a number"),
+    str: str,
+}
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse that suggests the nearest flag for an unknown one, and never abbreviates.
+
+    A wrong command line ends the process with one or two lines on stderr and exit code 2.
+    """
+
+    def __init__(self, description):
+        super().__init__(description=description, allow_abbrev=False)
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else list(args)
+        known = self._option_string_actions
+        for token in args:
+            flag = token.split("=", 1)[0]
+            if re.match(r"--?[A-Za-z]", flag) and flag not in known:
+                self.error(f"unknown flag {flag}{_suggestion(flag, known)}")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}\n{self.prog} --help lists all flags.\n")
+
+
+def _suggestion(flag, known):
+    near = difflib.get_close_matches("--" + flag.lstrip("-"), known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def build_parser(description, *sections):
+    """A parser with a flag for every setting of the sections, and those that all commands share.
+
+    sections: names of `config.SECTIONS`, in the order in which the help shows them.
+    """
+    parser = CommandParser(description)
+    parser.add_argument("--backend", choices=tuple(BACKENDS), default="pytorch",
+                        help="framework that computes (default: pytorch)")
+    parser.add_argument("--preset", choices=tuple(config.PRESETS), default=argparse.SUPPRESS,
+                        help=f"named set of values, which other flags override (default: {config.Config.preset}). "
+                             + ". ".join(f"{preset}: {note}" for preset, note in config.PRESET_NOTES.items()))
+    parser.add_argument("--seed", type=_CONVERTERS[int], default=argparse.SUPPRESS, metavar="INT",
+                        help=f"seed of every random number (default: {config.Config.seed})")
+    parser.add_argument("--dry_run", nargs="?", const=True, default=False, type=boolean, metavar="True|False",
+                        help="print the resolved configuration and stop (default: False)")
+    for section in sections:
+        cls = config.SECTIONS[section]
+        group = parser.add_argument_group(section, cls.__doc__.replace("%", "%%"))
+        for field in dataclasses.fields(cls):
+            _add_setting(group, field)
+    for name, flag in ORIGINAL_FLAGS.items():
+        parser.add_argument(f"--{name}", type=_CONVERTERS[type(flag.default)], action=RefuseOriginal,
+                            flag=flag, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser
+
+
+def add_settings(parser, section, *names):
+    """Add the flags of some fields of a configuration section (its dataclass) to a parser."""
+    for field in dataclasses.fields(section):
+        if field.name in names:
+            _add_setting(parser, field)
+
+
+def _add_setting(group, field):
+    """Add the flag of one configuration field; it is in the namespace only where it was given."""
+    values = {"default": field.default if field.default != "" else "empty"}
+    values |= {preset: given[field.name] for preset, given in config.PRESETS.items() if field.name in given}
+    defaults = "; ".join(f"{name}: {value}" for name, value in values.items())
+    choices = field.metadata["choices"]
+    kind = type(field.default)
+    group.add_argument(
+        f"--{field.name}", type=_CONVERTERS[kind], default=argparse.SUPPRESS,
+        choices=choices, metavar=None if choices else _METAVARS[kind],
+        help=f"{field.metadata['help']} ({defaults})".replace("%", "%%"))
+
+
+def given_settings(args):
+    """Name -> value of the settings that stand on the command line: those of `config.SECTIONS`
+    that the parser has, and "seed".
+
+    args: the namespace of a parser made by `build_parser`; what else it holds is left out.
+    """
+    names = {*config.setting_names(), "seed"}
+    return {name: value for name, value in vars(args).items() if name in names}
+
+
+def chosen_preset(args):
+    """The preset on the command line, or None; what it has to say for itself goes to stderr."""
+    preset = getattr(args, "preset", None)
+    if preset in config.PRESET_NOTES:
+        print(f"--preset {preset}: {config.PRESET_NOTES[preset]}", file=sys.stderr)
+    return preset
+
+
+def configuration_text(resolved, **rest):
+    """The resolved configuration as indented JSON, after the `rest` (JSON values, such as paths)."""
+    return json.dumps({**rest, **resolved.to_dict()}, indent=2)

@@ -1,0 +1,67 @@
+"""The flags that the scoring commands share. Imports no scoring, so that `--help` is quick."""
+import argparse
+import math
+
+from guided_diffusion_core import command_line
+from guided_diffusion_core.config import DataConfig, SamplingConfig
+from guided_diffusion_core.errors import found_expected
+
+
+def add_flags(parser):
+    """Add the flags of the ground truth (with the names that the original and the Jittor port give them),
+    of the threshold and of the surface distances."""
+    parser.add_argument("--out_pth", "--gt_pred", "--data_dir", dest="data_dir", default="", metavar="FOLDER",
+                        help="folder of the data with its ground truth")
+    command_line.add_settings(parser, DataConfig, "data_name", "slices", "labels")
+    command_line.add_settings(parser, SamplingConfig, "threshold")
+    parser.add_argument("--surfaces", type=command_line.boolean, default=False, metavar="True|False",
+                        help="HD95 and normalised surface distance as well, which take longer (default: False)")
+    parser.add_argument("--nsd_tolerance", type=float, default=1.0, metavar="NUMBER",
+                        help="tolerance of the normalised surface distance: mm for volumes, else the unit of "
+                             "--pixel_spacing (default: 1)")
+    parser.add_argument("--pixel_spacing", type=float, default=1.0, metavar="NUMBER",
+                        help="side of a pixel of 2D images; volumes have the spacing of their header "
+                             "(default: 1)")
+    parser.add_argument("--pictures", type=_at_least_zero, default=12, metavar="INT",
+                        help="cases shown as pictures in the HTML report (default: 12)")
+
+
+def data_config(args):
+    """The `DataConfig` that the flags say."""
+    return DataConfig(**{name: value for name, value in command_line.given_settings(args).items() if name != "threshold"})
+
+
+def threshold(args):
+    """The threshold that the flags say, else the default. Raises `UserError` outside (0, 1]."""
+    value = command_line.given_settings(args).get("threshold", SamplingConfig.threshold)
+    if not 0 < value <= 1:
+        raise found_expected("--threshold", value, "a number above 0 and up to 1", "Use 0.5.")
+    return value
+
+
+def surfaces(args):
+    """The `Surfaces` that the flags say, None without `--surfaces True`. Raises `UserError` for lengths that are
+    not positive."""
+    from guided_diffusion_core.evaluation import Surfaces
+
+    for name in ("nsd_tolerance", "pixel_spacing"):
+        if not 0 < getattr(args, name) < math.inf:
+            raise found_expected(f"--{name}", getattr(args, name), "a positive number", "Leave it out for 1.")
+    return Surfaces(args.nsd_tolerance, args.pixel_spacing) if args.surfaces else None
+
+
+def require_not_given(args, beside):
+    """Refuse the flags that have no meaning beside another one; `UserError`."""
+    if "threshold" in command_line.given_settings(args) or args.surfaces:
+        raise found_expected("--threshold or --surfaces", f"given beside {beside}", "neither of them",
+                             "Leave them out.")
+
+
+def _at_least_zero(text):
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return value

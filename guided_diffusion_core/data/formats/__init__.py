@@ -1,0 +1,1 @@
+"""Files of images, volumes and labels, and what is done to their arrays."""

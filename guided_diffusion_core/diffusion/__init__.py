@@ -1,0 +1,1 @@
+"""The diffusion process in numbers: schedules, coefficients of the samplers, loss history."""

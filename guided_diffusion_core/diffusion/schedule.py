@@ -1,0 +1,263 @@
+"""The numbers of a diffusion process, per time step, in numpy float64.
+
+Time step index t runs from 0 (least noise) to T - 1. beta_t is the variance that step t adds and
+alpha_bar_t the product of 1 - beta up to t. Papers: DDPM (Ho et al. 2020, arXiv:2006.11239),
+DDIM (Song et al. 2021, arXiv:2010.02502), Improved DDPM (Nichol & Dhariwal 2021, arXiv:2102.09672),
+DPM-Solver (Lu et al. 2022, arXiv:2206.00927), DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095).
+"""
+import enum
+import math
+
+import numpy as np
+
+from guided_diffusion_core.errors import found_expected
+
+
+class ModelMeanType(enum.Enum):
+    """What the network predicts."""
+
+    PREVIOUS_X = enum.auto()  # the mean of x_{t-1}
+    START_X = enum.auto()  # x_0
+    EPSILON = enum.auto()  # the noise in x_t
+
+
+class ModelVarType(enum.Enum):
+    """The variance of a reverse step."""
+
+    LEARNED = enum.auto()  # the network's second channel is its logarithm
+    FIXED_SMALL = enum.auto()  # the posterior's
+    FIXED_LARGE = enum.auto()  # beta
+    LEARNED_RANGE = enum.auto()  # between the two, by the network's second channel (Improved DDPM, eq. 15)
+
+
+class LossType(enum.Enum):
+    """The training objective."""
+
+    MSE = enum.auto()  # squared error of the prediction, and the bound where the variance is learned
+    RESCALED_MSE = enum.auto()  # the same with the bound's term times T / 1000
+    KL = enum.auto()  # the variational bound alone
+    RESCALED_KL = enum.auto()  # the same times T: an estimate of the whole bound
+
+    def is_vb(self):
+        """Whether the variational bound is the whole objective."""
+        return self in (LossType.KL, LossType.RESCALED_KL)
+
+
+def betas_for_alpha_bar(steps, alpha_bar, max_beta=0.999):
+    """The betas whose alpha_bar follows a function of time (Improved DDPM, eq. 17 and below).
+
+    steps: number of betas. alpha_bar: function of time in [0, 1].
+    max_beta: upper limit, below 1. Returns float64 (steps,).
+    """
+    return np.array([
+        min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), max_beta) for i in range(steps)])
+
+
+def get_named_beta_schedule(name, steps):
+    """The betas of a schedule, float64 (steps,).
+
+    name: "linear" (DDPM, section 4, its end points scaled by 1000 / steps) or "cosine"
+        (Improved DDPM, eq. 17).
+    Raises `UserError` for another name and for a linear schedule too short to keep beta below 1.
+    """
+    if name == "linear":
+        scale = 1000 / steps
+        if scale * 0.02 >= 1:
+            raise found_expected("--diffusion_steps", steps, "more than 20 steps for the linear schedule",
+                                 "Give more steps, or take --noise_schedule cosine.")
+        return np.linspace(scale * 0.0001, scale * 0.02, steps, dtype=np.float64)
+    if name == "cosine":
+        return betas_for_alpha_bar(steps, lambda time: math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2)
+    raise found_expected("--noise_schedule", repr(name), "linear or cosine", "Choose one of them.")
+
+
+class DiffusionTables:
+    """Everything that follows from the betas, one float64 value per time step.
+
+    betas: (T,), each above 0 and below 1. Raises ValueError otherwise.
+    """
+
+    def __init__(self, betas):
+        betas = np.array(betas, dtype=np.float64)
+        if betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas < 1)).all():
+            raise ValueError("betas must be a non-empty vector of values between 0 and 1")
+        self.betas = betas
+        self.num_timesteps = len(betas)
+        self.log_betas = np.log(betas)
+        self.alphas_cumprod = np.cumprod(1.0 - betas)
+        self.alphas_cumprod_prev = np.append(1.0, self.alphas_cumprod[:-1])
+        self.alphas_cumprod_next = np.append(self.alphas_cumprod[1:], 0.0)
+        # No noise is added on the way from the first step to x_0.
+        self.adds_noise = (np.arange(self.num_timesteps) > 0).astype(np.float64)
+        self._set_marginals()
+        self._set_posterior()
+
+    def _set_marginals(self):
+        """q(x_t | x_0) and its inversions (DDPM, eq. 4)."""
+        self.one_minus_alphas_cumprod = 1.0 - self.alphas_cumprod
+        self.sqrt_alphas_cumprod = np.sqrt(self.alphas_cumprod)
+        self.sqrt_one_minus_alphas_cumprod = np.sqrt(1.0 - self.alphas_cumprod)
+        self.log_one_minus_alphas_cumprod = np.log(1.0 - self.alphas_cumprod)
+        self.sqrt_recip_alphas_cumprod = np.sqrt(1.0 / self.alphas_cumprod)
+        self.sqrt_recipm1_alphas_cumprod = np.sqrt(1.0 / self.alphas_cumprod - 1)
+
+    def _set_posterior(self):
+        """q(x_{t-1} | x_t, x_0) (DDPM, eq. 6 and 7) and the fixed variances of the reverse step.
+
+        The posterior's variance is 0 at t = 0, so that its logarithm and the large variance take
+        there the value of t = 1 (of beta, in a process of one step).
+        """
+        scale = 1.0 - self.alphas_cumprod
+        remaining = 1.0 - self.alphas_cumprod_prev
+        self.posterior_variance = self.betas * remaining / scale
+        first = self.posterior_variance[1] if self.num_timesteps > 1 else self.betas[0]
+        self.posterior_log_variance_clipped = np.log(np.append(first, self.posterior_variance[1:]))
+        self.posterior_mean_coef1 = self.betas * np.sqrt(self.alphas_cumprod_prev) / scale
+        self.posterior_mean_coef2 = remaining * np.sqrt(1.0 - self.betas) / scale
+        self.recip_posterior_mean_coef1 = 1.0 / self.posterior_mean_coef1
+        self.posterior_mean_coef_ratio = self.posterior_mean_coef2 / self.posterior_mean_coef1
+        self.fixed_large_variance = np.append(first, self.betas[1:])
+        self.fixed_large_log_variance = np.log(self.fixed_large_variance)
+
+
+def space_timesteps(num_timesteps, section_counts):
+    """Which steps of a process to keep: a sorted tuple of indices in 0 ... num_timesteps - 1.
+
+    section_counts: how many steps to keep, evenly spaced, in each of equal sections of the
+        process, as numbers or as a string "10,15,20"; or "ddimN" for N steps of one whole stride
+        that start at 0 (DDIM, appendix D.2).
+    Raises `UserError` when the process has no such steps.
+    """
+    wrong = found_expected(
+        "--timestep_respacing", repr(section_counts),
+        f"counts per section such as 10,15,20, or ddimN, that {num_timesteps} steps can give",
+        "Give fewer steps.")
+    try:
+        if isinstance(section_counts, str) and section_counts.startswith("ddim"):
+            return _whole_stride(num_timesteps, int(section_counts[len("ddim"):]), wrong)
+        if isinstance(section_counts, str):
+            section_counts = section_counts.split(",")
+        counts = [int(count) for count in section_counts]
+    except ValueError:
+        raise wrong from None
+    if not counts or min(counts) < 0 or sum(counts) == 0:
+        raise wrong
+    size, extra = divmod(num_timesteps, len(counts))
+    kept = []
+    start = 0
+    for i, count in enumerate(counts):
+        length = size + (i < extra)
+        if count > length:
+            raise wrong
+        stride = (length - 1) / (count - 1) if count > 1 else 1
+        place = 0.0
+        for _ in range(count):  # a running sum, whose rounding decides ties as in the original
+            kept.append(start + round(place))
+            place += stride
+        start += length
+    return tuple(kept)
+
+
+def _whole_stride(num_timesteps, count, wrong):
+    """`count` steps 0, k, 2k, ... with the smallest stride k that gives so many."""
+    for stride in range(1, num_timesteps):
+        steps = range(0, num_timesteps, stride)
+        if len(steps) == count:
+            return tuple(steps)
+    raise wrong
+
+
+def respace(betas, use_timesteps):
+    """The process that visits only some steps of another one, with the same alpha_bar at each.
+
+    betas: (T,) of the whole process. use_timesteps: indices to keep, 0 to T - 1.
+    Returns (betas of the kept steps, their indices as a sorted tuple). Raises ValueError for an
+    index outside the process.
+    """
+    timestep_map = tuple(sorted(set(use_timesteps)))
+    if not timestep_map or timestep_map[0] < 0 or timestep_map[-1] >= len(betas):
+        raise ValueError(f"time steps to keep must be among 0 to {len(betas) - 1}")
+    kept = DiffusionTables(betas).alphas_cumprod[list(timestep_map)]
+    return 1 - kept / np.append(1.0, kept[:-1]), timestep_map
+
+
+def sampling_timesteps(num_timesteps, steps):
+    """The time steps that a sampler of `steps` network evaluations visits, descending.
+
+    steps: 0 for all; 1 for the last alone (from pure noise to x_0 at once); else evenly spaced,
+        rounded to the nearest, the first and the last included.
+    Raises `UserError` for a number that the process cannot give.
+    """
+    if not 0 <= steps <= num_timesteps:
+        raise found_expected("--sample_steps", steps, f"0 (all) to {num_timesteps}, the diffusion's steps",
+                             "Give fewer steps.")
+    if steps == 1:
+        return (num_timesteps - 1,)
+    gaps = (steps or num_timesteps) - 1
+    ascending = ((2 * i * (num_timesteps - 1) + gaps) // (2 * gaps) if gaps else 0 for i in range(gaps + 1))
+    return tuple(ascending)[::-1]
+
+
+def ddim_coefficients(tables, eta):
+    """The DDIM step as x_{t-1} = xstart_coef x_0 + x_t_coef x_t + sigma noise.
+
+    DDIM, eq. 12, with the noise of x_t written through x_0 and x_t; eq. 16 for sigma.
+    tables: `DiffusionTables`. eta: 0 (deterministic) to 1 (the posterior of DDPM).
+    Returns (xstart_coef, x_t_coef, sigma), float64 (T,) each; sigma is 0 at t = 0.
+    Raises `UserError` for an eta outside its range.
+    """
+    if not 0 <= eta <= 1:
+        raise found_expected("--eta", eta, "a number from 0 (deterministic) to 1 (ancestral)",
+                             "Give such a number.")
+    variance = 1.0 - tables.alphas_cumprod
+    remaining = 1.0 - tables.alphas_cumprod_prev
+    fresh = eta ** 2 * tables.betas / variance  # share of the remaining noise that is drawn anew
+    # Rounding may bring `fresh` above 1 at t = 0, where nothing remains.
+    x_t_coef = np.sqrt(remaining * np.maximum(1.0 - fresh, 0.0) / variance)
+    xstart_coef = np.sqrt(tables.alphas_cumprod_prev) - x_t_coef * tables.sqrt_alphas_cumprod
+    return xstart_coef, x_t_coef, np.sqrt(remaining * fresh)
+
+
+def dpm_solver_coefficients(tables):
+    """The step of DPM-Solver++ (2M) as x_{t-1} = xstart_coef x_0 + before_coef x_0' + x_t_coef x_t, where
+    x_0 and x_0' are predicted at t and at the step before, t + 1.
+
+    DPM-Solver++, algorithm 2, with alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar) and steps in half
+    the logarithm of the signal-to-noise ratio, lambda = log(alpha / sigma) (DPM-Solver, section 2.2). The
+    first step knows no x_0' and the last one ends at an infinite lambda: both are of first order, which is
+    DDIM with eta 0, and so the last one gives x_0.
+    tables: `DiffusionTables`. Returns (xstart_coef, before_coef, x_t_coef), float64 (T,) each.
+    """
+    alpha_prev = np.sqrt(tables.alphas_cumprod_prev)
+    sigma_prev = np.sqrt(1.0 - tables.alphas_cumprod_prev)
+    x_t_coef = sigma_prev / tables.sqrt_one_minus_alphas_cumprod
+    data_coef = alpha_prev - x_t_coef * tables.sqrt_alphas_cumprod  # alpha_{t-1} (1 - exp(-h))
+    h = -np.diff(np.log(tables.sqrt_alphas_cumprod / tables.sqrt_one_minus_alphas_cumprod))  # of t = 1 ... T - 1
+    extrapolation = np.zeros(tables.num_timesteps)
+    extrapolation[1:-1] = h[:-1] / (2.0 * h[1:])  # 1 / (2 r)
+    return data_coef * (1.0 + extrapolation), -data_coef * extrapolation, x_t_coef
+
+
+def quantile_place(count, quantile=0.995):
+    """Where a quantile lies among `count` ordered values, linearly interpolated as by numpy.quantile.
+
+    quantile: 0 to 1; the default is the one that DPM-Solver++'s authors give dynamic thresholding.
+    Returns (lower, upper, share): (1 - share) value[lower] + share value[upper] is the quantile.
+    """
+    place = quantile * (count - 1)
+    lower = math.floor(place)
+    return lower, min(lower + 1, count - 1), place - lower
+
+
+def choose_timesteps(weights, uniforms):
+    """Draw time steps by the inverse of the cumulative distribution.
+
+    weights:  (T,) positive, need not sum to 1.
+    uniforms: (N,) values in [0, 1).
+    Returns (indices, importance): int64 (N,), and float64 (N,) factors 1 / (T p) that keep the
+    mean of the objective unbiased.
+    """
+    weights = np.asarray(weights, dtype=np.float64)
+    cumulative = np.cumsum(weights)
+    indices = np.searchsorted(cumulative / cumulative[-1], np.asarray(uniforms), side="right")
+    return indices.astype(np.int64), cumulative[-1] / (len(weights) * weights[indices])

@@ -1,0 +1,1 @@
+"""Networks without a framework: plans, names, shapes and initial values."""

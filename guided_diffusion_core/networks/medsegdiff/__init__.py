@@ -1,0 +1,1 @@
+"""MedSegDiff's network, both versions."""

@@ -1,0 +1,98 @@
+"""The folder of a sampling: one run's settings, whichever process does which part, and what is finished.
+
+A folder holds the masks of one run. Every process writes its report there when it begins, so that a
+process that comes later, to go on or to do another part, finds the settings with which it must agree.
+"""
+import fnmatch
+import json
+
+import blobfile as bf
+
+from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.system.files import read_bytes, write_atomic
+
+REPORT = "run_report"
+# What may differ between the processes of one run; the checkpoint is told by its content.
+FREE = ("out_dir", "model_path", "part_id", "num_parts", "processes")
+FLAGS = {"model_sha256": "model_path", "images": "data_dir"}  # settings that another flag stands for
+
+
+def report_path(out_dir, part_id=0, num_parts=1):
+    """Path of a process' report: run_report.json, or run_report_part_0_of_3.json."""
+    part = f"_part_{part_id}_of_{num_parts}" if num_parts > 1 else ""
+    return bf.join(str(out_dir), f"{REPORT}{part}.json")
+
+
+def write_report(path, report):
+    """Write a report, a dict of JSON values, at once and whole."""
+    write_atomic(path, (json.dumps(report, indent=2) + "\n").encode())
+
+
+def part_of(cases, part_id, num_parts):
+    """The cases of a part: number i belongs to part i modulo num_parts.
+
+    Raises `UserError` for a part that there is not.
+    """
+    if num_parts < 1:
+        raise found_expected("--num_parts", num_parts, "at least 1", "Use 1.")
+    if not 0 <= part_id < num_parts:
+        raise found_expected("--part_id", part_id, f"a number from 0 to {num_parts - 1}, for --num_parts {num_parts}",
+                             "Give each process one of these.")
+    return cases[part_id::num_parts]
+
+
+def require_one_sharing(processes, part_id, num_parts):
+    """Refuse flags for a part beside a launcher, whose processes would share each part once more; `UserError`."""
+    if processes.size > 1 and (part_id, num_parts) != (0, 1):
+        raise found_expected("--num_parts", f"{num_parts} and --part_id {part_id} beside {processes.size} processes of "
+                             f"{processes.launcher}", "one way to share the cases", "Leave both flags out.")
+
+
+def require_same_run(writer, cases, settings):
+    """Refuse a folder that holds masks of another run; nothing in it is changed.
+
+    writer: `CaseWriter` of the folder. cases: all cases of the run. settings: of this run, JSON values.
+    Raises `UserError` that names the first setting that differs.
+    """
+    reports = _reports(writer.out_dir)
+    for path, report in reports.items():
+        found = _flat(settings)
+        expected = _flat(report)
+        for name, value in found.items():
+            if name not in FREE and expected.get(name) != value:
+                flag = name.split(".")[-1]
+                raise found_expected(
+                    f"--{FLAGS.get(flag, flag)}", _shown(value), f"{_shown(expected.get(name))}, with which the "
+                    f"masks in {writer.out_dir} were sampled ({bf.basename(path)})",
+                    "Give the same, or another --out_dir.")
+    if not reports:
+        done = [case.name for case in cases if writer.is_complete(case)]
+        if done:
+            raise found_expected(f"--out_dir {writer.out_dir}", f"masks, such as that of {done[0]}, without a "
+                                 f"{REPORT}.json that says how they were sampled", "a folder without masks",
+                                 "Choose another folder.")
+
+
+def _reports(folder):
+    """Path -> content of all reports in a folder."""
+    names = sorted(name for name in bf.listdir(folder) if fnmatch.fnmatch(name, f"{REPORT}*.json"))
+    reports = {}
+    for path in (bf.join(folder, name) for name in names):
+        try:
+            reports[path] = dict(json.loads(read_bytes(path)))
+        except ValueError as error:
+            raise found_expected(path, f"no JSON object ({error})", "the report of a sampling",
+                                 "Choose another --out_dir.") from error
+    return reports
+
+
+def _flat(tree, prefix=""):
+    """Nested dicts as one, with names such as "sampling.eta"."""
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _shown(value):
+    return "none" if value is None else repr(value)

@@ -1,0 +1,1 @@
+"""The machine: files, processes, interrupts, memory, what has to be installed."""

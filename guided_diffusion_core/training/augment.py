@@ -1,0 +1,114 @@
+"""Augmentation: random mirroring, rotation, scaling and intensities of the training examples.
+
+All of it is off by default. Each number is drawn from the noise tape at the example's place in the
+run, so that it depends neither on the batch size, the loader's processes, the framework nor on
+where a run was interrupted; the arrays come from numpy and scipy and are the same for both
+backends.
+"""
+import numpy as np
+from scipy.ndimage import affine_transform
+
+from guided_diffusion_core.data.formats.transforms import RGB_RULE, ZSCORE_RULE
+from guided_diffusion_core.noise import TRAIN_AUGMENT
+
+# The draws of an example in their order on the tape; a new one goes to the end, so that the others stay.
+DRAWS = ("vertical", "horizontal", "rotation", "scale", "brightness", "contrast", "gamma")
+# orders of the spline
+LINEAR = 1
+NEAREST = 0
+
+
+class Augmentation:
+    """A function of (image, mask, place) that returns both changed alike, by a run's settings.
+
+    settings:      the fields `augment_*` of a `TrainingConfig`.
+    normalisation: the dataset's rule, which says what values an image can have.
+    tape:          `NoiseTape`.
+    """
+
+    def __init__(self, settings, normalisation, tape):
+        self.settings = settings
+        self.normalisation = normalisation
+        self.tape = tape
+
+    def __call__(self, image, mask, place):
+        """Augment one example.
+
+        image: (C, S, S) float32. mask: (K, S, S) float32 of 0 and 1.
+        place: number of the example in the run, from 0; the key of its draws.
+        Returns new arrays of the same shapes and types.
+        """
+        settings = self.settings
+        uniform = dict(zip(DRAWS, self.tape.uniform(TRAIN_AUGMENT, (len(DRAWS),), step=place)))
+        drawn = {name: 2 * value - 1 for name, value in uniform.items()}  # U[-1, 1)
+        axes = [axis for axis, name in ((-2, "vertical"), (-1, "horizontal"))
+                if settings.augment_flip in (name, "both") and uniform[name] < 0.5]
+        image = np.flip(image, axes)
+        mask = np.flip(mask, axes)
+        image = change_intensity(
+            image, self.normalisation, settings.augment_brightness * drawn["brightness"],
+            1 + settings.augment_contrast * drawn["contrast"], 1 + settings.augment_gamma * drawn["gamma"])
+        if settings.augment_rotation or settings.augment_scale:
+            degrees = settings.augment_rotation * drawn["rotation"]
+            scale = 1 + settings.augment_scale * drawn["scale"]
+            image = warp(image, degrees, scale, LINEAR)
+            mask = warp(mask, degrees, scale, NEAREST)
+        return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(mask, np.float32)
+
+
+def create_augmentation(settings, normalisation, tape):
+    """The `Augmentation` of a run, or None where its settings change nothing; arguments as there."""
+    amounts = (settings.augment_rotation, settings.augment_scale, settings.augment_brightness,
+               settings.augment_contrast, settings.augment_gamma)
+    if settings.augment_flip == "none" and not any(amounts):
+        return None
+    return Augmentation(settings, normalisation, tape)
+
+
+def warp(pictures, degrees, scale, order):
+    """Rotate pictures about their centre and scale them, in one interpolation; outside is 0.
+
+    pictures: (N, S, S). degrees: counter-clockwise as the array is shown, first row at the top.
+    scale:    above 1 enlarges. order: `LINEAR`, or `NEAREST`, which keeps 0 and 1.
+    Returns float32 (N, S, S).
+    """
+    angle = np.deg2rad(degrees)
+    # maps a pixel of the result, relative to the centre, to where it comes from
+    matrix = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / scale
+    centre = (np.array(pictures.shape[1:]) - 1) / 2
+    return np.stack([
+        # "grid-constant": the outermost half pixel is part of the picture, as in resizing
+        affine_transform(picture, matrix, centre - matrix @ centre, output=np.float32, order=order,
+                         mode="grid-constant", prefilter=False)
+        for picture in pictures])
+
+
+def change_intensity(image, normalisation, shift, contrast, gamma):
+    """Change the intensities of an image (C, S, S), all channels by the same numbers; float64.
+
+    In this order, each channel by itself:
+    gamma:    v -> low + (high - low) ((v - low) / (high - low))^gamma, between its extremes.
+    contrast: v -> mean + contrast (v - mean).
+    shift:    v -> v + shift, in units of the network input: for `RGB_RULE` a share of the range,
+              for `ZSCORE_RULE` standard deviations.
+    Under `RGB_RULE` the extremes are 0 and 1 and the result is clipped to them. Under `ZSCORE_RULE`
+    the background, which that rule makes 0, takes no part and stays 0.
+    """
+    image = np.asarray(image, np.float64)
+    if (shift, contrast, gamma) == (0, 1, 1):
+        return image
+    changed = image.copy()
+    for values, target in zip(image, changed):
+        inside = values != 0 if normalisation == ZSCORE_RULE else np.ones(values.shape, bool)
+        if inside.any():
+            target[inside] = _changed(values[inside], normalisation == RGB_RULE, shift, contrast, gamma)
+    return changed
+
+
+def _changed(values, bounded, shift, contrast, gamma):
+    low, high = (0.0, 1.0) if bounded else (values.min(), values.max())
+    if gamma != 1 and high > low:
+        values = low + (high - low) * ((values - low) / (high - low)) ** gamma
+    mean = values.mean()
+    values = mean + contrast * (values - mean) + shift
+    return np.clip(values, low, high) if bounded else values

@@ -1,0 +1,89 @@
+"""The log of a training run: a table on the console, `progress.jsonl` and `progress.csv`."""
+import csv
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+from guided_diffusion_core.errors import found_expected
+
+COLUMN_WIDTH = 11
+
+
+class RunLog:
+    """Writes the mean of the values recorded since the last line, one line at a time.
+
+    out_dir: folder of the run. done: steps that are done already: of existing logs the lines up to
+             there stay.
+    late:    values by name that belong to the line of step `done`, if there is one.
+    The table and the CSV have the columns of the first line; what a line lacks is left empty. Raises
+    `UserError` if it cannot write.
+    """
+
+    def __init__(self, out_dir, done=0, late=None):
+        self.jsonl_path = Path(out_dir) / "progress.jsonl"
+        self.csv_path = Path(out_dir) / "progress.csv"
+        self._columns = None
+        self._titled = False
+        self._recorded = []
+        earlier = self._earlier(done)
+        if late and earlier and earlier[-1]["step"] == done:
+            earlier[-1] |= late
+        try:
+            self._jsonl = open(self.jsonl_path, "w", encoding="utf-8")
+            self._csv_file = open(self.csv_path, "w", newline="", encoding="utf-8")
+        except OSError as error:
+            raise found_expected(self.jsonl_path, error.strerror, "a file that can be written",
+                                 "Choose another --out_dir.") from error
+        self._csv = csv.writer(self._csv_file)
+        for line in earlier:
+            self._put(line)
+
+    def _earlier(self, done):
+        """The lines of an existing log up to step `done`."""
+        if not done or not self.jsonl_path.is_file():
+            return []
+        lines = []
+        for text in self.jsonl_path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break  # cut while it was written
+        return [line for line in lines if line["step"] <= done]
+
+    def record(self, values):
+        """Add one step's values, a dict name -> float."""
+        self._recorded.append(values)
+
+    def write(self, **exact):
+        """Write a line: the `exact` values as they are, then the means of what was recorded."""
+        means = {name: sum(values[name] for values in self._recorded) / len(self._recorded)
+                 for name in self._recorded[0]}
+        line = {**exact, **means}
+        self._recorded = []
+        if not self._titled:
+            tqdm.write(" ".join(name.rjust(COLUMN_WIDTH) for name in self._columns or line))
+            self._titled = True
+        tqdm.write(" ".join(_shown(line.get(name)).rjust(COLUMN_WIDTH) for name in self._columns or line))
+        self._put(line)
+
+    def _put(self, line):
+        """Write a line to both files."""
+        if self._columns is None:
+            self._columns = list(line)
+            self._csv.writerow(self._columns)
+        self._jsonl.write(json.dumps(line) + "\n")
+        self._csv.writerow([line.get(name) for name in self._columns])
+        self._jsonl.flush()
+        self._csv_file.flush()
+
+    def close(self):
+        """Close the files."""
+        self._jsonl.close()
+        self._csv_file.close()
+
+
+def _shown(value):
+    if value is None:
+        return "-"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,144 @@
+"""What surrounds a backend's training loop: log, progress bar, checkpoints.
+
+The loop itself (`train_util.TrainLoop`) computes and yields; nothing here depends on a framework.
+"""
+import contextlib
+import math
+import sys
+import time
+from functools import partial
+
+from tqdm import tqdm
+
+from guided_diffusion_core import checkpoints
+from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.system.interrupts import stop_requested
+from guided_diffusion_core.system.process_memory import peak_memory_mib
+from guided_diffusion_core.system.processes import any_process
+from guided_diffusion_core.training.log import RunLog
+from guided_diffusion_core.training.rates import last_step
+
+
+def run_training(loop, config, out_dir, validation=None):
+    """Run a `TrainLoop` to its end: log lines, a progress bar with the time left, validation, checkpoints.
+
+    validation: `Validation`, or None.
+    Of several processes all compute the steps, and the first one does the rest.
+    Returns the folder of the last checkpoint, in the first process. Raises KeyboardInterrupt after Ctrl-C, when the
+    checkpoint is written, and `UserError` when the loss is no number any more.
+    """
+    steps = last_step(config.training)
+    before = loop.step
+    started = time.perf_counter()
+    group, first = loop.group, loop.group.rank == 0
+    say = partial(tqdm.write, file=sys.stderr) if first else lambda text: None
+    say(f"training {steps} steps{f', from step {before} on' if before else ''}"
+        f"{f', in {group.size} processes' if group.size > 1 else ''}; log and checkpoints go to {out_dir}")
+    with stop_requested() as stop, contextlib.closing(
+            _Run(loop, config, out_dir, validation, stop) if first else _Follower()) as run, tqdm(
+            total=steps, initial=before, unit="step", desc="training", dynamic_ncols=True, disable=not first) as bar:
+        for step, values in loop.run_loop(steps):
+            _check_finite(step + 1, values)
+            bar.update()
+            run.validate(step + 1, values)
+            stopping = any_process(group, stop())
+            run.after_step(step + 1, stopping)
+            if stopping:
+                any_process(group, False)  # no process leaves before the checkpoint is written
+                say(f"stopped at step {step + 1}; checkpoint: {run.saved}")
+                raise KeyboardInterrupt
+    say(f"trained {steps - before} steps in {time.perf_counter() - started:.0f} s; checkpoint: {run.saved}")
+    return run.saved
+
+
+class _Follower:
+    """What every process but the first does after the steps: nothing."""
+
+    saved = None
+
+    def validate(self, done, values):
+        """As of `_Run`."""
+
+    def after_step(self, done, stopping):
+        """As of `_Run`."""
+
+    def close(self):
+        """As of `_Run`."""
+
+
+class _Run:
+    """What happens after the steps of a training: log, validation, checkpoints.
+
+    saved: folder of the last checkpoint, None before the first.
+    """
+
+    def __init__(self, loop, config, out_dir, validation, stop):
+        self.loop = loop
+        self.config = config
+        self.out_dir = out_dir
+        self.validation = validation
+        self.stop = stop
+        self.saved = None
+        self.validated = {}
+        self.started = time.perf_counter()
+        if not loop.step:
+            checkpoints.forget_best(out_dir)  # of an earlier training in this folder
+        late = self._resume_validation() if validation else {}
+        self.log = RunLog(out_dir, loop.step, late)
+
+    def _resume_validation(self):
+        """Make up for a validation that was interrupted; its values for the log's last line."""
+        validation = self.validation
+        step = self.loop.step
+        if not checkpoints.point_to_best(self.out_dir, validation.best):
+            validation.best = None  # it is in no folder of this run
+        if not validation.is_due(step):
+            return {}
+        dice = validation.run(step, self.loop, self.stop)
+        if self.stop():
+            raise KeyboardInterrupt
+        if not checkpoints.point_to_best(self.out_dir, validation.best):
+            validation.best = None
+        return {"val_dice": dice}
+
+    def validate(self, done, values):
+        """Record the values of step number `done`, and validate if it is time to."""
+        self.log.record(values)
+        due = self.validation and self.validation.is_due(done)
+        self.validated = {"val_dice": self._validate(done)} if due else {}
+
+    def after_step(self, done, stopping):
+        """Write a line and save if it is time to."""
+        training = self.config.training
+        validation = self.validation
+        validated = self.validated
+        ends = done == last_step(training)
+        if validated or ends or done % training.log_interval == 0 or stopping:
+            self.log.write(step=done, seconds=time.perf_counter() - self.started, memory_mib=peak_memory_mib(),
+                           **({"val_dice": None, **validated} if validation else {}))
+        best = validation is not None and validation.is_best(done)
+        if best or ends or done % training.save_interval == 0 or stopping:
+            self._save(done)
+
+    def _validate(self, done):
+        try:
+            return self.validation.run(done, self.loop, self.stop)
+        except Exception:
+            self._save(done)  # whatever is wrong with validation data must not cost steps
+            raise
+
+    def _save(self, done):
+        state = self.validation.state() if self.validation else None
+        self.saved = checkpoints.save(self.out_dir, done, self.config, self.loop.networks(),
+                                     self.config.training.keep_checkpoints, state)
+
+    def close(self):
+        """Close the log."""
+        self.log.close()
+
+
+def _check_finite(step, values):
+    wrong = [name for name, value in values.items() if not math.isfinite(value)]
+    if wrong:
+        raise UserError(f"training: step {step} gave {wrong[0]} = {values[wrong[0]]}; expected a finite number. "
+                        "Lower --lr, or look for NaN in the images; the checkpoints before are unharmed.")

@@ -1,0 +1,44 @@
+"""Prepare a training: fit the configuration to the data, make the run's folder."""
+from pathlib import Path
+
+from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.system.files import make_writable_folder, write_atomic
+
+
+def fit_to_data(config, dataset, in_ch_given, mask_channels_given=False):
+    """The configuration with the dataset's channels and normalisation, checked for training.
+
+    in_ch_given, mask_channels_given: whether `--in_ch` and `--mask_channels` stand on the command line;
+    they then must fit the data.
+    Raises `UserError` for a network or a batch that cannot be trained.
+    """
+    masks = len(dataset.labels)
+    channels = dataset.in_channels + masks
+    if mask_channels_given and config.model.mask_channels != masks:
+        raise found_expected("--mask_channels", config.model.mask_channels,
+                             f"{masks} for this data, whose labels are {', '.join(dataset.labels)}",
+                             "Leave the flag out.")
+    if in_ch_given and config.model.in_ch != channels:
+        raise found_expected("--in_ch", config.model.in_ch, f"{channels} for this data, its {dataset.in_channels} "
+                             f"image channels and {masks} of the mask", "Leave the flag out.")
+    if config.model.class_cond:
+        raise found_expected("--class_cond", True, "False, because these datasets have no class labels",
+                             "Leave the flag out.")
+    # the names of several masks, since data to sample need not say them; of one they stay as given
+    labels = ",".join(dataset.labels) if masks > 1 else config.data.labels
+    config = config.replace(in_ch=channels, mask_channels=masks, labels=labels, normalisation=dataset.normalisation)
+    plan = make_plan(config.model)
+    microbatch = config.training.microbatch if config.training.microbatch > 0 else config.training.batch_size
+    smallest = config.training.batch_size % microbatch or microbatch
+    if plan.image_size == 2 ** plan.highway.poolings and smallest * config.processes == 1:
+        raise found_expected("--batch_size", f"a forward pass of one example at {config.model.image_size} pixels",
+                             "two or more, because batch norm sees one value per channel there",
+                             "Give a larger --batch_size or --microbatch.")
+    return config
+
+
+def prepare_run(out_dir, summary):
+    """Make the run's folder and write the resolved configuration, a JSON text, to its `config.json`."""
+    make_writable_folder(out_dir, "--out_dir")
+    write_atomic(Path(out_dir) / "config.json", (summary + "\n").encode())

@@ -1,0 +1,85 @@
+"""The examples of a training run in order, for each framework's own loader to wrap."""
+import traceback
+
+from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.noise import TRAIN_ORDER
+
+
+class TrainingStream:
+    """All examples that a run will see, by their number: `stream[k] -> (image, mask)`.
+
+    Each epoch is a fresh permutation from the tape; the epochs follow each other without a
+    gap, so a batch may hold the end of one and the start of the next. An unshuffled loader of any
+    framework with any number of processes, batches of `batch_size`, gives the same run.
+
+    dataset:    `Dataset` with masks. tape: `NoiseTape`.
+    batch_size: examples per optimizer step, of all processes. max_steps: steps of the whole run.
+    start_step: steps that are done already; the stream starts behind them.
+    augment:    `Augmentation`, or None for the examples as they are.
+    slots:      the places in every batch that this stream is made of; None: all.
+    """
+
+    def __init__(self, dataset, tape, batch_size, max_steps, start_step=0, augment=None, slots=None):
+        self.dataset = dataset
+        self.tape = tape
+        self.augment = augment
+        self.batch_size = batch_size
+        self.slots = range(batch_size) if slots is None else slots
+        self._start = start_step
+        self._steps = max(0, max_steps - start_step)
+        self._epoch = None
+        self._order = None
+
+    def __len__(self):
+        return self._steps * len(self.slots)
+
+    def __getitem__(self, k):
+        """Image (C, S, S) and mask (K, S, S), float32, of the k-th example from the start step on."""
+        if not 0 <= k < len(self):
+            raise IndexError(f"example {k} of {len(self)}")
+        step, index = divmod(k, len(self.slots))
+        number = (self._start + step) * self.batch_size + self.slots[index]
+        epoch, place = divmod(number, len(self.dataset))
+        if epoch != self._epoch:
+            self._order = self.tape.permutation(TRAIN_ORDER, len(self.dataset), step=epoch)
+            self._epoch = epoch
+        example = self.dataset[int(self._order[place])]
+        if self.augment is None:
+            return example.image, example.mask
+        return self.augment(example.image, example.mask, number)
+
+
+class ErrorCarrier:
+    """A `TrainingStream` whose errors come out as examples, to travel from a loader's process.
+
+    The loaders do not bring an error home by themselves: PyTorch buries its message in a traceback,
+    Jittor interrupts the training process and then waits for the batch for ever.
+    """
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __len__(self):
+        return len(self.stream)
+
+    def __getitem__(self, k):
+        """The example, or the exception: a `UserError`, or a RuntimeError with the traceback of another."""
+        try:
+            return self.stream[k]
+        except UserError as error:
+            return error
+        except Exception:
+            return RuntimeError(f"a loader process failed\n{traceback.format_exc()}")
+
+
+def first_error(examples):
+    """The first exception among the examples of a batch, or None."""
+    return next((example for example in examples if isinstance(example, Exception)), None)
+
+
+def checked(batches):
+    """Yield the batches of a loader; raise the exception that comes in place of one."""
+    for batch in batches:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch

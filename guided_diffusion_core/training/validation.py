@@ -1,0 +1,127 @@
+"""Validation on the way of a training: Dice of sampled masks, and which checkpoint had the highest.
+
+The masks are those that `segmentation_sample.py` would sample with the checkpoint of that step, its seed
+and one member per ensemble, and the Dice is the mean that `segmentation_env.py` would print: at the
+ground truth's own size, the mean over the labels.
+"""
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+from guided_diffusion_core.config import process_steps
+from guided_diffusion_core.data import list_truths, open_dataset
+from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.evaluation import evaluate, write_summary
+from guided_diffusion_core.sampling.run import check_dataset, run_sampling
+from guided_diffusion_core.diffusion.schedule import sampling_timesteps
+
+MOST_STEPS = 10  # network evaluations per image, unless more are asked for
+
+
+class _Stopped(Exception):
+    """Ctrl-C was pressed in the middle of a validation."""
+
+
+class _FirstCases:
+    """The first cases of a `Dataset`, without its others."""
+
+    def __init__(self, dataset, count):
+        self.dataset = dataset
+        self._cases = dataset.cases()[:count or None]
+        self.labels = dataset.labels
+
+    def __getitem__(self, index):
+        return self.dataset[index]
+
+    def cases(self):
+        return self._cases
+
+
+class Validation:
+    """Samples and scores the validation cases with a loop's first moving average.
+
+    config:  `Config` of the training, with `val_dir`.
+    out_dir: folder of the run; masks and scores of the newest validation lie in its folder `validation`.
+    state:   what `state` returned for the checkpoint that is resumed, or None.
+    Attributes: step, the last one that was validated; best, {"step", "dice"} of the highest Dice, or None.
+    Raises `UserError` if the data or the settings cannot be used.
+    """
+
+    def __init__(self, config, out_dir, state=None):
+        training = config.training
+        data = dataclasses.replace(config.data, data_dir=training.val_dir, slices=training.val_slices)
+        dataset = open_dataset(data, config.model.image_size, "Test", need_masks=True)
+        check_dataset(dataset, config, training.batch_size)
+        self.config = config
+        self.folder = Path(out_dir) / "validation"
+        self.sampling = _sampling(config)
+        self.dataset = _FirstCases(dataset, training.val_cases)
+        names = {case.name for case in self.dataset.cases()}
+        self.truths = [truth for truth in list_truths(data) if truth.name in names]
+        self.step, self.best = (state["step"], state["best"]) if state else (0, None)
+
+    def state(self):
+        """What a checkpoint records, JSON values."""
+        return {"step": self.step, "best": self.best}
+
+    def is_due(self, step):
+        """Whether `step` steps are a moment to validate and have not been validated."""
+        return step > self.step and step % self.config.training.val_interval == 0
+
+    def run(self, step, loop, stop):
+        """Validate a `TrainLoop` after `step` steps.
+
+        stop: function that tells whether to leave off; then the step remains due.
+        Returns the Dice in [0, 1], or None if it was left off or no case has foreground.
+        """
+        sampler = loop.average_sampler(self.config, self.sampling)
+        settings = self.config.training
+
+        def stoppable(images, keys):
+            if stop():
+                raise _Stopped
+            return sampler(images, keys)
+
+        shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            run_sampling(stoppable, self.dataset, self.folder, settings.batch_size, self.sampling.threshold,
+                         json.dumps({"step": step}))
+        except _Stopped:
+            return None
+        summary = evaluate(self.folder, self.truths, self.sampling.threshold)
+        write_summary(self.folder / "summary.json", summary)
+        self.step = step
+        dice = summary["foreground_mean"]["Dice"]
+        if dice is not None and (self.best is None or dice > self.best["dice"]):
+            self.best = {"step": step, "dice": dice}
+        return dice
+
+    def is_best(self, step):
+        """Whether the network after `step` steps is the best so far."""
+        return self.best is not None and self.best["step"] == step
+
+
+def _sampling(config):
+    """The `SamplingConfig` of validation: the configured sampler with one member and few steps.
+
+    In fewer steps than trained the ancestral one is DDIM with eta 1, which does without its learned variance.
+    """
+    trained = process_steps(config.diffusion)
+    few = min(config.sampling.sample_steps or trained, trained, MOST_STEPS)
+    steps = config.training.val_steps or few
+    sampling_timesteps(trained, steps)  # refuses more than there are
+    sampling = dataclasses.replace(config.sampling, num_ensemble=1, sample_steps=steps)
+    if steps < trained and not (sampling.use_ddim or sampling.dpm_solver):
+        sampling = dataclasses.replace(sampling, use_ddim=True, eta=1.0)
+    return sampling
+
+
+def open_validation(config, out_dir, last_step, state=None):
+    """The `Validation` of a training of `last_step` steps, or None where `--val_dir` is not given."""
+    if not config.training.val_dir:
+        return None
+    if config.training.val_interval > last_step:
+        raise found_expected("--val_interval", config.training.val_interval, f"at most {last_step}, where this "
+                             "training ends", "Give a smaller one, or leave --val_dir out.")
+    return Validation(config, out_dir, state)

@@ -1,0 +1,167 @@
+"""The command lines: flags, what they refuse, and how a command ends."""
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from guided_diffusion_core import config
+from guided_diffusion_core import backends, command_line
+from guided_diffusion_core.errors import UserError
+
+SECTIONS = tuple(config.SECTIONS)
+
+
+def settings(*argv):
+    return command_line.given_settings(command_line.build_parser("Test.", *SECTIONS).parse_args(argv))
+
+
+def refused(capsys, *argv):
+    """What a wrong command line prints to stderr before it leaves with exit code 2."""
+    with pytest.raises(SystemExit) as leave:
+        settings(*argv)
+    assert leave.value.code == 2
+    return capsys.readouterr().err
+
+
+def end_of(body):
+    """Exit code, stdout and stderr of a command with this body of `main`."""
+    code = ("from guided_diffusion_core import command_line\nfrom guided_diffusion_core.errors import UserError\n"
+            f"def main():\n    {body}\ncli.run_command(main)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_every_setting_is_a_flag_with_help_and_default():
+    text = " ".join(command_line.build_parser("Test.", *SECTIONS).format_help().split())
+    for name in config.setting_names():
+        assert f"--{name} " in text
+    assert "(default: 0.0001; MedSegDiff-B: 5e-05)" in text
+    assert "(default: 0.5; fast: 0.0)" in text, "presets that change a default are named"
+    assert "--use_fp16" not in text
+
+
+@pytest.mark.parametrize("argv, used", [
+    (["--preset", "fast", "--dpm_solver", "True"], (False, True)), (["--preset", "fast"], (True, False)),
+    (["--preset", "original", "--dpm_solver", "True"], (False, True)), (["--dpm_solver", "False"], (True, False)),
+    ([], (True, False)), (["--use_ddim", "False"], (False, False)), (["--preset", "original"], (False, False))])
+def test_one_flag_changes_the_sampler(argv, used):
+    args = command_line.build_parser("Test.", *SECTIONS).parse_args(argv)
+    sampling = config.resolve(command_line.given_settings(args), getattr(args, "preset", None)).sampling
+    assert (sampling.use_ddim, sampling.dpm_solver) == used
+
+
+def test_only_given_flags_are_settings():
+    assert settings() == {}
+    assert settings("--lr", "1e-3", "--seed=7", "--attention_resolutions", "16") == {
+        "lr": 1e-3, "seed": 7, "attention_resolutions": "16"}
+
+
+def test_given_flags_override_the_preset_and_nothing_else():
+    args = command_line.build_parser("Test.", *SECTIONS).parse_args(["--preset", "fast", "--sample_steps", "3"])
+    resolved = config.resolve(command_line.given_settings(args), args.preset)
+    assert resolved.sampling.sample_steps == 3 and resolved.sampling.use_ddim and resolved.preset == "fast"
+
+
+@pytest.mark.parametrize("text, value", [
+    ("True", True), ("true", True), ("yes", True), ("1", True),
+    ("False", False), ("false", False), ("no", False), ("0", False)])
+def test_booleans_are_written_as_in_the_original(text, value):
+    assert settings("--use_ddim", text) == {"use_ddim": value}
+
+
+def test_negative_numbers_are_values():
+    assert settings("--microbatch", "-1") == {"microbatch": -1}
+
+
+def test_unknown_flag_suggests_the_nearest(capsys):
+    assert "unknown flag --image_sise; did you mean --image_size?" in refused(capsys, "--image_sise", "64")
+    assert "unknown flag --image_sise; did you mean --image_size?" in refused(capsys, "--image_sise=64")
+    assert "unknown flag -lr; did you mean --lr?" in refused(capsys, "-lr", "1")
+    assert "unknown flag --zzz\n" in refused(capsys, "--zzz")
+
+
+def test_flags_are_not_abbreviated(capsys):
+    assert "unknown flag --image" in refused(capsys, "--image", "64")
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--lr", "fast"], "--lr: 'fast' is not a number"),
+    (["--lr", "nan"], "--lr: 'nan' is not a number"),
+    (["--batch_size", "1.5"], "--batch_size: '1.5' is not a whole number"),
+    (["--use_kl", "maybe"], "--use_kl: 'maybe' is neither True nor False"),
+    (["--noise_schedule", "sqrt"], "invalid choice: 'sqrt' (choose from 'linear', 'cosine')"),
+    (["--lr"], "--lr: expected one argument"),
+    (["stray"], "unrecognized arguments: stray"),
+    (["--backend", "jax"], "invalid choice: 'jax'"),
+])
+def test_bad_value_is_named(capsys, argv, message):
+    assert message in refused(capsys, *argv)
+
+
+def test_flags_of_the_original_without_function_pass_at_their_default():
+    assert settings("--gpu_dev", "0", "--use_fp16", "False", "--fp16_scale_growth", "1e-3",
+                    "--num_samples", "1", "--debug", "False") == {}
+
+
+@pytest.mark.parametrize("argv, instead", [
+    (["--use_fp16", "True"], "use --mixed_precision fp16"),
+    (["--fp16_scale_growth", "1e-2"], "--mixed_precision fp16 doubles after 2000 steps"),
+    (["--gpu_dev", "1"], "the device cannot be chosen"),
+    (["--multi_gpu", "0,1"], "start the command with torchrun"),
+    (["--resume_checkpoint", "a.pt"], "use --resume last"),
+])
+def test_flags_of_the_original_without_function_say_what_to_do(capsys, argv, instead):
+    assert instead in refused(capsys, *argv)
+
+
+def test_dry_run_flag_needs_no_value():
+    parser = command_line.build_parser("Test.", "model")
+    assert parser.parse_args(["--dry_run"]).dry_run is True
+    assert parser.parse_args(["--dry_run", "False"]).dry_run is False
+    assert parser.parse_args([]).dry_run is False
+
+
+def test_configuration_text_is_the_resolved_configuration():
+    tree = json.loads(command_line.configuration_text(config.resolve({"lr": 0.5}), backend="jittor"))
+    assert tree.pop("backend") == "jittor"
+    assert config.from_dict(tree) == config.resolve({"lr": 0.5})
+
+
+def test_command_ends_well():
+    assert end_of("print('done')") == (0, "done\n", "")
+
+
+def test_user_error_is_one_message_and_exit_code_2():
+    assert end_of("raise UserError('x.nii: cut in half.')") == (2, "", "-c: x.nii: cut in half.\n")
+
+
+def test_ctrl_c_is_one_message_and_exit_code_130():
+    assert end_of("raise KeyboardInterrupt") == (130, "", "Interrupted.\n")
+
+
+def test_unexpected_error_keeps_its_traceback():
+    code, _, err = end_of("1 / 0")
+    assert code == 1 and "Traceback" in err and "ZeroDivisionError" in err
+
+
+def test_reader_that_leaves_early_is_no_error():
+    code = "from guided_diffusion_core import command_line\ncli.run_command(lambda: print('x\\n' * 10**6))"
+    writer = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    writer.stdout.readline()
+    writer.stdout.close()
+    assert (writer.wait(), writer.stderr.read()) == (141, b"")
+    writer.stderr.close()
+
+
+def test_missing_framework_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(backends.BACKENDS, "none", ("no_such_framework", "no_such_framework", "no-such-framework"))
+    with pytest.raises(UserError, match="no-such-framework is not installed.*make venv"):
+        backends.backend_module("none", "unet")
+
+
+def test_missing_module_of_a_backend_is_not_a_missing_framework():
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        backends.backend_module("pytorch", "no_such_module")

@@ -1,0 +1,89 @@
+"""docs/data.md says what the layouts are: names, labels, codes, rules, commands."""
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+
+from guided_diffusion_core import command_line
+from guided_diffusion_core.config import DataConfig, setting_names
+from guided_diffusion_core.data import LAYOUTS, brats, folders, isic, known_layout, nnunet, pairs, refuge2
+from guided_diffusion_core.data.formats.transforms import CHANNEL_RULES, RGB_RULE, ZSCORE_ALL_RULE, ZSCORE_RULE
+
+PAGE = (ROOT / "docs" / "data.md").read_text()
+SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
+TABLE = dict(re.findall(r"^\| \[`(\w+)`\]\(#\w+\) \|(.*)$", PAGE, re.MULTILINE))
+
+
+def words(text):
+    return " ".join(text.split())
+
+
+def test_every_layout_has_its_section_and_its_row():
+    assert {name for name in SECTIONS if name.isupper()} == TABLE.keys() == LAYOUTS.keys()
+
+
+def test_help_names_every_layout():
+    help_text = DataConfig.__dataclass_fields__["data_name"].metadata["help"]
+    assert all(re.search(rf"\b{name}\b", help_text) for name in LAYOUTS)
+
+
+@pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if hasattr(layout, "LABELS")])
+def test_labels_and_defaults_in_the_table(name):
+    layout = LAYOUTS[name]
+    if name.startswith("BRATS"):
+        names = brats.REGIONS.names if name == "BRATS" else ()
+    else:
+        names = layout.LABELS.names
+    for label in names:
+        bold = label in layout.DEFAULT_LABELS
+        assert f"`{label}`" in TABLE[name] and (f"**`{label}`**" in TABLE[name]) == bold
+        assert f"`{label}`" in SECTIONS[name]
+
+
+def test_codes():
+    for label, values in zip(refuge2.LABELS.names, refuge2.LABELS.values):
+        assert f"| `{label}` | {' and '.join(map(str, sorted(values)))}" in SECTIONS["REFUGE2"]
+    for label, values in zip(brats.REGIONS.names, brats.REGIONS.values):
+        old, new = ({1, 2, 4}, {1, 2, 3}) if values is None else (values - {3}, values - {4})
+        row = " | ".join(", ".join(map(str, sorted(codes))) for codes in (old, new))
+        assert f"| `{label}` | {row} |" in SECTIONS["BRATS"]
+
+
+def test_rules():
+    for name in ("ISIC", "REFUGE2", "DDTI", "IMAGES"):
+        assert RGB_RULE in SECTIONS[name]
+    volume, over = ZSCORE_RULE.split(": (v - mean) / standard deviation, both ")
+    assert f"{volume} {over}" in words(SECTIONS["BRATS"])
+    assert ZSCORE_ALL_RULE in words(SECTIONS["VOLUMES"])
+    for name, (rule, _) in CHANNEL_RULES.items():
+        assert re.search(rf"^\| `{name}` \| {re.escape(rule)}", SECTIONS["NNUNET"], re.MULTILINE | re.IGNORECASE)
+
+
+def test_names_of_folders_and_files():
+    for word in (*folders.IMAGE_FOLDERS, *folders.MASK_FOLDERS, folders.LABELS_FILE, folders.BACKGROUND):
+        assert re.search(rf"\b{word}\b", SECTIONS["IMAGES"])
+    for ending in ("_mask", "_segmentation", "_seg", "_label", "_gt"):
+        assert pairs.MASK_ENDING.search(ending) and f"NAME{ending}" in SECTIONS["IMAGES"]
+    for part in brats.PARTS:
+        assert re.search(rf"\b{part}\b", SECTIONS["BRATS"])
+    for word in (nnunet.DESCRIPTION, *sum(nnunet.FOLDERS.values(), ()), *nnunet.PICTURES, ".nii.gz"):
+        assert word in SECTIONS["NNUNET"]
+    for column in isic.CSV_COLUMNS:
+        assert f"`{column}`" in SECTIONS["ISIC"]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_command(name):
+    """The example can be typed: its flags exist, and it names its own layout."""
+    [line] = re.findall(r"^python (scripts/.*)$", SECTIONS[name], re.MULTILINE)
+    script, *flags = shlex.split(line)
+    given = dict(zip(flags[::2], flags[1::2]))
+    assert (ROOT / script).is_file() and known_layout(given["--data_name"]) == name == given["--data_name"]
+    parser = command_line.build_parser("", *("data", "model", "diffusion", "training"))
+    parser.add_argument("--out_dir")
+    found = command_line.given_settings(parser.parse_args(flags))
+    assert found["data_dir"] == "DIR" and found.keys() <= setting_names().keys()
+    if "labels" in found:
+        labels = brats.REGIONS if name == "BRATS" else refuge2.LABELS
+        assert set(found["labels"].split(",")) <= set(labels.names)

@@ -1,0 +1,98 @@
+"""Every planted fault is found and named, no control raises an alarm, and the table says so."""
+import re
+import types
+
+import pytest
+from conftest import BACKENDS, ROOT
+from support.parity_runs import parity
+
+from guided_diffusion_core.errors import UserError
+from parity.faults import CONTROLS, FAULTS
+from parity.mutate import COLUMNS, Outcome, names, select_faults
+
+TABLE = ROOT / "parity" / "MUTATIONS.md"
+# The kinds of faults that ports are known for; each has to be among those planted.
+KINDS = ("eps", "groups", "gelu", "relu", "transposed", "swapped-weights", "attention-scale", "softmax-axis",
+         "swapped-skip", "dropped-skip", "off-by-one", "sine", "schedule", "variance-branch", "posterior", "zero-grad",
+         "bias-correction", "eps-under-root", "coupled", "average-off", "average-before", "detached", "align-corners",
+         "nearest", "momentum", "biased-variance", "evaluating", "dropout-scale", "nan", "stale-buffer", "batch-order",
+         "dropped-microbatch", "clipped", "detached-fourier", "late-restart", "resumed-without", "validation-leaves",
+         "augmentation-left-out", "augmented-image")
+
+
+def rows(text):
+    """Name of the fault -> cells of its row of a table in Markdown."""
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    return {cells[0].strip(): [cell.strip() for cell in cells] for cells in lines[2:]}
+
+
+def test_the_known_kinds_of_faults_are_planted():
+    known = [fault.name for fault in FAULTS]
+    assert len(known) == len(set(known)) >= 30 and len(CONTROLS) >= 2
+    assert [kind for kind in KINDS if not any(kind in name for name in known)] == []
+    assert {"last-bit-noise", "reordered-sum"} <= {control.name for control in CONTROLS}
+
+
+def test_the_table_lists_every_fault_and_control():
+    table = rows(TABLE.read_text())
+    assert list(table) == [fault.name for fault in FAULTS + CONTROLS]
+    assert all(len(cells) == len(COLUMNS) for cells in table.values())
+    for fault in FAULTS:
+        _, about, caught, site, ratio = table[fault.name]
+        assert about == fault.about and caught != "not caught"
+        assert names(site.strip("`"), fault.site), fault.name
+        assert ratio == "inf" or float(ratio) > 1
+    assert all(table[control.name][2] == "harmless: no alarm" for control in CONTROLS)
+
+
+@pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
+def test_every_fault_is_found_and_named(tmp_path):
+    """All of them in the Jittor port; the table is what comes out, but for the digits of the ratios."""
+    done = parity("mutate", "--table", tmp_path / "table.md")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(FAULTS)} of {len(FAULTS)} faults found and named, 0 alarms on {len(CONTROLS)} controls" in done.stdout
+    found, kept = rows((tmp_path / "table.md").read_text()), rows(TABLE.read_text())
+    assert list(found) == list(kept)
+    for name, cells in found.items():
+        assert cells[:4] == kept[name][:4], name
+        if re.search(r"\d", kept[name][4]):
+            assert 0.1 < float(cells[4]) / float(kept[name][4]) < 10, name
+        else:
+            assert cells[4] == kept[name][4], name
+
+
+@pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
+def test_faults_can_be_planted_in_either_backend():
+    done = parity("mutate", "transposed-weight", "schedule-in-float32", "leaky-slope", "--backend", "pytorch")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("ok ") == 3
+
+
+@pytest.mark.parametrize("site, expected, right", [
+    ("out.0#0", "out.0", True), ("out.0#0[1]", "out.0", True), ("out.01#0", "out.0", False), ("out#0", "out.0", False),
+    ("network#0", "network", True), ("update x, step 0", "update *", True), ("updates x", "update *", False),
+    ("noise tape: draws 1 missing", "noise tape: *", True), ("gradient a.b, step 1", "gradient a.b, step 1", True),
+    ("gradient a.b, step 0", "gradient a.b, step 1", False),
+    ("state diffusion._variance#0 given 0", "state diffusion._variance#0.0", False),
+])
+def test_a_site_is_the_expected_one(site, expected, right):
+    assert names(site, expected) is right
+
+
+def test_an_outcome_is_right_only_if_caught_and_named():
+    fault, harmless = (types.SimpleNamespace(name="a", about="b", site=site) for site in ("out.0", ""))
+    assert Outcome(fault, "forward/new", "float32", "output", "out.0#0", 9.0).right
+    assert not Outcome(fault, "forward/new", "float32", "output", "out.1#0", 9.0).right
+    assert not Outcome(fault).right and Outcome(harmless).right
+    assert not Outcome(harmless, "forward/new", "float32", "output", "out.0#0", 9.0).right
+
+
+def test_parts_share_the_faults():
+    every = [fault.name for fault in select_faults([], "1/1")]
+    parts = [[fault.name for fault in select_faults([], f"{part}/3")] for part in (1, 2, 3)]
+    assert sorted(sum(parts, [])) == sorted(every) and max(map(len, parts)) - min(map(len, parts)) <= 1
+    for part in ("0/2", "3/2", "x", "1/0"):
+        with pytest.raises(UserError, match="--part"):
+            select_faults([], part)
+    with pytest.raises(UserError, match="FAULT 'nothing'"):
+        select_faults(["nothing"], "1/1")

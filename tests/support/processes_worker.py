@@ -1,0 +1,81 @@
+"""Trainings that a launcher's processes run together, for `test_processes.py`, or one process alone.
+
+Usage: torchrun|mpirun ... tests/support/processes_worker.py BACKEND OUT_DIR. Each process writes what it has seen.
+"""
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
+
+from conftest import Backend  # noqa: E402
+from support.small import NETWORK_V1, RandomDataset, computing, small_config  # noqa: E402
+
+STEPS = 2
+# Per process; the whole batch and its microbatches are as many times larger. At 32 px the deepest batch norm of version
+# new sees one value per channel and example. Time steps drawn by their losses, from the second step on, since there are
+# two; a last microbatch that is smaller; dropout in the highway network; augmentation.
+MICROBATCHES = {"schedule_sampler": "loss-second-moment", "timestep_respacing": "2", "batch_size": 3, "microbatch": 2,
+                "highway_dropout": 0.2, "weight_decay": 0.01, "augment_flip": "both", "ema_rate": "0.9,0.99",
+                "history_per_term": 3}
+# What is slow in Jittor's float64 is left to PyTorch: the rest of a loop is the same code in both.
+TRAININGS = {
+    "jittor": {"plain": {"batch_size": 2, "highway_dropout": 0.0}},
+    "pytorch": {"plain": {"batch_size": 2, "highway_dropout": 0.0}, "microbatches": MICROBATCHES,
+                "v1-checkpointed": {**NETWORK_V1, "batch_size": 2, "use_checkpoint": True, "highway_dropout": 0.0}},
+}
+
+
+def settings(backend, name, processes):
+    """(Config, history) of a training for one of so many processes, where two share the batch."""
+    chosen = dict(TRAININGS[backend][name])
+    history = chosen.pop("history_per_term", 10)
+    for flag in ("batch_size", "microbatch"):
+        if flag in chosen:
+            chosen[flag] = chosen[flag] * 2 // processes
+    return small_config(**chosen, max_steps=STEPS, processes=processes), history
+
+
+def trained(backend, name, processes):
+    """What a training leaves: dict name -> float64 array of values, gradients of each step, and the final state."""
+    config, history = settings(backend.name, name, processes)
+    loop = backend.module("train_util").create_train_loop(config, RandomDataset(length=7))
+    if hasattr(loop.schedule_sampler, "history"):
+        loop.schedule_sampler = type(loop.schedule_sampler)(loop.diffusion, history_per_term=history)
+    step, seen = loop.opt.step, {}
+
+    def recording(gradients, lr):
+        seen.update({f"gradient/{loop.step}/{parameter}": backend.module("runtime").to_numpy(gradient)
+                     for parameter, gradient in zip(loop.names, gradients)})
+        step(gradients, lr)
+
+    loop.opt.step = recording
+    for number, values in loop.run_loop(STEPS):
+        seen.update({f"value/{number}/{term}": np.asarray(value) for term, value in values.items()})
+    for kind, arrays in loop.networks().items():
+        seen.update({f"{kind}/{parameter}": value for parameter, value in arrays.items()})
+    return seen
+
+
+def digest(arrays):
+    """One text that tells whether two processes have the same bits."""
+    return sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays))).hexdigest()
+
+
+def main():
+    backend, out_dir = Backend(sys.argv[1]), Path(sys.argv[2])
+    backend.module("runtime")
+    group = backend.module("dist_util").setup_dist()
+    with computing("float64", backend):
+        for name in TRAININGS[backend.name]:
+            seen = trained(backend, name, group.size)
+            (out_dir / f"{name}-{group.rank}.sha256").write_text(digest(seen))
+            if group.rank == 0:
+                np.savez(out_dir / f"{name}.npz", **seen)
+    group.close()
+
+
+if __name__ == "__main__":
+    main()
