@@ -66,7 +66,8 @@ class _EncoderDecoder(nn.Module):
     """The layers that both versions share; plan: `HighwayPlan`."""
 
     def __init__(self, plan):
-        encoder, bottleneck = plan.context[:-1], plan.context[-1]
+        encoder = plan.context[:-1]
+        bottleneck = plan.context[-1]
         self.use_checkpoint = plan.use_checkpoint
         self.conv_blocks_localization = nn.ModuleList([_stack_each(widths, 0.0) for widths in plan.localization])
         self.conv_blocks_context = nn.ModuleList(

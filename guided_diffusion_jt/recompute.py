@@ -44,7 +44,8 @@ class _Recomputed(jt.Function):
     """
 
     def __init__(self, func, params):
-        self.func, self.params = func, params
+        self.func = func
+        self.params = params
 
     def execute(self, *given):
         self.inputs = given[:len(given) - len(self.params)]

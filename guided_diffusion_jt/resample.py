@@ -81,7 +81,8 @@ class LossSecondMomentResampler(LossAwareSampler):
         return {"losses": self.history.losses.copy(), "counts": self.history.counts.copy()}
 
     def restore(self, arrays):
-        self.history.losses, self.history.counts = arrays["losses"].copy(), arrays["counts"].copy()
+        self.history.losses = arrays["losses"].copy()
+        self.history.counts = arrays["counts"].copy()
 
 
 SAMPLERS = {"uniform": UniformSampler, "loss-second-moment": LossSecondMomentResampler}

@@ -78,7 +78,8 @@ def link_onednn(folder):
     Returns whether a complete oneDNN is there now.
     """
     for name, (distribution, file) in _ONEDNN.items():
-        target, link = _installed_folder(distribution, file), folder / name
+        target = _installed_folder(distribution, file)
+        link = folder / name
         if target is None or (link.exists() and not link.is_symlink()):
             continue
         if not link.is_symlink() or os.readlink(link) != target:

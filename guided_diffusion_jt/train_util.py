@@ -22,7 +22,8 @@ from guided_diffusion_jt.script_util import create_model_and_diffusion
 from guided_diffusion_jt.unet import make_network
 
 # Prefixes of the names in a checkpoint's `trainer`.
-MOMENTS, SAMPLER = ("first_moment", "second_moment"), "schedule_sampler"
+MOMENTS = ("first_moment", "second_moment")
+SAMPLER = "schedule_sampler"
 
 
 def make_loader(stream, batch_size, num_workers=0):
@@ -55,7 +56,8 @@ def create_train_loop(config, dataset, step=0, networks=None):
     step, networks: of a checkpoint to go on from (`TrainLoop.networks`, `checkpoint.load_all`).
     """
     runtime.set_mixed_precision(config.compute.mixed_precision)
-    training, tape = config.training, NoiseTape(config.seed)
+    training = config.training
+    tape = NoiseTape(config.seed)
     model, diffusion = create_model_and_diffusion(seed=config.seed, **model_and_diffusion_settings(config))
     augment = create_augmentation(training, dataset.normalisation, tape)
     microbatch = training.microbatch if training.microbatch > 0 else training.batch_size
@@ -164,7 +166,10 @@ class TrainLoop:
         (dict of floats, list of tensors), the same in all processes."""
         size = batch.shape[0]
         places = own_slots(size, self.microbatch, self.group.rank, self.group.size)
-        values, grads, drawn, losses = {}, None, [], []
+        values = {}
+        grads = None
+        drawn = []
+        losses = []
         for start in range(0, size, self.microbatch):
             slots = places[start:start + self.microbatch]
             terms, micro_grads, t = self._microbatch(batch[start:start + len(slots)], slots)
@@ -233,7 +238,8 @@ class TrainLoop:
         """Go on after `step` steps from what `networks` returned then. Raises `UserError` if it does not
         fit this loop."""
         runtime.load_state(self.model, networks[NETWORK], where=f"checkpoint of step {step}")
-        trainer, sampled = networks[TRAINER], self.schedule_sampler.state()
+        trainer = networks[TRAINER]
+        sampled = self.schedule_sampler.state()
         shapes = {name: tuple(param.shape) for name, param in zip(self.names, self.params)}
         check_state({**{f"{kind}/{name}": shape for kind in MOMENTS for name, shape in shapes.items()},
                      **{f"{SAMPLER}/{name}": value.shape for name, value in sampled.items()}},

@@ -51,7 +51,8 @@ class _GroupNorm(th.autograd.Function):
     @staticmethod
     def forward(ctx, x, groups, weight, bias, eps):
         mean, variance = _statistics(x, groups)
-        repeated, root = x.shape[1] // groups, (variance + eps).rsqrt()
+        repeated = x.shape[1] // groups
+        root = (variance + eps).rsqrt()
         mean, root = (value.repeat_interleave(repeated, 1) for value in (mean, root))  # (N, C)
         ctx.save_for_backward(x, weight, mean, root)
         ctx.groups = groups

@@ -18,11 +18,13 @@ from guided_diffusion_core.networks.winograd import KERNEL, TILE, matrices
 
 _INPUTS, _KERNELS, _OUTPUTS = (th.from_numpy(matrix).float() for matrix in matrices())
 # Measured on one core at 64 px: below these, the direct convolution of oneDNN is as fast.
-_CHANNELS, _TILES = 128, 64
+_CHANNELS = 128
+_TILES = 64
 # Tiles times channels that are multiplied at a time, and numbers of each row that are transformed at a time. With a
 # quarter of the former and half of the latter an evaluation at 256 px takes 1.03 to 1.17 times as long (three
 # measurements on a noisy machine); more takes memory.
-_CHUNK, _BLOCK = 2**17, 8192
+_CHUNK = 2**17
+_BLOCK = 8192
 
 
 def _serves(x, channels):
@@ -62,7 +64,8 @@ def _input_tiles(x, part):
 
 def _reach(tiles, size):
     """What a slice of tiles of an axis of `size` positions reads: start, end, zeros before it and after it."""
-    start, end = TILE * tiles.start - 1, TILE * tiles.stop + 1
+    start = TILE * tiles.start - 1
+    end = TILE * tiles.stop + 1
     return max(start, 0), min(end, size), int(start < 0), int(end > size)
 
 
@@ -84,7 +87,8 @@ def _parts(tiles, count):
 
 def _blocks(tiles):
     """Of `_parts` few, and the place of each part's numbers in a row of all: (index, slice)."""
-    channels, start = tiles.shape[5], 0
+    channels = tiles.shape[5]
+    start = 0
     for part in _parts(tiles, _BLOCK // channels):
         end = start + channels * prod(axis.stop - axis.start for axis in part[1:4])
         yield part, slice(start, end)
@@ -103,7 +107,8 @@ def _convolve(x, kernels, bias):
     """x (N, C, H, W), `_multiplied` kernels (36, C, O), bias (O,): (N, O, H, W), in memory as x is."""
     n, _, height, width = x.shape
     out = x.new_empty(n, height, width, kernels.shape[2])
-    source, target = x.permute(0, 2, 3, 1), _output_tiles(out)
+    source = x.permute(0, 2, 3, 1)
+    target = _output_tiles(out)
     for part in _parts(target, _CHUNK // max(kernels.shape[1:])):
         products = th.bmm(_values(_INPUTS, _input_tiles(source, part)), kernels).view(len(_INPUTS), -1)
         goals = target[part]
@@ -116,7 +121,8 @@ def _convolve(x, kernels, bias):
 
 def _kernel_gradient(x, gradient):
     """Gradient of the kernels (O, C, 3, 3) from the input (N, C, H, W) and the output's (N, O, H, W)."""
-    source, gradients = x.permute(0, 2, 3, 1), _output_tiles(gradient.permute(0, 2, 3, 1).contiguous())
+    source = x.permute(0, 2, 3, 1)
+    gradients = _output_tiles(gradient.permute(0, 2, 3, 1).contiguous())
     total = x.new_zeros(len(_INPUTS), x.shape[1], gradient.shape[1])
     for part in _parts(gradients, _CHUNK // max(total.shape[1:])):
         values = _values(_INPUTS, _input_tiles(source, part))

@@ -43,7 +43,8 @@ class Group:
     """Several processes; each one calls the same verbs in the same order."""
 
     def __init__(self, rank, size):
-        self.rank, self.size = rank, size
+        self.rank = rank
+        self.size = size
 
     def gather(self, values):
         """The values of every process: numpy (size, *shape of one's)."""

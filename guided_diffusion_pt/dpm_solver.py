@@ -25,7 +25,8 @@ class DPMSolverSampling:
         Returns a dict: sample (x_{t-1}; x_0 where t = 0), pred_xstart and cal, each (N, K, H, W).
         """
         out = self.p_mean_variance(model, x, t, clip_denoised and not dynamic_thresholding, model_kwargs)
-        pred_xstart, x_t = out["pred_xstart"], self._mask(x)
+        pred_xstart = out["pred_xstart"]
+        x_t = self._mask(x)
         if dynamic_thresholding:
             pred_xstart = dynamic_threshold(pred_xstart)
         before = pred_xstart if before is None else before

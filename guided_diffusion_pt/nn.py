@@ -52,7 +52,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         if self.training and dist_util.group().size > 1:
             result = self._over_processes(values)
         elif self.training and is_recomputing():  # a batch counts once
-            means, variances = self.running_mean.clone(), self.running_var.clone()
+            means = self.running_mean.clone()
+            variances = self.running_var.clone()
             result = F.batch_norm(values, means, variances, self.weight, self.bias, training=True,
                                   momentum=self.momentum, eps=self.eps)
         else:

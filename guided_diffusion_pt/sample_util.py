@@ -27,7 +27,8 @@ class EnsembleSampler:
         images: (N, C, S, S) float32. keys: N strings, the cases' names on the tape.
         Returns (M, N, K, S, S) float32, M = `num_ensemble`, K channels of the mask; values about 0 to 1.
         """
-        ensemble, (n, _, height, width) = self.sampling.num_ensemble, images.shape
+        ensemble = self.sampling.num_ensemble
+        n, _, height, width = images.shape
         channels = self.diffusion.mask_channels
         cases = list(keys) * ensemble
         members = np.repeat(np.arange(ensemble), n)

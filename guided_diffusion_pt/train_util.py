@@ -23,7 +23,9 @@ from guided_diffusion_pt.script_util import create_model_and_diffusion
 from guided_diffusion_pt.unet import make_network
 
 # Prefixes of the names in a checkpoint's `trainer`.
-MOMENTS, SAMPLER, SCALE = ("first_moment", "second_moment"), "schedule_sampler", "loss_scale"
+MOMENTS = ("first_moment", "second_moment")
+SAMPLER = "schedule_sampler"
+SCALE = "loss_scale"
 
 
 def make_loader(stream, batch_size, num_workers=0):
@@ -45,7 +47,8 @@ def create_train_loop(config, dataset, step=0, networks=None):
     step, networks: of a checkpoint to go on from (`TrainLoop.networks`, `checkpoint.load_all`).
     """
     runtime.set_mixed_precision(config.compute.mixed_precision)
-    training, tape = config.training, NoiseTape(config.seed)
+    training = config.training
+    tape = NoiseTape(config.seed)
     model, diffusion = create_model_and_diffusion(seed=config.seed, **model_and_diffusion_settings(config))
     augment = create_augmentation(training, dataset.normalisation, tape)
     microbatch = training.microbatch if training.microbatch > 0 else training.batch_size
@@ -162,7 +165,10 @@ class TrainLoop:
         (dict of floats, list of tensors), the same in all processes."""
         size = batch.shape[0]
         places = own_slots(size, self.microbatch, self.group.rank, self.group.size)
-        values, grads, drawn, losses = {}, None, [], []
+        values = {}
+        grads = None
+        drawn = []
+        losses = []
         for start in range(0, size, self.microbatch):
             slots = places[start:start + self.microbatch]
             terms, micro_grads, t = self._microbatch(batch[start:start + len(slots)], slots)

@@ -76,9 +76,11 @@ class ResBlock(TimestepBlock):
             normalization(layer.channels), SiLU(), Conv3x3(layer.channels, width))
         self.updown = layer.up or layer.down
         if layer.up:
-            self.h_upd, self.x_upd = Upsample(width, False), Upsample(width, False)
+            self.h_upd = Upsample(width, False)
+            self.x_upd = Upsample(width, False)
         elif layer.down:
-            self.h_upd, self.x_upd = Downsample(width, False), Downsample(width, False)
+            self.h_upd = Downsample(width, False)
+            self.x_upd = Downsample(width, False)
         self.emb_layers = nn.Sequential(
             SiLU(), nn.Linear(plan.time_embed_dim, 2 * width if plan.use_scale_shift_norm else width))
         self.out_layers = nn.Sequential(
@@ -224,7 +226,8 @@ class _UNetModel(nn.Module):
 
     def _decode(self, h, hs, emb):
         """From the bottleneck's features and those of all input blocks to the output."""
-        flag, block = self.plan.use_checkpoint, self.middle_block
+        flag = self.plan.use_checkpoint
+        block = self.middle_block
         h = checkpoint(block, (h, emb), (block,), flag)
         for block in self.output_blocks:
             h = checkpoint(partial(self._join, block), (h, hs.pop(), emb), (block,), flag)
@@ -251,7 +254,8 @@ class UNetModel_newpreview(_UNetModel):
 
     def forward(self, x, timesteps, y=None, conditioning=None):
         with runtime.autocast(x):
-            emb, x = self._embed(timesteps, y), network_format(x, self.plan.model_channels)
+            emb = self._embed(timesteps, y)
+            x = network_format(x, self.plan.model_channels)
             anchors, cal = self.condition(self._image(x)) if conditioning is None else conditioning
             h = self._encode(self.input_blocks[0], x, emb) + anchors
             hs = [h]
@@ -271,8 +275,10 @@ class UNetModel_v1preview(_UNetModel):
 
     def forward(self, x, timesteps, y=None):
         with runtime.autocast(x):
-            emb, x = self._embed(timesteps, y), network_format(x, self.plan.model_channels)
-            h, hs = x, []
+            emb = self._embed(timesteps, y)
+            x = network_format(x, self.plan.model_channels)
+            h = x
+            hs = []
             for block in self.input_blocks:
                 h = self._encode(block, h, emb)
                 hs.append(h)

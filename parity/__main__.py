@@ -19,13 +19,15 @@ from parity.locate import LAYER_FAMILIES, locate
 from parity.protocol import PRECISIONS
 from parity.result import EXIT_CODES, format_verdict, result_tree
 
-RESULT, REPORT = "result.json", "report.html"
+RESULT = "result.json"
+REPORT = "report.html"
 
 
 def build_parser():
     """The command line."""
     parser = _Commands(__doc__)
-    parser.prog, parser.formatter_class = "python -m parity", argparse.RawDescriptionHelpFormatter
+    parser.prog = "python -m parity"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND",
                                      parser_class=_Subparser)
     _add_run(commands.add_parser("run", help="record cases in both backends and compare them"), many=True)
@@ -97,7 +99,8 @@ def command_list(args):
 def command_run(args):
     """Record cases and compare them; `locate` runs the layers alone too."""
     cases = run.select_cases(run.load_suite(args.suite), args.cases)
-    names, precisions = _choices("--backends", args.backends, backends.BACKENDS), _choices(
+    names = _choices("--backends", args.backends, backends.BACKENDS)
+    precisions = _choices(
         "--precision", args.precision, PRECISIONS)
     if len(names) > 2:
         raise found_expected("--backends", args.backends, "a reference and a candidate", "Name two.")
@@ -165,7 +168,8 @@ def _layer_jobs(cases, precisions, reference, candidate):
 def _compare_run(args, cases, precisions, backends, layered):
     reference, candidate = (backend.dump for backend in backends)
     wanted = [(case.name, precision) for case in cases for precision in case.precisions if precision in precisions]
-    verdicts, located = [], []
+    verdicts = []
+    located = []
     for name, precision in tqdm(wanted, unit="case", desc="comparing", dynamic_ncols=True):
         verdicts.append(compare_case(reference, candidate, name, precision))
         tqdm.write(format_verdict(verdicts[-1]))
@@ -207,7 +211,8 @@ def _finish(suite, reference, candidate, verdicts, located, out_dir):
 
 def command_compare(args):
     """Compare two dumps."""
-    reference, candidate = read_dump(args.reference), read_dump(args.candidate)
+    reference = read_dump(args.reference)
+    candidate = read_dump(args.candidate)
     verdicts = compare_dumps(reference, candidate, progress=lambda verdict: tqdm.write(format_verdict(verdict)))
     suite = reference.flags.get("suite", "")
     return _finish(suite, reference, candidate, verdicts, [], Path(args.out_dir))

@@ -72,10 +72,15 @@ class LayerCapture:
     """
 
     def __init__(self, model, port, track=None):
-        self.model, self.port, self.track = model, port, track
-        self.calls, self.events, self.contexts = [], [], []
+        self.model = model
+        self.port = port
+        self.track = track
+        self.calls = []
+        self.events = []
+        self.contexts = []
         self._forward = FORWARD[port.backend]
-        self._counts, self._undo = {}, []
+        self._counts = {}
+        self._undo = []
 
     def __enter__(self):
         for name, module in unique_modules(self.model):
@@ -96,7 +101,8 @@ class LayerCapture:
         def forward(*given):
             if name == ROOT:
                 self.contexts.append(self.port.context(self.model))
-            inputs, tracked = [], []
+            inputs = []
+            tracked = []
             if self.track:
                 given_inner = [self._tracked(value, tracked) for value in given]
             else:

@@ -15,7 +15,9 @@ from parity.dump import MOVED, PLAIN, Keyed
 from parity.protocol import PRECISIONS
 from parity.rule import Judgement, allowance, distance, judge, judge_exact, judge_mask, norms
 
-AGREE, DIVERGED, INCOMPLETE = "agree", "diverged", "incomplete"
+AGREE = "agree"
+DIVERGED = "diverged"
+INCOMPLETE = "incomplete"
 # Rungs whose tensors agree to the bit, and those that are not of the precision of the run.
 EXACT = ("weight", "table", "learning rate", "image", "truth")
 OF_FILES = ("table", "learning rate", "loss", "image", "probability", "uncertainty", "mask", "truth", "score")
@@ -142,7 +144,9 @@ class OwnErrors:
     """
 
     def __init__(self, plain, moved):
-        self._plain, self._keys, self._moved = plain, plain.by_key(), moved
+        self._plain = plain
+        self._keys = plain.by_key()
+        self._moved = moved
 
     def of(self, key, truth):
         """"float32" and "float64" -> two norms, or None if a run lacks the entry. truth: float64 array."""
@@ -201,7 +205,8 @@ def _compare_structure(verdict, beside, ours):
 
 
 def _compare_names(verdict, what, expected, found):
-    known, present = set(expected), set(found)
+    known = set(expected)
+    present = set(found)
     verdict.problems += [f"{what} {name} is missing in the candidate" for name in expected if name not in present]
     verdict.problems += [f"{what} {name} is not in the reference" for name in found if name not in known]
     if known == present and expected != found:
@@ -214,8 +219,10 @@ def _compare_draws(verdict, expected, found):
     if expected == found:
         return
     at = next((k for k, pair in enumerate(zip(expected, found)) if pair[0] != pair[1]), min(len(expected), len(found)))
-    known, present = set(map(tuple, expected)), set(map(tuple, found))
-    missing, extra = known - present, present - known
+    known = set(map(tuple, expected))
+    present = set(map(tuple, found))
+    missing = known - present
+    extra = present - known
     kind = "in another order" if not missing and not extra and len(expected) == len(found) else (
         f"{len(missing)} missing, {len(extra)} more than in the reference")
     place = (found if at < len(found) else expected)[at]
@@ -228,9 +235,11 @@ def _place(draw):
 
 
 def _compare_entries(verdict, beside, ours, truth, own, detail):
-    ours_by_key, truth_by_key = ours.by_key(), truth.by_key()
+    ours_by_key = ours.by_key()
+    truth_by_key = truth.by_key()
     _compare_names(verdict, "tensor", [entry.key for entry in beside.entries], list(ours_by_key))
-    scales, judged = _kind_scales(truth), {}
+    scales = _kind_scales(truth)
+    judged = {}
     for entry in beside.entries:
         partner = ours_by_key.get(entry.key)
         if partner is None:

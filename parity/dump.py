@@ -18,10 +18,12 @@ from safetensors.numpy import load_file, save
 from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.system.files import write_atomic
 
-FORMAT, VERSION = "parity-dump", 1
+FORMAT = "parity-dump"
+VERSION = 1
 MANIFEST = "manifest.json"
 # Variants of a section: the case as it is, and every layer alone.
-PLAIN, LAYERS = "plain", "layers"
+PLAIN = "plain"
+LAYERS = "layers"
 # Of each, those that measure the reference's own error: all weights moved by one ulp; for layers alone the weights
 # and what the layers are given, each number up or down at random (equal ones alike).
 MOVED = {PLAIN: ("one ulp up", "one ulp down"), LAYERS: tuple(f"layers, one ulp, draw {k}" for k in (1, 2, 3))}
@@ -105,8 +107,10 @@ class Dump:
     """
 
     def __init__(self, folder, backend, versions, flags, files=()):
-        self.folder, self.backend = Path(folder), backend
-        self.versions, self.flags = versions, flags
+        self.folder = Path(folder)
+        self.backend = backend
+        self.versions = versions
+        self.flags = flags
         self.files = dict(files)
 
     def load(self, *key):

@@ -87,7 +87,8 @@ def parameters(port, model):
 
 def run_gradients(port, case, weights, inputs, recorder):
     """The gradient of a weighted sum of all outputs, by every parameter and every module's input."""
-    verbs, optim = recorder.verbs, backends.backend_module(port.backend, "optim")
+    verbs = recorder.verbs
+    optim = backends.backend_module(port.backend, "optim")
     model = prepare(port, case, weights)
     params = parameters(port, model)
     plain = _outputs(port, model, inputs, recorder)
@@ -138,7 +139,8 @@ def run_layers(port, case, weights, source, recorder):
 
 
 def _run_layer(port, module, place, given, source, entries, recorder):
-    verbs, optim = recorder.verbs, backends.backend_module(port.backend, "optim")
+    verbs = recorder.verbs
+    optim = backends.backend_module(port.backend, "optim")
     inputs = [verbs.to_tensor(array, _dtype(array, verbs)) for array in _numbered(source, entries, "input", place)]
     cotangents = _numbered(source, entries, "output gradient", place)
     backward = any(np.any(array) for array in cotangents)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from parity.capture import ROOT
 
 LAYER_FAMILIES = ("forward", "gradients")  # of which layers can be run alone
-FORWARD_RUNGS, BACKWARD_RUNGS = ("output", "buffer"), ("gradient", "input gradient")
+FORWARD_RUNGS = ("output", "buffer")
+BACKWARD_RUNGS = ("gradient", "input gradient")
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,8 @@ def inputs(case):
     if "model" not in case.settings:
         return {}
     plan = make_plan(ModelConfig(**case.settings["model"]))
-    batch, generator = case.settings.get("batch", 2), np.random.default_rng((case.settings.get("seed", 0), 1))
+    batch = case.settings.get("batch", 2)
+    generator = np.random.default_rng((case.settings.get("seed", 0), 1))
     size = plan.image_size
     arrays = {"x": generator.standard_normal((batch, plan.in_channels, size, size)).astype(np.float32),
               "t": np.array([3, 700, 12, 999][:batch])}

@@ -23,7 +23,8 @@ from parity.medsegdiff_families import (
 
 def run_resume(port, case, weights, inputs, recorder):
     """Training steps, a checkpoint, and from it more steps of a fresh loop, which are recorded."""
-    half, config = case.settings["half"], training_config(case)
+    half = case.settings["half"]
+    config = training_config(case)
     first = training_loop(port, case, weights, recorder)
     for _ in first.run_loop(half):
         pass
@@ -38,7 +39,9 @@ def run_resume(port, case, weights, inputs, recorder):
 
 def run_validation(port, case, weights, inputs, recorder):
     """Training steps, after each of which the moving average samples masks."""
-    loop, config, images = training_loop(port, case, weights, recorder), training_config(case), Images(case, 2)
+    loop = training_loop(port, case, weights, recorder)
+    config = training_config(case)
+    images = Images(case, 2)
     sampling = SamplingConfig(**case.settings["sampling"])
     record_forward_backward(loop, recorder)
     for step, _ in loop.run_loop(case.settings["steps"]):
@@ -49,7 +52,8 @@ def run_validation(port, case, weights, inputs, recorder):
 
 def run_conversion(port, case, weights, inputs, recorder):
     """A checkpoint through all formats and back into a network: each file's bytes, the weights, the outputs."""
-    verbs, model = recorder.verbs, port.build(case)
+    verbs = recorder.verbs
+    model = port.build(case)
     port.load(model, weights)
     arrays = {name: value.astype(np.float32) if value.dtype.kind == "f" else value
               for name, value in port.state(model).items()}
@@ -58,7 +62,8 @@ def run_conversion(port, case, weights, inputs, recorder):
     with tempfile.TemporaryDirectory() as folder:
         path = checkpoints.save(folder, 7, config, {checkpoints.NETWORK: arrays}) / f"{checkpoints.NETWORK}.safetensors"
         for number, suffix in enumerate((".pt", ".pkl", ".safetensors")):
-            source, path = path, Path(folder) / f"converted{number}{suffix}"
+            source = path
+            path = Path(folder) / f"converted{number}{suffix}"
             convert.write(path, convert.read(source, {} if source.suffix == ".safetensors" else known))
             if suffix != ".safetensors":  # its metadata has no fixed order
                 digest = hashlib.sha256(path.read_bytes()).digest()

@@ -32,9 +32,12 @@ class Images:
     normalisation = "none"
 
     def __init__(self, case, length=12):
-        model, generator = case.settings["model"], np.random.default_rng(5)
-        masks, size = model.get("mask_channels", 1), model["image_size"]
-        self.in_channels, low = model["in_ch"] - masks, case.settings.get("mean", 0.5) - 0.5
+        model = case.settings["model"]
+        generator = np.random.default_rng(5)
+        masks = model.get("mask_channels", 1)
+        size = model["image_size"]
+        self.in_channels = model["in_ch"] - masks
+        low = case.settings.get("mean", 0.5) - 0.5
         self.images = generator.uniform(low, low + 1, (length, self.in_channels, size, size)).astype(np.float32)
         self.masks = (generator.uniform(size=(length, masks, size, size)) > 0.7).astype(np.float32)
 
@@ -98,8 +101,10 @@ def run_table(port, case, weights, inputs, recorder):
 
 def run_loss(port, case, weights, inputs, recorder):
     """The terms of the objective for two examples, and the process's own steps on the way."""
-    verbs, images = recorder.verbs, Images(case)
-    model, diffusion = prepare(port, case, weights), process(port, case)
+    verbs = recorder.verbs
+    images = Images(case)
+    model = prepare(port, case, weights)
+    diffusion = process(port, case)
     batch = np.concatenate([images.images[:3], images.masks[:3]], axis=1)
     noise = np.random.default_rng(6).standard_normal(images.masks[:3].shape).astype(np.float32)
     port.nn.set_dropout_noise(model, recorder.tape(2), 0, (0, 1, 2))
@@ -123,7 +128,9 @@ def training_loop(port, case, weights, recorder, step=0, networks=None):
 
     step, networks: of a checkpoint to go on from.
     """
-    training, model, diffusion = port.module("train_util"), prepare(port, case, weights), process(port, case)
+    training = port.module("train_util")
+    model = prepare(port, case, weights)
+    diffusion = process(port, case)
     repeated = port.module("recompute").is_recomputing
     with mock.patch.object(training, "create_model_and_diffusion", lambda **settings: (model, diffusion)), \
             mock.patch.object(training, "NoiseTape", lambda seed: recorder.tape(seed, repeated)):
@@ -159,7 +166,8 @@ def record_forward_backward(loop, recorder):
 
 def run_training(port, case, weights, inputs, recorder):
     """Losses and gradients of the first batches, without optimizer steps between them."""
-    loop, verbs = training_loop(port, case, weights, recorder), recorder.verbs
+    loop = training_loop(port, case, weights, recorder)
+    verbs = recorder.verbs
     record_forward_backward(loop, recorder)
     loop.opt.step = lambda gradients, lr: None
     for _ in loop.run_loop(case.settings["steps"]):
@@ -170,7 +178,8 @@ def run_training(port, case, weights, inputs, recorder):
 
 def run_optimizer(port, case, weights, inputs, recorder):
     """Optimizer steps on given gradients, which span ten orders of magnitude."""
-    loop, verbs = training_loop(port, case, weights, recorder), recorder.verbs
+    loop = training_loop(port, case, weights, recorder)
+    verbs = recorder.verbs
     generator = np.random.default_rng(9)
 
     def given(batch):
@@ -193,7 +202,8 @@ def run_steps(port, case, weights, inputs, recorder):
 def record_steps(loop, case, recorder):
     """Run a loop's steps; record rates, updates (not weights), moments and changes of the averages."""
     verbs = recorder.verbs
-    before, means = _arrays(verbs, loop.params), [_arrays(verbs, averages) for averages in loop.ema_params]
+    before = _arrays(verbs, loop.params)
+    means = [_arrays(verbs, averages) for averages in loop.ema_params]
     for step, values in loop.run_loop(case.settings["steps"]):
         recorder.add("learning rate", f"step {step}", np.float64(values["lr"]))
         after = _arrays(verbs, loop.params)
@@ -216,7 +226,8 @@ def _arrays(verbs, tensors):
 
 def run_sampling_case(port, case, weights, inputs, recorder):
     """The trajectory of an ensemble, state by state."""
-    sampling, images = SamplingConfig(**case.settings["sampling"]), Images(case, 2)
+    sampling = SamplingConfig(**case.settings["sampling"])
+    images = Images(case, 2)
     sampler = port.module("sample_util").EnsembleSampler(
         prepare(port, case, weights), process(port, case), sampling, recorder.tape(4))
     with observed(sampler.diffusion, recorder):
@@ -226,7 +237,8 @@ def run_sampling_case(port, case, weights, inputs, recorder):
 
 def run_masks(port, case, weights, inputs, recorder):
     """Phantoms in a dataset's layout, sampled by the public path: files, fusion, scores."""
-    layout, sampling = case.settings["layout"], SamplingConfig(**case.settings["sampling"])
+    layout = case.settings["layout"]
+    sampling = SamplingConfig(**case.settings["sampling"])
     with tempfile.TemporaryDirectory() as folder:
         if layout == "ISIC":
             _, source = write_isic_phantoms(folder, 1, 3, 40, seed=1)

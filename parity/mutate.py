@@ -149,7 +149,8 @@ class Laboratory:
 def examine_all(faults, port, show=lambda outcome: None):
     """The outcomes of faults and controls planted in a backend, in order; `show` is called with each."""
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
-        laboratory, outcomes = Laboratory(port, folder), []
+        laboratory = Laboratory(port, folder)
+        outcomes = []
         try:
             tqdm.write(f"{len(faults)} faults in {port}, compared with {laboratory.reference.name}, each case of which is "
                        f"recorded when a fault first meets it; dumps go to {folder} until the end", file=sys.stderr)
@@ -164,7 +165,8 @@ def examine_all(faults, port, show=lambda outcome: None):
 def run_mutations(wanted, port, part, table):
     """Plant faults, print what became of each; write the table to a file if one is named. Returns 0 if
     every fault was found and named and every control passed, else 1."""
-    faults, began = select_faults(wanted, part), time.perf_counter()
+    faults = select_faults(wanted, part)
+    began = time.perf_counter()
     outcomes = examine_all(faults, port, lambda outcome: tqdm.write(format_outcome(outcome)))
     wrong = [outcome for outcome in outcomes if not outcome.right]
     planted = [outcome for outcome in outcomes if outcome.fault.site]

@@ -18,7 +18,8 @@ class RecordingTape(NoiseTape):
 
     def __init__(self, seed, draws, repeated):
         super().__init__(seed)
-        self.draws, self.repeated = draws, repeated
+        self.draws = draws
+        self.repeated = repeated
 
     def _generator(self, site, step, case, member):
         generator = super()._generator(site, step, case, member)
@@ -38,9 +39,15 @@ class Recorder:
 
     def __init__(self, verbs):
         self.verbs = verbs
-        self.draws, self.checks, self.contexts = [], {}, []
-        self.types, self.uncalled, self.arguments = {}, [], {}
-        self._entries, self._values, self._names = [], {}, {}
+        self.draws = []
+        self.checks = {}
+        self.contexts = []
+        self.types = {}
+        self.uncalled = []
+        self.arguments = {}
+        self._entries = []
+        self._values = {}
+        self._names = {}
 
     def tape(self, seed, repeated=lambda: False):
         """A noise tape whose draws are recorded; repeated: as of `RecordingTape`."""
@@ -51,7 +58,8 @@ class Recorder:
         name = self._names.get(id(value))
         if name is None or self._values[name] is not value:
             name = f"{rung}/{site}"
-            self._names[id(value)], self._values[name] = name, value
+            self._names[id(value)] = name
+            self._values[name] = value
         self._entries.append((rung, site, name))
 
     def forward(self, capture):
@@ -60,7 +68,8 @@ class Recorder:
             for k, tensor in enumerate(getattr(call, f"{kind}s")):
                 self.add(kind, call.site(f"{kind}s", k), tensor)
             if kind == "input":
-                place, inputs = f"{call.name}#{call.number}", iter(range(len(call.inputs)))
+                place = f"{call.name}#{call.number}"
+                inputs = iter(range(len(call.inputs)))
                 self.arguments[place] = {
                     "pass": call.passes,
                     "given": [_outline(value, inputs) for value in call.given]}
@@ -74,7 +83,9 @@ class Recorder:
 
         params: name -> gradient of a parameter. gradients: the backend's `optim.gradients`.
         """
-        wanted, places, seen = [], [], set()
+        wanted = []
+        places = []
+        seen = set()
         indices = {}  # id of a tensor -> its place in `wanted`: Jittor gives a repeated one no gradient
         owners = {name: name.rpartition(".")[0] or ROOT for name in params}
         for kind, call in reversed(capture.events):

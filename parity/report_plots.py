@@ -12,12 +12,15 @@ from matplotlib.ticker import MaxNLocator
 
 from parity.dump import PLAIN
 
-FLOOR, CEILING = 1e-18, 1e3  # relative errors beyond are drawn at the edge
+# relative errors beyond are drawn at the edge
+FLOOR = 1e-18
+CEILING = 1e3
 STEP = re.compile(r", step (\d+)$")
 SAMPLE = re.compile(r"diffusion\.(?:p|ddim)_sample#(\d+)\.sample$")
 OF_TRAINING = ("loss", "update", "average")
 COLOURS = ("#1f4e9c", "#c2570c", "#2f7d32")
-MAX_SLICES, PANEL_INCHES = 4, 1.9
+MAX_SLICES = 4
+PANEL_INCHES = 1.9
 
 
 def error_curves(verdicts, names):
@@ -142,7 +145,8 @@ def _compared_masks(case, precision, reference, candidate):
     beside, ours = (dump.load(case, precision, PLAIN) for dump in (reference, candidate))
     if beside is None or ours is None:
         return {**found, "text": "Not compared: one of the records is missing."}
-    entries, partners = beside.by_key(), ours.by_key()
+    entries = beside.by_key()
+    partners = ours.by_key()
     pairs = {entry.site: (beside.array(entry), ours.array(partners[key])) for key, entry in entries.items()
              if entry.rung == "mask" and key in partners and partners[key].shape == entry.shape}
     counts = {site: np.count_nonzero(first != second) for site, (first, second) in pairs.items()}

@@ -82,7 +82,9 @@ def allowance(truth, own, precision, kind_scale=0.0):
     kind_scale: largest RMS among tensors of the same kind in the network, 0 if there is none.
     Returns (allowed, own), two norms each.
     """
-    scale, eps, amount = norms(_finite(truth, truth)), EPS[precision], own["float32"]
+    scale = norms(_finite(truth, truth))
+    eps = EPS[precision]
+    amount = own["float32"]
     if precision == "float64":
         amount = np.maximum(amount * (EPS["float64"] / EPS["float32"]), own["float64"])
     if scale[0] <= EPS["float32"] * kind_scale:
@@ -108,7 +110,8 @@ def judge(candidate, beside, truth, own, precision, kind_scale=0.0, detail=True)
     size = norms(_finite(truth, truth))[0] or 1.0
     if not detail:
         return Judgement(ratio, error[0] / size, amount[0] / size)
-    first, second = _finite(candidate, beside), _finite(beside, candidate)
+    first = _finite(candidate, beside)
+    second = _finite(beside, candidate)
     return Judgement(ratio, error[0] / size, amount[0] / size, ulp_quantiles(first, second, precision),
                      cosine(first, second))
 

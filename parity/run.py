@@ -111,8 +111,12 @@ class Process:
     """
 
     def __init__(self, backend, suite, threads, log):
-        self.backend, self.suite, self.threads, self.log = backend, suite, threads, Path(log)
-        self.versions, self._process = None, None
+        self.backend = backend
+        self.suite = suite
+        self.threads = threads
+        self.log = Path(log)
+        self.versions = None
+        self._process = None
 
     def start(self):
         """Start it and wait until its framework is imported."""
@@ -167,7 +171,8 @@ class Backend:
     """
 
     def __init__(self, name, suite, folder, threads=1):
-        self.name, self.folder = name, Path(make_writable_folder(folder, "--out_dir"))
+        self.name = name
+        self.folder = Path(make_writable_folder(folder, "--out_dir"))
         self.processes = {precision: Process(name, suite, threads, self.folder / f"{precision}.log")
                           for precision in PRECISIONS}
         self.flags = {"suite": suite, "threads": str(threads)}
@@ -206,7 +211,8 @@ def record(backends, jobs):
     backends: list of `Backend`. jobs: backend name -> list of `Job`.
     Raises `UserError` when a backend cannot run; what is recorded stays in its dump.
     """
-    lock, stop = threading.Lock(), threading.Event()
+    lock = threading.Lock()
+    stop = threading.Event()
 
     def run(backend, bar):
         for job in jobs[backend.name]:

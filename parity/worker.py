@@ -100,7 +100,8 @@ def _keep_distances(section, truth):
     section.errors = {
         entry.key: [float(norm) for norm in distance(truth.array(expected[entry.key]), section.array(entry))]
         for entry in section.entries if entry.dtype.startswith("float")}
-    section.entries, section.tensors = [], {}
+    section.entries = []
+    section.tensors = {}
 
 
 def serve(backend, suite, threads, answers):

@@ -52,7 +52,8 @@ def summaries(args, folders):
     if not args.data_dir:
         return [evaluation.read_summary(folder) for folder in folders]
     truths = data.list_truths(scoring_flags.data_config(args))
-    threshold, surfaces = scoring_flags.threshold(args), scoring_flags.surfaces(args)
+    threshold = scoring_flags.threshold(args)
+    surfaces = scoring_flags.surfaces(args)
     return [evaluation.evaluate(folder, truths, threshold, surfaces) for folder in folders]
 
 

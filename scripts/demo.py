@@ -43,7 +43,8 @@ def main():
     print(f"{PICTURES['train']} pictures to train, {PICTURES['test']} to test: {out_dir / 'data'}", flush=True)
     results = {}
     for backend, title in TITLES.items():
-        run_dir, masks_dir = out_dir / backend, out_dir / backend / "masks"
+        run_dir = out_dir / backend
+        masks_dir = out_dir / backend / "masks"
         training = parts.run("train", title, run_dir, [
             "--backend", backend, "--seed", args.seed, "--data_name", "ISIC", "--data_dir", train_dir,
             "--out_dir", run_dir, *TRAINING])
@@ -75,7 +76,9 @@ class Parts:
     """
 
     def __init__(self, backends):
-        self.started, self.number, self.count = time.perf_counter(), 0, backends * len(EXPECTED)
+        self.started = time.perf_counter()
+        self.number = 0
+        self.count = backends * len(EXPECTED)
         self.left = backends * sum(EXPECTED.values())
         self.done = 0
 
@@ -95,7 +98,8 @@ class Parts:
         print(f"\n[{self.number}/{self.count}] {part} with {title}; {demo.minutes(self.elapsed())} passed, "
               f"about {demo.minutes(self.left * pace)} left", flush=True)
         out_dir.mkdir(exist_ok=True)
-        command, began = [sys.executable, str(SCRIPTS / script), *map(str, flags)], time.perf_counter()
+        command = [sys.executable, str(SCRIPTS / script), *map(str, flags)]
+        began = time.perf_counter()
         with open(out_dir / f"{part}.txt", "w", encoding="utf-8") as output:
             code = subprocess.run(command, stdout=output).returncode
         if code:

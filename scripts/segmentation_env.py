@@ -33,11 +33,14 @@ def score(args):
     from guided_diffusion_core.evaluation.pictures import ImageSource
     from guided_diffusion_core.evaluation.report import write_report
 
-    config, folder = scoring_flags.data_config(args), Path(args.inp_pth)
-    threshold, surfaces = scoring_flags.threshold(args), scoring_flags.surfaces(args)
+    config = scoring_flags.data_config(args)
+    folder = Path(args.inp_pth)
+    threshold = scoring_flags.threshold(args)
+    surfaces = scoring_flags.surfaces(args)
     truths = data.list_truths(config)
     summary = evaluation.evaluate(args.inp_pth, truths, threshold, surfaces)
-    path, report = args.summary or folder / "summary.json", args.report or folder / "report.html"
+    path = args.summary or folder / "summary.json"
+    report = args.report or folder / "report.html"
     evaluation.write_summary(path, summary)
     write_report(report, summary, args.inp_pth, truths, ImageSource(config), args.pictures)
     print(evaluation.format_table(summary))

@@ -26,7 +26,9 @@ def main():
         step, config, networks, validated = training.resumed_config(
             args.resume, args.out_dir, command_line.given_settings(args), found.size)
     else:
-        step, networks, validated = 0, None, None
+        step = 0
+        networks = None
+        validated = None
         config = resolve(command_line.given_settings(args), preset=command_line.chosen_preset(args)).replace(processes=found.size)
     dataset = open_dataset(config.data, config.model.image_size, "Training", need_masks=True)
     config = training.fit_to_data(config, dataset, in_ch_given=hasattr(args, "in_ch"),

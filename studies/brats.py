@@ -37,7 +37,8 @@ def write_record(work_dir, log_dir, data_dir):
 
     work_dir: folder of trainings and of `predictions/`. data_dir: the volumes. All are paths.
     """
-    work_dir, log_dir = Path(work_dir), Path(log_dir)
+    work_dir = Path(work_dir)
+    log_dir = Path(log_dir)
     shutil.rmtree(log_dir, ignore_errors=True)
     _copy_texts(work_dir, log_dir)
     truths = list_truths(DataConfig(data_name="BRATS", data_dir=str(data_dir), slices="odd,tumour"))
@@ -78,7 +79,8 @@ def _report(work_dir, truths):
 
 def _training(work_dir, name):
     """Scores and costs of one training and of sampling with it."""
-    lines, scores = _lines(work_dir, name), _scores(work_dir, name)
+    lines = _lines(work_dir, name)
+    scores = _scores(work_dir, name)
     sampled = json.loads((work_dir / "predictions" / name / "run_report.json").read_text())
     pairs = list(zip(lines, lines[1:]))
     return {

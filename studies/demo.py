@@ -80,7 +80,8 @@ def format_table(results, agreement):
         total = result.training + result.sampling
         lines.append(f"{backend:<{width}}{result.dice:12.4f}{result.iou:12.4f}{result.training:12.1f}"
                      f"{result.sampling:12.1f}{total:12.1f}{result.step:12.2f}")
-    mean, lowest = np.mean(list(agreement.values())), min(agreement, key=agreement.get)
+    mean = np.mean(list(agreement.values()))
+    lowest = min(agreement, key=agreement.get)
     lines.append(f"pixels on which the masks agree: {100 * mean:.2f}% on average, "
                  f"{100 * agreement[lowest]:.2f}% at the lowest ({lowest})")
     return "\n".join(lines)

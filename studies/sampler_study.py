@@ -87,7 +87,8 @@ def probe(network, model_path, data, out_dir):
     dataset = open_dataset(data, config.model.image_size, "Test", need_masks=True)
     examples = [dataset[index] for index in range(len(dataset))]
     images, truth = (np.stack([getattr(example, name) for example in examples]) for name in ("image", "mask"))
-    tape, rows = NoiseTape(config.seed), []
+    tape = NoiseTape(config.seed)
+    rows = []
     for t in PROBED:
         noise = tape.normal_batch(SAMPLE_STEP, truth.shape[1:], step=t, cases=[e.noise_key for e in examples],
                                   members=np.zeros(len(examples), np.int64))
@@ -110,7 +111,8 @@ def _probed(process, t, values, x_t, truth):
     row = {"t": t, "pixels": float(above.mean()), "error": None, "share": None, "asked": None}
     if above.any():
         square = np.mean((_predicted_xstart(process, t, values, x_t) - truth)[above] ** 2)
-        smallest, largest = process.posterior_log_variance_clipped[t], process.log_betas[t]
+        smallest = process.posterior_log_variance_clipped[t]
+        largest = process.log_betas[t]
         variance = np.exp(smallest) + process.posterior_mean_coef1[t] ** 2 * square
         row.update(error=float(np.sqrt(square)), share=float(np.median(share[above])),
                    asked=float((np.log(variance) - smallest) / (largest - smallest)))
@@ -140,9 +142,12 @@ class Watched:
     """
 
     def __init__(self, model, point, truth):
-        self.model, self.sampler, self.truth = model, point.sampler, truth
+        self.model = model
+        self.sampler = point.sampler
+        self.truth = truth
         self.runtime = backends.backend_module(point.backend, "runtime")
-        self.process, self.course = None, []
+        self.process = None
+        self.course = []
 
     def condition(self, image):
         """The network's own, which sampling computes once."""
@@ -150,7 +155,8 @@ class Watched:
 
     def __call__(self, x, t, **keywords):
         out, cal = self.model(x, t, **keywords)
-        values, x_t = self.runtime.to_numpy(out), self.runtime.to_numpy(x)[:, -1:]
+        values = self.runtime.to_numpy(out)
+        x_t = self.runtime.to_numpy(x)[:, -1:]
         if self.sampler == "ancestral-limited":
             values[:, 1:] = values[:, 1:].clip(-1, 1)
             out = self.runtime.to_tensor(values)

@@ -105,7 +105,8 @@ def write_record(work_dir, log_dir, points, truths):
     work_dir: folder of the trainings and of `points/`. points: list of `Point`, all measured.
     truths: list of `Truth` of the sampled slices.
     """
-    work_dir, log_dir = Path(work_dir), Path(log_dir)
+    work_dir = Path(work_dir)
+    log_dir = Path(log_dir)
     shutil.rmtree(log_dir, ignore_errors=True)
     networks = list(dict.fromkeys(point.network for point in points))
     for name in networks:

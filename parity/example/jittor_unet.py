@@ -16,7 +16,8 @@ class BatchNorm2d(nn.Module):
     """
 
     def __init__(self, channels):
-        self.weight, self.bias = jt.ones((channels,)), jt.zeros((channels,))
+        self.weight = jt.ones((channels,))
+        self.bias = jt.zeros((channels,))
         self.running_mean = jt.zeros((channels,)).stop_grad()
         self.running_var = jt.ones((channels,)).stop_grad()
         self.num_batches_tracked = jt.zeros((1,), dtype="int32").stop_grad()
@@ -30,7 +31,8 @@ class BatchNorm2d(nn.Module):
             _follow(self.running_var, variance.detach() * scalar(count / (count - 1)))
             self.num_batches_tracked.update(self.num_batches_tracked + 1)
         else:
-            mean, variance = _per_channel(self.running_mean), _per_channel(self.running_var)
+            mean = _per_channel(self.running_mean)
+            variance = _per_channel(self.running_var)
         scale = _per_channel(self.weight) / jt.sqrt(variance + scalar(1e-5))
         return (x - mean) * scale + _per_channel(self.bias)
 

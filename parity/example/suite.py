@@ -18,7 +18,9 @@ CASES = (
 
 def weights(case):
     """Name -> array of every parameter and buffer, under PyTorch's names: random, without zeros."""
-    inner, width, outer = case.settings["in_channels"], case.settings["width"], case.settings["out_channels"]
+    inner = case.settings["in_channels"]
+    width = case.settings["width"]
+    outer = case.settings["out_channels"]
     generator = np.random.default_rng(0)
     arrays = {}
     for name, (before, after) in {

@@ -60,7 +60,8 @@ def transposed_weight(port):
 
 @fault("two convolutions' weights swapped", "weight middle_block.0.in_layers.2.weight")
 def swapped_weights(port):
-    one, other = "middle_block.0.in_layers.2.weight", "middle_block.0.out_layers.3.weight"
+    one = "middle_block.0.in_layers.2.weight"
+    other = "middle_block.0.out_layers.3.weight"
     return changed_weights(port, lambda arrays: {**arrays, one: arrays[other], other: arrays[one]})
 
 

@@ -25,7 +25,8 @@ class Fault:
     plant: object
 
 
-FAULTS, CONTROLS = [], []
+FAULTS = []
+CONTROLS = []
 
 
 def fault(about, site):
@@ -125,7 +126,8 @@ def overwritten_update(port, rule, decay):
     rule:  function of both moments and the number of the step: the step in units of the rate.
     decay: decoupled weight decay.
     """
-    runtime, counts = port.runtime, {}
+    runtime = port.runtime
+    counts = {}
 
     def change(optimizer, step, gradients, lr):
         before = [runtime.to_numpy(param) for param in optimizer.params]

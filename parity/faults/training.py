@@ -94,7 +94,8 @@ def average_off(port):
 
 @fault("moving averages updated before the step", "average *")
 def average_before_step(port):
-    training, before = port.module("train_util"), {}
+    training = port.module("train_util")
+    before = {}
 
     def remember(optimizer, step, gradients, lr):
         before["params"] = [constant(port, port.runtime.to_numpy(param)) for param in optimizer.params]

@@ -113,8 +113,10 @@ def test_state_is_loaded_in_the_set_precision(runtime, float64, backend):
 
 
 def test_wrong_state_is_refused_and_changes_nothing(runtime, layer):
-    before, given = runtime.state_arrays(layer), new_state(layer, runtime)
-    given["extra"], given["weight"] = np.zeros(1), np.zeros(4)
+    before = runtime.state_arrays(layer)
+    given = new_state(layer, runtime)
+    given["extra"] = np.zeros(1)
+    given["weight"] = np.zeros(4)
     del given["bias"]
     with pytest.raises(UserError) as error:
         runtime.load_state(layer, given, where="model.safetensors")
@@ -271,7 +273,8 @@ def test_operators_are_compiled_with_a_precompiled_header(start, tmp_path):
 @pytest.mark.parametrize("asked", [False, True])
 def test_operators_meet_asm_tuner_only_where_they_ask_for_it(start, tmp_path, asked):
     """Without it, the machine code is the same."""
-    jt, code = start.jt, {}
+    jt = start.jt
+    code = {}
     flags = " ".join(word for word in jt.flags.cc_flags.split() if not word.startswith("-l"))
     for name, interpreter in (("ours", jt.flags.python_path), ("jittor", sys.executable)):
         source = tmp_path / name / "a_op.cc"

@@ -14,7 +14,8 @@ pytorch = pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch's convol
 def test_matrices_convolve_a_tile_exactly():
     inputs, kernels, outputs = winograd.matrices()
     generator = np.random.default_rng(0)
-    tile, kernel = generator.standard_normal((6, 6)), generator.standard_normal((3, 3))
+    tile = generator.standard_normal((6, 6))
+    kernel = generator.standard_normal((3, 3))
     direct = [[(tile[i:i + 3, j:j + 3] * kernel).sum() for j in range(4)] for i in range(4)]
     found = outputs @ ((inputs @ tile.ravel()) * (kernels @ kernel.ravel()))
     assert abs(found - np.ravel(direct)).max() < 1e-13
@@ -54,7 +55,8 @@ def test_what_it_is_not_for_is_convolved_directly():
 
     from guided_diffusion_pt import _winograd
 
-    weight, x = torch.ones(128, 128, 3, 3), torch.ones(1, 128, 32, 32)
+    weight = torch.ones(128, 128, 3, 3)
+    x = torch.ones(1, 128, 32, 32)
     assert _winograd._pays(x, weight)
     assert not _winograd._pays(torch.ones(1, 128, 30, 36), weight)  # no whole tiles
     assert not _winograd._pays(torch.ones(1, 128, 8, 8), weight)  # few
@@ -90,7 +92,8 @@ def test_group_norm_of_large_images_with_the_channels_last_keeps_its_digits(acti
     generator = torch.Generator().manual_seed(0)
     x = 2 * torch.randn(2, 64, 128, 96, generator=generator, dtype=torch.float64) + 1
     direction = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    exact, layer = torch.nn.GroupNorm(32, 64).double(), GroupNorm32(32, 64)
+    exact = torch.nn.GroupNorm(32, 64).double()
+    layer = GroupNorm32(32, 64)
     with torch.no_grad():
         for param in exact.parameters():
             param.normal_(generator=generator)
@@ -98,9 +101,11 @@ def test_group_norm_of_large_images_with_the_channels_last_keeps_its_digits(acti
     source = x.clone().requires_grad_()
     last = x.float().contiguous(memory_format=torch.channels_last).requires_grad_()
     assert _group_norm._is_for(last)
-    truth, found = exact(source), layer(last)
+    truth = exact(source)
+    found = layer(last)
     if activated:
-        truth, found = torch.nn.functional.silu(truth), SiLU()(found)
+        truth = torch.nn.functional.silu(truth)
+        found = SiLU()(found)
         assert found.grad_fn.saved_tensors[0].data_ptr() == last.data_ptr()  # nothing beside the input is kept
     expected = torch.autograd.grad(truth, (source, *exact.parameters()), direction)
     gradients = torch.autograd.grad(found, (last, *layer.parameters()), direction.float())

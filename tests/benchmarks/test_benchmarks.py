@@ -101,12 +101,14 @@ def test_processes_of_a_group_work_at_the_same_time_and_their_shares_add_up(tmp_
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_step_knows_what_depends_on_the_image_alone(backend):
-    outputs, conditions = {}, {}
+    outputs = {}
+    conditions = {}
     for what in ("evaluation", "step"):
         measured = ours.Ours(backend, os.cpu_count())
         measured.prepare(Case(what, "new", 32, 1, 32))
         outputs[what] = measured.check()
-        calls, condition = [], measured.model.condition
+        calls = []
+        condition = measured.model.condition
         measured.model.condition = lambda image: calls.append(image) or condition(image)
         measured.repeat()
         conditions[what] = len(calls)

@@ -96,10 +96,12 @@ def test_headings_count_down(script, tmp_path, monkeypatch, capsys):
 def in_this_process(command, stdout):
     """Stands for a public command: the flags go through the real parser, `--dry_run` replaces the
     network, and what it would have written is made from the truth."""
-    path, flags = command[1], command[2:]
+    path = command[1]
+    flags = command[2:]
     name = path.rsplit("_", 1)[1]
     value = dict(zip(flags[::2], flags[1::2]))
-    before, sys.argv = sys.argv, [path, *flags] + (["--dry_run"] if name != "env.py" else [])
+    before = sys.argv
+    sys.argv = [path, *flags] + (["--dry_run"] if name != "env.py" else [])
     try:
         with redirect_stdout(stdout):
             runpy.run_path(path, run_name="__main__")
@@ -125,7 +127,8 @@ def write_training(output, out_dir):
 
 def write_masks(data_dir, out_dir):
     """Masks equal to the truth, but for the first row of pixels of the second backend's."""
-    data, writer = config.DataConfig("ISIC", data_dir), CaseWriter(out_dir)
+    data = config.DataConfig("ISIC", data_dir)
+    writer = CaseWriter(out_dir)
     paths = {truth.name: truth.path for truth in list_truths(data)}
     for case in open_dataset(data, 64, "Test", need_masks=False).cases():
         truth = read_mask(paths[case.name])[None].astype(np.float32)

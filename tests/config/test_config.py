@@ -100,7 +100,8 @@ def test_a_chosen_sampler_replaces_the_one_below():
 
 def test_the_ancestral_sampler_takes_all_steps_unless_told():
     """The steps of another sampler, whether from the default, a preset or a checkpoint, are too few for it."""
-    all_steps, solver = SamplingConfig(use_ddim=False, sample_steps=0), resolve({"dpm_solver": True})
+    all_steps = SamplingConfig(use_ddim=False, sample_steps=0)
+    solver = resolve({"dpm_solver": True})
     assert resolve({"use_ddim": False}).sampling == all_steps
     assert resolve({"use_ddim": False}, preset="fast").sampling == dataclasses.replace(all_steps, eta=0.0)
     assert solver.replace(dpm_solver=False).sampling == all_steps

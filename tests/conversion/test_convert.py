@@ -61,7 +61,8 @@ class TestEveryDirection:
             assert_bitwise(convert.read(path, GIVEN).arrays, arrays)
 
     def test_either_backend_loads_a_converted_file(self, tmp_path, weights, backend):
-        pt, safetensors = tmp_path / "emasavedmodel_0.9999_000700.pt", tmp_path / "x.safetensors"
+        pt = tmp_path / "emasavedmodel_0.9999_000700.pt"
+        safetensors = tmp_path / "x.safetensors"
         pt.write_bytes(write_pt(weights))
         found = convert.read(pt, GIVEN)
         assert (found.network, found.step) == ("ema_0.9999", 700)

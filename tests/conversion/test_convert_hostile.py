@@ -36,7 +36,8 @@ class Payload:
 
 def hostile_pickles(path):
     """Name -> pickle that makes the file `path` when plain pickle reads it."""
-    payload, system = Payload(path), f"touch {path}".encode()
+    payload = Payload(path)
+    system = f"touch {path}".encode()
     named = b"c__builtin__\n%s\n"
     return {
         **{f"protocol {number}": pickle.dumps(payload, number) for number in (0, 2, 4)},

@@ -154,7 +154,8 @@ def test_a_copy_in_another_format_is_a_duplicate(isic):
 def test_names_and_faults_of_single_pictures(isic):
     train, test = isic
     shutil.copy(picture(train, 0), picture(train, 0).with_suffix(".jpeg"))
-    data, truth = picture(test, 4).parent, mask(test, 4).parent
+    data = picture(test, 4).parent
+    truth = mask(test, 4).parent
     picture(test, 4).rename(data / "ISIC_0000001.jpg")
     mask(test, 4).rename(truth / "ISIC_0000001_Segmentation.png")
     upright = Image.open(picture(train, 2))
@@ -187,9 +188,11 @@ def test_csv_with_several_wrong_rows(isic):
 
 
 def test_all_problems_of_volumes_at_once(brats):
-    a, b = brats / "A", brats / "B"
+    a = brats / "A"
+    b = brats / "B"
     affine = nib.load(a / "A_t1.nii.gz").affine
-    moved, stretched = affine.copy(), affine.copy()
+    moved = affine.copy()
+    stretched = affine.copy()
     moved[0, 3] += 1
     stretched[1, 1] *= 2
     rewrite(a / "A_t2.nii.gz", lambda values: values, moved)
@@ -215,7 +218,8 @@ def test_the_same_file_for_two_modalities(brats):
 
 
 def test_each_file_is_read_once(brats, isic, monkeypatch):
-    read, plain = [], files.bf.read_bytes
+    read = []
+    plain = files.bf.read_bytes
     monkeypatch.setattr(files.bf, "read_bytes", lambda path: read.append(path) or plain(path))
     for sets in ({"train": brats, "data_name": "BRATS"}, {"train": isic[0], "test": isic[1]}):
         result = check(**sets)

@@ -77,7 +77,8 @@ def test_missing_modality(brats_folder):
 def test_geometry_that_disagrees(brats_folder, part, change):
     path = brats_folder / "BraTS2021_00001" / f"BraTS2021_00001_{part}.nii.gz"
     image = nib.load(path)
-    values, affine = np.asarray(image.dataobj), image.affine
+    values = np.asarray(image.dataobj)
+    affine = image.affine
     if change == "shape":
         values = values[:, :, :-1]
     else:
@@ -94,7 +95,8 @@ def test_truncated_volume(brats_folder, compressed, kept):
     content = path.read_bytes()
     if not compressed:
         path.unlink()
-        path, content = path.with_suffix(""), gzip.decompress(content)
+        path = path.with_suffix("")
+        content = gzip.decompress(content)
     path.write_bytes(content[:int(kept * len(content))])
     with pytest.raises(UserError, match="_flair.nii.*no complete NIfTI"):
         open_dataset(brats_config(brats_folder), 32, "Training", need_masks=True)
@@ -160,7 +162,8 @@ def test_volume_is_read_once_and_the_cache_is_bounded(brats_folder, monkeypatch)
         dataset[index]
     assert len(reads) == len(set(reads)) == 10
     small = brats.BratsDataset(brats_folder, 32, cache_bytes=1)  # keeps one volume at a time
-    first, last = small[0].image, small[len(small) - 1]
+    first = small[0].image
+    last = small[len(small) - 1]
     np.testing.assert_array_equal(first, small[0].image)
     assert last.case != small[0].case and len(reads) == 10 + 3 * 5
 

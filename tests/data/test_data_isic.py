@@ -10,7 +10,8 @@ from guided_diffusion_core.data import list_truths, open_dataset, phantoms
 from guided_diffusion_core.data.layouts import isic
 from guided_diffusion_core.errors import UserError
 
-TEST_DATA, TEST_TRUTH = "ISBI2016_ISIC_Part1_Test_Data", "ISBI2016_ISIC_Part1_Test_GroundTruth"
+TEST_DATA = "ISBI2016_ISIC_Part1_Test_Data"
+TEST_TRUTH = "ISBI2016_ISIC_Part1_Test_GroundTruth"
 
 
 def isic_config(folder, **settings):

@@ -282,7 +282,8 @@ class TestRefuge:
     def test_folders_of_the_challenge(self, tmp_path):
         """Training of REFUGE: pictures and masks in Glaucoma and Non-Glaucoma, illustrations beside."""
         phantoms.write_refuge2_phantoms(tmp_path / "raw", 1, 48, 1)
-        picture, mask = tmp_path / "raw/Disc_Cup_Fovea_Illustration/T0001.jpg", tmp_path / "raw/Disc_Cup_Masks/T0001.png"
+        picture = tmp_path / "raw/Disc_Cup_Fovea_Illustration/T0001.jpg"
+        mask = tmp_path / "raw/Disc_Cup_Masks/T0001.png"
         for kind, name in (("Glaucoma", "g0001"), ("Non-Glaucoma", "n0001")):
             for source, place in ((picture, f"Training400/{kind}/{name}.jpg"),
                                   (mask, f"Annotation-Training400/Disc_Cup_Masks/{kind}/{name}.png"),

@@ -23,7 +23,8 @@ SHAPES = [((240, 240), (64, 64)), ((37, 53), (32, 64)), ((64, 64), (256, 128)), 
 @pytest.mark.parametrize("source, target", SHAPES)
 def test_resizing_is_pillows(source, target):
     pictures = np.random.default_rng(0).normal(size=(2, 3, *source)).astype(np.float32)
-    linear, nearest = resize_linear(pictures, target), resize_nearest(pictures, target)
+    linear = resize_linear(pictures, target)
+    nearest = resize_nearest(pictures, target)
     for i, j in np.ndindex(2, 3):
         picture = Image.fromarray(pictures[i, j])
         expected = np.asarray(picture.resize(target[::-1], Image.BILINEAR))
@@ -63,7 +64,8 @@ def test_cache_drops_the_least_recently_used():
     assert made == ["a", "b", "c", "b"]
 
 
-BRAIN, TUMOUR = np.array([0, 1, 1, 1, 1, 1, 0, 0], bool), np.array([0, 0, 1, 0, 1, 1, 0, 0], bool)
+BRAIN = np.array([0, 1, 1, 1, 1, 1, 0, 0], bool)
+TUMOUR = np.array([0, 0, 1, 0, 1, 1, 0, 0], bool)
 
 
 @pytest.mark.parametrize("spec, expected", [

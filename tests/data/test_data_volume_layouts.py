@@ -99,7 +99,8 @@ class TestBratsSlices:
     def test_as_the_volume_that_they_are_of(self, tmp_path):
         phantoms.write_brats_slices_phantom(tmp_path / "all", "A", SHAPE, 1)
         phantoms.write_brats_phantom(tmp_path / "whole", "A", SHAPE, 1)
-        sliced, whole = opened("BRATS", tmp_path / "all", slices="odd"), opened("BRATS", tmp_path / "whole", slices="odd")
+        sliced = opened("BRATS", tmp_path / "all", slices="odd")
+        whole = opened("BRATS", tmp_path / "whole", slices="odd")
         assert len(sliced) == len(whole) == 5
         for index in range(5):
             np.testing.assert_array_equal(sliced[index].image, whole[index].image)
@@ -182,7 +183,8 @@ class TestPlainVolumes:
             target = nib.orientations.axcodes2ornt(axes)
             turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), target)
             nib.save(image.as_reoriented(turn), path)
-        dataset, source = opened("VOLUMES", folder), nib.load(folder / "masks" / "case000.nii.gz")
+        dataset = opened("VOLUMES", folder)
+        source = nib.load(folder / "masks" / "case000.nii.gz")
         case = dataset.cases()[0]
         values = np.stack([dataset[index].mask[0] for index in case.indices])
         written = nib.load(CaseWriter(tmp_path).write(case, values, values, 0.5)["mask"])

@@ -88,7 +88,8 @@ def test_pictures(shared_data, tmp_path, ending):
         if path is mask_path:
             try_all(path, damaged, use("IMAGES", tmp_path))
         else:
-            masks, damaged_images = mask, damaged
+            masks = mask
+            damaged_images = damaged
     assert masks.size == photograph.size
     try_all(image_path, damaged_images, use("IMAGES", tmp_path))
 

@@ -20,7 +20,8 @@ def training_terms(backend, network, t=(3, 17), **settings):
 @pytest.mark.parametrize("variance", ModelVarType)
 def test_every_parametrisation_gives_the_posterior(backend, variance):
     """A network that knows the truth predicts the posterior's mean and x_0, whatever it predicts."""
-    t, x_start = np.array([1, 60]), X_START[:, -1:]
+    t = np.array([1, 60])
+    x_start = X_START[:, -1:]
     x_t = noised(t)
     previous = posterior_mean(x_start, x_t, t)
     channel = 0.4 * np.sin(x_start + 1)
@@ -41,13 +42,16 @@ def test_every_parametrisation_gives_the_posterior(backend, variance):
 
 
 def test_posterior_and_marginal(backend):
-    diffusion, t = make_diffusion(backend), np.array([0, 42])
-    x_start, x_t = X_START[:, -1:], NOISE
+    diffusion = make_diffusion(backend)
+    t = np.array([0, 42])
+    x_start = X_START[:, -1:]
+    x_t = NOISE
     arguments = tensor(backend, x_start), tensor(backend, x_t), tensor(backend, t)
     mean, variance, log_variance = (
         array(backend, v) for v in diffusion.q_posterior_mean_variance(*arguments))
     # at t = 42 by Bayes' rule; at t = 0 it is x_0 itself
-    alpha, prior = 1 - TABLES.betas[42], 1 - TABLES.alphas_cumprod[41]
+    alpha = 1 - TABLES.betas[42]
+    prior = 1 - TABLES.alphas_cumprod[41]
     precision = alpha / TABLES.betas[42] + 1 / prior
     close(mean[1], (np.sqrt(alpha) / TABLES.betas[42] * x_t[1]
                     + np.sqrt(TABLES.alphas_cumprod[41]) / prior * x_start[1]) / precision)
@@ -63,7 +67,8 @@ def test_posterior_and_marginal(backend):
 
 
 def test_clipping_limits_the_predicted_mask(backend):
-    x, t = tensor(backend, X_START), tensor(backend, np.array([3, 17]))
+    x = tensor(backend, X_START)
+    t = tensor(backend, np.array([3, 17]))
     diffusion = make_diffusion(backend, mean=ModelMeanType.START_X, variance=ModelVarType.FIXED_SMALL)
     for clip, largest in ((True, 1.0), (False, 5.0)):
         network = network_like(backend, np.full(NOISE.shape, 5.0))
@@ -83,7 +88,8 @@ def numpy_vb(mean, log_variance, x_t, t):
         return 1 / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (z + 0.044715 * z ** 3)))
 
     # the mask is 0 or 1: an inner bin, or the last one, which reaches to infinity
-    above, below = cdf(x_start + 1 / 255), cdf(x_start - 1 / 255)
+    above = cdf(x_start + 1 / 255)
+    below = cdf(x_start - 1 / 255)
     probability = np.where(x_start > 0.999, 1 - below, above - below)
     nll = -np.log(np.maximum(probability, 1e-12))
     return np.where(t == 0, nll.mean((1, 2, 3)), kl.mean((1, 2, 3))) / np.log(2)
@@ -113,7 +119,8 @@ def test_bound_trains_the_variance_alone_beside_a_squared_error(backend):
 def test_training_data_is_left_alone_and_labels_are_merged(backend):
     x_start = X_START.copy()
     x_start[:, -1:] *= np.array([1.0, 4.0]).reshape(2, 1, 1, 1)
-    given, terms = tensor(backend, x_start), []
+    given = tensor(backend, x_start)
+    terms = []
     for data in (given, tensor(backend, X_START)):
         found, out = make_diffusion(backend).training_losses_segmentation(
             ToyNetwork(backend, dtype="float64"), None, data, tensor(backend, np.array([3, 17])),
@@ -142,7 +149,9 @@ def test_calibration_is_blended_case_by_case(backend):
     cal = np.where(sample > 0, 0.9, 0.1)  # agrees
     cal[1] = np.where(sample[1] > 0, 0.1, 0.9)  # differs
     sample[2] = -1.0  # only cal holds something
-    sample[3], cal[3] = -1.0, 0.0  # both empty
+    # both empty
+    sample[3] = -1.0
+    cal[3] = 0.0
     cal[4] = 0.0  # only the sample holds something
     found = array(backend, backend.module("gaussian_diffusion").blend_calibration(
         tensor(backend, sample), tensor(backend, cal)))
@@ -163,7 +172,8 @@ def test_schedule_sampler(backend):
 
 def test_time_steps_by_the_second_moment_of_their_losses(backend):
     """Uniform until each of the four has two losses; then by the last two of each."""
-    resample, diffusion = backend.module("resample"), make_diffusion(backend, respacing="4")
+    resample = backend.module("resample")
+    diffusion = make_diffusion(backend, respacing="4")
     sampler = resample.LossSecondMomentResampler(diffusion, history_per_term=2, uniform_prob=0.1)
     for ts, losses in (([0, 1, 2, 0, 0], [9, 1, 2, 3, 1]), ([1, 2, 3], [1, 0, 0])):
         sampler.update_with_losses(np.array(ts), np.array(losses, np.float32))

@@ -135,7 +135,8 @@ def test_ancestral_sampling(backend, case):
 
 @pytest.mark.parametrize("eta", ETAS)
 def test_ddim_sampling(backend, eta):
-    data, network = ToyData(), ToyNetwork(backend)
+    data = ToyData()
+    network = ToyNetwork(backend)
     diffusion = make_diffusion(backend, steps=1000, respacing="ddim25")
     initial, *fresh = (tensor(backend, draw) for draw in draws(22, 26))
     noise_of = dict(zip(reversed(diffusion.timestep_map), fresh))

@@ -21,7 +21,8 @@ def loss_and_gradient(backend, mean, variance, loss):
 
     Not 0: there the toy network lies in the far tail of the decoder, where 1 - cdf loses its digits
     and the two frameworks' tanh, one unit in the last place apart, decide the gradient."""
-    data, learned = ToyData(), variance in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
+    data = ToyData()
+    learned = variance in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
     network = ToyNetwork(backend, learned, dtype="float64")
     diffusion = make_diffusion(backend, mean=mean, variance=variance, loss=loss)
     terms, _ = diffusion.training_losses_segmentation(

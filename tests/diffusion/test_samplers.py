@@ -15,7 +15,8 @@ def test_ddim_with_eta_1_is_the_ancestral_sampler(backend):
     network = ToyNetwork(backend, learn_sigma=False, dtype="float64")
     for t in ([0, 1], [15, 29]):
         arguments = network, tensor(backend, X_START), tensor(backend, np.array(t)), tensor(backend, NOISE)
-        ancestral, ddim = diffusion.p_sample(*arguments), diffusion.ddim_sample(*arguments, eta=1.0)
+        ancestral = diffusion.p_sample(*arguments)
+        ddim = diffusion.ddim_sample(*arguments, eta=1.0)
         for part in ancestral:
             close(array(backend, ddim[part]), array(backend, ancestral[part]))
 
@@ -39,7 +40,8 @@ def test_a_share_above_1_spoils_few_ancestral_steps_and_no_ddim_step(backend):
 
 
 def test_no_noise_at_the_last_step(backend):
-    diffusion, network = make_diffusion(backend), ToyNetwork(backend, dtype="float64")
+    diffusion = make_diffusion(backend)
+    network = ToyNetwork(backend, dtype="float64")
     arguments = network, tensor(backend, X_START), tensor(backend, np.array([0, 1]))
     for sample in (diffusion.p_sample, lambda *given: diffusion.ddim_sample(*given, eta=0.5)):
         quiet, loud = (
@@ -90,7 +92,8 @@ def solved(backend, sampler, steps, network, mean, **settings):
 @pytest.mark.parametrize("mean", [ModelMeanType.EPSILON, ModelMeanType.START_X])
 def test_samplers_converge_to_one_solution(backend, mean):
     """DDIM with order 1, DPM-Solver++ with order 2: twice the steps leave a half and a quarter of the error."""
-    network, steps = ToyNetwork(backend, dtype="float64"), (20, 40, 80)
+    network = ToyNetwork(backend, dtype="float64")
+    steps = (20, 40, 80)
     fine, finer = (solved(backend, "dpm_solver_sample_loop_known", n, network, mean) for n in (320, 640))
     solution = finer + (finer - fine) / 3  # Richardson's extrapolation
     for sampler, order in (("ddim_sample_loop_known", 1), ("dpm_solver_sample_loop_known", 2)):
@@ -103,7 +106,8 @@ def test_samplers_converge_to_one_solution(backend, mean):
 def test_every_sampler_gives_the_distribution_of_the_data(backend):
     """With the best prediction for pixels of N(0.3, 0.25), the deterministic samplers transport each x_T to its
     place in that distribution, and the others draw from it."""
-    centre, spread = 0.3, 0.5
+    centre = 0.3
+    spread = 0.5
     abar, times = even_in_lambda(60, last=4.5)
     alpha, sigma = (dict(zip(times, np.sqrt(v))) for v in (abar, 1 - abar))
 
@@ -138,10 +142,14 @@ def test_samplers_converge_to_one_distribution(backend, sampler, settings, order
 
     A sample is then affine in the draws, so that its moments are exact: case 0 is sampled without noise, each
     other case with a single draw of 1 (or none), and its distance from case 0 is the draw's factor."""
-    centre, spread, errors, cases = 0.3, 0.5, [], 82
+    centre = 0.3
+    spread = 0.5
+    errors = []
+    cases = 82
     for steps in (20, 40, 80):
         abar, times = even_in_lambda(steps, last=6.5)  # the last step is to x_0: its error is exp(-13)
-        alpha, variance = dict(zip(times, np.sqrt(abar))), dict(zip(times, 1 - abar))
+        alpha = dict(zip(times, np.sqrt(abar)))
+        variance = dict(zip(times, 1 - abar))
 
         def network(x, t):
             a, v = (table[float(array(backend, t)[0])] for table in (alpha, variance))
@@ -150,7 +158,8 @@ def test_samplers_converge_to_one_distribution(backend, sampler, settings, order
             return tensor(backend, predicted), tensor(backend, 0 * m + 0.5)
 
         single = dict(zip(("start", *times), np.eye(cases)[1:, :, None, None, None]))  # (cases, 1, 1, 1) each
-        a, v = alpha[times[-1]], variance[times[-1]]
+        a = alpha[times[-1]]
+        v = variance[times[-1]]
         diffusion = process_through(backend, abar, times, ModelMeanType.START_X, ModelVarType.FIXED_SMALL)
         sample = array(backend, getattr(diffusion, sampler)(
             network, None, tensor(backend, np.zeros((cases, 2, 1, 1))),
@@ -175,7 +184,8 @@ def test_dynamic_thresholding_follows_its_definition(backend):
 def test_dpm_solver_thresholds_instead_of_clipping(backend):
     diffusion = make_diffusion(backend, mean=ModelMeanType.START_X, variance=ModelVarType.FIXED_SMALL)
     predicted = np.linspace(-4, 2, NOISE.size).reshape(NOISE.shape)
-    x, t = tensor(backend, X_START), tensor(backend, np.array([0, 40]))
+    x = tensor(backend, X_START)
+    t = tensor(backend, np.array([0, 40]))
     limit = np.maximum(1, np.quantile(np.abs(predicted), 0.995, axis=(1, 2, 3), keepdims=True))
     for settings, expected in (({}, np.clip(predicted, -1, 1)), ({"clip_denoised": False}, predicted),
                                ({"dynamic_thresholding": True}, np.clip(predicted, -limit, limit) / limit)):

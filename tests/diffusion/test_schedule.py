@@ -40,7 +40,8 @@ def test_cosine_schedule_follows_its_function():
 
 def test_posterior_is_bayes_rule(tables):
     """N(x_t; sqrt(alpha) x, beta) N(x; sqrt(abar') x_0, 1 - abar') as one Gaussian of x, t > 0."""
-    alphas, prior = 1 - tables.betas[1:], 1 - tables.alphas_cumprod_prev[1:]
+    alphas = 1 - tables.betas[1:]
+    prior = 1 - tables.alphas_cumprod_prev[1:]
     precision = alphas / tables.betas[1:] + 1 / prior
     close(tables.posterior_variance[1:], 1 / precision)
     close(tables.posterior_mean_coef2[1:], np.sqrt(alphas) / tables.betas[1:] / precision)
@@ -56,7 +57,8 @@ def test_first_step_has_finite_logarithms(tables):
 
 
 def test_tables_invert_each_other(tables):
-    x_start, noise = 0.3, -1.7
+    x_start = 0.3
+    noise = -1.7
     x_t = tables.sqrt_alphas_cumprod * x_start + tables.sqrt_one_minus_alphas_cumprod * noise
     np.testing.assert_allclose(
         tables.sqrt_recip_alphas_cumprod * x_t - tables.sqrt_recipm1_alphas_cumprod * noise,
@@ -90,13 +92,16 @@ def test_dpm_solver_is_exact_for_predictions_linear_in_lambda(name, steps):
     linear in lambda; what is left is the algorithm's own error of order h^3."""
     tables = DiffusionTables(get_named_beta_schedule(name, steps))
     xstart_coef, before_coef, x_t_coef = dpm_solver_coefficients(tables)
-    alpha, sigma = tables.sqrt_alphas_cumprod, tables.sqrt_one_minus_alphas_cumprod
+    alpha = tables.sqrt_alphas_cumprod
+    sigma = tables.sqrt_one_minus_alphas_cumprod
     lam = np.log(alpha / sigma)
     for t in (1, tables.num_timesteps // 2, tables.num_timesteps - 2):
         h = lam[t - 1] - lam[t]
         nodes, weights = np.polynomial.legendre.leggauss(30)
         s = lam[t] + h * (nodes + 1) / 2
-        x_t, constant, slope = 0.7, -0.4, 1.3
+        x_t = 0.7
+        constant = -0.4
+        slope = 1.3
         exact = sigma[t - 1] / sigma[t] * x_t + sigma[t - 1] * h / 2 * np.sum(
             weights * np.exp(s) * (constant + slope * (s - lam[t])))
         found = (x_t_coef[t] * x_t + xstart_coef[t] * constant

@@ -164,7 +164,8 @@ def test_two_runs_side_by_side(command, runs, tmp_path):  # noqa: F811
     result = json.loads((out / "comparison.json").read_text())
     summaries = [evaluation.evaluate(folder, isic.list_truths(data), 0.5) for folder in (first, second)]
     dice = np.array([[row["metrics"]["mask"]["Dice"] for row in summary["metric_per_case"]] for summary in summaries])
-    found, differences = result["scores"]["mask"]["Dice"], dice[1] - dice[0]
+    found = result["scores"]["mask"]["Dice"]
+    differences = dice[1] - dice[0]
     assert [found["mean_first"], found["mean_second"]] == pytest.approx(dice.mean(axis=1))
     assert found["mean"] == pytest.approx(differences.mean())
     half = 1.96 * differences.std(ddof=1)

@@ -32,7 +32,8 @@ def images(tmp_path):
 
 def write_predictions(dataset, folder, threshold=0.5, seed=0):
     """Random probabilities around the truth; returns them by case name, as written."""
-    generator, written = np.random.default_rng(seed), {}
+    generator = np.random.default_rng(seed)
+    written = {}
     for case in dataset.cases():
         truth = np.stack([dataset[index].mask[0] for index in case.indices])
         probability = np.clip(truth * 0.4 + generator.random(truth.shape) * 0.6, 0, 1)
@@ -45,7 +46,9 @@ def two_labels(folder):
     """Three pictures with the labels 1 (cup) and 2 (disc, which holds the cup): truths, and random masks in
     `folder`; the cup of case c is empty in both."""
     label_map = LabelMap(("disc", "cup"), (frozenset({1, 2}), frozenset({2})))
-    generator, truths, written = np.random.default_rng(3), [], {}
+    generator = np.random.default_rng(3)
+    truths = []
+    written = {}
     for name in "abc":
         stored = generator.integers(0, 2 if name == "c" else 3, (9, 8)).astype(np.uint8)
         Image.fromarray(stored).save(folder / f"{name}.png")
@@ -206,7 +209,8 @@ def test_volume_and_its_slices(tmp_path):
     written = write_predictions(brats.BratsDataset(tmp_path / "brats", 32), tmp_path / "out")
     for spec in ("all", "odd,tumour"):
         truths = brats.list_truths(tmp_path / "brats", spec)
-        native, slices = read_truth_masks(truths[0])[0], list(truths[0].slices)
+        native = read_truth_masks(truths[0])[0]
+        slices = list(truths[0].slices)
         summary = evaluation.evaluate(tmp_path / "out", truths, 0.5)
         prediction = written["A"] >= 0.5
         expected = scipy_scores(prediction[:, :, slices], native[:, :, slices])

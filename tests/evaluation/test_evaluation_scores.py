@@ -46,7 +46,8 @@ def test_overlap_scores_are_medpys_and_simpleitks(seed, shape):
 def test_hd95_is_that_of_simpleitks_distances(shape, spacing):
     """Distances by ITK's distance map (Maurer et al. 2003) from the border pixels of its label contour."""
     prediction, truth = (np.pad(mask, 1) for mask in blobs(7, shape))
-    distances, borders = [], []
+    distances = []
+    borders = []
     for mask in (prediction, truth):
         picture = SimpleITK.GetImageFromArray(mask.astype(np.uint8))
         picture.SetSpacing(spacing[::-1])  # ITK's order of axes is numpy's reversed
@@ -64,7 +65,8 @@ def test_hd95_is_that_of_simpleitks_distances(shape, spacing):
 def test_nsd_is_that_of_scikit_images_contours(spacing, tolerance):
     """The contour through each cell of 2 x 2 pixels by marching squares; distances between the cells by a tree."""
     masks = [np.pad(mask, 1) for mask in blobs(9, (40, 30))]
-    lengths, places = [], []
+    lengths = []
+    places = []
     for mask in masks:
         cells = {}
         for line in find_contours(mask.astype(float), 0.5, fully_connected="low"):
@@ -90,7 +92,8 @@ def test_nsd_of_a_moved_box():
 
 
 def test_surface_distances_of_empty_masks():
-    full, empty = np.ones((5, 5), bool), np.zeros((5, 5), bool)
+    full = np.ones((5, 5), bool)
+    empty = np.zeros((5, 5), bool)
     assert mask_scores(empty, empty, (1, 1), 1.0)["NSD"] is None
     for pair in ((full, empty), (empty, full)):
         found = mask_scores(*pair, (1, 1), 1.0)
@@ -142,7 +145,9 @@ class Case:
     """What `Calibration.add` reads."""
 
     def __init__(self, truth, probability, uncertainty):
-        self.truth, self.probability, self.uncertainty = truth[None], probability[None], uncertainty[None]
+        self.truth = truth[None]
+        self.probability = probability[None]
+        self.uncertainty = uncertainty[None]
         self.prediction = self.probability >= 0.5
 
 
@@ -178,7 +183,8 @@ def test_dice_against_retained_share():
     generator = np.random.default_rng(2)
     prediction, truth = generator.random((2, 1000)) < 0.4
     uncertainty = generator.permutation(1000) / 1000
-    order, expected = np.argsort(uncertainty), []
+    order = np.argsort(uncertainty)
+    expected = []
     for share in calibration.SHARES:
         kept = order[:round(1000 * share)]
         expected.append(binary.dc(prediction[kept], truth[kept]))
@@ -186,7 +192,8 @@ def test_dice_against_retained_share():
 
 
 def test_retained_share_of_ties_does_not_depend_on_the_order():
-    prediction, truth = np.array([1, 1, 1, 0, 0, 0, 0, 0, 0, 0], bool), np.array([1, 1, 0, 1, 0, 0, 0, 0, 0, 0], bool)
+    prediction = np.array([1, 1, 1, 0, 0, 0, 0, 0, 0, 0], bool)
+    truth = np.array([1, 1, 0, 1, 0, 0, 0, 0, 0, 0], bool)
     flat = np.zeros(10)
     assert calibration.retained_dice(prediction, truth, flat) == pytest.approx([2 / 3] * len(calibration.SHARES))
     away = calibration.retained_dice(prediction, truth, (prediction | truth).astype(float))
@@ -199,10 +206,12 @@ def test_retained_share_of_ties_does_not_depend_on_the_order():
 
 def original_scores(prediction, truth):
     """The original's eval_seg for one 8-bit picture of 256 x 256, from its description in torch's float32."""
-    prediction, truth = prediction.astype(np.float32), truth.astype(np.float32) / np.float32(255)
+    prediction = prediction.astype(np.float32)
+    truth = truth.astype(np.float32) / np.float32(255)
     with np.errstate(invalid="ignore"):
         prediction = prediction / prediction.max()  # NaN for an empty one
-    dice, iou = 0.0, 0.0
+    dice = 0.0
+    iou = 0.0
     for threshold in (0.1, 0.3, 0.5, 0.7, 0.9):
         p, t = ((values > np.float32(threshold)).astype(int) for values in (prediction, truth))
         dice += (2 * (p * t).sum() + 0.0001) / (p.sum() + t.sum() + 0.0001) / 5
@@ -227,7 +236,8 @@ def test_upstream_protocol(kind):
 
 
 def test_upstream_protocol_of_files(tmp_path):
-    generator, truths = np.random.default_rng(6), []
+    generator = np.random.default_rng(6)
+    truths = []
     expected = []
     for name in ("a", "b"):
         truth = generator.random((300, 200)) < 0.5

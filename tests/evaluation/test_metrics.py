@@ -25,7 +25,8 @@ def test_counts():
 
 
 def test_empty_masks():
-    full, empty = np.ones((3, 3), bool), np.zeros((3, 3), bool)
+    full = np.ones((3, 3), bool)
+    empty = np.zeros((3, 3), bool)
     both = count(empty, empty)
     assert both.both_empty and both.dice is None and both.iou is None
     for one_empty in (count(full, empty), count(empty, full)):

@@ -50,7 +50,8 @@ def package_names(package):
 
 def twins():
     """The public names of both backends, the forward pass under one name."""
-    pytorch, jittor = package_names("guided_diffusion_pt"), package_names("guided_diffusion_jt")
+    pytorch = package_names("guided_diffusion_pt")
+    jittor = package_names("guided_diffusion_jt")
     assert not [name for name in pytorch if name.endswith(".execute")]
     assert not [name for name in jittor if name.endswith(".forward")]
     renamed = {f"{name.removesuffix('.execute')}.forward" if name.endswith(".execute") else name: value

@@ -44,7 +44,8 @@ def forward(request, backend):
     model = backend.module("unet").make_network(plan)
     runtime.load_state(model, {name: golden_weight(name, shape) for name, shape in state_shapes(plan).items()})
     model.eval()
-    found, sources = {}, {}
+    found = {}
+    sources = {}
 
     def keep(name):
         def hook(module, inputs, output):
@@ -57,7 +58,8 @@ def forward(request, backend):
 
     for name, module in model.named_modules():
         module.register_forward_hook(keep(name))
-    steps, size = golden["timesteps"], plan.image_size
+    steps = golden["timesteps"]
+    size = plan.image_size
     x = np.random.RandomState(int(golden["input_seed"])).standard_normal((len(steps), plan.in_channels, size, size))
     with runtime.no_grad():
         out, cal = model(runtime.to_tensor(x, dtype="float32"), runtime.to_tensor(steps))

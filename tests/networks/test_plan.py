@@ -15,7 +15,8 @@ SMALL = {"image_size": 32, "num_channels": 32, "num_heads": 1, "attention_resolu
 
 def anchor_channels(plan):
     """Channels of the two anchors: the decoder's features at half and at quarter resolution."""
-    half, quarter = plan.highway.localization[-2], plan.highway.localization[-3]
+    half = plan.highway.localization[-2]
+    quarter = plan.highway.localization[-3]
     return half[-1][1], quarter[-1][1]
 
 
@@ -41,7 +42,9 @@ def test_both_networks_of_version_1_meet_at_the_same_resolutions_and_widths(size
     coarsest = size // 2 ** (len(default_channel_mult(size)) - 1)
     plan = make_plan(ModelConfig(**{**SMALL, "image_size": size, "num_channels": width, "version": "1",
                                     "attention_resolutions": str(coarsest)}))
-    highway, halvings, joins = plan.highway, 0, []
+    highway = plan.highway
+    halvings = 0
+    joins = []
     for index, block in enumerate(plan.input_blocks):
         if isinstance(block[0], DownsamplePlan):
             halvings += 1
@@ -127,7 +130,8 @@ def test_initial_weights_depend_on_seed_and_name_alone(shapes):
     assert np.array_equal(alone["time_embed.0.weight"], state["time_embed.0.weight"])
     other = initial_state(shapes, seed=2)
     assert not np.array_equal(other["time_embed.0.weight"], state["time_embed.0.weight"])
-    first, second = state["middle_block.0.in_layers.2.weight"], state["middle_block.2.in_layers.2.weight"]
+    first = state["middle_block.0.in_layers.2.weight"]
+    second = state["middle_block.2.in_layers.2.weight"]
     assert first.shape == second.shape and not np.array_equal(first, second)
 
 

@@ -23,14 +23,16 @@ def create(backend, use_checkpoint, version="new", **settings):
 
 def batch(backend, loop):
     """The first training batch (N, C + 1, S, S), in the precision of the process."""
-    runtime, (image, mask) = backend.module("runtime"), next(iter(loop.data))
+    runtime = backend.module("runtime")
+    image, mask = next(iter(loop.data))
     arrays = np.concatenate([runtime.to_numpy(image), runtime.to_numpy(mask)], axis=1)
     return runtime.to_tensor(arrays, runtime.precision())
 
 
 def first_step(backend, **settings):
     """Losses, gradients and buffers of the first batch, by name; numpy."""
-    loop, runtime = create(backend, **settings), backend.module("runtime")
+    loop = create(backend, **settings)
+    runtime = backend.module("runtime")
     values, gradients = loop.forward_backward(batch(backend, loop))
     buffers = {name: value for name, value in runtime.state_arrays(loop.model).items() if is_buffer(name)}
     return values, {name: runtime.to_numpy(value) for name, value in zip(loop.names, gradients)}, buffers
@@ -65,7 +67,8 @@ def test_numbers_are_the_same(backend, version):
 def test_every_convolution_but_the_mask_heads_runs_twice(backend, version):
     """Jittor computes a convolution outside a checkpoint by a way that takes far more memory."""
     def calls(flag):
-        loop, counts = create(backend, flag, version=version, microbatch=4), {}
+        loop = create(backend, flag, version=version, microbatch=4)
+        counts = {}
         forward = "forward" if backend.name == "pytorch" else "execute"
         for name, module in loop.model.named_modules():
             if type(module).__name__ in ("Conv2d", "Conv", "Conv1d", "Conv3x3"):
@@ -79,7 +82,8 @@ def test_every_convolution_but_the_mask_heads_runs_twice(backend, version):
             return inner(*given)
         return forward
 
-    kept, again = calls(False), calls(True)
+    kept = calls(False)
+    again = calls(True)
     assert len(kept) > 40 and set(kept.values()) == {1}
     assert {name for name in again if again[name] != 2} == {"hwm.seg_outputs.0"}
 
@@ -90,7 +94,8 @@ def test_what_pytorch_keeps():
     import torch
 
     def kept(flag):
-        backend, seen = Backend("pytorch"), {}
+        backend = Backend("pytorch")
+        seen = {}
         loop = create(backend, flag)
         parameters = {param.data_ptr() for param in loop.params}
 
@@ -112,8 +117,10 @@ def test_what_pytorch_keeps():
 def test_what_jittor_keeps(monkeypatch):
     """Its graph holds what it has computed: it must not grow from one recomputation to the next."""
     backend = Backend("jittor")
-    recompute, runtime = backend.module("recompute"), backend.module("runtime")
-    held, inner = [], recompute._Recomputed.grad
+    recompute = backend.module("recompute")
+    runtime = backend.module("runtime")
+    held = []
+    inner = recompute._Recomputed.grad
 
     def grad(self, *given):
         found = inner(self, *given)

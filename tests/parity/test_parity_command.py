@@ -61,7 +61,8 @@ def test_a_backend_that_fails_ends_the_run_with_its_message(tmp_path):
 
 
 def test_one_backend_is_recorded_for_a_later_comparison(tmp_path):
-    out_dir, name = tmp_path / "run", BACKENDS[0]
+    out_dir = tmp_path / "run"
+    name = BACKENDS[0]
     done = parity("run", "table/linear", "weights/new", "--backends", name, "--out_dir", out_dir)
     assert done.returncode == 0, done.stderr
     assert "compare it with: python -m parity compare" in done.stdout

@@ -22,7 +22,8 @@ def made_section(precision="float32", variant=PLAIN, error=1e-7):
     """A section of a network of two layers; values follow from the precision and a relative error."""
     generator = np.random.default_rng([len(precision + variant), len(variant)])
     truth = np.random.default_rng(3)
-    tensors, entries = {}, []
+    tensors = {}
+    entries = []
     for rung, site, shape in (("input", "first#0", (2, 8)), ("output", "first#0", (2, 8)), ("output", "second#0", (2, 4)),
                               ("gradient", "first.weight", (8, 8)), ("loss", "total", ())):
         value = np.asarray(truth.standard_normal(shape) * (1 + error * generator.standard_normal(shape) *
@@ -48,7 +49,8 @@ def made_dump(folder, change=lambda section: None, keys=None, suite="made"):
             change(truth)
             section.errors = {entry.key: list(distance(truth.array(entry), section.array(entry)))
                               for entry in section.entries if section.array(entry).dtype.kind == "f"}
-            section.entries, section.tensors = [], {}
+            section.entries = []
+            section.tensors = {}
         write_section(folder, section)
         dump.add(section.key, section_stem(*section.key))
     return read_dump(folder)
@@ -261,7 +263,9 @@ def test_empty_and_zero_dumps_are_errors(reference, tmp_path):
 
 def broken_files(folder):
     stem = folder / section_stem(CASE, "float32", PLAIN)
-    manifest, entries, tensors = folder / "manifest.json", stem.with_suffix(".json"), stem.with_suffix(".safetensors")
+    manifest = folder / "manifest.json"
+    entries = stem.with_suffix(".json")
+    tensors = stem.with_suffix(".safetensors")
     return {
         "other format": (manifest, manifest.read_text().replace("parity-dump", "something").encode()),
         "cut manifest": (manifest, manifest.read_bytes()[:-30]),

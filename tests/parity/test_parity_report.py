@@ -134,7 +134,8 @@ def test_the_page_asks_for_nothing_from_outside(page):
 
 
 def test_every_text_is_escaped(page):
-    case, masks = f"forward/{HOSTILE}", {HOSTILE: np.eye(4, dtype=bool)}
+    case = f"forward/{HOSTILE}"
+    masks = {HOSTILE: np.eye(4, dtype=bool)}
     verdicts = [verdict(case, [row("output", f"{HOSTILE}.x#0", 3.0, problem=HOSTILE), row("output", "y#0")],
                         variant=variant, problems=[f"problem {HOSTILE}"], missing=[f"missing {HOSTILE}"])
                 for variant in ("plain", "layers")] + [MASKS]

@@ -5,7 +5,8 @@ import pytest
 from parity.ledger import RULE
 from parity.rule import allowance, cosine, distance, judge, judge_exact, judge_mask, norms, ulp_quantiles
 
-EPS32, EPS64 = np.finfo(np.float32).eps, np.finfo(np.float64).eps
+EPS32 = np.finfo(np.float32).eps
+EPS64 = np.finfo(np.float64).eps
 SIZE = 4000
 
 
@@ -43,7 +44,8 @@ def test_error_is_measured_by_the_references_own(error, passes):
 
 def test_ratio_is_the_share_of_what_the_rule_allows():
     truth = np.array([1.0, -2.0, 3.0])
-    reference, error = (truth + [0, 0, 3e-6]).astype(np.float32), 1e-4
+    reference = (truth + [0, 0, 3e-6]).astype(np.float32)
+    error = 1e-4
     candidate = (truth + [0, error, 0]).astype(np.float32)
     own = abs(float(reference[2]) - 3.0)
     expected = abs(float(candidate[1]) + 2.0) / (RULE.multiple * own + RULE.last_places * EPS32 * 3.0)
@@ -143,8 +145,10 @@ def test_masks_differ_only_where_rounding_may_decide():
     reference = {"float32": [probability.astype(np.float32)], "float64": []}
     allowed, _ = allowance(probability, own_errors(probability, reference), "float32")
     mask = probability >= 0.5
-    near, far = mask.copy(), mask.copy()
-    near[1], far[0] = False, True
+    near = mask.copy()
+    far = mask.copy()
+    near[1] = False
+    far[0] = True
     assert judge_mask(mask, mask, probability, allowed[1], 0.5).ratio == 0
     assert 0 < judge_mask(near, mask, probability, allowed[1], 0.5).ratio <= 1
     assert judge_mask(far, mask, probability, allowed[1], 0.5).ratio > 1

@@ -68,7 +68,8 @@ def test_modules_draws_and_repeated_calls_are_recorded(ladder):
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_backend_against_itself_is_bitwise_clean(name, ladder, tmp_path):
     folder, _ = ladder
-    first, again = read_dump(folder / name), run.Backend(name, run.SUITE, tmp_path / name)
+    first = read_dump(folder / name)
+    again = run.Backend(name, run.SUITE, tmp_path / name)
     try:
         for case in AGAIN:
             again.record(run.Job(case, "float32", PLAIN))
@@ -110,7 +111,8 @@ def test_inputs_of_layers_alone_are_the_references(ladder):
     """Both backends ran a layer on the same numbers: what PyTorch's free run recorded."""
     free = read_dump(ladder[0] / BACKENDS[0]).load("forward/new", "float32", PLAIN)
     alone = read_dump(ladder[0] / BACKENDS[0]).load("forward/new", "float32", LAYERS)
-    entries, compared = free.by_key(), 0
+    entries = free.by_key()
+    compared = 0
     for entry in alone.entries:
         if entry.rung == "output" and not entry.site.endswith("]"):
             # same backend, same inputs: the layer alone gives what it gave in the free run, where the channels

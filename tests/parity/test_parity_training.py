@@ -29,7 +29,8 @@ def moved_down(state):
 def moved_at_random(state):
     """Each value one ulp up or down, by chance."""
     generator = np.random.default_rng(8)
-    up, down = moved_by_one_ulp(state), moved_down(state)
+    up = moved_by_one_ulp(state)
+    down = moved_down(state)
     return {name: np.where(generator.uniform(size=value.shape) < 0.5, value, down[name]).astype(value.dtype)
             for name, value in up.items()}
 
@@ -41,7 +42,8 @@ def create_loop(name, config):
 def total_losses(name, move=lambda state: state):
     """The total loss of each of ten steps from the seed's weights, moved."""
     config = small_config()
-    loop, runtime = create_loop(name, config), Backend(name).module("runtime")
+    loop = create_loop(name, config)
+    runtime = Backend(name).module("runtime")
     runtime.load_state(loop.model, move(initial_state(state_shapes(make_plan(config.model)), config.seed)))
     totals = np.array([values["total"] for _, values in loop.run_loop(STEPS)])
     assert totals.shape == (STEPS,) and np.isfinite(totals).all()
@@ -84,7 +86,8 @@ def inputs_of_steps(name, steps):
     loop = create_loop(name, small_config(batch_size=4, microbatch=2))
     runtime = Backend(name).module("runtime")
     loop.tape = RecordingTape(loop.tape.seed)
-    weights, calls = runtime.state_arrays(loop.model), []
+    weights = runtime.state_arrays(loop.model)
+    calls = []
     objective = loop.diffusion.training_losses_segmentation
 
     def recorded(model, classifier, x_start, t, model_kwargs=None, noise=None):
@@ -117,7 +120,8 @@ def test_batches_time_steps_noise_and_weights_are_equal_to_the_bit():
 
 @pytest.mark.parametrize("layer, shape", [("Dropout", (2, 3, 4, 4)), ("Dropout2d", (2, 3, 4, 4))])
 def test_dropout_masks_are_the_tapes(layer, shape):
-    tape, ones = NoiseTape(6), np.ones(shape, np.float32)
+    tape = NoiseTape(6)
+    ones = np.ones(shape, np.float32)
     mask_shape = shape[1:] if layer == "Dropout" else (3, 1, 1)
     expected = tape.keep_mask("dropout/", mask_shape, 0.5, step=7, cases=(4, 9)) * ones
     for name in BACKENDS:

@@ -18,10 +18,14 @@ def estimated(votes):
     votes (M, H, W). Begins, as SimpleITK does, with the share of the votes, since two raters alone do not
     determine the estimate, and ends when no member's sensitivity or specificity moves by more than 1e-7."""
     votes = np.asarray(votes, np.float64).reshape(len(votes), -1)
-    prior, truth, before = votes.mean(), votes.mean(axis=0), np.inf
+    prior = votes.mean()
+    truth = votes.mean(axis=0)
+    before = np.inf
     for _ in range(STAPLE_ITERATIONS):
-        sensitivity, specificity = votes @ truth / truth.sum(), (1 - votes) @ (1 - truth) / (1 - truth).sum()
-        p, q = sensitivity[:, None], specificity[:, None]
+        sensitivity = votes @ truth / truth.sum()
+        specificity = (1 - votes) @ (1 - truth) / (1 - truth).sum()
+        p = sensitivity[:, None]
+        q = specificity[:, None]
         hit = np.where(votes == 1, p, 1 - p).prod(axis=0) * prior
         miss = np.where(votes == 1, 1 - q, q).prod(axis=0) * (1 - prior)
         truth = hit / (hit + miss)

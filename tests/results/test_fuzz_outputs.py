@@ -74,7 +74,8 @@ def test_any_value_of_a_setting_in_a_checkpoint(weights, tmp_path, monkeypatch, 
     written = []
     monkeypatch.setattr(checkpoint, "_metadata", lambda step, config, network: {
         "format": checkpoints.FORMAT, "step": "3", "config": json.dumps(written[-1]), "network": network})
-    path, seen = tmp_path / "model.safetensors", Counter()
+    path = tmp_path / "model.safetensors"
+    seen = Counter()
     for section, name in ((section, name) for section, tree in weights[0].to_dict().items()
                           for name in (tree if isinstance(tree, dict) else [None])):
         changed = weights[0].to_dict()
@@ -128,13 +129,15 @@ def test_sampling_leaves_no_half_written_file(shared_data, tmp_path):
     (tmp_path / "images").mkdir()
     for number in (1, 2):
         photograph.save(tmp_path / "images" / f"{number}.jpg")
-    path, out_dir = tmp_path / "images" / "2.jpg", tmp_path / "out"
+    path = tmp_path / "images" / "2.jpg"
+    out_dir = tmp_path / "out"
 
     def sample():
         dataset = open_dataset(DataConfig("IMAGES", str(tmp_path / "images")), 32, "Test", need_masks=False)
         sampling.run_sampling(halves, dataset, out_dir, 1, 0.5, "{}")
 
-    content, seen = path.read_bytes(), Counter()
+    content = path.read_bytes()
+    seen = Counter()
     with contextlib.redirect_stderr(io.StringIO()):
         for done, damaged in mutants(content, 40, 7):
             path.write_bytes(damaged)
@@ -151,12 +154,15 @@ def test_sampling_leaves_no_half_written_file(shared_data, tmp_path):
 def test_predictions(tmp_path, kind):
     """What sampling wrote, damaged, and scored."""
     if kind == "volume":
-        data, name = tmp_path / "data", "VOLUMES"
+        data = tmp_path / "data"
+        name = "VOLUMES"
         phantoms.write_volume_phantoms(data, 1, (16, 16, 6), 1)
     else:
-        data, name = tmp_path / "data", "IMAGES"
+        data = tmp_path / "data"
+        name = "IMAGES"
         phantoms.write_image_phantoms(data, 1, 32, 1)
-    config, out_dir = DataConfig(name, str(data)), tmp_path / "out"
+    config = DataConfig(name, str(data))
+    out_dir = tmp_path / "out"
     with contextlib.redirect_stderr(io.StringIO()):
         sampling.run_sampling(halves, open_dataset(config, 32, "Test", need_masks=False), out_dir, 2, 0.5, "{}")
     if kind == "mask.png":

@@ -80,7 +80,9 @@ def test_volume_files(tmp_path, volume_case):
 
 def test_scaled_source_does_not_scale_the_output(tmp_path, volume_case):
     header = volume_case.header.copy()
-    header["scl_slope"], header["scl_inter"], header["cal_max"] = 3, 5, 900
+    header["scl_slope"] = 3
+    header["scl_inter"] = 5
+    header["cal_max"] = 900
     header["vox_offset"] = 2880
     header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"of the source"))
     case = Case("A", (0,), volume_case.shape, (4,), volume_case.affine, header)
@@ -120,7 +122,8 @@ def test_files_of_several_labels(tmp_path):
     """One file of each kind for each label, and one overlay."""
     probability = np.random.default_rng(0).random((1, 2, 32, 32)).astype(np.float32)
     picture = np.full((1, 32, 32, 3), 128, np.uint8)
-    writer, case = outputs.CaseWriter(tmp_path, LABELS), Case("c", (0,), (32, 32))
+    writer = outputs.CaseWriter(tmp_path, LABELS)
+    case = Case("c", (0,), (32, 32))
     assert not writer.is_complete(case)
     paths = writer.write(case, probability, probability / 2, 0.5, picture)
     assert sorted(os.listdir(tmp_path)) == ["c_cup_mask.png", "c_cup_probability.tiff", "c_cup_uncertainty.tiff",
@@ -156,15 +159,18 @@ class TestOverlay:
         found = np.asarray(Image.open(path))
         outline = {k: np.zeros((32, 32), bool) for k in range(2)}
         for k, end in enumerate((20, 8)):
-            outline[k][4:end, 4:end], outline[k][5:end - 1, 5:end - 1] = True, False
+            outline[k][4:end, 4:end] = True
+            outline[k][5:end - 1, 5:end - 1] = False
         expected = picture[0].copy()
         for k in range(2):
             expected[outline[k]] = COLOURS[k]
         np.testing.assert_array_equal(found, expected)
 
     def test_of_a_volume_shows_the_slice_with_the_largest_mask(self, tmp_path, volume_case):
-        probability, pictures = np.zeros((3, 1, 32, 32)), np.zeros((3, 32, 32, 3), np.uint8)
-        probability[1, 0, :16, :16], probability[2, 0, :8] = 1, 1
+        probability = np.zeros((3, 1, 32, 32))
+        pictures = np.zeros((3, 32, 32, 3), np.uint8)
+        probability[1, 0, :16, :16] = 1
+        probability[2, 0, :8] = 1
         pictures[1, :, :, 2] = 200
         path = outputs.CaseWriter(tmp_path).write(volume_case, probability, probability, 0.5, pictures)["overlay"]
         found = np.asarray(Image.open(path))
@@ -172,7 +178,8 @@ class TestOverlay:
         assert found[0, -1].tolist() == [0, 0, 200] and found[-1, 0].tolist() == list(COLOURS[0])
 
     def test_of_an_empty_volume(self, tmp_path, volume_case):
-        nothing, pictures = np.zeros((3, 1, 32, 32)), np.zeros((3, 32, 32, 3), np.uint8)
+        nothing = np.zeros((3, 1, 32, 32))
+        pictures = np.zeros((3, 32, 32, 3), np.uint8)
         path = outputs.CaseWriter(tmp_path).write(volume_case, nothing, nothing, 0.5, pictures)["overlay"]
         assert not np.asarray(Image.open(path)).any()
 

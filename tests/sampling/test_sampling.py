@@ -107,7 +107,8 @@ def test_any_number_of_steps_of_either_sampler(backend, tmp_path, settings):
 
 def test_another_seed_gives_another_sample(backend, weights):
     images = RandomDataset().images[:1]
-    same, other = sampler_of(backend, weights), sampler_of(backend, weights, seed=99)
+    same = sampler_of(backend, weights)
+    other = sampler_of(backend, weights, seed=99)
     assert np.abs(same(images, ["a"]) - other(images, ["a"])).max() > 0
     np.testing.assert_array_equal(same(images, ["a"]), same(images, ["a"]))
 
@@ -166,8 +167,11 @@ def test_data_scaled_by_another_rule_is_refused():
 
 
 def test_what_depends_on_the_image_alone_is_computed_once_for_all_steps_and_members(backend, weights, monkeypatch):
-    sampler, images = sampler_of(backend, weights), RandomDataset().images[:3]
-    model, keys, batches = sampler.model, ["a", "b", "c"], []
+    sampler = sampler_of(backend, weights)
+    images = RandomDataset().images[:3]
+    model = sampler.model
+    keys = ["a", "b", "c"]
+    batches = []
     name = "forward" if hasattr(model.hwm, "forward") else "execute"
     whole = getattr(model.hwm, name)
     monkeypatch.setattr(model.hwm, name, lambda image: batches.append(image.shape[0]) or whole(image))

@@ -37,7 +37,8 @@ class Interrupting:
     """`drawn`, stopped as by Ctrl-C after some batches; `batches` keeps the keys of all."""
 
     def __init__(self, after=None):
-        self.after, self.batches = after, []
+        self.after = after
+        self.batches = []
 
     def __call__(self, images, keys):
         if len(self.batches) == self.after:
@@ -56,11 +57,14 @@ class Patients(RandomDataset):
         self.owners = [(f"v{k}", z) for k, depth in enumerate(self.SLICES) for z in range(depth)] + [("picture", None)]
 
     def __getitem__(self, index):
-        example, (name, z) = super().__getitem__(index), self.owners[index]
+        example = super().__getitem__(index)
+        name, z = self.owners[index]
         return type(example)(example.image, example.mask, name, z)
 
     def cases(self):
-        header, found, start = nib.Nifti1Header(), [], 0
+        header = nib.Nifti1Header()
+        found = []
+        start = 0
         for k, depth in enumerate(self.SLICES):
             indices = tuple(range(start, start + depth))
             found.append(Case(f"v{k}", indices, (36, 40, 5), tuple(range(depth)), np.eye(4), header))

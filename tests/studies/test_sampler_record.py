@@ -69,7 +69,8 @@ def made(tmp_path_factory):
     log = work / "log"
     log.mkdir()
     (log / "of_an_earlier_record.png").write_bytes(b"")
-    figures, figure = [], sampler_record.Figure
+    figures = []
+    figure = sampler_record.Figure
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler_record, "Figure", lambda **keywords: figures.append(figure(**keywords)) or figures[-1])
         sampler_record.write_record(work, log, POINTS, truths)
@@ -127,7 +128,8 @@ def test_dice_is_the_mean_over_the_cases_on_the_scored_slices(made):
 def test_agreement_of_a_point_with_its_twin(made):
     """Of the two masks of the same kind one misses so many pixels more."""
     log, _, _ = made
-    jittor, twin = POINTS[-1], Point("x0", "ddim", 10)
+    jittor = POINTS[-1]
+    twin = Point("x0", "ddim", 10)
     agreement = json.loads((log / "report.json").read_text())["agreement"]
     assert agreement.keys() == {jittor.name}
     differing = pixels_lost(jittor, 0) - pixels_lost(twin, 0)
@@ -145,7 +147,8 @@ def test_courses_of_the_record(made):
     for point in POINTS:
         if point.name in courses and point.evaluations == 10:
             assert courses[point.name] == course(point)
-    kept, whole = courses["x0-pytorch-ancestral-1000"], course(Point("x0", "ancestral", 1000))
+    kept = courses["x0-pytorch-ancestral-1000"]
+    whole = course(Point("x0", "ancestral", 1000))
     assert kept[-10:] == whole[-10:] and kept[0] == whole[0] and 90 <= len(kept) <= 110
     places = [whole.index(entry) for entry in kept]
     assert np.all(np.diff(places) > 0) and max(np.diff(places)) <= 12
@@ -190,7 +193,8 @@ def test_curves_of_the_plots(made):
                     for point in POINTS if (point.network, point.sampler) == (network, "ancestral")]
         np.testing.assert_allclose(lines[sampler_record.TITLES["ancestral"]], expected)
         assert lines[sampler_record.TITLES["dpm-solver"]] == []
-    upper, point = course_figure.axes[1], Point("x0", "ddim", 10)
+    upper = course_figure.axes[1]
+    point = Point("x0", "ddim", 10)
     lines = {line.get_label(): line.get_xydata() for line in upper.lines}
     found = lines[f"{sampler_record.TITLES['ddim']}, 10 evaluations"]
     np.testing.assert_array_equal(found, np.array([[1 + entry["t"], entry["noise_ratio"]] for entry in course(point)],

@@ -63,7 +63,8 @@ class Constant:
     """A network that answers with the same arrays, and keeps nothing."""
 
     def __init__(self, runtime, mask, share):
-        self.runtime, self.out = runtime, np.concatenate([mask, np.full_like(mask, 2 * share - 1)], axis=1)
+        self.runtime = runtime
+        self.out = np.concatenate([mask, np.full_like(mask, 2 * share - 1)], axis=1)
 
     def __call__(self, x, t):
         return self.runtime.to_tensor(self.out), None
@@ -81,7 +82,8 @@ def watch(backend, process, t, share, sampler="ancestral", size=1.0, answer=None
 
     size: deviation of the noise in its input over the schedule's. answer: its first channel; None: the true mask.
     """
-    runtime, (truth, signs) = backend.module("runtime"), made_batch()
+    runtime = backend.module("runtime")
+    truth, signs = made_batch()
     alpha_bar = process.alphas_cumprod[t]
     x_t = np.sqrt(alpha_bar) * truth + np.sqrt(1 - alpha_bar) * size * signs
     network = Constant(runtime, truth if answer is None else answer, share)
@@ -100,7 +102,8 @@ def test_an_evaluation_in_numbers(backend, t, share, size):
     assert entry["t"] == process.timestep_map[t] and entry["alpha_bar"] == process.alphas_cumprod[t]
     assert entry["noise_ratio"] == pytest.approx(size, rel=ROUNDING)
     np.testing.assert_allclose(entry["share"], [share] * 3, rtol=1e-6)
-    posterior, beta = np.exp(process.posterior_log_variance_clipped[t]), process.betas[t]
+    posterior = np.exp(process.posterior_log_variance_clipped[t])
+    beta = process.betas[t]
     expected = np.sqrt(posterior ** (1 - share) * beta ** share) if t else 0.0
     np.testing.assert_allclose(entry["noise_added"], [expected] * 3, rtol=1e-5)
     assert entry["dice_xstart"] == 1.0
@@ -108,7 +111,8 @@ def test_an_evaluation_in_numbers(backend, t, share, size):
 
 def test_the_predicted_mask_of_a_network_of_the_noise(backend):
     """x_t = sqrt(a) x_0 + sqrt(1 - a) noise, solved for x_0, of a network that does not know the noise."""
-    process, (truth, signs) = make_process(backend, timestep_respacing="5"), made_batch()
+    process = make_process(backend, timestep_respacing="5")
+    truth, signs = made_batch()
     answer = np.random.default_rng(4).uniform(-1, 1, truth.shape).astype(np.float32)
     for t, size in ((1, 1.0), (2, 0.5)):
         _, entry = watch(backend, process, t, 0.5, size=size, answer=answer)
@@ -135,12 +139,14 @@ def test_what_is_not_finite_is_none(backend):
 @pytest.mark.parametrize("t", [1, 20, 300])
 def test_the_share_that_is_asked_for_minimises_the_bound(backend, t):
     """Of a network whose x_0 is off by 0.2 everywhere: the mean of log(v) + (posterior + (c * 0.2)^2) / v."""
-    process, error = make_process(backend, predict_xstart=True), 0.2
+    process = make_process(backend, predict_xstart=True)
+    error = 0.2
     truth = (np.random.default_rng(1).uniform(size=(2, 1, 8, 8)) > 0.5).astype(np.float64)
     share = np.full_like(truth, 3.0)
     share[0] = 0.5  # of no interest
     found = sampler_study._probed(process, t, np.concatenate([truth + error, 2 * share - 1], axis=1), truth, truth)
-    low, high = process.posterior_log_variance_clipped[t], np.log(process.betas[t])
+    low = process.posterior_log_variance_clipped[t]
+    high = np.log(process.betas[t])
     square = np.exp(low) + (process.posterior_mean_coef1[t] * error) ** 2
 
     def bound(asked):

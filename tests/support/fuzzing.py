@@ -42,7 +42,8 @@ def outcome(action, what):
 
 def try_all(path, damaged, actions, both=True):
     """Put each damaged content in the place of a file and run the actions; some load and some are refused."""
-    content, seen = path.read_bytes(), Counter()
+    content = path.read_bytes()
+    seen = Counter()
     for done, mutant in damaged:
         path.write_bytes(mutant)
         for action in actions:

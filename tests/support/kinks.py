@@ -27,7 +27,8 @@ class KinkedHighway:
         self.network = backend.module("highway").HighwayUNet(plan.highway)
         self.weights = {name.removeprefix("hwm."): value for name, value in weights.items()
                         if name.startswith("hwm.")}
-        self.image, self.mask = image, mask
+        self.image = image
+        self.mask = mask
 
     def gradients(self, weights, factors=None):
         """Gradients of 10 loss_cal by name, and the inputs of the leaky ReLUs by name."""

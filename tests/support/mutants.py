@@ -48,7 +48,8 @@ def inner_mutants(content, count, seed, kind):
 
 def with_checksums(png):
     """A PNG file whose chunks, as far as they can be told, have the checksums of their content."""
-    content, place = bytearray(png), PNG_SIGNATURE
+    content = bytearray(png)
+    place = PNG_SIGNATURE
     while place + 12 <= len(content):
         length = int.from_bytes(content[place:place + 4], "big")
         end = place + 8 + length

@@ -14,8 +14,12 @@ class Page(HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.source = path.read_text(encoding="utf-8")
-        self.tags, self.attributes, self.images, self.open = [], [], [], []
-        self.text, self.modules = "", {}
+        self.tags = []
+        self.attributes = []
+        self.images = []
+        self.open = []
+        self.text = ""
+        self.modules = {}
         self.feed(self.source)
         self.text = " ".join(self.text.split())
         assert not self.open

@@ -44,7 +44,8 @@ def trained(backend, name, processes):
     loop = backend.module("train_util").create_train_loop(config, RandomDataset(length=7))
     if hasattr(loop.schedule_sampler, "history"):
         loop.schedule_sampler = type(loop.schedule_sampler)(loop.diffusion, history_per_term=history)
-    step, seen = loop.opt.step, {}
+    step = loop.opt.step
+    seen = {}
 
     def recording(gradients, lr):
         seen.update({f"gradient/{loop.step}/{parameter}": backend.module("runtime").to_numpy(gradient)
@@ -65,7 +66,8 @@ def digest(arrays):
 
 
 def main():
-    backend, out_dir = Backend(sys.argv[1]), Path(sys.argv[2])
+    backend = Backend(sys.argv[1])
+    out_dir = Path(sys.argv[2])
     backend.module("runtime")
     group = backend.module("dist_util").setup_dist()
     with computing("float64", backend):

@@ -32,7 +32,9 @@ class RandomDataset:
 
     def __init__(self, length=6, in_channels=3, size=32, broken=None, labels=("mask",)):
         generator = np.random.default_rng(5)
-        self.in_channels, self.size, self.broken = in_channels, size, broken
+        self.in_channels = in_channels
+        self.size = size
+        self.broken = broken
         self.images = generator.uniform(size=(length, in_channels, size, size)).astype(np.float32)
         self.labels = tuple(labels)
         self.masks = (generator.uniform(size=(length, len(labels), size, size)) > 0.7).astype(np.float32)

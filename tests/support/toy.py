@@ -46,7 +46,10 @@ class ToyNetwork:
     """
 
     def __init__(self, backend, learn_sigma=True, dtype="float32", masks=1):
-        self.backend, self.learn_sigma, self.dtype, self.masks = backend, learn_sigma, dtype, masks
+        self.backend = backend
+        self.learn_sigma = learn_sigma
+        self.dtype = dtype
+        self.masks = masks
         self.math = framework(backend)
         self.weights = tensor(backend, WEIGHTS, dtype=dtype)
         self.weights.requires_grad = True
@@ -58,7 +61,8 @@ class ToyNetwork:
         # in numpy: Jittor would round the factors to float32
         cosine = tensor(self.backend, np.cos(0.01 * times), self.dtype)
         shift = tensor(self.backend, 0.001 * times, self.dtype)
-        mask, image = x[:, -self.masks:], x[:, :-self.masks].mean(1).unsqueeze(1)
+        mask = x[:, -self.masks:]
+        image = x[:, :-self.masks].mean(1).unsqueeze(1)
         w = self.weights
         out = [w[0] * mask + w[1] * image * cosine]
         if self.learn_sigma:
@@ -112,6 +116,7 @@ def draws(seed, count, shape=(2, 1, 8, 8)):
 
 def relative_rms(found, expected):
     """RMS of the difference over RMS of the expected values."""
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    found = np.asarray(found, np.float64)
+    expected = np.asarray(expected, np.float64)
     assert found.shape == expected.shape
     return np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected ** 2))

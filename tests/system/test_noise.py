@@ -8,7 +8,8 @@ SHAPE = (1, 8, 8)
 
 
 def test_a_draw_does_not_depend_on_the_draws_before_it():
-    first, second = NoiseTape(3), NoiseTape(3)
+    first = NoiseTape(3)
+    second = NoiseTape(3)
     second.normal(TRAIN_NOISE, (100,), step=9)
     second.permutation(TRAIN_ORDER, 50)
     assert np.array_equal(first.normal(TRAIN_NOISE, SHAPE, step=1, case=2),
@@ -60,7 +61,8 @@ def test_a_permutation_holds_every_number_once():
 
 
 def test_values_drawn_in_pieces_are_those_drawn_at_once():
-    shape, tape = (3, 2**15 + 5), NoiseTape(1)
+    shape = (3, 2**15 + 5)
+    tape = NoiseTape(1)
     at_once = tape._generator(TRAIN_NOISE, 2, "a", 1).standard_normal(shape).astype(np.float32)
     assert np.array_equal(tape.normal(TRAIN_NOISE, shape, step=2, case="a", member=1), at_once)
     centred = ((2 * tape.uniform("w", shape) - 1) * 0.3).astype(np.float32)

@@ -51,7 +51,8 @@ def run(command):
 # Largest difference, as a share of the largest value of its kind. Measured: gradients of the first step 9e-14, of the second
 # 4e-12, all else 5e-9 (parameters, whose first update divides a gradient by its own size, so that one of rounding errors
 # alone counts as much as any).
-GRADIENTS, STATES = (1e-12, 1e-10), 1e-7
+GRADIENTS = (1e-12, 1e-10)
+STATES = 1e-7
 
 
 def kind(name):
@@ -63,7 +64,8 @@ def kind(name):
 def test_two_processes_equal_one_with_twice_the_batch(backend, tmp_path):
     """In float64: losses, gradients, parameters, averages, moments and running statistics; both processes have
     the same bits."""
-    both, one = tmp_path / "both", tmp_path / "one"
+    both = tmp_path / "both"
+    one = tmp_path / "one"
     both.mkdir(), one.mkdir()
     run([*launcher(backend), "tests/support/processes_worker.py", backend.name, both])
     run([sys.executable, "tests/support/processes_worker.py", backend.name, one])
@@ -90,7 +92,8 @@ def test_slots_of_the_processes_make_the_microbatches_of_one(count, microbatch, 
 
 def test_streams_of_the_processes_are_one():
     """Also from a step in the middle, when one more process goes on with the same batches."""
-    whole, dataset = TrainingStream(RandomDataset(), NoiseTape(1), 12, 4), RandomDataset()
+    whole = TrainingStream(RandomDataset(), NoiseTape(1), 12, 4)
+    dataset = RandomDataset()
     for size, count, start in ((2, 6, 0), (3, 4, 2)):
         for rank in range(size):
             slots = processes.own_slots(count, 2, rank, size)
@@ -98,7 +101,8 @@ def test_streams_of_the_processes_are_one():
             assert len(part) == count * (4 - start)
             for step in range(4 - start):
                 for index, slot in enumerate(slots):
-                    found, expected = part[step * count + index], whole[(start + step) * 12 + slot]
+                    found = part[step * count + index]
+                    expected = whole[(start + step) * 12 + slot]
                     np.testing.assert_array_equal(found[0], expected[0])
 
 

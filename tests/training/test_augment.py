@@ -199,7 +199,8 @@ def test_settings_out_of_range(name, value):
 
 
 def test_training_resumes_to_the_bit(backend, tmp_path):
-    settings, util = {"max_steps": 2, **EVERYTHING}, backend.module("train_util")
+    settings = {"max_steps": 2, **EVERYTHING}
+    util = backend.module("train_util")
     config = small_config(**settings)
     with computing("float32"):
         values = [values for _, values in util.create_train_loop(config, RandomDataset()).run_loop(2)]
@@ -220,7 +221,8 @@ def test_training_resumes_to_the_bit(backend, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_of_either_backend_brings_the_same_arrays(backend, workers):
-    util, runtime = backend.module("train_util"), backend.module("runtime")
+    util = backend.module("train_util")
+    runtime = backend.module("runtime")
     expected = stream()
     for number, batch in enumerate(util.make_loader(stream(), 4, workers)):
         for part, found in enumerate(batch):

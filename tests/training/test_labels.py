@@ -43,10 +43,12 @@ def test_names_and_shapes_of_the_network(version, learn_sigma):
 
 def test_forward_shapes_and_the_highway_sees_no_mask(backend):
     plan = make_plan(ModelConfig(**{**NETWORK, **THREE}))
-    runtime, model = backend.module("runtime"), backend.module("unet").make_network(plan)
+    runtime = backend.module("runtime")
+    model = backend.module("unet").make_network(plan)
     runtime.load_state(model, random_state(state_shapes(plan)))
     model.eval()
-    x, found = np.random.default_rng(0).standard_normal((2, 6, 32, 32)), []
+    x = np.random.default_rng(0).standard_normal((2, 6, 32, 32))
+    found = []
     for masks in (x[:, 3:], -x[:, 3:]):
         given = runtime.to_tensor(np.concatenate([x[:, :3], masks], axis=1), "float32")
         with runtime.no_grad():
@@ -61,7 +63,8 @@ def test_forward_shapes_and_the_highway_sees_no_mask(backend):
     (ModelMeanType.START_X, ModelVarType.FIXED_LARGE, LossType.RESCALED_KL)])
 def test_losses_are_the_means_of_the_labels(backend, float64, mean, variance, loss):
     """So labels that are alike have the loss of one."""
-    data, learned = ToyData(), variance == ModelVarType.LEARNED_RANGE
+    data = ToyData()
+    learned = variance == ModelVarType.LEARNED_RANGE
     masks, noise = masks_of(data)
 
     def losses(chosen):
@@ -74,7 +77,8 @@ def test_losses_are_the_means_of_the_labels(backend, float64, mean, variance, lo
         assert prediction.shape[1] == len(chosen)
         return {name: array(backend, value) for name, value in terms.items()}
 
-    together, alone = losses([0, 1, 2]), [losses([k]) for k in range(3)]
+    together = losses([0, 1, 2])
+    alone = [losses([k]) for k in range(3)]
     for name, value in together.items():
         assert value.shape == (2,) and value.dtype == np.float64
         expected = np.mean([terms[name] for terms in alone], axis=0)
@@ -125,7 +129,8 @@ def test_gradients_against_finite_differences(backend, float64):
     Without a learned variance, whose term of the loss passes the prediction no gradient."""
     runtime = backend.module("runtime")
     plan = make_plan(ModelConfig(**{**NETWORK, **THREE, "learn_sigma": False, "highway_dropout": 0.0}))
-    model, state = backend.module("unet").make_network(plan), random_state(state_shapes(plan))
+    model = backend.module("unet").make_network(plan)
+    state = random_state(state_shapes(plan))
     diffusion = backend.module("script_util").create_gaussian_diffusion(mask_channels=3)
     generator = np.random.default_rng(2)
     x_start = np.concatenate([generator.random((2, 3, 32, 32)), generator.random((2, 3, 32, 32)) > 0.7], axis=1)
@@ -149,7 +154,8 @@ def test_gradients_against_finite_differences(backend, float64):
         higher, lower = (runtime.to_numpy(total({**state, name: state[name] + sign * step * direction})).item()
                          for sign in (1, -1))
         # the rounding of the loss (1e-15 of about 4, over 1e-5) and the curvature: measured 1e-10
-        slope, norm = (gradient * direction).sum() / np.linalg.norm(direction), np.linalg.norm(gradient)
+        slope = (gradient * direction).sum() / np.linalg.norm(direction)
+        norm = np.linalg.norm(gradient)
         assert abs((higher - lower) / 2e-5 - slope) <= 1e-8 * norm, name
 
 

@@ -53,7 +53,8 @@ def test_forward(mixed_precision, network):
     import torch
 
     plan = make_plan(small_config(**network).model)
-    runtime, model = PYTORCH.module("runtime"), PYTORCH.module("unet").make_network(plan)
+    runtime = PYTORCH.module("runtime")
+    model = PYTORCH.module("unet").make_network(plan)
     runtime.load_state(model, random_state(state_shapes(plan)))
     model.eval()
     x = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -65,7 +66,8 @@ def test_forward(mixed_precision, network):
     for exact, rounded in zip(*results.values()):
         assert rounded.dtype == exact.dtype == torch.float32
         assert float((rounded - exact).norm() / exact.norm()) < 12 * EPS[mixed_precision]
-    out, exact = results[mixed_precision][0], results["no"][0]
+    out = results[mixed_precision][0]
+    exact = results["no"][0]
     assert float((out - exact).norm() / exact.norm()) > 0.3 * EPS[mixed_precision]
 
 
@@ -76,7 +78,8 @@ def test_what_stays_in_float32(mixed_precision):
     moments are float32."""
     import torch
 
-    nn, runtime = PYTORCH.module("nn"), PYTORCH.module("runtime")
+    nn = PYTORCH.module("nn")
+    runtime = PYTORCH.module("runtime")
     loop = create(mixed_precision, use_checkpoint=True)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
     x = (100 + torch.randn(2, 32, 8, 8, generator=torch.Generator().manual_seed(1))).to(half)
@@ -110,7 +113,8 @@ def test_checkpointing_repeats_the_types():
 def test_training(mixed_precision, tmp_path):
     """The loss falls, and a resumed run equals an uninterrupted one to the bit, after a step that was left out
     too."""
-    whole, values = create(mixed_precision), []
+    whole = create(mixed_precision)
+    values = []
     if mixed_precision == "fp16":
         whole.loss_scale.factor = TOO_LARGE
     for step, found in whole.run_loop(8):
@@ -122,7 +126,8 @@ def test_training(mixed_precision, tmp_path):
         assert whole.opt._adamw.state[whole.params[0]]["step"] == 8 - whole.loss_scale.skipped
     resumed = create(mixed_precision, 3, checkpoints.load_all(folder)[2])
     assert run(resumed, 8) == values[3:]
-    expected, found = whole.networks(), resumed.networks()
+    expected = whole.networks()
+    found = resumed.networks()
     assert found.keys() == expected.keys()
     for kind, arrays in expected.items():
         assert {name: value.tobytes() for name, value in found[kind].items()} == {

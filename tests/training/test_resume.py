@@ -190,7 +190,8 @@ def command(data, out_dir, backend, *more):
 def test_kill_and_resume_on_the_command_line(backend, tmp_path):
     """kill -9 in the middle, then --resume last: the same files as without, and one log."""
     write_isic_phantoms(tmp_path / "data", train=4, test=0, size=40, seed=1)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole = tmp_path / "whole"
+    killed = tmp_path / "killed"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command(tmp_path / "data", whole, backend.name), cwd=ROOT, env=environment, text=True,
                           capture_output=True)

@@ -70,7 +70,8 @@ def run(backend):
     loop = backend.module("train_util").TrainLoop(
         model=model, diffusion=script_util.create_gaussian_diffusion(learn_sigma=True), data=(), tape=None,
         batch_size=2, lr=float(golden["lr"]), ema_rate=(float(golden["ema_rate"]),), schedule_sampler=timesteps)
-    losses, gradients = [], None
+    losses = []
+    gradients = None
     replace_slopes(model.hwm, nn, runtime, slopes, {})
     for step in range(int(golden["steps"])):
         image, mask, noise = _inputs(golden, plan, step)
@@ -143,7 +144,8 @@ def test_gradients_of_the_first_step(run):
             scale = np.sqrt(np.mean(weight.astype(np.float64) ** 2))
             assert np.abs(gradients[name]).max() <= GRADIENT_TOLERANCE * scale, name
             continue
-        norm, size = float(golden[f"gradnorm/{name}"]), gradients[name].size
+        norm = float(golden[f"gradnorm/{name}"])
+        size = gradients[name].size
         assert abs(np.linalg.norm(gradients[name].astype(np.float64)) / norm - 1) <= GRADIENT_TOLERANCE, name
         error = relative_rms(samples(gradients[name], SAMPLES), golden[f"grad/{name}"], norm / np.sqrt(size))
         assert error <= GRADIENT_TOLERANCE, (name, error)

@@ -47,7 +47,8 @@ def whole_batch(dataset, size):
 
 def gradients_of_slots(backend, loop, batch, slots):
     """Gradients of one forward pass over some slots of a batch, without the loop."""
-    runtime, tape = backend.module("runtime"), loop.tape
+    runtime = backend.module("runtime")
+    tape = loop.tape
     uniforms = [float(tape.uniform(TRAIN_TIMESTEP, step=0, case=slot)) for slot in slots]
     t, weights = loop.schedule_sampler.sample(np.array(uniforms))
     noise = tape.normal_batch(TRAIN_NOISE, (1, *batch.shape[2:]), step=0, cases=slots)
@@ -62,7 +63,8 @@ def gradients_of_slots(backend, loop, batch, slots):
 def test_every_microbatch_takes_part_by_its_share(backend):
     """Batch norm sees one microbatch at a time, so the mean of these is what the batch must give."""
     dataset = RandomDataset()
-    loop, batch = create_loop(backend, dataset, batch_size=5, microbatch=3), whole_batch(dataset, 5)
+    loop = create_loop(backend, dataset, batch_size=5, microbatch=3)
+    batch = whole_batch(dataset, 5)
     values, found = loop.forward_backward(backend.module("runtime").to_tensor(batch))
     found = arrays(backend, loop, found)
     (first, loss), (second, other_loss) = (
@@ -78,7 +80,8 @@ def test_every_microbatch_takes_part_by_its_share(backend):
 def test_the_loop_tells_its_sampler_the_losses_of_the_whole_batch(backend):
     """Time steps from the tape, in the order of the slots, with the mean of `loss` as logged."""
     loop = create_loop(backend, batch_size=5, microbatch=3, schedule_sampler="loss-second-moment", diffusion_steps=30)
-    sampler, seen = loop.schedule_sampler, []
+    sampler = loop.schedule_sampler
+    seen = []
     update = sampler.update_with_all_losses
     sampler.update_with_all_losses = lambda ts, losses: seen.append((ts, losses)) or update(ts, losses)
     uniforms = [float(loop.tape.uniform(TRAIN_TIMESTEP, step=0, case=slot)) for slot in range(5)]
@@ -95,7 +98,9 @@ def test_averages_rates_and_gradients_over_steps(backend):
     loop = create_loop(backend, ema_rate="0.9,0.15", ema_warmup=True, lr=1e-3, lr_anneal_steps=4)
     runtime = backend.module("runtime")
     state = runtime.state_arrays(loop.model)
-    expected, rates, history = [dict(state), dict(state)], [], [state]
+    expected = [dict(state), dict(state)]
+    rates = []
+    history = [state]
     for step, values in loop.run_loop(100):
         state = runtime.state_arrays(loop.model)
         rates.append(values["lr"])
@@ -165,7 +170,8 @@ def test_running_statistics_are_not_the_optimizers(backend):
     other.forward_backward(runtime.to_tensor(np.concatenate(
         [runtime.to_numpy(image), runtime.to_numpy(mask)], axis=1)))
     loop.run_step(image, mask)
-    stepped, passed = runtime.state_arrays(loop.model), runtime.state_arrays(other.model)
+    stepped = runtime.state_arrays(loop.model)
+    passed = runtime.state_arrays(other.model)
     buffers = [name for name in stepped if is_buffer(name)]
     assert len(buffers) == 22 * 3
     for name in buffers:
@@ -193,7 +199,8 @@ def test_adamw_is_its_algorithm(backend, precision, tolerance):
         for k, gradient in enumerate(gradients):
             first[k] = 0.9 * first[k] + 0.1 * gradient
             second[k] = 0.999 * second[k] + 0.001 * gradient**2
-            mean, spread = first[k] / (1 - 0.9**step), second[k] / (1 - 0.999**step)
+            mean = first[k] / (1 - 0.9**step)
+            spread = second[k] / (1 - 0.999**step)
             values[k] = values[k] - lr * 0.1 * values[k] - lr * mean / (np.sqrt(spread) + 1e-8)
             np.testing.assert_allclose(runtime.to_numpy(params[k]), values[k], rtol=tolerance, atol=tolerance)
 
@@ -252,7 +259,9 @@ class FakeLoop:
     group = Alone()
 
     def __init__(self, nan_from=10**9, after_step=None):
-        self.nan_from, self.after_step, self.step = nan_from, after_step, 0
+        self.nan_from = nan_from
+        self.after_step = after_step
+        self.step = 0
 
     def run_loop(self, steps):
         for step in range(steps):

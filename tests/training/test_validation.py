@@ -26,7 +26,8 @@ SIZE = 32
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Folders of training and validation: 4 and 3 pictures of the network's size, so that nothing is resized."""
-    generator, root = np.random.default_rng(2), tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(2)
+    root = tmp_path_factory.mktemp("data")
     for split, numbers in (("Training", range(4)), ("Test", range(4, 7))):
         for kind in ("Data", "GroundTruth"):
             (root / split / f"{split}_{kind}").mkdir(parents=True)
@@ -56,7 +57,10 @@ class FakeLoop:
     group = Alone()
 
     def __init__(self, data, predict, step=0):
-        self.truths, self.predict, self.step, self.asked = truth_masks(data), predict, step, []
+        self.truths = truth_masks(data)
+        self.predict = predict
+        self.step = step
+        self.asked = []
 
     def run_loop(self, steps):
         while self.step < steps:
@@ -100,7 +104,8 @@ def train(folder, config, loop, state=None):
 
 
 def test_log_and_best_checkpoint(data, tmp_path, capsys):
-    loop, config = FakeLoop(data, better_and_worse), settings(data, keep_checkpoints=1)
+    loop = FakeLoop(data, better_and_worse)
+    config = settings(data, keep_checkpoints=1)
     train(tmp_path, config, loop)
     shares = [mask.mean() for mask in loop.truths.values()]
     # of a mask that covers all: 2 TP / (2 TP + FP) with TP the truth's share f and FP the rest
@@ -128,13 +133,16 @@ def test_a_run_without_validation_has_no_column_and_forgets_the_best_of_an_earli
 
 @pytest.mark.parametrize("stopped_at", [4, 5, 8])
 def test_a_resumed_run_knows_the_best(data, tmp_path, stopped_at):
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    whole = tmp_path / "whole"
+    halves = tmp_path / "halves"
     for folder, ends in ((whole, (10,)), (halves, (stopped_at, 10))):
-        state, step = None, 0
+        state = None
+        step = 0
         for end in ends:
             loop = FakeLoop(data, lambda step, truth: better_and_worse((step - 1) % 8 + 1, truth), step)
             saved = train(folder, settings(data, max_steps=end), loop, state)
-            state, step = checkpoints.load_validation(saved), end
+            state = checkpoints.load_validation(saved)
+            step = end
     for name in ("best", "last", "step_000010/validation.json"):
         assert (halves / "checkpoints" / name).read_text() == (whole / "checkpoints" / name).read_text()
     assert validated(halves) == validated(whole)
@@ -225,7 +233,8 @@ def assert_same(found, expected):
 def test_training_does_not_notice_and_the_figure_is_that_of_the_commands(backend, data, tmp_path):
     """With highway dropout and batch norms, interrupted and resumed; the best one sampled and scored."""
     config = settings(data, highway_dropout=0.5, lr=1e-3, max_steps=4, val_interval=1, ema_rate="0.5,0.9")
-    plain, checked = create(backend, config), create(backend, config)
+    plain = create(backend, config)
+    checked = create(backend, config)
     for _ in plain.run_loop(4):
         pass
     train(tmp_path / "whole", config, checked)
