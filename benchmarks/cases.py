@@ -1,12 +1,13 @@
 """What is measured: cases, and the network, weights and inputs that all implementations get alike."""
+
 import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 
 from guided_diffusion_core.config import ModelConfig
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
 
 # What is measured -> one line about it.
 WHAT = {
@@ -65,8 +66,13 @@ class Case:
 
 def make_cases(what, versions, sizes, width, batch=0):
     """The cases of all combinations, and for "scaling" those of `SCALING`. batch: 0 takes that of `BATCHES`."""
-    cases = [Case(kind, version, size, batch or BATCHES.get(size, 1), width)
-             for kind in what if kind != "scaling" for version in versions for size in sizes]
+    cases = [
+        Case(kind, version, size, batch or BATCHES.get(size, 1), width)
+        for kind in what
+        if kind != "scaling"
+        for version in versions
+        for size in sizes
+    ]
     return cases + (scaling_cases(versions) if "scaling" in what else [])
 
 
@@ -80,10 +86,20 @@ def scaling_cases(versions):
 def settings(case):
     """The flags of the original's README (`--num_heads 1 --learn_sigma True ...`) for a case."""
     return {
-        "image_size": case.size, "num_channels": case.width, "version": case.version, "num_res_blocks": 2,
-        "num_heads": 1, "class_cond": False, "learn_sigma": True, "use_scale_shift_norm": False,
-        "attention_resolutions": "16", "diffusion_steps": 1000, "noise_schedule": "linear",
-        "rescale_learned_sigmas": False, "rescale_timesteps": False, "in_ch": IMAGE_CHANNELS + 1,
+        "image_size": case.size,
+        "num_channels": case.width,
+        "version": case.version,
+        "num_res_blocks": 2,
+        "num_heads": 1,
+        "class_cond": False,
+        "learn_sigma": True,
+        "use_scale_shift_norm": False,
+        "attention_resolutions": "16",
+        "diffusion_steps": 1000,
+        "noise_schedule": "linear",
+        "rescale_learned_sigmas": False,
+        "rescale_timesteps": False,
+        "in_ch": IMAGE_CHANNELS + 1,
     }
 
 

@@ -1,5 +1,6 @@
 """The machine's own limits: large float32 products, convolutions and copies, by the libraries that are
 installed."""
+
 from importlib.util import find_spec
 
 import numpy as np
@@ -38,6 +39,8 @@ def _of_torch(a, b, generator, threads):
             torch.nn.functional.conv2d(images, weight, padding=1)
 
     operations = 18 * CHANNELS**2 * 4 * PIXELS**2
-    return {"matmul, torch": (lambda: left @ right, 2 * SIDE**3),
-            "convolution": (lambda: conv(x), operations),
-            "convolution, channels last": (lambda: conv(last), operations)}
+    return {
+        "matmul, torch": (lambda: left @ right, 2 * SIDE**3),
+        "convolution": (lambda: conv(x), operations),
+        "convolution, channels last": (lambda: conv(last), operations),
+    }

@@ -6,6 +6,7 @@ pixel. Norms, activations and resizing are left out (below 1%). An implementatio
 fewer multiplications (Winograd's algorithm) is given the operations of the direct one, so its share of a
 machine's limit can pass 1.
 """
+
 from guided_diffusion_core.networks.medsegdiff.plan import AttentionPlan, ConvPlan, DownsamplePlan, ResBlockPlan
 
 

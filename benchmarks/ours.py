@@ -1,23 +1,23 @@
 """This software as something to measure, in either backend."""
+
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import cases
-from guided_diffusion_core import backends
+from guided_diffusion_core.backends import backend_module
 from guided_diffusion_core.config import DataConfig, resolve
 from guided_diffusion_core.data import open_dataset
 from guided_diffusion_core.data.phantoms import write_isic_phantoms
-from guided_diffusion_core.training.stream import TrainingStream
 from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.sampling.run import run_sampling
+from guided_diffusion_core.training.stream import TrainingStream
 
 PHANTOM_SIZE = 384  # height in pixels of the pictures of whole cases and of loading
 LOADED_BATCHES = 4  # in one repetition of loading
 # Parameters whose gradients are compared: near the output, in the middle, and at the input.
-GRADIENTS = ("out.2.weight", "middle_block.0.in_layers.2.weight", "input_blocks.0.0.weight",
-             "time_embed.0.weight")
+GRADIENTS = ("out.2.weight", "middle_block.0.in_layers.2.weight", "input_blocks.0.0.weight", "time_embed.0.weight")
 
 
 class Ours:
@@ -33,7 +33,7 @@ class Ours:
 
     def module(self, name):
         """A module of the backend's package."""
-        return backends.backend_module(self.backend, name)
+        return backend_module(self.backend, name)
 
     def versions(self):
         """Name -> version of what the figures depend on."""
@@ -48,20 +48,32 @@ class Ours:
             self.model, self.diffusion = create(**cases.settings(case))
             if case.what != "start":  # a training starts from the network's own
                 self.runtime.load_state(self.model, cases.weights(case))
-        self.repeat = {"evaluation": self._evaluation, "step": self._evaluation, "training": self._training,
-                       "start": self._training, "cases": self._cases, "scaling": self._cases,
-                       "loading": self._loading}[case.what]()
+        self.repeat = {
+            "evaluation": self._evaluation,
+            "step": self._evaluation,
+            "training": self._training,
+            "start": self._training,
+            "cases": self._cases,
+            "scaling": self._cases,
+            "loading": self._loading,
+        }[case.what]()
 
     def check(self):
         """Arrays that must be the same in all implementations."""
-        return {"evaluation": self._check_evaluation, "step": self._check_evaluation, "cases": self._check_evaluation,
-                "scaling": self._check_evaluation, "training": self._check_training}.get(self.case.what, dict)()
+        return {
+            "evaluation": self._check_evaluation,
+            "step": self._check_evaluation,
+            "cases": self._check_evaluation,
+            "scaling": self._check_evaluation,
+            "training": self._check_training,
+        }.get(self.case.what, dict)()
 
     def scale(self):
         """What a repetition's seconds are multiplied by to give those of one step, evaluation, case, image."""
         batch = self.case.batch * self.case.processes
-        return {"cases": 1 / batch, "scaling": 1 / batch,
-                "loading": 1 / (LOADED_BATCHES * batch)}.get(self.case.what, 1)
+        return {"cases": 1 / batch, "scaling": 1 / batch, "loading": 1 / (LOADED_BATCHES * batch)}.get(
+            self.case.what, 1
+        )
 
     def _tensors(self, *names):
         return [self.runtime.to_tensor(self.arrays[name]) for name in names]
@@ -71,15 +83,15 @@ class Ours:
         return {"out": self.runtime.to_numpy(out), "cal": self.runtime.to_numpy(cal)}
 
     def _check_training(self):
-        dropouts = [module for _, module in self.model.named_modules()
-                    if isinstance(module, self.module("nn").Dropout)]
+        dropouts = [module for _, module in self.model.named_modules() if isinstance(module, self.module("nn").Dropout)]
         rates = [module.p for module in dropouts]
         for module in dropouts:
             module.p = 0
         noise, t = self._tensors("noise", "t")
         batch = np.concatenate([self.arrays["x"][:, :-1], self.arrays["mask"]], axis=1)
         terms, _ = self.diffusion.training_losses_segmentation(
-            self.model, None, self.runtime.to_tensor(batch), t, noise=noise)
+            self.model, None, self.runtime.to_tensor(batch), t, noise=noise
+        )
         total = (terms["loss"] + 10 * terms["loss_cal"]).mean()
         names = [name for name, _ in self.model.named_parameters()]
         params = dict(self.model.named_parameters())
@@ -87,8 +99,10 @@ class Ours:
         found = self.module("optim").gradients(total, [params[name] for name in chosen])
         for module, rate in zip(dropouts, rates):
             module.p = rate
-        return {"total": self.runtime.to_numpy(total).reshape(()),
-                **{name: self.runtime.to_numpy(value) for name, value in zip(chosen, found)}}
+        return {
+            "total": self.runtime.to_numpy(total).reshape(()),
+            **{name: self.runtime.to_numpy(value) for name, value in zip(chosen, found)},
+        }
 
     def _evaluation(self):
         self.model.eval()
@@ -104,11 +118,13 @@ class Ours:
                 result = self.model(x, t, **keywords)
                 self.runtime.synchronize()
             return result
+
         return repeat
 
     def _training(self):
         loop = self.module("train_util").TrainLoop(
-            model=self.model, diffusion=self.diffusion, data=None, tape=NoiseTape(0), batch_size=self.case.batch)
+            model=self.model, diffusion=self.diffusion, data=None, tape=NoiseTape(0), batch_size=self.case.batch
+        )
         x, mask = self._tensors("x", "mask")
         image = x[:, :-1]
         return lambda: loop.run_step(image, mask)
@@ -121,21 +137,25 @@ class Ours:
 
     def _cases(self):
         """One batch of phantoms, sampled as the preset `fast` says."""
-        config = resolve({**cases.settings(self.case), "num_ensemble": self.case.members,
-                          "sample_steps": self.case.steps}, preset="fast")
-        sampler = self.module("sample_util").EnsembleSampler(
-            self.model, self.diffusion, config.sampling, NoiseTape(0))
+        config = resolve(
+            {**cases.settings(self.case), "num_ensemble": self.case.members, "sample_steps": self.case.steps},
+            preset="fast",
+        )
+        sampler = self.module("sample_util").EnsembleSampler(self.model, self.diffusion, config.sampling, NoiseTape(0))
         data = DataConfig(data_name="ISIC", data_dir=self._phantoms()[1])
         self.model.eval()
 
         def repeat():
             dataset = open_dataset(data, self.case.size, "Test", need_masks=False)
             run_sampling(sampler, dataset, Path(self.folder.name) / "masks", self.case.batch, 0.5, "{}")
+
         return repeat
 
     def _loading(self):
-        dataset = open_dataset(DataConfig(data_name="ISIC", data_dir=self._phantoms()[0]), self.case.size,
-                               "Training", need_masks=True)
+        dataset = open_dataset(
+            DataConfig(data_name="ISIC", data_dir=self._phantoms()[0]), self.case.size, "Training", need_masks=True
+        )
         make_loader = self.module("train_util").make_loader
-        return lambda: list(make_loader(
-            TrainingStream(dataset, NoiseTape(0), self.case.batch, LOADED_BATCHES), self.case.batch))
+        return lambda: list(
+            make_loader(TrainingStream(dataset, NoiseTape(0), self.case.batch, LOADED_BATCHES), self.case.batch)
+        )

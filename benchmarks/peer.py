@@ -3,6 +3,7 @@
 Nothing of it is contained here. What it imports and does not need for network, training step and sampling
 (picture files, augmentation, a summary of layers) is replaced by empty modules where it is not installed.
 """
+
 import importlib
 import importlib.util
 import os
@@ -66,8 +67,12 @@ def _install_stubs():
 def check_folder(folder):
     """Refuse a folder that does not hold the original; `UserError`."""
     if not (Path(folder) / PACKAGE / "script_util.py").is_file():
-        raise found_expected("--peer", folder, f"a folder that holds {PACKAGE}/script_util.py, the original's",
-                             "Give the top folder of the original's repository.")
+        raise found_expected(
+            "--peer",
+            folder,
+            f"a folder that holds {PACKAGE}/script_util.py, the original's",
+            "Give the top folder of the original's repository.",
+        )
 
 
 def load(folder):
@@ -114,20 +119,32 @@ class Peer:
         script_util = self.module("script_util")
         flags = {**script_util.model_and_diffusion_defaults(), **cases.settings(case)}
         self.model, self.diffusion = script_util.create_model_and_diffusion(**flags)
-        state = {name: self.th.from_numpy(np.asarray(value)) for name, value in cases.weights(case).items()
-                 if not name.startswith(BOTTLENECK_EMBED)}
+        state = {
+            name: self.th.from_numpy(np.asarray(value))
+            for name, value in cases.weights(case).items()
+            if not name.startswith(BOTTLENECK_EMBED)
+        }
         self.model.load_state_dict(state)
         self.scratch = scratch
-        self.repeat = {"evaluation": self._evaluation, "step": self._evaluation, "training": self._training,
-                       "start": self._training, "cases": self._cases}[case.what]()
+        self.repeat = {
+            "evaluation": self._evaluation,
+            "step": self._evaluation,
+            "training": self._training,
+            "start": self._training,
+            "cases": self._cases,
+        }[case.what]()
 
     def check(self):
         """Arrays that must be the same in all implementations; none of version 1, whose bottleneck the
         original draws at random in every call."""
         if self.case.version == "1":
             return {}
-        return {"evaluation": self._check_evaluation, "step": self._check_evaluation, "cases": self._check_evaluation,
-                "training": self._check_training}.get(self.case.what, dict)()
+        return {
+            "evaluation": self._check_evaluation,
+            "step": self._check_evaluation,
+            "cases": self._check_evaluation,
+            "training": self._check_training,
+        }.get(self.case.what, dict)()
 
     def scale(self):
         """What a repetition's seconds are multiplied by to give those of one step, evaluation or case."""
@@ -158,8 +175,7 @@ class Peer:
         found = self.th.autograd.grad(total, [params[name] for name in GRADIENTS])
         for module, rate in zip(dropouts, rates):
             module.p = rate
-        return {"total": total.detach().numpy(),
-                **{name: value.numpy() for name, value in zip(GRADIENTS, found)}}
+        return {"total": total.detach().numpy(), **{name: value.numpy() for name, value in zip(GRADIENTS, found)}}
 
     def _evaluation(self):
         self.model.eval()
@@ -168,6 +184,7 @@ class Peer:
         def repeat():
             with self.th.no_grad():
                 self.model(x, t)
+
         return repeat
 
     def _training(self):
@@ -175,9 +192,20 @@ class Peer:
         self.module("logger").configure(dir=str(self.scratch))
         sampler = self.module("resample").create_named_schedule_sampler("uniform", self.diffusion, maxt=1000)
         loop = self.module("train_util").TrainLoop(
-            model=self.model, classifier=None, diffusion=self.diffusion, data=None, dataloader=None,
-            batch_size=self.case.batch, microbatch=-1, lr=1e-4, ema_rate="0.9999", log_interval=100,
-            save_interval=5000, resume_checkpoint=None, schedule_sampler=sampler)
+            model=self.model,
+            classifier=None,
+            diffusion=self.diffusion,
+            data=None,
+            dataloader=None,
+            batch_size=self.case.batch,
+            microbatch=-1,
+            lr=1e-4,
+            ema_rate="0.9999",
+            log_interval=100,
+            save_interval=5000,
+            resume_checkpoint=None,
+            schedule_sampler=sampler,
+        )
         self.model.train()
         x, mask = self._tensors("x", "mask")
         return lambda: loop.run_step(x[:, :-1], mask)
@@ -189,6 +217,8 @@ class Peer:
         img = self._tensors("x")[0][:1]
 
         def repeat():
-            self.diffusion.p_sample_loop_known(self.model, (1, 3, self.case.size, self.case.size), img,
-                                               step=self.CASE_STEPS, model_kwargs={})
+            self.diffusion.p_sample_loop_known(
+                self.model, (1, 3, self.case.size, self.case.size), img, step=self.CASE_STEPS, model_kwargs={}
+            )
+
         return repeat

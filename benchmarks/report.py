@@ -1,4 +1,5 @@
 """Table and plots of `results.json`."""
+
 import json
 import statistics
 from pathlib import Path
@@ -23,8 +24,9 @@ def write_report(out_dir):
     """Write README.md and the plots beside the results in a folder. Raises `UserError` if there are none."""
     path = Path(out_dir) / RESULTS
     if not path.is_file():
-        raise found_expected(out_dir, f"no {RESULTS}", "a folder that `python -m benchmarks run` has written",
-                             "Give its --out_dir.")
+        raise found_expected(
+            out_dir, f"no {RESULTS}", "a folder that `python -m benchmarks run` has written", "Give its --out_dir."
+        )
     results = json.loads(path.read_text())
     summary = [summarise(row, results) for row in results["rows"]]
     write_atomic(Path(out_dir) / "README.md", readme(results, summary).encode())
@@ -45,9 +47,16 @@ def summarise(row, results):
     """
     case = Case(**{key: value for key, value in row["case"].items() if key != "name"})
     reference = _reference(row, results["rows"])
-    found = {"case": case, "implementation": row["implementation"], "memory": row["memory_mib"],
-             "seconds": row["scale"] * statistics.median(row["wall"]), "rate": None, "share": None,
-             "cpu": row["scale"] * statistics.median(row["cpu"]), "first": row["first"]["wall"]}
+    found = {
+        "case": case,
+        "implementation": row["implementation"],
+        "memory": row["memory_mib"],
+        "seconds": row["scale"] * statistics.median(row["wall"]),
+        "rate": None,
+        "share": None,
+        "cpu": row["scale"] * statistics.median(row["cpu"]),
+        "first": row["first"]["wall"],
+    }
     for name, clock in (("ratio", "wall"), ("cpu_ratio", "cpu")):
         pairs = zip(row[clock], reference[clock]) if reference else ()
         ratios = [row["scale"] * a / (reference["scale"] * b) for a, b in pairs]
@@ -67,34 +76,43 @@ def _reference(row, rows):
 
 def limit(rounds):
     """The machine's limit, operations per second of processor time: the best of its medians over the rounds."""
-    return max(statistics.median(rates[name]["cpu"] for rates in rounds)
-               for name in rounds[0] if name.startswith(COMPUTED))
+    return max(
+        statistics.median(rates[name]["cpu"] for rates in rounds) for name in rounds[0] if name.startswith(COMPUTED)
+    )
 
 
 def readme(results, summary):
     """The text of the report."""
     settings = results["settings"]
     machine = results["machine"]
-    parts = [f"""# Benchmark
+    parts = [
+        f"""# Benchmark
 
 Written by `python -m benchmarks` (`benchmarks/README.md` says what is measured and how).
-{machine['processor']}, {machine['cores']} cores; {settings['threads']} thread(s) for each implementation; load of the
-machine at the start {machine['load']:.1f}; up to {settings['repeats']} rounds in which the implementations take turns.
+{machine["processor"]}, {machine["cores"]} cores; {settings["threads"]} thread(s) for each implementation; load of the
+machine at the start {machine["load"]:.1f}; up to {settings["repeats"]} rounds in which the implementations take turns.
 Seconds are medians over the rounds; a ratio is the median of the ratios round by round, to `{PEER}` (the
 original) where it was measured, else to PyTorch.
-"""]
+"""
+    ]
     parts += filter(None, [targets.table(summary)])
     for what, about in WHAT.items():
         rows = [row for row in summary if row["case"].what == what]
         if rows:
             table = scaling.table(rows) if what == "scaling" else _table(rows)
             parts.append(f"## {what}: {about}\n\n{table}\n\n![{what}]({what}.png)\n")
-    compared = [f"| {row['case']['name']} | {row['implementation']} | " + ", ".join(
-        f"{name} {value:.1e}" for name, value in row["differences"].items()) + " |"
-        for row in results["rows"] if row.get("differences")]
+    compared = [
+        f"| {row['case']['name']} | {row['implementation']} | "
+        + ", ".join(f"{name} {value:.1e}" for name, value in row["differences"].items())
+        + " |"
+        for row in results["rows"]
+        if row.get("differences")
+    ]
     if compared:
-        parts.append("## Outputs compared before measuring\n\nDistance from the reference, root mean square relative "
-                     "to its own.\n\n| case | implementation | distance |\n|---|---|---|\n" + "\n".join(compared) + "\n")
+        parts.append(
+            "## Outputs compared before measuring\n\nDistance from the reference, root mean square relative "
+            "to its own.\n\n| case | implementation | distance |\n|---|---|---|\n" + "\n".join(compared) + "\n"
+        )
     parts.append(_limits(results["limits"]))
     return "\n".join(parts)
 
@@ -106,8 +124,16 @@ def _table(rows):
     head += (" GFLOP/s | share of limit |" if counted else "") + (" per hour |" if hourly else "")
     lines = [head, "|---" * (head.count("|") - 1) + "|"]
     for row in rows:
-        cells = [row["case"].name, row["implementation"], f"{row['seconds']:.3g}", _ratio(row["ratio"]),
-                 f"{row['cpu']:.3g}", _ratio(row["cpu_ratio"]), f"{row['memory']:.0f}", f"{row['first']:.3g}"]
+        cells = [
+            row["case"].name,
+            row["implementation"],
+            f"{row['seconds']:.3g}",
+            _ratio(row["ratio"]),
+            f"{row['cpu']:.3g}",
+            _ratio(row["cpu_ratio"]),
+            f"{row['memory']:.0f}",
+            f"{row['first']:.3g}",
+        ]
         cells += [f"{row['rate'] / 1e9:.0f}", f"{100 * row['share']:.0f}%"] if counted else []
         cells += [f"{3600 / row['seconds']:.3g}"] if hourly else []
         lines.append(f"| {' | '.join(cells)} |")
@@ -122,11 +148,17 @@ def _limits(limits):
     rounds = [rates for case in limits.values() for rates in case]
     if not rounds:
         return ""
-    lines = [f"| {name} | {statistics.median(rates[name]['cpu'] for rates in rounds) / 1e9:.1f} "
-             f"{'GB/s' if name == 'copy' else 'GFLOP/s'} |" for name in rounds[0]]
-    return ("## The machine's own limits\n\nMeasured in the same rounds, per second of processor time; a case's share "
-            "is of the best of the arithmetic ones in its own rounds.\n\n| what | median |\n|---|---|\n"
-            + "\n".join(lines) + "\n")
+    lines = [
+        f"| {name} | {statistics.median(rates[name]['cpu'] for rates in rounds) / 1e9:.1f} "
+        f"{'GB/s' if name == 'copy' else 'GFLOP/s'} |"
+        for name in rounds[0]
+    ]
+    return (
+        "## The machine's own limits\n\nMeasured in the same rounds, per second of processor time; a case's share "
+        "is of the best of the arithmetic ones in its own rounds.\n\n| what | median |\n|---|---|\n"
+        + "\n".join(lines)
+        + "\n"
+    )
 
 
 def _plot(rows, path):

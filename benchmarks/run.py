@@ -1,4 +1,5 @@
 """Runs the measurements: for each case one process per implementation, which take turns, round by round."""
+
 import contextlib
 import dataclasses
 import json
@@ -34,13 +35,25 @@ class Process:
         self.arrays = Path(folder) / f"{job['implementation']}.npz"
         self.log = Path(folder) / f"{job['implementation']}.log"
         job = {**job, "scratch": str(folder), "arrays": str(self.arrays)}
-        environment = {**os.environ, "OMP_NUM_THREADS": str(job["threads"]), "OMP_WAIT_POLICY": "passive",
-                       "TQDM_DISABLE": "1", **({"HOME": home, "JITTOR_HOME": home} if home else {})}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(job["threads"]),
+            "OMP_WAIT_POLICY": "passive",
+            "TQDM_DISABLE": "1",
+            **({"HOME": home, "JITTOR_HOME": home} if home else {}),
+        }
         read, write = os.pipe()
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.worker", json.dumps(job), str(write)], cwd=ROOT, env=environment,
-                stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=(write,), text=True)
+                [sys.executable, "-m", "benchmarks.worker", json.dumps(job), str(write)],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=(write,),
+                text=True,
+            )
         os.close(write)
         self._answers = os.fdopen(read, encoding="utf-8")
         self._name = job["implementation"]
@@ -48,8 +61,11 @@ class Process:
     def answer(self):
         """Its next answer, a dict. Raises `UserError` if it failed."""
         line = self._answers.readline()
-        tree = json.loads(line) if line else {"error": f"the process ended with code {self._process.wait()}",
-                                              "user": False}
+        tree = (
+            json.loads(line)
+            if line
+            else {"error": f"the process ended with code {self._process.wait()}", "user": False}
+        )
         if "error" in tree:
             tail = "" if tree["user"] else "\n" + self.log.read_text(errors="replace")[-2000:]
             raise UserError(f"{self._name}: {tree['error']}{tail}")
@@ -96,8 +112,11 @@ class Group:
         for process in self._processes:
             process.begin()
         answers = [process.answer() for process in self._processes]
-        return {"wall": max(answer["wall"] for answer in answers), "rates": answers[0]["rates"],
-                **{name: sum(answer[name] for answer in answers) for name in ("cpu", "memory_mib")}}
+        return {
+            "wall": max(answer["wall"] for answer in answers),
+            "rates": answers[0]["rates"],
+            **{name: sum(answer[name] for answer in answers) for name in ("cpu", "memory_mib")},
+        }
 
     def stop(self):
         """End them."""
@@ -118,9 +137,18 @@ class Benchmark:
         self.implementations = implementations
         self.peer = peer
         self.cold = cold
-        self.results = {"settings": {"threads": threads, "repeats": repeats, "seconds": seconds,
-                                     "implementations": implementations},
-                        "machine": describe_machine(), "versions": {}, "limits": {}, "rows": []}
+        self.results = {
+            "settings": {
+                "threads": threads,
+                "repeats": repeats,
+                "seconds": seconds,
+                "implementations": implementations,
+            },
+            "machine": describe_machine(),
+            "versions": {},
+            "limits": {},
+            "rows": [],
+        }
         self._take_over(resume)
 
     def _take_over(self, resume):
@@ -128,12 +156,20 @@ class Benchmark:
         if not path.exists():
             return
         if not resume:
-            raise found_expected(path, "results of an earlier run", "an empty folder",
-                                 "Add --resume to go on with it, or give another --out_dir.")
+            raise found_expected(
+                path,
+                "results of an earlier run",
+                "an empty folder",
+                "Add --resume to go on with it, or give another --out_dir.",
+            )
         earlier = json.loads(path.read_text())
         if earlier["settings"] != self.results["settings"]:
-            raise found_expected(path, f"results measured with {earlier['settings']}",
-                                 str(self.results["settings"]), "Give the same settings, or another --out_dir.")
+            raise found_expected(
+                path,
+                f"results measured with {earlier['settings']}",
+                str(self.results["settings"]),
+                "Give the same settings, or another --out_dir.",
+            )
         self.results = earlier
 
     def run(self, cases):
@@ -169,8 +205,12 @@ class Benchmark:
             yield
 
     def _job(self, name, case):
-        return {"implementation": name.removesuffix(", cold cache"), "peer": self.peer,
-                "case": case and dataclasses.asdict(case), "threads": self.results["settings"]["threads"]}
+        return {
+            "implementation": name.removesuffix(", cold cache"),
+            "peer": self.peer,
+            "case": case and dataclasses.asdict(case),
+            "threads": self.results["settings"]["threads"],
+        }
 
     def _turns(self, case, folder, bar):
         """Rows of a case whose implementations take turns: A B machine, B machine A, ..."""
@@ -179,8 +219,9 @@ class Benchmark:
         try:
             for name in [*self._names(case), MACHINE]:
                 of_machine = name == MACHINE
-                groups[name] = Group(self._job(name, None if of_machine else case), folder,
-                                     1 if of_machine else case.processes)
+                groups[name] = Group(
+                    self._job(name, None if of_machine else case), folder, 1 if of_machine else case.processes
+                )
                 rows[name] = self._row(case, name, groups[name].ready)
                 if name != MACHINE:
                     bar.update()
@@ -214,16 +255,29 @@ class Benchmark:
                     finally:
                         process.stop()
                 row = rows.setdefault(name, self._row(case, name, ready))
-                add_repetition(row, {"wall": time.perf_counter() - began, "cpu": ready["cpu_so_far"],
-                                     "memory_mib": ready["memory_mib"]})
+                add_repetition(
+                    row,
+                    {
+                        "wall": time.perf_counter() - began,
+                        "cpu": ready["cpu_so_far"],
+                        "memory_mib": ready["memory_mib"],
+                    },
+                )
                 bar.update()
         return list(rows.values())
 
     def _row(self, case, name, ready):
         self.results["versions"][name] = ready["versions"]
-        return {"case": {"name": case.name, **dataclasses.asdict(case)}, "implementation": name,
-                "scale": ready["scale"], "first": ready["first"], "wall": [], "cpu": [], "memory_mib": 0,
-                "rates": []}
+        return {
+            "case": {"name": case.name, **dataclasses.asdict(case)},
+            "implementation": name,
+            "scale": ready["scale"],
+            "first": ready["first"],
+            "wall": [],
+            "cpu": [],
+            "memory_mib": 0,
+            "rates": [],
+        }
 
 
 def add_repetition(row, answer):
@@ -245,10 +299,12 @@ def differences(files):
     for name in sorted(loaded, key=lambda name: name != PEER):  # the peer first, if there is one
         for key, array in loaded[name].items():
             expected = reference.setdefault(key, array).astype(np.float64)
-            distance = float(np.sqrt(np.mean((array - expected) ** 2) / np.mean(expected ** 2)))
+            distance = float(np.sqrt(np.mean((array - expected) ** 2) / np.mean(expected**2)))
             if not distance < LARGEST_DIFFERENCE:
-                raise UserError(f"{name}: its {key} differs by {distance:.1e} from the other implementations' on the "
-                                "same inputs and weights; a comparison of their speed would mean nothing")
+                raise UserError(
+                    f"{name}: its {key} differs by {distance:.1e} from the other implementations' on the "
+                    "same inputs and weights; a comparison of their speed would mean nothing"
+                )
             found.setdefault(name, {})[key] = distance
     return found
 

@@ -1,4 +1,5 @@
 """How the seconds of a case grow with each quantity: table and plot of the "scaling" cases."""
+
 import math
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -6,8 +7,14 @@ from matplotlib.figure import Figure
 
 from benchmarks.cases import SCALING, SCALING_BASE
 
-UNITS = {"size": "side in pixels", "width": "base width", "steps": "steps of the sampler",
-         "members": "members of the ensemble", "batch": "cases in a batch", "processes": "processes"}
+UNITS = {
+    "size": "side in pixels",
+    "width": "base width",
+    "steps": "steps of the sampler",
+    "members": "members of the ensemble",
+    "batch": "cases in a batch",
+    "processes": "processes",
+}
 
 
 def table(rows):
@@ -18,8 +25,12 @@ def table(rows):
     names = sorted({row["implementation"] for row in rows})
     base = ", ".join(f"{UNITS[name]} {value}" for name, value in SCALING_BASE.items())
     heads = " | ".join(f"{name}: s per case | exponent | peak MiB" for name in names)
-    lines = [f"What does not grow: {base}.", "",
-             f"| what grows | value | {heads} |", "|---" * (2 + 3 * len(names)) + "|"]
+    lines = [
+        f"What does not grow: {base}.",
+        "",
+        f"| what grows | value | {heads} |",
+        "|---" * (2 + 3 * len(names)) + "|",
+    ]
     for quantity in SCALING:
         courses = {name: _course(rows, name, quantity) for name in names}
         for index, value in enumerate(SCALING[quantity]):
@@ -57,8 +68,12 @@ def plot(rows, path):
     for axes, quantity in zip(figure.subplots(2, math.ceil(len(SCALING) / 2), sharey=True).flat, SCALING):
         for name in sorted({row["implementation"] for row in rows}):
             course = [row for row in _course(rows, name, quantity)[0] if row]
-            axes.plot([getattr(row["case"], quantity) for row in course], [row["seconds"] for row in course],
-                      marker="o", label=name)
+            axes.plot(
+                [getattr(row["case"], quantity) for row in course],
+                [row["seconds"] for row in course],
+                marker="o",
+                label=name,
+            )
         axes.set(xscale="log", yscale="log", xlabel=UNITS[quantity])
         axes.set_xticks(SCALING[quantity], [str(value) for value in SCALING[quantity]])
         axes.minorticks_off()

@@ -1,4 +1,5 @@
 """What is to be reached, and what a run has found of it."""
+
 from dataclasses import dataclass
 
 from benchmarks.run import COLD
@@ -45,15 +46,19 @@ def table(summary):
         for row in summary:
             case = row["case"]
             if (case.what, row["implementation"]) == (target.what, target.implementation) and (
-                    case.version == "new" and target.size in (None, case.size)):
+                case.version == "new" and target.size in (None, case.size)
+            ):
                 found = _found(target, row, summary)
                 if found is not None:
                     lines.append(_line(target, case, found))
     if not lines:
         return ""
-    return ("## Targets\n\nTime as processor time; ratios to the implementation in brackets.\n\n"
-            "| case | implementation | figure | target | found | reached |\n|---|---|---|---|---|---|\n"
-            + "\n".join(lines) + "\n")
+    return (
+        "## Targets\n\nTime as processor time; ratios to the implementation in brackets.\n\n"
+        "| case | implementation | figure | target | found | reached |\n|---|---|---|---|---|---|\n"
+        + "\n".join(lines)
+        + "\n"
+    )
 
 
 def _found(target, row, summary):
@@ -62,8 +67,7 @@ def _found(target, row, summary):
         return row["share"]
     if target.figure == "seconds":
         return row["seconds"]
-    others = [other for other in summary
-              if other["case"] == row["case"] and other["implementation"] == target.to]
+    others = [other for other in summary if other["case"] == row["case"] and other["implementation"] == target.to]
     if not others:
         return None
     if target.figure == "time" and target.to == PEER:
@@ -75,5 +79,6 @@ def _line(target, case, found):
     reached = found >= target.bound if target.least else found <= target.bound
     figure = f"{target.figure} ({target.to})" if target.figure in ("time", "memory") else target.figure
     bound = f"at {'least' if target.least else 'most'} {target.bound:.3g}"
-    return (f"| {case.name} | {target.implementation} | {figure} | {bound} | {found:.3g} | "
-            f"{'yes' if reached else 'no'} |")
+    return (
+        f"| {case.name} | {target.implementation} | {figure} | {bound} | {found:.3g} | {'yes' if reached else 'no'} |"
+    )

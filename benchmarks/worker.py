@@ -4,6 +4,7 @@ that it reads.
 Started by `run.py`, so that implementations take turns and have separate memory peaks. Answers with JSON lines
 on a pipe of its own; what the frameworks print goes to the log of the run.
 """
+
 import contextlib
 import json
 import os
@@ -71,8 +72,10 @@ def _open(job):
         return _Machine(job["threads"])
     if job["implementation"] == PEER:
         from benchmarks.peer import Peer
+
         return Peer(job["peer"], job["threads"])
     from benchmarks.ours import Ours
+
     return Ours(job["implementation"], job["threads"])
 
 
@@ -82,6 +85,7 @@ def serve(job, answers):
     job: implementation, case (fields of `Case` or None), peer (folder), threads, scratch (folder), arrays (file
          for what is compared).
     """
+
     def answer(tree):
         answers.write(json.dumps(tree) + "\n")
         answers.flush()
@@ -93,14 +97,22 @@ def serve(job, answers):
         first = {}
         with _timed(first):
             measured.repeat()
-        answer({"versions": measured.versions(), "scale": measured.scale(), "first": first,
-                "cpu_so_far": sum(os.times()[:4]), "memory_mib": _memory_mib()})
+        answer(
+            {
+                "versions": measured.versions(),
+                "scale": measured.scale(),
+                "first": first,
+                "cpu_so_far": sum(os.times()[:4]),
+                "memory_mib": _memory_mib(),
+            }
+        )
         for _ in sys.stdin:
             seconds = {}
             with _timed(seconds):
                 extra = measured.repeat()
-            answer({**seconds, "memory_mib": _memory_mib(),
-                    "rates": extra if job["implementation"] == MACHINE else None})
+            answer(
+                {**seconds, "memory_mib": _memory_mib(), "rates": extra if job["implementation"] == MACHINE else None}
+            )
     except Exception as error:
         user = isinstance(error, UserError)
         if not user:

@@ -1,4 +1,5 @@
 """The backends: which implementations there are, and how to import a module of one."""
+
 import importlib
 import sys
 
@@ -22,5 +23,7 @@ def backend_module(backend, name):
     except ModuleNotFoundError as error:
         if error.name not in (framework, f"{framework}_utils"):
             raise
-        raise UserError(f"--backend {backend}: {distribution} is not installed in {sys.prefix}. "
-                        "Run: make venv, or: pip install -r requirements.txt") from error
+        raise UserError(
+            f"--backend {backend}: {distribution} is not installed in {sys.prefix}. "
+            "Run: make venv, or: pip install -r requirements.txt"
+        ) from error

@@ -1,4 +1,5 @@
 """The one error that a user of the command lines is meant to see."""
+
 from contextlib import contextmanager
 from contextvars import ContextVar
 

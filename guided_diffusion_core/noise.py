@@ -10,6 +10,7 @@ draw's case is the slot of the example in the whole batch (0, 1, ...); in sampli
 name of the case, so that a case gets the same noise alone and among others. The steps of
 `TRAIN_AUGMENT` are the examples of the run, one after the other, whatever the batches.
 """
+
 import hashlib
 
 import numpy as np
@@ -32,7 +33,7 @@ def _filled(shape, draw):
     values = np.empty(shape, np.float32)
     flat = values.reshape(-1)
     for start in range(0, flat.size, _PIECE):
-        piece = flat[start:start + _PIECE]
+        piece = flat[start : start + _PIECE]
         piece[...] = draw(piece.size)
     return values
 
@@ -74,10 +75,9 @@ class NoiseTape:
         members: the ensemble member of each row; 0 for all if None.
         """
         members = [0] * len(cases) if members is None else members
-        return np.stack([
-            self.normal(site, shape, step=step, case=case, member=member)
-            for case, member in zip(cases, members)
-        ])
+        return np.stack(
+            [self.normal(site, shape, step=step, case=case, member=member) for case, member in zip(cases, members)]
+        )
 
     def keep_mask(self, site, shape, rate, *, step, cases):
         """Inverted-dropout masks (Srivastava et al. 2014): 0 with probability `rate`, else

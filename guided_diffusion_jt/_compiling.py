@@ -11,6 +11,7 @@ is half of what remains of an operator's time and nine tenths of the disk space.
 Jittor itself is compiled with -O1, in three quarters of the time of -O2: it only arranges what the operators, with
 -Ofast as ever, compute. Training steps of a small network (64 px, width 32) take as long: 0.66 s with either.
 """
+
 import os
 import platform
 import shlex
@@ -22,15 +23,38 @@ from pathlib import Path
 
 from guided_diffusion_core.system.files import write_atomic
 
-_COMMON = ("algorithm", "chrono", "cmath", "cstring", "fstream", "functional", "iomanip", "iostream", "map", "mutex",
-           "queue", "set", "sstream", "thread", "unordered_map", "unordered_set",
-           "var.h", "op.h", "fused_op.h", "graph.h", "executor.h", "ops/op_register.h")
+_COMMON = (
+    "algorithm",
+    "chrono",
+    "cmath",
+    "cstring",
+    "fstream",
+    "functional",
+    "iomanip",
+    "iostream",
+    "map",
+    "mutex",
+    "queue",
+    "set",
+    "sstream",
+    "thread",
+    "unordered_map",
+    "unordered_set",
+    "var.h",
+    "op.h",
+    "fused_op.h",
+    "graph.h",
+    "executor.h",
+    "ops/op_register.h",
+)
 _LEVEL = "-O1"  # of optimisation, of Jittor itself
 # File name -> text. Jittor defines the two names at the top of each operator.
 _CORE = "core.h"
 _OPERATORS = "operators.h"
-_TEXTS = {_CORE: "".join(f"#include <{name}>\n" for name in (*_COMMON, "var_holder.h", "pyjt/py_converter.h")),
-          _OPERATORS: "#define JIT 1\n#define JIT_cpu 1\n" + "".join(f"#include <{name}>\n" for name in _COMMON)}
+_TEXTS = {
+    _CORE: "".join(f"#include <{name}>\n" for name in (*_COMMON, "var_holder.h", "pyjt/py_converter.h")),
+    _OPERATORS: "#define JIT 1\n#define JIT_cpu 1\n" + "".join(f"#include <{name}>\n" for name in _COMMON),
+}
 # Jittor runs: interpreter, asm_tuner.py, --cc_path=COMPILER, SOURCE, the compiler's options.
 _SCRIPT = "operator.sh"
 _SCRIPT_TEXT = """\
@@ -47,8 +71,12 @@ def _prepare_core(cache):
     cache: Path of its compiled code. Nothing is done for other compilers than g++, where the user has flags of
     his own (`cc_flags`, `kernel_flags`), and where nvcc would get the flags too (`nvcc_path`).
     """
-    if (not os.path.basename(os.environ["cc_path"]).startswith("g++") or os.environ["nvcc_path"]
-            or "cc_flags" in os.environ or "kernel_flags" in os.environ):
+    if (
+        not os.path.basename(os.environ["cc_path"]).startswith("g++")
+        or os.environ["nvcc_path"]
+        or "cc_flags" in os.environ
+        or "kernel_flags" in os.environ
+    ):
         return
     os.environ["cc_flags"] = _core_flags(cache)
     os.environ["kernel_flags"] = "-Ofast"  # Jittor's own, which it leaves out where cc_flags has an -O
@@ -58,8 +86,10 @@ def _prepare_core(cache):
         source = Path(util.find_spec("jittor").submodule_search_locations[0])
         python = subprocess.run([os.environ["python_config_path"], "--includes"], capture_output=True, text=True)
         native = ["-march=native"] if platform.machine() == "x86_64" else []
-        _precompile(cache / _CORE, ["-std=c++14", "-fPIC", *native, _LEVEL, f"-I{source}/src", f"-I{source}/extern",
-                                    *python.stdout.split()])
+        _precompile(
+            cache / _CORE,
+            ["-std=c++14", "-fPIC", *native, _LEVEL, f"-I{source}/src", f"-I{source}/extern", *python.stdout.split()],
+        )
 
 
 def _prepare_operators(flags, cache):
@@ -73,7 +103,7 @@ def _prepare_operators(flags, cache):
         linker = ("-l", "-L", "-Wl,", "-shared")
         kept = [word for word in shlex.split(flags.cc_flags) if not word.startswith(linker)]
         at = kept.index("-include")
-        _precompile(cache / _OPERATORS, [*kept[:at], *kept[at + 2:]])
+        _precompile(cache / _OPERATORS, [*kept[:at], *kept[at + 2 :]])
     _write(cache / _SCRIPT, _SCRIPT_TEXT.format(python=shlex.quote(flags.python_path)))
     flags.python_path = f'/bin/sh "{cache / _SCRIPT}"'
 

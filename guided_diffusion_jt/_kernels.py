@@ -3,6 +3,7 @@
 Each one takes float32 and float64 and is compiled once for a type, whatever the sizes. Sums are added up in
 blocks, whose results are added in float64: one long float32 sum loses digits.
 """
+
 import jittor as jt
 
 _SUMS = r"""
@@ -85,8 +86,13 @@ class _GroupNorm(jt.Function):
         dtype = x.dtype
         x = x.reshape(x.shape[0], num_groups, x.shape[1] // num_groups, -1)
         result, mean, scale = jt.code(
-            [x.shape, x.shape[:2], x.shape[:2]], [dtype] * 3, [x, weight, bias],
-            cpu_header=_SUMS, cpu_src=_GROUP_NORM, data={"eps": eps})
+            [x.shape, x.shape[:2], x.shape[:2]],
+            [dtype] * 3,
+            [x, weight, bias],
+            cpu_header=_SUMS,
+            cpu_src=_GROUP_NORM,
+            data={"eps": eps},
+        )
         self.saved = x, weight, mean, scale
         kept[:] = x, weight, bias, mean, scale
         return result.reshape(self.shape)
@@ -94,8 +100,12 @@ class _GroupNorm(jt.Function):
     def grad(self, grad):
         x, weight, mean, scale = self.saved
         to_x, to_weight, to_bias = jt.code(
-            [x.shape, x.shape[:3], x.shape[:3]], [x.dtype] * 3, [grad.reshape(x.shape), x, weight, mean, scale],
-            cpu_header=_SUMS, cpu_src=_GROUP_NORM_GRADIENT)
+            [x.shape, x.shape[:3], x.shape[:3]],
+            [x.dtype] * 3,
+            [grad.reshape(x.shape), x, weight, mean, scale],
+            cpu_header=_SUMS,
+            cpu_src=_GROUP_NORM_GRADIENT,
+        )
         return to_x.reshape(self.shape), to_weight.sum(0).reshape(-1), to_bias.sum(0).reshape(-1), None, None, None
 
 

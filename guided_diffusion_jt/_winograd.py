@@ -4,6 +4,7 @@ Tiles of a channel lie side by side, so that the transforms are sums of rows and
 those of blocks of 6 output channels and 16 tiles, whose sums stay in registers. Some rows of tiles at a time,
 which stay in the processor's caches.
 """
+
 import jittor as jt
 from jittor import nn
 
@@ -24,12 +25,15 @@ def _constant(name, matrix):
     return f"static constexpr float {name}[{matrix.shape[0]}][{matrix.shape[1]}] = {{{rows}}};\n"
 
 
-_HEADER = r"""
+_HEADER = (
+    r"""
 #include <algorithm>
 #include <cstring>
 #include <vector>
 #include <omp.h>
-""" + "".join(map(_constant, ("INPUTS", "KERNELS", "OUTPUTS"), factors())) + r"""
+"""
+    + "".join(map(_constant, ("INPUTS", "KERNELS", "OUTPUTS"), factors()))
+    + r"""
 typedef float Lanes __attribute__((vector_size(32), aligned(4)));
 
 // m (6 rows, `stride` apart, of 16) = u (count, 6)^T v (count, 16), or added to what is there
@@ -142,6 +146,7 @@ static inline void pack(const float* values, int64_t count, int64_t blocks, int6
         for (int64_t t = 0; t < count; t++) packed[(k * blocks * count + t) * lanes] = values[k * count + t];
 }
 """
+)
 
 # in0: weight (O, C, 3, 3). out0: (36, O / 6 rounded up, C, 6), zeros where there is no output channel.
 # turned: the kernels of the gradient instead, O and C exchanged, each one turned by half a circle.
@@ -286,9 +291,13 @@ _WEIGHT_GRADIENT = r"""
 
 def _pays(x, weight):
     """Whether the convolution of x (N, C, H, W) with weight (O, C, 3, 3) is done here rather than directly."""
-    return (not jt.flags.use_cuda and str(x.dtype) == str(weight.dtype) == "float32"
-            and min(weight.shape[:2]) >= _CHANNELS and x.shape[2] % TILE == x.shape[3] % TILE == 0
-            and x.shape[0] * x.shape[2] * x.shape[3] >= _FEWEST_TILES * TILE**2)
+    return (
+        not jt.flags.use_cuda
+        and str(x.dtype) == str(weight.dtype) == "float32"
+        and min(weight.shape[:2]) >= _CHANNELS
+        and x.shape[2] % TILE == x.shape[3] % TILE == 0
+        and x.shape[0] * x.shape[2] * x.shape[3] >= _FEWEST_TILES * TILE**2
+    )
 
 
 def _multiplied(weight, turned=False):
@@ -309,8 +318,14 @@ def _weight_gradient(x, gradient):
     channels = x.shape[1]
     out_channels = gradient.shape[1]
     room = [_SIZE**2, -(-out_channels // _OUTPUTS) * _OUTPUTS, -(-channels // _TILES) * _TILES]
-    return jt.code([[out_channels, channels, KERNEL, KERNEL], room], [x.dtype] * 2, [x, gradient],
-                   cpu_header=_HEADER, cpu_src=_WEIGHT_GRADIENT, data={"tiles": _CHUNK})[0]
+    return jt.code(
+        [[out_channels, channels, KERNEL, KERNEL], room],
+        [x.dtype] * 2,
+        [x, gradient],
+        cpu_header=_HEADER,
+        cpu_src=_WEIGHT_GRADIENT,
+        data={"tiles": _CHUNK},
+    )[0]
 
 
 class _Convolution(jt.Function):

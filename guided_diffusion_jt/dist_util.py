@@ -5,13 +5,14 @@ module: that one is compiled into the cache which plain runs share, splits the b
 itself, and waits inside a call in which no signal is answered, so that a process whose partner was killed
 could not say so.
 """
+
 import time
 
 import jittor as jt
 import numpy as np
 
-from guided_diffusion_core.system import processes
 from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.system import processes
 from guided_diffusion_jt import runtime
 
 _group = processes.Alone()
@@ -44,8 +45,12 @@ def _mpi():
         mpi4py.rc.finalize = False
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise found_expected("mpirun", f"no usable mpi4py ({error})", "mpi4py and the libraries of OpenMPI",
-                             "Run: apt-get install openmpi-bin; pip install -r requirements.txt") from error
+        raise found_expected(
+            "mpirun",
+            f"no usable mpi4py ({error})",
+            "mpi4py and the libraries of OpenMPI",
+            "Run: apt-get install openmpi-bin; pip install -r requirements.txt",
+        ) from error
     return MPI
 
 

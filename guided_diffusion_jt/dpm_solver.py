@@ -1,4 +1,5 @@
 """DPM-Solver++ of second order in several steps (Lu et al. 2022, arXiv:2211.01095, algorithm 2)."""
+
 import jittor as jt
 
 from guided_diffusion_core.diffusion.schedule import dpm_solver_coefficients, quantile_place
@@ -14,8 +15,9 @@ class DPMSolverSampling:
     solve the diffusion's ordinary differential equation. It draws no noise but x_T.
     """
 
-    def dpm_solver_sample(self, model, x, t, before=None, clip_denoised=True, model_kwargs=None,
-                          dynamic_thresholding=False):
+    def dpm_solver_sample(
+        self, model, x, t, before=None, clip_denoised=True, model_kwargs=None, dynamic_thresholding=False
+    ):
         """One step of the solver.
 
         x:      (N, C, H, W) network input at t. t: (N,) time step indices.
@@ -34,20 +36,41 @@ class DPMSolverSampling:
         sample = xstart_coef * pred_xstart + before_coef * before + x_t_coef * x_t
         return {"sample": sample, "pred_xstart": pred_xstart, "cal": out["cal"]}
 
-    def dpm_solver_sample_loop_known(self, model, shape, img, noise=None, step_noise=None, clip_denoised=True,
-                                     model_kwargs=None, progress=False, dynamic_thresholding=False):
+    def dpm_solver_sample_loop_known(
+        self,
+        model,
+        shape,
+        img,
+        noise=None,
+        step_noise=None,
+        clip_denoised=True,
+        model_kwargs=None,
+        progress=False,
+        dynamic_thresholding=False,
+    ):
         """As `p_sample_loop_known` by DPM-Solver++; `step_noise` is not read, it keeps its place.
 
         dynamic_thresholding: apply `dynamic_threshold` to the predicted mask instead of clipping it.
         """
+
         def loop(x_noisy):
             return self.dpm_solver_sample_loop_progressive(
-                model, shape, x_noisy, step_noise, clip_denoised, model_kwargs, progress, dynamic_thresholding)
+                model, shape, x_noisy, step_noise, clip_denoised, model_kwargs, progress, dynamic_thresholding
+            )
 
         return self._sample_known(loop, img, noise)
 
-    def dpm_solver_sample_loop_progressive(self, model, shape, noise, step_noise=None, clip_denoised=True,
-                                           model_kwargs=None, progress=False, dynamic_thresholding=False):
+    def dpm_solver_sample_loop_progressive(
+        self,
+        model,
+        shape,
+        noise,
+        step_noise=None,
+        clip_denoised=True,
+        model_kwargs=None,
+        progress=False,
+        dynamic_thresholding=False,
+    ):
         """As `p_sample_loop_progressive`, by DPM-Solver++."""
         before = None
 

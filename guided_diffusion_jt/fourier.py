@@ -1,4 +1,5 @@
 """The spectral filter of the FF-Parser: Fourier transforms and their gradients by scipy, on the CPU."""
+
 import os
 
 import jittor as jt
@@ -32,13 +33,15 @@ class _SpectralFilter(jt.Function):
             filtered[...] = _fourier(scipy.fft.irfft2, _complex(spectrum) * _complex(weight), s=x.shape[2:])
 
         filtered, spectrum = jt.numpy_code(
-            [x.shape, [x.shape[0], *weight.shape]], [x.dtype, x.dtype], [x, weight], forward)
+            [x.shape, [x.shape[0], *weight.shape]], [x.dtype, x.dtype], [x, weight], forward
+        )
         self.saved = spectrum, weight
         return filtered
 
     def grad(self, grad):
         """Both transforms are each other's transpose but for the half of the spectrum that is left out:
         a frequency counts twice unless it is its own conjugate."""
+
         def backward(_, data):
             (grad, spectrum, weight), (to_x, to_weight) = data["inputs"], data["outputs"]
             width = grad.shape[3]
@@ -50,8 +53,9 @@ class _SpectralFilter(jt.Function):
             to_x[...] = _fourier(scipy.fft.irfft2, transformed, s=grad.shape[2:])
 
         spectrum, weight = self.saved
-        return tuple(jt.numpy_code(
-            [grad.shape, weight.shape], [grad.dtype, grad.dtype], [grad, spectrum, weight], backward))
+        return tuple(
+            jt.numpy_code([grad.shape, weight.shape], [grad.dtype, grad.dtype], [grad, spectrum, weight], backward)
+        )
 
 
 def spectral_filter(x, weight):

@@ -6,6 +6,7 @@ network is called `model(x, t, **model_kwargs) -> (out, cal)`: its prediction, K
 variance where that is learned, and the calibration mask in (0, 1). All numbers of the process come from
 `guided_diffusion_core/diffusion/schedule.py` and take the type and device of the tensor they meet.
 """
+
 import math
 
 import jittor as jt
@@ -41,8 +42,7 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
     mask_channels:     K, channels of the mask.
     """
 
-    def __init__(self, *, betas, model_mean_type, model_var_type, loss_type, rescale_timesteps=False,
-                 mask_channels=1):
+    def __init__(self, *, betas, model_mean_type, model_var_type, loss_type, rescale_timesteps=False, mask_channels=1):
         super().__init__(betas)
         self.model_mean_type = model_mean_type
         self.model_var_type = model_var_type
@@ -71,7 +71,8 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
         noise = _normal_like(x_start) if noise is None else noise
         return (
             extract(self.sqrt_alphas_cumprod, t, x_start) * x_start
-            + extract(self.sqrt_one_minus_alphas_cumprod, t, x_start) * noise)
+            + extract(self.sqrt_one_minus_alphas_cumprod, t, x_start) * noise
+        )
 
     def q_posterior_mean_variance(self, x_start, x_t, t):
         """q(x_{t-1} | x_t, x_0) (DDPM, eq. 6 and 7).
@@ -80,8 +81,7 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
         its logarithm that of t = 1.
         """
         return (
-            extract(self.posterior_mean_coef1, t, x_t) * x_start
-            + extract(self.posterior_mean_coef2, t, x_t) * x_t,
+            extract(self.posterior_mean_coef1, t, x_t) * x_start + extract(self.posterior_mean_coef2, t, x_t) * x_t,
             extract(self.posterior_variance, t, x_t),
             extract(self.posterior_log_variance_clipped, t, x_t),
         )
@@ -99,11 +99,11 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
 
     def _image(self, x):
         """The image's channels of a network input."""
-        return x[:, :-self.mask_channels]
+        return x[:, : -self.mask_channels]
 
     def _mask(self, x):
         """The mask's channels of a network input."""
-        return x[:, -self.mask_channels:]
+        return x[:, -self.mask_channels :]
 
     def _apply(self, model, x, t, model_kwargs):
         """The network at its own time steps: those of the whole process, scaled where asked."""
@@ -113,13 +113,15 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
         out, cal = model(x, network_t, **(model_kwargs or {}))
         expected = self.mask_channels * (1 + self.learns_sigma)
         if out.shape[1] != expected:
-            raise ValueError(f"the network's output has {out.shape[1]} channels, the diffusion expects "
-                             f"{expected}: learn_sigma or mask_channels of the two differ")
+            raise ValueError(
+                f"the network's output has {out.shape[1]} channels, the diffusion expects "
+                f"{expected}: learn_sigma or mask_channels of the two differ"
+            )
         return out, cal
 
     def _reverse_step(self, out, x_t, t, clip_denoised):
         """Mean, variance, log_variance and pred_xstart from the network's output at x_t."""
-        prediction = out[:, :self.mask_channels]
+        prediction = out[:, : self.mask_channels]
         variance, log_variance = self._variance(out, x_t, t)
         pred_xstart = self._predict_xstart(prediction, x_t, t)
         if clip_denoised:
@@ -140,9 +142,8 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
         if self.model_var_type == ModelVarType.FIXED_SMALL:
             return extract(self.posterior_variance, t, x_t), smallest
         if self.model_var_type == ModelVarType.FIXED_LARGE:
-            return (extract(self.fixed_large_variance, t, x_t),
-                    extract(self.fixed_large_log_variance, t, x_t))
-        log_variance = out[:, self.mask_channels:]
+            return (extract(self.fixed_large_variance, t, x_t), extract(self.fixed_large_log_variance, t, x_t))
+        log_variance = out[:, self.mask_channels :]
         if self.model_var_type == ModelVarType.LEARNED_RANGE:
             share = (log_variance + 1.0) / 2.0  # the network says -1 for the smallest, 1 for the largest
             log_variance = share * extract(self.log_betas, t, x_t) + (1.0 - share) * smallest
@@ -153,10 +154,14 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
         if self.model_mean_type == ModelMeanType.START_X:
             return prediction
         if self.model_mean_type == ModelMeanType.EPSILON:
-            return (extract(self.sqrt_recip_alphas_cumprod, t, x_t) * x_t
-                    - extract(self.sqrt_recipm1_alphas_cumprod, t, x_t) * prediction)
-        return (extract(self.recip_posterior_mean_coef1, t, x_t) * prediction
-                - extract(self.posterior_mean_coef_ratio, t, x_t) * x_t)
+            return (
+                extract(self.sqrt_recip_alphas_cumprod, t, x_t) * x_t
+                - extract(self.sqrt_recipm1_alphas_cumprod, t, x_t) * prediction
+            )
+        return (
+            extract(self.recip_posterior_mean_coef1, t, x_t) * prediction
+            - extract(self.posterior_mean_coef_ratio, t, x_t) * x_t
+        )
 
     def p_sample(self, model, x, t, noise=None, clip_denoised=True, model_kwargs=None):
         """One ancestral step (DDPM, algorithm 2).
@@ -182,8 +187,9 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
         sample = xstart_coef * out["pred_xstart"] + x_t_coef * x_t + sigma * noise
         return {"sample": sample, "pred_xstart": out["pred_xstart"], "cal": out["cal"]}
 
-    def p_sample_loop_known(self, model, shape, img, noise=None, step_noise=None, clip_denoised=True,
-                            model_kwargs=None, progress=False):
+    def p_sample_loop_known(
+        self, model, shape, img, noise=None, step_noise=None, clip_denoised=True, model_kwargs=None, progress=False
+    ):
         """Sample masks for images by the ancestral sampler, over all steps of this process.
 
         model:      the network, in eval mode.
@@ -196,33 +202,51 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
         Returns (sample, x_noisy, img, cal, cal_out): the sampled mask (N, K, H, W), the first network
         input, `img`, the calibration mask and its blend with the sample (`blend_calibration`).
         """
+
         def loop(x_noisy):
             return self.p_sample_loop_progressive(
-                model, shape, x_noisy, step_noise, clip_denoised, model_kwargs, progress)
+                model, shape, x_noisy, step_noise, clip_denoised, model_kwargs, progress
+            )
 
         return self._sample_known(loop, img, noise)
 
-    def ddim_sample_loop_known(self, model, shape, img, noise=None, step_noise=None, clip_denoised=True,
-                               model_kwargs=None, progress=False, eta=0.0):
+    def ddim_sample_loop_known(
+        self,
+        model,
+        shape,
+        img,
+        noise=None,
+        step_noise=None,
+        clip_denoised=True,
+        model_kwargs=None,
+        progress=False,
+        eta=0.0,
+    ):
         """As `p_sample_loop_known` by DDIM. eta: 0 (deterministic) to 1 (ancestral)."""
+
         def loop(x_noisy):
             return self.ddim_sample_loop_progressive(
-                model, shape, x_noisy, step_noise, clip_denoised, model_kwargs, progress, eta)
+                model, shape, x_noisy, step_noise, clip_denoised, model_kwargs, progress, eta
+            )
 
         return self._sample_known(loop, img, noise)
 
-    def p_sample_loop_progressive(self, model, shape, noise, step_noise=None, clip_denoised=True,
-                                  model_kwargs=None, progress=False):
+    def p_sample_loop_progressive(
+        self, model, shape, noise, step_noise=None, clip_denoised=True, model_kwargs=None, progress=False
+    ):
         """Yield the dict of `p_sample` after each step; arguments as of `p_sample_loop_known`, but
         noise is the first network input (N, C, H, W): the image's channels and last x_T."""
+
         def step(x, t, fresh):
             return self.p_sample(model, x, t, fresh, clip_denoised, model_kwargs)
 
         return self._sample_loop(step, noise, step_noise, progress)
 
-    def ddim_sample_loop_progressive(self, model, shape, noise, step_noise=None, clip_denoised=True,
-                                     model_kwargs=None, progress=False, eta=0.0):
+    def ddim_sample_loop_progressive(
+        self, model, shape, noise, step_noise=None, clip_denoised=True, model_kwargs=None, progress=False, eta=0.0
+    ):
         """As `p_sample_loop_progressive`, by DDIM."""
+
         def step(x, t, fresh):
             return self.ddim_sample(model, x, t, fresh, clip_denoised, model_kwargs, eta)
 
@@ -262,12 +286,12 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
         noise = _normal_like(mask) if noise is None else noise
         x_t = self.q_sample(mask, t, noise)
         out, cal = self._apply(model, jt.concat([self._image(x_start), x_t], dim=1), t, model_kwargs)
-        prediction = out[:, :self.mask_channels]
+        prediction = out[:, : self.mask_channels]
         terms = {"loss_cal": mean_flat((mask - cal) ** 2)}
         if not self.loss_type.is_vb():
             terms["loss_diff"] = mean_flat((self._target(mask, x_t, t, noise) - prediction) ** 2)
             # The bound trains the variance alone (Improved DDPM, section 3.1).
-            out = jt.concat([prediction.detach(), out[:, self.mask_channels:]], dim=1)
+            out = jt.concat([prediction.detach(), out[:, self.mask_channels :]], dim=1)
         if self.loss_type.is_vb() or self.learns_sigma:
             steps = self.num_timesteps
             scales = {LossType.RESCALED_MSE: steps / 1000.0, LossType.RESCALED_KL: steps}
@@ -287,8 +311,9 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
         true_mean, _, true_log_variance = self.q_posterior_mean_variance(x_start, x_t, t)
         step = self._reverse_step(out, x_t, t, clip_denoised=False)
         divergence = mean_flat(normal_kl(true_mean, true_log_variance, step["mean"], step["log_variance"]))
-        decoder = -mean_flat(discretized_gaussian_log_likelihood(
-            x_start, means=step["mean"], log_scales=0.5 * step["log_variance"]))
+        decoder = -mean_flat(
+            discretized_gaussian_log_likelihood(x_start, means=step["mean"], log_scales=0.5 * step["log_variance"])
+        )
         return jt.where(t == 0, decoder, divergence) / runtime.scalar(math.log(2.0))
 
 
@@ -309,8 +334,10 @@ def blend_calibration(sample, cal):
     masks agree.
     """
     positive = (sample > 0).cast(sample.dtype)
-    common, together = (mean_flat(value.reshape(-1, 1, *value.shape[2:]))  # (N, K, H, W) -> (N * K,)
-                        for value in (positive * cal, positive + cal))
+    common, together = (
+        mean_flat(value.reshape(-1, 1, *value.shape[2:]))  # (N, K, H, W) -> (N * K,)
+        for value in (positive * cal, positive + cal)
+    )
     differ = (2.0 * common < AGREEMENT * together).reshape(*sample.shape[:2], 1, 1)
     return jt.where(differ, cal + 0.25 * sample, 0.5 * cal + 0.5 * sample).clamp(0.0, 1.0)
 

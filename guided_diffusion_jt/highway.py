@@ -3,6 +3,7 @@ network and a calibration mask (Wu et al. 2022, arXiv:2211.00611, section 3.2).
 
 Attribute names are the original's, since the state dict is named after them.
 """
+
 from functools import partial
 
 import jittor as jt
@@ -71,8 +72,8 @@ class _EncoderDecoder(nn.Module):
         self.use_checkpoint = plan.use_checkpoint
         self.conv_blocks_localization = nn.ModuleList([_stack_each(widths, 0.0) for widths in plan.localization])
         self.conv_blocks_context = nn.ModuleList(
-            [StackedConvLayers(widths, plan.dropout) for widths in encoder]
-            + [_stack_each(bottleneck, plan.dropout)])
+            [StackedConvLayers(widths, plan.dropout) for widths in encoder] + [_stack_each(bottleneck, plan.dropout)]
+        )
         self.td = nn.ModuleList([MaxPool2d() for _ in encoder])
         self.tu = nn.ModuleList([BilinearUpsample(2) for _ in plan.localization])
 
@@ -138,10 +139,12 @@ class GatedHighwayUNet(_EncoderDecoder):
     def __init__(self, plan):
         super().__init__(plan)
         self.conv_trans_blocks_a = nn.ModuleList(
-            [nn.Conv2d(join.channels, join.out_channels, 1) for join in plan.joins])
+            [nn.Conv2d(join.channels, join.out_channels, 1) for join in plan.joins]
+        )
         self.conv_trans_blocks_b = nn.ModuleList([nn.Conv2d(join.out_channels, 1, 1) for join in plan.joins])
         self.ffparser = nn.ModuleList(
-            [FFParser(join.out_channels, join.size, join.size // 2 + 1) for join in plan.joins])
+            [FFParser(join.out_channels, join.size, join.size // 2 + 1) for join in plan.joins]
+        )
         self.seg_outputs = _mask_head(plan)
         self.bottleneck_embed = nn.Conv2d(*plan.embed, 1)
 

@@ -1,4 +1,5 @@
 """Likelihoods of Gaussians, element by element, in nats."""
+
 import math
 
 import jittor as jt
@@ -12,8 +13,7 @@ def normal_kl(mean1, logvar1, mean2, logvar2):
     Four tensors whose shapes broadcast; returns that shape, values of at least 0.
     """
     difference = mean1 - mean2
-    return 0.5 * (
-        logvar2 - logvar1 - 1.0 + jt.exp(logvar1 - logvar2) + difference * difference * jt.exp(-logvar2))
+    return 0.5 * (logvar2 - logvar1 - 1.0 + jt.exp(logvar1 - logvar2) + difference * difference * jt.exp(-logvar2))
 
 
 def approx_standard_normal_cdf(x):

@@ -1,4 +1,5 @@
 """Layers and small functions that the networks and the training loop are made of."""
+
 import jittor as jt
 from jittor import nn
 
@@ -87,8 +88,7 @@ class BatchNorm2d(nn.Module):
         mean = self._mean(x)
         variance = self._mean((x - mean) * (x - mean))
         if not is_recomputing():  # a batch counts once
-            self._track(
-                mean.detach().reshape(-1), variance.detach().reshape(-1) * runtime.scalar(count / (count - 1)))
+            self._track(mean.detach().reshape(-1), variance.detach().reshape(-1) * runtime.scalar(count / (count - 1)))
         return self._normalize(x, mean, variance)
 
     def _mean(self, x):

@@ -1,4 +1,5 @@
 """The optimizer: AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2)."""
+
 import math
 
 import jittor as jt
@@ -30,11 +31,22 @@ class AdamW:
         """One update at learning rate `lr`; gradients: a tensor for each parameter."""
         self.steps += 1
         beta1, beta2 = self.betas
-        numbers = {"beta1": beta1, "beta2": beta2, "eps": self.eps, "decay": 1 - lr * self.weight_decay,
-                   "rate": lr / (1 - beta1 ** self.steps), "correction": math.sqrt(1 - beta2 ** self.steps)}
+        numbers = {
+            "beta1": beta1,
+            "beta2": beta2,
+            "eps": self.eps,
+            "decay": 1 - lr * self.weight_decay,
+            "rate": lr / (1 - beta1**self.steps),
+            "correction": math.sqrt(1 - beta2**self.steps),
+        }
         jt.sync_all()  # what has still to read the old values
-        jt.sync([updated for tensors in zip(self.params, self.first_moments, self.second_moments, gradients)
-                 for updated in _adamw(*tensors, numbers)])
+        jt.sync(
+            [
+                updated
+                for tensors in zip(self.params, self.first_moments, self.second_moments, gradients)
+                for updated in _adamw(*tensors, numbers)
+            ]
+        )
 
     def moments(self):
         """(first, second): for each parameter the moving averages of its gradient and of its square,

@@ -13,6 +13,7 @@ ways stand against it:
 - The gradient of `concat` overwrites what came in as soon as it is computed, also where a part of that has
   still to be read. So every `concat` with a gradient has to be in some `checkpoint` too.
 """
+
 from contextlib import contextmanager
 
 import jittor as jt
@@ -48,7 +49,7 @@ class _Recomputed(jt.Function):
         self.params = params
 
     def execute(self, *given):
-        self.inputs = given[:len(given) - len(self.params)]
+        self.inputs = given[: len(given) - len(self.params)]
         return self.func(*self.inputs)
 
     def grad(self, grad):

@@ -3,6 +3,7 @@
 Twin of `guided_diffusion_pt/runtime.py`, but for the start: Jittor compiles itself on the
 machine that it runs on, and reads its settings when it is imported.
 """
+
 import ctypes
 import fcntl
 import os
@@ -15,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from guided_diffusion_core.system import environment
 from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.system import environment
 from guided_diffusion_jt import _compiling
 
 # Distribution and file whose folder stands for oneDNN's `lib` and `include`.
@@ -32,8 +33,9 @@ def prepare():
     Returns the Path of Jittor's compiled code.
     """
     if int(np.__version__.split(".")[0]) >= 2:
-        raise found_expected("numpy", np.__version__, "numpy below 2, with which Jittor crashes",
-                             'Run: pip install "numpy<2"')
+        raise found_expected(
+            "numpy", np.__version__, "numpy below 2, with which Jittor crashes", 'Run: pip install "numpy<2"'
+        )
     environment.check_python()
     environment.check_compiler()
     if "python_config_path" not in os.environ:
@@ -53,11 +55,13 @@ def prepare():
 
         onednn = link_onednn(Path(jittor_utils.home()) / ".cache" / "jittor" / "mkl" / _onednn_folder())
     except OSError as error:
-        raise found_expected(error.filename, error.strerror, "a folder for Jittor's compiled code",
-                             "Set HOME to a writable folder.") from error
+        raise found_expected(
+            error.filename, error.strerror, "a folder for Jittor's compiled code", "Set HOME to a writable folder."
+        ) from error
     if not onednn and os.environ.setdefault("use_mkl", "0") == "0":
-        sys.stderr.write(f"Jittor runs without oneDNN: convolutions are about 100 times slower. "
-                         f"Install it: {_ONEDNN_INSTALL}\n")
+        sys.stderr.write(
+            f"Jittor runs without oneDNN: convolutions are about 100 times slower. Install it: {_ONEDNN_INSTALL}\n"
+        )
     cache = Path(jittor_utils.cache_path)
     if not any(cache.glob("jittor_core*.so")):
         sys.stderr.write("Jittor compiles its core, once on this machine: about 3 minutes on 2 cores.\n")
@@ -139,7 +143,8 @@ def _import_jittor():
         except SystemExit as error:
             raise UserError(
                 "Jittor could not bring its compiled core up to date. Run the command again; if that "
-                "does not help, remove the folder .cache/jittor in your home.") from error
+                "does not help, remove the folder .cache/jittor in your home."
+            ) from error
     return jittor
 
 
@@ -201,9 +206,12 @@ def set_mixed_precision(name):
     """
     if name != "no":
         raise found_expected(
-            "--mixed_precision", f"{name} with --backend jittor", "no: Jittor 1.3.11 sums up in 16 bits there, which "
-            "makes bf16 wrong, and computes either 50 to 750 times slower on a CPU", "Leave the flag out, or use "
-            "--backend pytorch.")
+            "--mixed_precision",
+            f"{name} with --backend jittor",
+            "no: Jittor 1.3.11 sums up in 16 bits there, which "
+            "makes bf16 wrong, and computes either 50 to 750 times slower on a CPU",
+            "Leave the flag out, or use --backend pytorch.",
+        )
 
 
 def scalar(value):
@@ -263,8 +271,7 @@ def load_state(model, arrays, where="weights"):
     from guided_diffusion_core.checkpoints.files import fitted_state  # not needed to convert tensors
 
     state = model.state_dict()
-    shapes = {name: () if name.endswith("num_batches_tracked") else tuple(value.shape)
-              for name, value in state.items()}
+    shapes = {name: () if name.endswith("num_batches_tracked") else tuple(value.shape) for name, value in state.items()}
     arrays = fitted_state(shapes, arrays, where)
     for name, value in state.items():
         dtype = precision() if "float" in str(value.dtype) else str(value.dtype)

@@ -1,4 +1,5 @@
 """Sampling of whole ensembles."""
+
 import jittor as jt
 import numpy as np
 
@@ -36,12 +37,15 @@ class EnsembleSampler:
         img = np.concatenate([rows, np.zeros((len(rows), channels, height, width), np.float32)], axis=1)
 
         def draw(site, step):
-            noise = self.tape.normal_batch(
-                site, (channels, height, width), step=step, cases=cases, members=members)
+            noise = self.tape.normal_batch(site, (channels, height, width), step=step, cases=cases, members=members)
             return runtime.to_tensor(noise, dtype=runtime.precision())
 
-        known = {"noise": draw(SAMPLE_INITIAL, 0), "step_noise": lambda t: draw(SAMPLE_STEP, t),
-                 "clip_denoised": self.sampling.clip_denoised, "model_kwargs": self._conditioning(images)}
+        known = {
+            "noise": draw(SAMPLE_INITIAL, 0),
+            "step_noise": lambda t: draw(SAMPLE_STEP, t),
+            "clip_denoised": self.sampling.clip_denoised,
+            "model_kwargs": self._conditioning(images),
+        }
         img = runtime.to_tensor(img, dtype=runtime.precision())
         result = self._sample_loop(self.model, tuple(img.shape), img, **known)
         masks = runtime.to_numpy(result[0]).astype(np.float32)
@@ -59,7 +63,8 @@ class EnsembleSampler:
         """The configured sampler's loop of the process."""
         if self.sampling.dpm_solver:
             return self.diffusion.dpm_solver_sample_loop_known(
-                *args, dynamic_thresholding=self.sampling.dynamic_thresholding, **known)
+                *args, dynamic_thresholding=self.sampling.dynamic_thresholding, **known
+            )
         if self.sampling.use_ddim:
             return self.diffusion.ddim_sample_loop_known(*args, eta=self.sampling.eta, **known)
         return self.diffusion.p_sample_loop_known(*args, **known)

@@ -1,4 +1,5 @@
 """Networks and diffusion processes from settings, by the original's names."""
+
 from guided_diffusion_core import checkpoints
 from guided_diffusion_core.config import (  # noqa: F401
     DiffusionConfig,
@@ -8,10 +9,10 @@ from guided_diffusion_core.config import (  # noqa: F401
     model_and_diffusion_settings,
     split_settings,
 )
-from guided_diffusion_core.networks.medsegdiff.initialization import initial_state
 from guided_diffusion_core.diffusion.schedule import LossType, ModelMeanType, ModelVarType, get_named_beta_schedule
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.networks.medsegdiff.initialization import initial_state
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
 from guided_diffusion_jt import runtime
 from guided_diffusion_jt.respace import SpacedDiffusion, space_timesteps
 from guided_diffusion_jt.unet import make_network

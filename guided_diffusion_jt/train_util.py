@@ -1,17 +1,18 @@
 """The training loop and the loader of its batches."""
+
 import jittor as jt
 import numpy as np
 from jittor.dataset import Dataset
 
 from guided_diffusion_core.checkpoints.files import NETWORK, TRAINER, average_name, check_state
 from guided_diffusion_core.config import ema_rates, model_and_diffusion_settings
-from guided_diffusion_core.training.augment import create_augmentation
-from guided_diffusion_core.training.stream import ErrorCarrier, TrainingStream, checked, first_error
+from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import is_buffer
 from guided_diffusion_core.noise import TRAIN_NOISE, TRAIN_TIMESTEP, NoiseTape
 from guided_diffusion_core.system.processes import own_slots
-from guided_diffusion_core.networks.medsegdiff.state_shapes import is_buffer
+from guided_diffusion_core.training.augment import create_augmentation
 from guided_diffusion_core.training.rates import ema_rate_at, last_step, learning_rate
-from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.training.stream import ErrorCarrier, TrainingStream, checked, first_error
 from guided_diffusion_jt import dist_util, runtime
 from guided_diffusion_jt.gaussian_diffusion import total_loss
 from guided_diffusion_jt.nn import set_dropout_noise, update_ema
@@ -30,9 +31,11 @@ def make_loader(stream, batch_size, num_workers=0):
     """Batches of a `TrainingStream`, in its order: pairs of tensors, image (N, C, S, S) and mask
     (N, K, S, S), read by `num_workers` processes beside (0: none), whose errors are raised here."""
     examples = ErrorCarrier(stream) if num_workers else stream
-    return checked(_StreamDataset(examples).set_attrs(
-        batch_size=batch_size, total_len=len(stream), shuffle=False, drop_last=False,
-        num_workers=num_workers))
+    return checked(
+        _StreamDataset(examples).set_attrs(
+            batch_size=batch_size, total_len=len(stream), shuffle=False, drop_last=False, num_workers=num_workers
+        )
+    )
 
 
 class _StreamDataset(Dataset):
@@ -62,8 +65,15 @@ def create_train_loop(config, dataset, step=0, networks=None):
     augment = create_augmentation(training, dataset.normalisation, tape)
     microbatch = training.microbatch if training.microbatch > 0 else training.batch_size
     group = dist_util.group()
-    stream = TrainingStream(dataset, tape, training.batch_size * group.size, last_step(training), start_step=step,
-                            augment=augment, slots=own_slots(training.batch_size, microbatch, group.rank, group.size))
+    stream = TrainingStream(
+        dataset,
+        tape,
+        training.batch_size * group.size,
+        last_step(training),
+        start_step=step,
+        augment=augment,
+        slots=own_slots(training.batch_size, microbatch, group.rank, group.size),
+    )
     loop = TrainLoop(
         model=model,
         diffusion=diffusion,
@@ -171,8 +181,8 @@ class TrainLoop:
         drawn = []
         losses = []
         for start in range(0, size, self.microbatch):
-            slots = places[start:start + self.microbatch]
-            terms, micro_grads, t = self._microbatch(batch[start:start + len(slots)], slots)
+            slots = places[start : start + self.microbatch]
+            terms, micro_grads, t = self._microbatch(batch[start : start + len(slots)], slots)
             share = len(slots) / size
             terms = {name: runtime.to_numpy(value) for name, value in terms.items()}
             for name, value in terms.items():
@@ -183,8 +193,9 @@ class TrainLoop:
                 micro_grads = [runtime.scalar(share) * grad for grad in micro_grads]
             grads = micro_grads if grads is None else [a + b for a, b in zip(grads, micro_grads)]
         # once for the whole batch: the choice of its time steps does not depend on the microbatches
-        self.schedule_sampler.update_with_losses(*self._of_whole_batch(
-            places, np.concatenate(drawn), np.concatenate(losses)))
+        self.schedule_sampler.update_with_losses(
+            *self._of_whole_batch(places, np.concatenate(drawn), np.concatenate(losses))
+        )
         means = self.group.gather(list(values.values())).mean(0)
         return {name: float(mean) for name, mean in zip(values, means)}, dist_util.average(grads)
 
@@ -201,7 +212,8 @@ class TrainLoop:
         noise = self.tape.normal_batch(TRAIN_NOISE, shape, step=self.step, cases=slots)
         set_dropout_noise(self.model, self.tape, self.step, slots)
         terms, _ = self.diffusion.training_losses_segmentation(
-            self.model, None, micro, t, noise=runtime.to_tensor(noise, dtype=runtime.precision()))
+            self.model, None, micro, t, noise=runtime.to_tensor(noise, dtype=runtime.precision())
+        )
         total = total_loss(terms, weights)
         return {"total": total, **terms}, gradients(total, self.params), t
 
@@ -213,8 +225,10 @@ class TrainLoop:
         for rate, averages in zip(self.ema_rate, self.ema_params):
             networks[average_name(rate)] = self._average_state(state, averages)
         networks[TRAINER] = {
-            f"{kind}/{name}": runtime.to_numpy(value) for kind, values in zip(MOMENTS, self.opt.moments())
-            for name, value in zip(self.names, values)}
+            f"{kind}/{name}": runtime.to_numpy(value)
+            for kind, values in zip(MOMENTS, self.opt.moments())
+            for name, value in zip(self.names, values)
+        }
         networks[TRAINER] |= {f"{SAMPLER}/{name}": value for name, value in self.schedule_sampler.state().items()}
         return networks
 
@@ -241,9 +255,14 @@ class TrainLoop:
         trainer = networks[TRAINER]
         sampled = self.schedule_sampler.state()
         shapes = {name: tuple(param.shape) for name, param in zip(self.names, self.params)}
-        check_state({**{f"{kind}/{name}": shape for kind in MOMENTS for name, shape in shapes.items()},
-                     **{f"{SAMPLER}/{name}": value.shape for name, value in sampled.items()}},
-                    trainer, f"optimizer of step {step}")
+        check_state(
+            {
+                **{f"{kind}/{name}": shape for kind in MOMENTS for name, shape in shapes.items()},
+                **{f"{SAMPLER}/{name}": value.shape for name, value in sampled.items()},
+            },
+            trainer,
+            f"optimizer of step {step}",
+        )
         self.schedule_sampler.restore({name: trainer[f"{SAMPLER}/{name}"] for name in sampled})
         first, second = ([trainer[f"{kind}/{name}"] for name in self.names] for kind in MOMENTS)
         self.opt.restore(first, second, step)

@@ -4,6 +4,7 @@ There torch's own adds up all positions of a channel one after another in float3
 off by 1.3e-5, a hundred times more than with the channels first. Here a few rows at a time are added up by
 themselves, which also stay in the processor's caches.
 """
+
 from math import gcd
 
 import torch as th
@@ -15,8 +16,12 @@ _STRIPS = 64  # the most parts of an image, of some rows each
 
 def _is_for(x):
     """Whether x (N, C, ...) is so large and in that order in memory."""
-    return (x.dim() == 4 and x.shape[2] * x.shape[3] > _POSITIONS and not x.is_contiguous()
-            and x.is_contiguous(memory_format=th.channels_last))
+    return (
+        x.dim() == 4
+        and x.shape[2] * x.shape[3] > _POSITIONS
+        and not x.is_contiguous()
+        and x.is_contiguous(memory_format=th.channels_last)
+    )
 
 
 def _strips(x):
@@ -27,6 +32,7 @@ def _strips(x):
 
 def _statistics(x, groups):
     """Mean and variance (N, groups) of x (N, C, H, W), in float64."""
+
     def of_strip(strip):
         positions, channels = strip.shape
         image = strip.view(1, 1, positions, channels).permute(0, 3, 1, 2)
@@ -35,13 +41,15 @@ def _statistics(x, groups):
     found = [th.stack([th.cat(of_strip(strip)) for strip in image]) for image in _strips(x)]
     means, roots = th.stack(found).double().unbind(2)  # (N, strips, groups)
     mean = means.mean(1)
-    return mean, (roots ** -2 + (means - mean[:, None]) ** 2).mean(1)
+    return mean, (roots**-2 + (means - mean[:, None]) ** 2).mean(1)
 
 
 def _sums(gradient, x):
     """Sums over the positions of the gradient and of its product with x, both (N, C, H, W): float64 (N, C)."""
-    found = [th.stack([th.stack([strip.sum(0), (strip * values).sum(0)]) for strip, values in zip(*images)])
-             for images in zip(_strips(gradient), _strips(x))]
+    found = [
+        th.stack([th.stack([strip.sum(0), (strip * values).sum(0)]) for strip, values in zip(*images)])
+        for images in zip(_strips(gradient), _strips(x))
+    ]
     return th.stack(found).double().sum(1).unbind(1)
 
 

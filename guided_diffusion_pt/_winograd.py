@@ -8,6 +8,7 @@ networks done so (BraTS 2021, 4 slices, DDIM of 20 evaluations): samples move by
 where the image moves by its last bit, and less than from one order in memory to the other; no pixel of a mask
 changes. In training, three steps of AdamW are as close to the original's as with direct convolutions.
 """
+
 from itertools import product
 from math import prod
 
@@ -29,15 +30,20 @@ _BLOCK = 8192
 
 def _serves(x, channels):
     """Whether it is for values like those of x, in layers of at least this many channels."""
-    return (x.device.type == "cpu" and x.dtype == th.float32 and not th.is_autocast_enabled("cpu")
-            and channels >= _CHANNELS)
+    return (
+        x.device.type == "cpu" and x.dtype == th.float32 and not th.is_autocast_enabled("cpu") and channels >= _CHANNELS
+    )
 
 
 def _pays(x, weight):
     """Whether the convolution of x (N, C, H, W) with weight (O, C, 3, 3) is done here, not directly."""
     n, _, height, width = x.shape
-    return (_serves(x, min(weight.shape[:2])) and weight.dtype == x.dtype
-            and height % TILE == width % TILE == 0 and n * height * width >= _TILES * TILE**2)
+    return (
+        _serves(x, min(weight.shape[:2]))
+        and weight.dtype == x.dtype
+        and height % TILE == width % TILE == 0
+        and n * height * width >= _TILES * TILE**2
+    )
 
 
 def _multiplied(weight):
@@ -53,13 +59,16 @@ def _input_tiles(x, part):
     The border is put around each part, not around the whole, which would be one more pass through the memory."""
     images, rows, columns = part[1:4]
     (first, last, above, below), (left, right, before, after) = (
-        _reach(places, size) for places, size in zip((rows, columns), x.shape[1:3]))
+        _reach(places, size) for places, size in zip((rows, columns), x.shape[1:3])
+    )
     piece = F.pad(x[images, first:last, left:right], (0, 0, before, after, above, below))
     n, height, width, channels = piece.shape
     image, row, column, channel = piece.stride()
     size = TILE + KERNEL - 1
-    return piece.as_strided((size, size, n, (height - 2) // TILE, (width - 2) // TILE, channels),
-                            (row, column, image, TILE * row, TILE * column, channel))
+    return piece.as_strided(
+        (size, size, n, (height - 2) // TILE, (width - 2) // TILE, channels),
+        (row, column, image, TILE * row, TILE * column, channel),
+    )
 
 
 def _reach(tiles, size):
@@ -81,8 +90,11 @@ def _parts(tiles, count):
     n, rows, columns = tiles.shape[2:5]
     steps = max(1, count // (rows * columns)), max(1, count // columns), max(1, min(count, columns))
     for starts in product(*(range(0, size, step) for size, step in zip((n, rows, columns), steps))):
-        yield (..., *(slice(start, min(start + step, size))
-                      for start, step, size in zip(starts, steps, (n, rows, columns))), slice(None))
+        yield (
+            ...,
+            *(slice(start, min(start + step, size)) for start, step, size in zip(starts, steps, (n, rows, columns))),
+            slice(None),
+        )
 
 
 def _blocks(tiles):

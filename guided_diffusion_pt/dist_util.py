@@ -4,6 +4,7 @@ Twin of `guided_diffusion_jt/dist_util.py`. Gradients are averaged once per opti
 DistributedDataParallel does; its hooks need `backward()`, in place of which the loop asks for the
 gradients of each microbatch (`optim.gradients`).
 """
+
 from contextlib import contextmanager
 from datetime import timedelta
 

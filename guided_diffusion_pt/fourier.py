@@ -1,4 +1,5 @@
 """The spectral filter of the FF-Parser."""
+
 import torch as th
 
 from guided_diffusion_pt import runtime

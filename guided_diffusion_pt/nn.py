@@ -1,4 +1,5 @@
 """Layers and small functions that the networks and the training loop are made of."""
+
 import torch as th
 import torch.nn as nn
 from torch.nn import functional as F
@@ -54,8 +55,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         elif self.training and is_recomputing():  # a batch counts once
             means = self.running_mean.clone()
             variances = self.running_var.clone()
-            result = F.batch_norm(values, means, variances, self.weight, self.bias, training=True,
-                                  momentum=self.momentum, eps=self.eps)
+            result = F.batch_norm(
+                values, means, variances, self.weight, self.bias, training=True, momentum=self.momentum, eps=self.eps
+            )
         else:
             result = super().forward(values)
         return result.to(x.dtype)

@@ -1,4 +1,5 @@
 """The optimizer: AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2)."""
+
 import torch as th
 
 from guided_diffusion_pt import runtime
@@ -13,8 +14,7 @@ class AdamW:
 
     def __init__(self, params, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8):
         self.params = list(params)
-        self._adamw = th.optim.AdamW(
-            self.params, lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+        self._adamw = th.optim.AdamW(self.params, lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
     def step(self, gradients, lr):
         """One update at learning rate `lr`; gradients: a tensor for each parameter."""
@@ -31,15 +31,19 @@ class AdamW:
         """(first, second): for each parameter the moving averages of its gradient and of its square,
         zeros before the first step."""
         states = [self._adamw.state[param] for param in self.params]
-        return tuple([state.get(key, th.zeros_like(param)) for state, param in zip(states, self.params)]
-                     for key in ("exp_avg", "exp_avg_sq"))
+        return tuple(
+            [state.get(key, th.zeros_like(param)) for state, param in zip(states, self.params)]
+            for key in ("exp_avg", "exp_avg_sq")
+        )
 
     def restore(self, first, second, steps):
         """Go on from the moments (numpy arrays, in the order of the parameters) after `steps` steps."""
         for param, mean, square in zip(self.params, first, second):
             self._adamw.state[param] = {
                 "step": th.tensor(float(steps), device=param.device),
-                "exp_avg": runtime.to_tensor(mean).to(param), "exp_avg_sq": runtime.to_tensor(square).to(param)}
+                "exp_avg": runtime.to_tensor(mean).to(param),
+                "exp_avg_sq": runtime.to_tensor(square).to(param),
+            }
 
 
 def gradients(loss, params):

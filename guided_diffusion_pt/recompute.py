@@ -3,6 +3,7 @@ arXiv:1604.06174).
 
 Twin of `guided_diffusion_jt/recompute.py`.
 """
+
 from contextlib import contextmanager, nullcontext
 
 import torch as th
@@ -37,5 +38,9 @@ def checkpoint(func, inputs, modules, flag):
     if not flag or not th.is_grad_enabled():
         return func(*inputs)
     return torch.utils.checkpoint.checkpoint(
-        func, *inputs, use_reentrant=False, preserve_rng_state=False,  # the dropout's masks come from the tape
-        context_fn=lambda: (nullcontext(), recomputation()))
+        func,
+        *inputs,
+        use_reentrant=False,
+        preserve_rng_state=False,  # the dropout's masks come from the tape
+        context_fn=lambda: (nullcontext(), recomputation()),
+    )

@@ -1,11 +1,12 @@
 """How training chooses its time steps."""
+
 import abc
 
 import numpy as np
 
-from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.diffusion.loss_history import LossHistory
 from guided_diffusion_core.diffusion.schedule import choose_timesteps
+from guided_diffusion_core.errors import found_expected
 from guided_diffusion_pt import runtime
 
 
@@ -28,7 +29,6 @@ class ScheduleSampler(abc.ABC):
 
     def update_with_losses(self, ts, losses):
         """Take note of an optimizer step: numpy (N,) time steps and losses of its whole batch, unweighted."""
-
 
     def state(self):
         """Name -> numpy array of what the losses have changed, for a checkpoint."""

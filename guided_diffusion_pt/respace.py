@@ -1,4 +1,5 @@
 """Diffusion processes that visit only some steps of another one."""
+
 from guided_diffusion_core.diffusion.schedule import respace, sampling_timesteps, space_timesteps  # noqa: F401
 from guided_diffusion_pt.gaussian_diffusion import GaussianDiffusion
 

@@ -2,6 +2,7 @@
 
 Twin of `guided_diffusion_jt/runtime.py`.
 """
+
 import ctypes
 import platform
 from contextlib import nullcontext

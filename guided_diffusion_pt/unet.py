@@ -1,5 +1,6 @@
 """The diffusion network: the U-Net of guided diffusion (Dhariwal & Nichol 2021, arXiv:2105.05233)
 joined by the highway network of MedSegDiff (Wu et al. 2022, arXiv:2211.00611)."""
+
 import math
 from functools import partial
 
@@ -72,8 +73,7 @@ class ResBlock(TimestepBlock):
         super().__init__()
         width = layer.out_channels
         self.use_scale_shift_norm = plan.use_scale_shift_norm
-        self.in_layers = nn.Sequential(
-            normalization(layer.channels), SiLU(), Conv3x3(layer.channels, width))
+        self.in_layers = nn.Sequential(normalization(layer.channels), SiLU(), Conv3x3(layer.channels, width))
         self.updown = layer.up or layer.down
         if layer.up:
             self.h_upd = Upsample(width, False)
@@ -82,9 +82,9 @@ class ResBlock(TimestepBlock):
             self.h_upd = Downsample(width, False)
             self.x_upd = Downsample(width, False)
         self.emb_layers = nn.Sequential(
-            SiLU(), nn.Linear(plan.time_embed_dim, 2 * width if plan.use_scale_shift_norm else width))
-        self.out_layers = nn.Sequential(
-            normalization(width), SiLU(), Dropout(plan.dropout), Conv3x3(width, width))
+            SiLU(), nn.Linear(plan.time_embed_dim, 2 * width if plan.use_scale_shift_norm else width)
+        )
+        self.out_layers = nn.Sequential(normalization(width), SiLU(), Dropout(plan.dropout), Conv3x3(width, width))
         self.skip_connection = nn.Identity() if layer.channels == width else nn.Conv2d(layer.channels, width, 1)
 
     def forward(self, x, emb):
@@ -194,16 +194,18 @@ class _UNetModel(nn.Module):
         super().__init__()
         self.plan = plan
         self.time_embed = nn.Sequential(
-            nn.Linear(plan.model_channels, plan.time_embed_dim), SiLU(),
-            nn.Linear(plan.time_embed_dim, plan.time_embed_dim))
+            nn.Linear(plan.model_channels, plan.time_embed_dim),
+            SiLU(),
+            nn.Linear(plan.time_embed_dim, plan.time_embed_dim),
+        )
         if plan.num_classes:
             self.label_emb = nn.Embedding(plan.num_classes, plan.time_embed_dim)
         self.input_blocks = nn.ModuleList([_block(layers, plan) for layers in plan.input_blocks])
         self.middle_block = _block(plan.middle_block, plan)
         self.output_blocks = nn.ModuleList([_block(layers, plan) for layers in plan.output_blocks])
         self.out = nn.Sequential(
-            normalization(plan.model_channels), SiLU(),
-            nn.Conv2d(plan.model_channels, plan.out_channels, 3, padding=1))
+            normalization(plan.model_channels), SiLU(), nn.Conv2d(plan.model_channels, plan.out_channels, 3, padding=1)
+        )
 
     def condition(self, image):
         """What of the network depends on the image alone, for its forward pass; here None, nothing."""
@@ -218,7 +220,7 @@ class _UNetModel(nn.Module):
 
     def _image(self, x):
         """The image's channels of the network's input."""
-        return x[:, :-self.plan.mask_channels]
+        return x[:, : -self.plan.mask_channels]
 
     def _encode(self, block, h, emb):
         """The output of an input block."""

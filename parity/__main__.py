@@ -2,6 +2,7 @@
 
 Exit codes: 0 they agree, 1 they diverge, 2 something was not compared, or wrong input.
 """
+
 import argparse
 import json
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from guided_diffusion_core import backends, command_line
+from guided_diffusion_core import command_line
+from guided_diffusion_core.backends import BACKENDS
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.files import make_writable_folder, write_atomic
 from parity import run
@@ -28,19 +30,18 @@ def build_parser():
     parser = _Commands(__doc__)
     parser.prog = "python -m parity"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND",
-                                     parser_class=_Subparser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Subparser)
     _add_run(commands.add_parser("run", help="record cases in both backends and compare them"), many=True)
-    _add_run(commands.add_parser("locate", help="run a case, then every layer alone, and name the culprit"),
-             many=False)
+    _add_run(commands.add_parser("locate", help="run a case, then every layer alone, and name the culprit"), many=False)
     compare = commands.add_parser("compare", help="compare two recorded dumps, from any machine")
     compare.add_argument("reference", metavar="A", help="folder of the reference's dump")
     compare.add_argument("candidate", metavar="B", help="folder of the candidate's dump")
     compare.add_argument("--out_dir", default="", metavar="FOLDER", help="also write result.json and report.html here")
     mutate = commands.add_parser("mutate", help="plant every fault in one backend and see that each is found")
     mutate.add_argument("faults", nargs="*", metavar="FAULT", help="names of faults (default: all)")
-    mutate.add_argument("--backend", choices=tuple(backends.BACKENDS), default="jittor",
-                        help="the port that gets the faults (default: jittor)")
+    mutate.add_argument(
+        "--backend", choices=tuple(BACKENDS), default="jittor", help="the port that gets the faults (default: jittor)"
+    )
     mutate.add_argument("--part", default="1/1", metavar="I/N", help="only every N-th fault, from the I-th on")
     mutate.add_argument("--table", default="", metavar="FILE", help="write the table of all faults here")
     report = commands.add_parser("report", help="write report.html of a run's folder again")
@@ -66,27 +67,54 @@ class _Subparser(command_line.CommandParser):
 
 
 def _add_run(parser, many):
-    parser.add_argument("cases", nargs="+" if many else 1, metavar="CASE",
-                        help="a case, a family, a pattern with * and ?" + (", or all" if many else ""))
-    parser.add_argument("--backends", default=",".join(backends.BACKENDS), metavar="A,B",
-                        help="the reference and the candidate; one alone is only recorded (default: pytorch,jittor)")
-    parser.add_argument("--precision", default=",".join(PRECISIONS), metavar="P,Q",
-                        help="in which the candidate runs (default: float64,float32)")
-    parser.add_argument("--suite", default=run.SUITE, metavar="MODULE",
-                        help=f"the network and its cases, see parity/README.md (default: {run.SUITE})")
-    parser.add_argument("--out_dir", default="parity_run", metavar="FOLDER",
-                        help="new folder for the dumps, result.json and report.html (default: parity_run)")
+    parser.add_argument(
+        "cases",
+        nargs="+" if many else 1,
+        metavar="CASE",
+        help="a case, a family, a pattern with * and ?" + (", or all" if many else ""),
+    )
+    parser.add_argument(
+        "--backends",
+        default=",".join(BACKENDS),
+        metavar="A,B",
+        help="the reference and the candidate; one alone is only recorded (default: pytorch,jittor)",
+    )
+    parser.add_argument(
+        "--precision",
+        default=",".join(PRECISIONS),
+        metavar="P,Q",
+        help="in which the candidate runs (default: float64,float32)",
+    )
+    parser.add_argument(
+        "--suite",
+        default=run.SUITE,
+        metavar="MODULE",
+        help=f"the network and its cases, see parity/README.md (default: {run.SUITE})",
+    )
+    parser.add_argument(
+        "--out_dir",
+        default="parity_run",
+        metavar="FOLDER",
+        help="new folder for the dumps, result.json and report.html (default: parity_run)",
+    )
     parser.add_argument("--resume", action="store_true", help="keep what an interrupted run has recorded there")
     parser.add_argument("--threads", type=int, default=1, metavar="INT", help="of each process (default: 1)")
     if many:
         parser.add_argument(
-            "--layers", action="store_true", help="run every layer of small networks alone too, as locate does")
+            "--layers", action="store_true", help="run every layer of small networks alone too, as locate does"
+        )
 
 
 def main():
     args = build_parser().parse_args()
-    return {"run": command_run, "locate": command_run, "compare": command_compare, "mutate": command_mutate,
-            "report": command_report, "list": command_list}[args.command](args)
+    return {
+        "run": command_run,
+        "locate": command_run,
+        "compare": command_compare,
+        "mutate": command_mutate,
+        "report": command_report,
+        "list": command_list,
+    }[args.command](args)
 
 
 def command_list(args):
@@ -99,18 +127,20 @@ def command_list(args):
 def command_run(args):
     """Record cases and compare them; `locate` runs the layers alone too."""
     cases = run.select_cases(run.load_suite(args.suite), args.cases)
-    names = _choices("--backends", args.backends, backends.BACKENDS)
-    precisions = _choices(
-        "--precision", args.precision, PRECISIONS)
+    names = _choices("--backends", args.backends, BACKENDS)
+    precisions = _choices("--precision", args.precision, PRECISIONS)
     if len(names) > 2:
         raise found_expected("--backends", args.backends, "a reference and a candidate", "Name two.")
     if args.threads < 1:
         raise found_expected("--threads", args.threads, "at least 1", "Use 1.")
     out_dir = Path(args.out_dir)
     backends = [_open_backend(name, args, out_dir) for name in names]
-    jobs = {backend.name: [job for case in cases
-                           for job in run.jobs_of(case, precisions, k == 0 or len(names) == 1, backend.folder)]
-            for k, backend in enumerate(backends)}
+    jobs = {
+        backend.name: [
+            job for case in cases for job in run.jobs_of(case, precisions, k == 0 or len(names) == 1, backend.folder)
+        ]
+        for k, backend in enumerate(backends)
+    }
     layered = _layered(cases, args) if len(names) == 2 else []
     tqdm.write(f"recording {len(cases)} cases; dumps and logs go to {out_dir}", file=sys.stderr)
     try:
@@ -121,8 +151,10 @@ def command_run(args):
         for backend in backends:
             backend.stop()
     if len(backends) == 1:
-        print(f"recorded {len(cases)} cases of {names[0]} in {backends[0].folder}; compare it with: "
-              f"python -m parity compare A B")
+        print(
+            f"recorded {len(cases)} cases of {names[0]} in {backends[0].folder}; compare it with: "
+            f"python -m parity compare A B"
+        )
         return 0
     return _compare_run(args, cases, precisions, backends, layered)
 
@@ -132,16 +164,21 @@ def _choices(flag, text, known):
     names = list(dict.fromkeys(text.split(",")))
     wrong = [name for name in names if name not in known]
     if wrong:
-        raise found_expected(flag, repr(wrong[0]), f"names among {', '.join(known)}, separated by commas",
-                             "Correct it.")
+        raise found_expected(
+            flag, repr(wrong[0]), f"names among {', '.join(known)}, separated by commas", "Correct it."
+        )
     return names
 
 
 def _open_backend(name, args, out_dir):
     folder = out_dir / name
     if (folder / MANIFEST).exists() and not args.resume:
-        raise found_expected(f"--out_dir {args.out_dir}", f"a dump of {name} from an earlier run", "a new folder",
-                             "Choose another one, or add --resume to go on with that run.")
+        raise found_expected(
+            f"--out_dir {args.out_dir}",
+            f"a dump of {name} from an earlier run",
+            "a new folder",
+            "Choose another one, or add --resume to go on with that run.",
+        )
     backend = run.Backend(name, args.suite, folder, args.threads)
     if args.resume:
         backend.resume()
@@ -160,8 +197,11 @@ def _layer_jobs(cases, precisions, reference, candidate):
     jobs = {reference.name: [], candidate.name: []}
     for case in cases:
         jobs[reference.name] += run.layer_jobs(case, reference.folder, True)
-        jobs[candidate.name] += [job for job in run.layer_jobs(case, reference.folder, False)
-                                 if job.precision in precisions and job.precision in case.precisions]
+        jobs[candidate.name] += [
+            job
+            for job in run.layer_jobs(case, reference.folder, False)
+            if job.precision in precisions and job.precision in case.precisions
+        ]
     return jobs
 
 
@@ -174,8 +214,12 @@ def _compare_run(args, cases, precisions, backends, layered):
         verdicts.append(compare_case(reference, candidate, name, precision))
         tqdm.write(format_verdict(verdicts[-1]))
     if layered:
-        verdicts += [compare_case(reference, candidate, case.name, precision, LAYERS) for case in layered
-                     for precision in case.precisions if precision in precisions]
+        verdicts += [
+            compare_case(reference, candidate, case.name, precision, LAYERS)
+            for case in layered
+            for precision in case.precisions
+            if precision in precisions
+        ]
         located = _located(cases, verdicts)
     return _finish(args.suite, reference, candidate, verdicts, located, Path(args.out_dir))
 
@@ -183,8 +227,10 @@ def _compare_run(args, cases, precisions, backends, layered):
 def _located(cases, verdicts):
     found = []
     for case in cases:
-        free, alone = ([verdict for verdict in verdicts if verdict.case == case.name
-                        and (verdict.variant == LAYERS) == layers] for layers in (False, True))
+        free, alone = (
+            [verdict for verdict in verdicts if verdict.case == case.name and (verdict.variant == LAYERS) == layers]
+            for layers in (False, True)
+        )
         found.append(locate(free, alone))
     return [culprit for culprit in found if culprit]
 
@@ -204,8 +250,10 @@ def _finish(suite, reference, candidate, verdicts, located, out_dir):
         write_report(tree, reference, candidate, out_dir / REPORT)
         print(f"report: {out_dir / REPORT}")
     tensors = sum(len(verdict.rows) for verdict in verdicts)
-    print(f"{tree['state']}: {candidate.backend} against {reference.backend}, {len(verdicts)} comparisons, "
-          f"{tensors} tensors")
+    print(
+        f"{tree['state']}: {candidate.backend} against {reference.backend}, {len(verdicts)} comparisons, "
+        f"{tensors} tensors"
+    )
     return EXIT_CODES[tree["state"]]
 
 
@@ -227,8 +275,9 @@ def command_report(args):
         tree = json.loads((out_dir / RESULT).read_text(encoding="utf-8"))
         dumps = [read_dump(out_dir / tree[role]["backend"]) for role in ("reference", "candidate")]
     except (OSError, ValueError, KeyError) as error:
-        raise found_expected(out_dir / RESULT, f"no result ({error})", "a folder that run or locate has written",
-                             "Check the path.") from error
+        raise found_expected(
+            out_dir / RESULT, f"no result ({error})", "a folder that run or locate has written", "Check the path."
+        ) from error
     write_report(tree, *dumps, out_dir / REPORT)
     print(f"report: {out_dir / REPORT}")
     return EXIT_CODES[tree["state"]]

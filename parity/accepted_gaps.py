@@ -1,4 +1,5 @@
 """What a comparison leaves out, each with its reason and where it can be seen."""
+
 from dataclasses import dataclass
 
 
@@ -25,25 +26,44 @@ class AcceptedGap:
         return f"{self.kind}: {self.case}: {self.name}"
 
 
-_ANCHORS = ("uncalled", "hwm.upscale_logits_ops.[01]",
-            "the original brings all anchors to full size and uses two; these hold no parameters, only a place in "
-            "the names", "guided_diffusion_pt/highway.py, HighwayUNet.forward")
+_ANCHORS = (
+    "uncalled",
+    "hwm.upscale_logits_ops.[01]",
+    "the original brings all anchors to full size and uses two; these hold no parameters, only a place in the names",
+    "guided_diffusion_pt/highway.py, HighwayUNet.forward",
+)
 
 ACCEPTED_GAPS = (
-    *(AcceptedGap(_ANCHORS[0], case, *_ANCHORS[1:]) for case in ("forward/new*", "forward/full-size",
-                                                            "gradients/new*")),
+    *(
+        AcceptedGap(_ANCHORS[0], case, *_ANCHORS[1:])
+        for case in ("forward/new*", "forward/full-size", "gradients/new*")
+    ),
     AcceptedGap(
-        "all zero", "gradients/*", "input gradient/input_blocks.*#0?1?",
+        "all zero",
+        "gradients/*",
+        "input gradient/input_blocks.*#0?1?",
         "a block without residual block is given the time embedding and does not use it",
-        "guided_diffusion_pt/unet.py, TimestepEmbedSequential"),
-    *(AcceptedGap(
-        "all zero", "gradients/new*", site,
-        "the network adds the anchors without their gradient, as the original does",
-        "guided_diffusion_pt/unet.py, UNetModel_newpreview.forward")
-      for site in ("output gradient/hwm#0?[01]?", "output gradient/hwm.upscale_logits_ops.*#0",
-                   "input gradient/hwm.upscale_logits_ops.*#0")),
+        "guided_diffusion_pt/unet.py, TimestepEmbedSequential",
+    ),
+    *(
+        AcceptedGap(
+            "all zero",
+            "gradients/new*",
+            site,
+            "the network adds the anchors without their gradient, as the original does",
+            "guided_diffusion_pt/unet.py, UNetModel_newpreview.forward",
+        )
+        for site in (
+            "output gradient/hwm#0?[01]?",
+            "output gradient/hwm.upscale_logits_ops.*#0",
+            "input gradient/hwm.upscale_logits_ops.*#0",
+        )
+    ),
     AcceptedGap(
-        "all zero", "sampling/*", "state/diffusion.q_posterior_mean_variance#5.1",
+        "all zero",
+        "sampling/*",
+        "state/diffusion.q_posterior_mean_variance#5.1",
         "the last step has no noise: the posterior's variance is 0 at t = 0 (DDPM, eq. 7)",
-        "guided_diffusion_core/diffusion/schedule.py, posterior_variance"),
+        "guided_diffusion_core/diffusion/schedule.py, posterior_variance",
+    ),
 )

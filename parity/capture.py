@@ -3,6 +3,7 @@
 Nothing is hooked into the framework: every module's own forward function is wrapped on the
 instance, which is the same in PyTorch (`forward`) and Jittor (`execute`).
 """
+
 from dataclasses import dataclass, field
 
 FORWARD = {"pytorch": "forward", "jittor": "execute"}
@@ -108,8 +109,9 @@ class LayerCapture:
             else:
                 given_inner = given
             inputs = flatten(given)
-            call = Call(name, self._counts.get(name, 0), max(len(self.contexts) - 1, 0), module,
-                        list(given), inputs, tracked)
+            call = Call(
+                name, self._counts.get(name, 0), max(len(self.contexts) - 1, 0), module, list(given), inputs, tracked
+            )
             self._counts[name] = call.number + 1
             self.events.append(("input", call))
             result = inner(*given_inner)
@@ -132,8 +134,11 @@ class LayerCapture:
 def uncalled_leaves(model, port, calls):
     """Names of the modules without children that no call reached."""
     called = {id(call.module) for call in calls}
-    return [port.name(name) for name, module in unique_modules(model)
-            if id(module) not in called and not _has_children(module)]
+    return [
+        port.name(name)
+        for name, module in unique_modules(model)
+        if id(module) not in called and not _has_children(module)
+    ]
 
 
 def _has_children(module):

@@ -2,6 +2,7 @@
 
 Imports no framework: the dumps may come from other machines.
 """
+
 import math
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -87,9 +88,17 @@ class Verdict(Keyed):
 
     def to_dict(self):
         """The verdict as JSON values."""
-        return {"case": self.case, "precision": self.precision, "variant": self.variant, "state": self.state,
-                "first": self.first and self.first.to_dict(), "worst": self.worst and self.worst.to_dict(),
-                "problems": self.problems, "missing": self.missing, "rows": [row.to_dict() for row in self.rows]}
+        return {
+            "case": self.case,
+            "precision": self.precision,
+            "variant": self.variant,
+            "state": self.state,
+            "first": self.first and self.first.to_dict(),
+            "worst": self.worst and self.worst.to_dict(),
+            "problems": self.problems,
+            "missing": self.missing,
+            "rows": [row.to_dict() for row in self.rows],
+        }
 
 
 def compare_dumps(reference, candidate, cases=None, detail=True, progress=lambda verdict: None):
@@ -99,11 +108,17 @@ def compare_dumps(reference, candidate, cases=None, detail=True, progress=lambda
     precision of the candidate. progress: called with each verdict.
     Raises `UserError` if no case is left to compare.
     """
-    wanted = [(case.name, precision) for case in cases for precision in case.precisions] if cases else [
-        (name, precision) for name in dict.fromkeys(reference.cases() + candidate.cases())
-        for precision in PRECISIONS
-        if any((name, precision, PLAIN) in dump.files for dump in (candidate, reference))
-        and ((name, precision, PLAIN) in candidate.files or not _has_case(candidate, name))]
+    wanted = (
+        [(case.name, precision) for case in cases for precision in case.precisions]
+        if cases
+        else [
+            (name, precision)
+            for name in dict.fromkeys(reference.cases() + candidate.cases())
+            for precision in PRECISIONS
+            if any((name, precision, PLAIN) in dump.files for dump in (candidate, reference))
+            and ((name, precision, PLAIN) in candidate.files or not _has_case(candidate, name))
+        ]
+    )
     if not wanted:
         raise found_expected(candidate.folder, "no case", "at least one recorded case", "Run a case first.")
     verdicts = []
@@ -123,8 +138,11 @@ def compare_case(reference, candidate, name, precision, variant=PLAIN, detail=Tr
     ours = candidate.load(name, precision, variant)
     beside = reference.load(name, precision, variant)
     truth = beside if precision == "float64" else reference.load(name, "float64", variant)
-    for section, what in ((ours, f"{candidate.backend} in {precision}"), (beside, f"{reference.backend} in {precision}"),
-                          (truth, f"{reference.backend} in float64")):
+    for section, what in (
+        (ours, f"{candidate.backend} in {precision}"),
+        (beside, f"{reference.backend} in {precision}"),
+        (truth, f"{reference.backend} in float64"),
+    ):
         if section is None and f"{name}: no record of {what}" not in verdict.missing:
             verdict.missing.append(f"{name}: no record of {what}")
     own = _own_errors(reference, name, variant, verdict)
@@ -149,12 +167,13 @@ class OwnErrors:
         self._moved = moved
 
     def of(self, key, truth):
-        """"float32" and "float64" -> two norms, or None if a run lacks the entry. truth: float64 array."""
+        """ "float32" and "float64" -> two norms, or None if a run lacks the entry. truth: float64 array."""
         runs = [section for sections in self._moved.values() for section in sections]
         if key not in self._keys or any(key not in section.errors for section in runs):
             return None
-        found = {precision: [section.errors[key] for section in sections]
-                 for precision, sections in self._moved.items()}
+        found = {
+            precision: [section.errors[key] for section in sections] for precision, sections in self._moved.items()
+        }
         found["float32"].append(distance(truth, self._plain.array(self._keys[key])))
         return {precision: np.max(norms, axis=0) if norms else np.zeros(2) for precision, norms in found.items()}
 
@@ -164,26 +183,37 @@ def _own_errors(reference, name, variant, verdict):
     plain = reference.load(name, "float32", variant)
     moved = {precision: [reference.load(name, precision, kind) for kind in MOVED[variant]] for precision in PRECISIONS}
     if plain is None or None in moved["float32"]:
-        verdict.missing.append(f"{name}: no record of {reference.backend}'s own error in float32 "
-                               f"(variants: {'; '.join((variant, *MOVED[variant]))})")
+        verdict.missing.append(
+            f"{name}: no record of {reference.backend}'s own error in float32 "
+            f"(variants: {'; '.join((variant, *MOVED[variant]))})"
+        )
         return None
-    return OwnErrors(plain, {precision: [section for section in found if section]
-                             for precision, found in moved.items()})
+    return OwnErrors(
+        plain, {precision: [section for section in found if section] for precision, found in moved.items()}
+    )
 
 
 def _require_content(verdict, section, dump):
     """Comparing nothing with nothing would agree."""
     values = [array for array in section.tensors.values() if array.size]
     if not section.entries or not any(np.any(array) for array in values):
-        raise UserError(f"{dump.folder}: {verdict.case} in {section.precision}: found "
-                        f"{'nothing but zeros' if section.entries else 'no entry'}; expected what the case computes. "
-                        "Record it again.")
+        raise UserError(
+            f"{dump.folder}: {verdict.case} in {section.precision}: found "
+            f"{'nothing but zeros' if section.entries else 'no entry'}; expected what the case computes. "
+            "Record it again."
+        )
 
 
 def accepted(verdict, kind, name):
     """Whether `ACCEPTED_GAPS` covers a gap; the verdict notes the row."""
-    rows = [row for row in ACCEPTED_GAPS if row.suite == verdict.suite and row.kind == kind
-            and fnmatchcase(verdict.case, row.case) and fnmatchcase(name, row.name)]
+    rows = [
+        row
+        for row in ACCEPTED_GAPS
+        if row.suite == verdict.suite
+        and row.kind == kind
+        and fnmatchcase(verdict.case, row.case)
+        and fnmatchcase(name, row.name)
+    ]
     verdict.gaps.update(row.label for row in rows)
     return bool(rows)
 
@@ -191,15 +221,22 @@ def accepted(verdict, kind, name):
 def _compare_structure(verdict, beside, ours):
     """Modules, draws, calls, types and the children's own checks."""
     for section, who in ((beside, "reference"), (ours, "candidate")):
-        verdict.problems += [f"module {name} is never called in the {who}" for name in section.uncalled
-                             if not accepted(verdict, "uncalled", name)]
         verdict.problems += [
-            f"{who}: the check {name!r} failed" for name, passed in section.checks.items() if not passed]
+            f"module {name} is never called in the {who}"
+            for name in section.uncalled
+            if not accepted(verdict, "uncalled", name)
+        ]
+        verdict.problems += [
+            f"{who}: the check {name!r} failed" for name, passed in section.checks.items() if not passed
+        ]
     _compare_names(verdict, "module", list(beside.types), list(ours.types))
     _compare_draws(verdict, beside.draws, ours.draws)
     _compare_names(verdict, "call", list(beside.arguments), list(ours.arguments))
-    verdict.problems += [f"call {place} has other arguments" for place, outline in beside.arguments.items()
-                         if place in ours.arguments and ours.arguments[place] != outline]
+    verdict.problems += [
+        f"call {place} has other arguments"
+        for place, outline in beside.arguments.items()
+        if place in ours.arguments and ours.arguments[place] != outline
+    ]
     if beside.contexts != ours.contexts:
         verdict.problems.append("forward passes in other contexts")
 
@@ -223,8 +260,11 @@ def _compare_draws(verdict, expected, found):
     present = set(map(tuple, found))
     missing = known - present
     extra = present - known
-    kind = "in another order" if not missing and not extra and len(expected) == len(found) else (
-        f"{len(missing)} missing, {len(extra)} more than in the reference")
+    kind = (
+        "in another order"
+        if not missing and not extra and len(expected) == len(found)
+        else (f"{len(missing)} missing, {len(extra)} more than in the reference")
+    )
     place = (found if at < len(found) else expected)[at]
     verdict.problems.append(f"noise tape: draws {kind}; first at number {at}: {_place(place)}")
 
@@ -245,19 +285,32 @@ def _compare_entries(verdict, beside, ours, truth, own, detail):
         if partner is None:
             continue
         if (partner.dtype, partner.shape) != (entry.dtype, entry.shape):
-            verdict.problems.append(f"{entry.key}: {partner.dtype} {list(partner.shape)}, "
-                                    f"the reference has {entry.dtype} {list(entry.shape)}")
+            verdict.problems.append(
+                f"{entry.key}: {partner.dtype} {list(partner.shape)}, "
+                f"the reference has {entry.dtype} {list(entry.shape)}"
+            )
             continue
         pair = (entry.rung, entry.tensor, partner.tensor)
         if _zero_in_both(beside.array(entry), ours.array(partner)) and not accepted(verdict, "all zero", entry.key):
             found = Judgement(math.inf, problem="all zero in both")
         else:
             if pair not in judged:
-                judged[pair] = _judge(verdict, entry, beside, ours.array(partner), ours, truth, truth_by_key, own,
-                                      scales.get(entry.rung, 0.0), detail)
+                judged[pair] = _judge(
+                    verdict,
+                    entry,
+                    beside,
+                    ours.array(partner),
+                    ours,
+                    truth,
+                    truth_by_key,
+                    own,
+                    scales.get(entry.rung, 0.0),
+                    detail,
+                )
             found = judged[pair]
-        verdict.rows.append(Row(entry.rung, entry.site, found.ratio, found.error, found.own, found.ulps,
-                                found.cosine, found.problem))
+        verdict.rows.append(
+            Row(entry.rung, entry.site, found.ratio, found.error, found.own, found.ulps, found.cosine, found.problem)
+        )
 
 
 def _zero_in_both(expected, array):

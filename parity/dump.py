@@ -5,6 +5,7 @@ safetensors file (their tensors); `parity/README.md` describes the format for ot
 A section is one case in one precision, run free or every layer alone. Variants of it from numbers
 moved by one ulp measure the reference's own rounding error; of them only the distances are kept.
 """
+
 import json
 import re
 from collections import Counter
@@ -129,10 +130,18 @@ class Dump:
     def add(self, key, stem):
         """Name a section that `write_section` has written in the manifest."""
         self.files[tuple(key)] = stem
-        sections = [{"case": case, "precision": precision, "variant": variant, "file": file}
-                    for (case, precision, variant), file in self.files.items()]
-        manifest = {"format": FORMAT, "version": VERSION, "backend": self.backend, "versions": self.versions,
-                    "flags": self.flags, "sections": sections}
+        sections = [
+            {"case": case, "precision": precision, "variant": variant, "file": file}
+            for (case, precision, variant), file in self.files.items()
+        ]
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "backend": self.backend,
+            "versions": self.versions,
+            "flags": self.flags,
+            "sections": sections,
+        }
         write_atomic(self.folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
@@ -157,8 +166,12 @@ def read_dump(folder):
     with _manifest_errors(path):
         tree = json.loads(path.read_text(encoding="utf-8"))
         if (tree["format"], tree["version"]) != (FORMAT, VERSION):
-            raise found_expected(path, f"format {tree['format']} {tree['version']}", f"{FORMAT} {VERSION}",
-                                 "Record the dump again with this version.")
+            raise found_expected(
+                path,
+                f"format {tree['format']} {tree['version']}",
+                f"{FORMAT} {VERSION}",
+                "Record the dump again with this version.",
+            )
         files = {(row["case"], row["precision"], row["variant"]): row["file"] for row in tree["sections"]}
         dump = Dump(folder, tree["backend"], tree["versions"], tree["flags"], files)
     if not files:
@@ -189,19 +202,25 @@ def _manifest_errors(path):
     try:
         yield
     except OSError as error:
-        raise found_expected(path, f"no readable file ({error.strerror})", "a dump that `run` has written",
-                             "Check the path.") from error
+        raise found_expected(
+            path, f"no readable file ({error.strerror})", "a dump that `run` has written", "Check the path."
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise found_expected(path, f"something else ({type(error).__name__}: {error})",
-                             f"{FORMAT} {VERSION}", "See parity/README.md for the format.") from error
+        raise found_expected(
+            path,
+            f"something else ({type(error).__name__}: {error})",
+            f"{FORMAT} {VERSION}",
+            "See parity/README.md for the format.",
+        ) from error
 
 
 def _read_tensors(path):
     try:
         return load_file(path)
     except Exception as error:  # safetensors raises its own type and OSError, by version
-        raise found_expected(path, f"no readable tensors ({error})", "the file that the manifest names",
-                             "Record the dump again.") from error
+        raise found_expected(
+            path, f"no readable tensors ({error})", "the file that the manifest names", "Record the dump again."
+        ) from error
 
 
 def _check_section(section, path):

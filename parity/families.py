@@ -3,12 +3,13 @@
 Each family is a function(port, case, weights, inputs, recorder) that runs in a backend's own
 process. Nothing here imports a framework: `port.verbs` are those of the backend's `runtime`.
 """
+
 import functools
 import operator
 
 import numpy as np
 
-from guided_diffusion_core import backends
+from guided_diffusion_core.backends import backend_module
 from parity.capture import ROOT, LayerCapture, flatten, is_floating, unique_modules
 
 # In units of what rounds an output's largest number; measured over all cases: 5.2 with Jittor, 0 with PyTorch.
@@ -54,8 +55,7 @@ def run_forward(port, case, weights, inputs, recorder):
 
 
 def _outputs(port, model, inputs, recorder):
-    tensors = {name: recorder.verbs.to_tensor(value, _dtype(value, recorder.verbs))
-               for name, value in inputs.items()}
+    tensors = {name: recorder.verbs.to_tensor(value, _dtype(value, recorder.verbs)) for name, value in inputs.items()}
     return port.run(model, tensors, recorder.tape(2))
 
 
@@ -65,14 +65,16 @@ def _dtype(value, verbs):
 
 def _identical(verbs, first, second):
     return first.keys() == second.keys() and all(
-        verbs.to_numpy(first[name]).tobytes() == verbs.to_numpy(second[name]).tobytes() for name in first)
+        verbs.to_numpy(first[name]).tobytes() == verbs.to_numpy(second[name]).tobytes() for name in first
+    )
 
 
 def _nearly_identical(verbs, first, second):
     """Whether outputs differ by rounding at most: Jittor fuses operators across modules and compiles them with
     -Ofast, so that a copy between two modules can change the order of a sum."""
     return first.keys() == second.keys() and all(
-        _is_close(verbs.to_numpy(first[name]), verbs.to_numpy(second[name])) for name in first)
+        _is_close(verbs.to_numpy(first[name]), verbs.to_numpy(second[name])) for name in first
+    )
 
 
 def _is_close(first, second):
@@ -88,7 +90,7 @@ def parameters(port, model):
 def run_gradients(port, case, weights, inputs, recorder):
     """The gradient of a weighted sum of all outputs, by every parameter and every module's input."""
     verbs = recorder.verbs
-    optim = backends.backend_module(port.backend, "optim")
+    optim = backend_module(port.backend, "optim")
     model = prepare(port, case, weights)
     params = parameters(port, model)
     plain = _outputs(port, model, inputs, recorder)
@@ -140,7 +142,7 @@ def run_layers(port, case, weights, source, recorder):
 
 def _run_layer(port, module, place, given, source, entries, recorder):
     verbs = recorder.verbs
-    optim = backends.backend_module(port.backend, "optim")
+    optim = backend_module(port.backend, "optim")
     inputs = [verbs.to_tensor(array, _dtype(array, verbs)) for array in _numbered(source, entries, "input", place)]
     cotangents = _numbered(source, entries, "output gradient", place)
     backward = any(np.any(array) for array in cotangents)
@@ -156,15 +158,16 @@ def _run_layer(port, module, place, given, source, entries, recorder):
         for key, value in verbs.state_arrays(module).items():
             recorder.add("buffer", f"{place}.{key}", value)
     if backward:
-        loss = _total((tensor * verbs.to_tensor(array, verbs.precision())).sum()
-                      for tensor, array in zip(outputs, cotangents))
+        loss = _total(
+            (tensor * verbs.to_tensor(array, verbs.precision())).sum() for tensor, array in zip(outputs, cotangents)
+        )
         own = {key: param for key, param in parameters(port, module).items() if "." not in key}
         wanted = [tensor for tensor in tracked if is_floating(tensor)]
         found = optim.gradients(loss, [*own.values(), *wanted])
         for key, gradient in zip(own, found):
             recorder.add("gradient", f"{place}.{key}", gradient)
         numbers = [k for k, tensor in enumerate(tracked) if is_floating(tensor)]
-        for k, gradient in zip(numbers, found[len(own):]):
+        for k, gradient in zip(numbers, found[len(own) :]):
             recorder.add("input gradient", _site(place, k, tracked), gradient)
 
 

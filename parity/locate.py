@@ -4,6 +4,7 @@ Every layer of a case is seen twice: in the free-running comparison, where it in
 all before it, and alone, given the reference's inputs and output gradients (variant LAYERS), where
 all error is its own.
 """
+
 from dataclasses import dataclass
 
 from parity.capture import ROOT
@@ -38,9 +39,12 @@ def locate(free, layers):
     """
     order = _completion_order(free)
     for direction, rungs in (("forward", FORWARD_RUNGS), ("backward", BACKWARD_RUNGS)):
-        found = [(order[direction].get(_place(row.site), len(order[direction])), verdict.precision, row)
-                 for verdict in layers for row in verdict.rows
-                 if row.rung in rungs and row.diverged and _counts(row, verdict)]
+        found = [
+            (order[direction].get(_place(row.site), len(order[direction])), verdict.precision, row)
+            for verdict in layers
+            for row in verdict.rows
+            if row.rung in rungs and row.diverged and _counts(row, verdict)
+        ]
         if found:
             _, precision, row = min(found, key=lambda item: item[0])
             return _layer_culprit(free, direction, precision, row)
@@ -82,8 +86,10 @@ def _counts(row, verdict):
 
 def _layer_culprit(free, direction, precision, row):
     first = next((verdict.first for verdict in free if verdict.first), None)
-    text = (f"{_place(row.site)} adds the first error ({direction}, {row.rung} {row.site}, {precision}, "
-            f"{row.ratio:.3g} times what is allowed)")
+    text = (
+        f"{_place(row.site)} adds the first error ({direction}, {row.rung} {row.site}, {precision}, "
+        f"{row.ratio:.3g} times what is allowed)"
+    )
     if first is not None and module_of(first.site) != module_of(row.site):
         text += f"; the first difference on the way is {first.rung} {first.site}"
     case = free[0].case if free else ""
@@ -95,9 +101,15 @@ def _entry_culprit(free):
     for verdict in free:
         if verdict.first:
             row = verdict.first
-            return Culprit(verdict.case, f"{row.rung} {row.site}", "", verdict.precision, row.ratio,
-                           f"{row.rung} {row.site} is the first to differ ({verdict.precision}, "
-                           f"{row.problem or f'{row.ratio:.3g} times what is allowed'})")
+            return Culprit(
+                verdict.case,
+                f"{row.rung} {row.site}",
+                "",
+                verdict.precision,
+                row.ratio,
+                f"{row.rung} {row.site} is the first to differ ({verdict.precision}, "
+                f"{row.problem or f'{row.ratio:.3g} times what is allowed'})",
+            )
     for verdict in free:
         if verdict.problems:
             return Culprit(verdict.case, verdict.problems[0], "", verdict.precision, float("inf"), verdict.problems[0])

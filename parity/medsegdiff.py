@@ -4,35 +4,65 @@ Small networks (32 px, width 32) with random weights without zeros, so that ever
 part; `forward/full-size` is the network of the original's own settings. What the cases run beside
 the harness's own families is in `parity/medsegdiff_families.py` and `parity/medsegdiff_checkpoints.py`.
 """
+
 import numpy as np
 
-from guided_diffusion_core import backends
+from guided_diffusion_core.backends import backend_module
 from guided_diffusion_core.config import ModelConfig
-from guided_diffusion_core.noise import NoiseTape
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.noise import NoiseTape
 from parity.medsegdiff_checkpoints import FAMILIES as CHECKPOINT_FAMILIES
 from parity.medsegdiff_families import FAMILIES
 from parity.protocol import Case, Port
 
 SMALL = {
-    "image_size": 32, "num_channels": 32, "num_res_blocks": 1, "num_heads": 2, "in_ch": 4, "dropout": 0.1,
-    "channel_mult": "1,2", "attention_resolutions": "16", "use_scale_shift_norm": False, "learn_sigma": True,
+    "image_size": 32,
+    "num_channels": 32,
+    "num_res_blocks": 1,
+    "num_heads": 2,
+    "in_ch": 4,
+    "dropout": 0.1,
+    "channel_mult": "1,2",
+    "attention_resolutions": "16",
+    "use_scale_shift_norm": False,
+    "learn_sigma": True,
 }
 FLAGS_TURNED = {
-    **SMALL, "use_scale_shift_norm": True, "resblock_updown": True, "use_new_attention_order": True,
-    "class_cond": True, "num_head_channels": 16, "in_ch": 2, "learn_sigma": False, "dropout": 0.0,
+    **SMALL,
+    "use_scale_shift_norm": True,
+    "resblock_updown": True,
+    "use_new_attention_order": True,
+    "class_cond": True,
+    "num_head_channels": 16,
+    "in_ch": 2,
+    "learn_sigma": False,
+    "dropout": 0.0,
     "num_res_blocks": 2,
 }
 V1 = {**SMALL, "version": "1", "channel_mult": "1,1,2,2"}
 TWO_LABELS = {**SMALL, "mask_channels": 2, "in_ch": 5}
 TWO_LABELS_V1 = {**V1, "mask_channels": 2, "in_ch": 5}
 FULL_SIZE = {"image_size": 64, "num_channels": 128, "learn_sigma": True, "in_ch": 4}
-TRAINING = {"batch_size": 4, "microbatch": 2, "lr": 1e-3, "lr_anneal_steps": 10, "weight_decay": 0.05,
-            "ema_rate": "0.9,0.99", "ema_warmup": False, "seed": 3}
+TRAINING = {
+    "batch_size": 4,
+    "microbatch": 2,
+    "lr": 1e-3,
+    "lr_anneal_steps": 10,
+    "weight_decay": 0.05,
+    "ema_rate": "0.9,0.99",
+    "ema_warmup": False,
+    "seed": 3,
+}
 # Outside a rotated image there is 0, which must be nothing unusual: else leaky ReLUs come near their kinks (below).
-AUGMENTED = {"augment_flip": "both", "augment_rotation": 30.0, "augment_scale": 0.2, "augment_brightness": 0.1,
-             "augment_contrast": 0.2, "augment_gamma": 0.3}
+AUGMENTED = {
+    "augment_flip": "both",
+    "augment_rotation": 30.0,
+    "augment_scale": 0.2,
+    "augment_brightness": 0.1,
+    "augment_contrast": 0.2,
+    "augment_gamma": 0.3,
+}
 # Of the batch norms of the highway network, in standard deviations: every channel lies wholly on one
 # side of its leaky ReLU's kink, since at a kink rounding decides the gradient.
 KINK_DISTANCE = 4.5
@@ -43,15 +73,29 @@ def _objective(name, about, model=SMALL, **diffusion):
 
 
 def _sampler(name, about, steps=6, members=2, model=SMALL, **sampling):
-    return Case(f"sampling/{name}", about, {"model": model, "sampling": {
-        "use_ddim": False, "eta": 0.0, "sample_steps": steps, "num_ensemble": members, **sampling}}, training=False)
+    return Case(
+        f"sampling/{name}",
+        about,
+        {
+            "model": model,
+            "sampling": {"use_ddim": False, "eta": 0.0, "sample_steps": steps, "num_ensemble": members, **sampling},
+        },
+        training=False,
+    )
 
 
 def _masks(layout, model, labels=""):
-    return Case(f"masks/{layout.lower()}", f"fused masks, Dice and IoU on phantoms in {layout} layout{labels}", {
-        "layout": layout, "model": model,
-        "sampling": {"use_ddim": True, "eta": 0.0, "sample_steps": 3, "num_ensemble": 2}},
-        precisions=("float32",), training=False)
+    return Case(
+        f"masks/{layout.lower()}",
+        f"fused masks, Dice and IoU on phantoms in {layout} layout{labels}",
+        {
+            "layout": layout,
+            "model": model,
+            "sampling": {"use_ddim": True, "eta": 0.0, "sample_steps": 3, "num_ensemble": 2},
+        },
+        precisions=("float32",),
+        training=False,
+    )
 
 
 CASES = (
@@ -62,62 +106,143 @@ CASES = (
     Case("forward/new-flags", "every module's output with every flag turned", {"model": FLAGS_TURNED}),
     Case("forward/v1", "every module's output in version 1, training mode", {"model": V1}),
     Case("forward/new-two-labels", "every module's output with masks of two labels", {"model": TWO_LABELS}),
-    Case("forward/full-size", "every module's output at width 128 and 64 px, sampling mode",
-         {"model": FULL_SIZE, "batch": 1}, precisions=("float32",), training=False),
+    Case(
+        "forward/full-size",
+        "every module's output at width 128 and 64 px, sampling mode",
+        {"model": FULL_SIZE, "batch": 1},
+        precisions=("float32",),
+        training=False,
+    ),
     Case("table/linear", "the numbers of the process, bit by bit", {"diffusion": {}}),
-    Case("table/cosine", "the same, cosine schedule of 40 steps, respaced",
-         {"diffusion": {"steps": 40, "noise_schedule": "cosine", "timestep_respacing": "10,5"}}),
+    Case(
+        "table/cosine",
+        "the same, cosine schedule of 40 steps, respaced",
+        {"diffusion": {"steps": 40, "noise_schedule": "cosine", "timestep_respacing": "10,5"}},
+    ),
     _objective("mse", "terms of the objective with learned variance"),
-    _objective("rescaled", "the same, bound rescaled, time steps rescaled", rescale_learned_sigmas=True,
-               rescale_timesteps=True),
+    _objective(
+        "rescaled", "the same, bound rescaled, time steps rescaled", rescale_learned_sigmas=True, rescale_timesteps=True
+    ),
     _objective("bound", "the variational bound alone", use_kl=True),
-    _objective("xstart", "the network predicts the mask, variance not learned",
-               model={**SMALL, "learn_sigma": False}, predict_xstart=True),
+    _objective(
+        "xstart",
+        "the network predicts the mask, variance not learned",
+        model={**SMALL, "learn_sigma": False},
+        predict_xstart=True,
+    ),
     _objective("two-labels", "the terms with masks of two labels", model=TWO_LABELS),
     Case("gradients/new", "gradient of every parameter and module input", {"model": SMALL}),
     Case("gradients/new-flags", "the same with every flag turned", {"model": FLAGS_TURNED}),
     Case("gradients/v1", "the same in version 1: through the Fourier transform", {"model": V1}),
     Case("gradients/v1-two-labels", "the same with masks of two labels", {"model": TWO_LABELS_V1}),
-    Case("training/new", "two batches in microbatches: losses and gradients",
-         {"model": SMALL, "training": TRAINING, "steps": 2}),
-    Case("training/checkpointing", "the same in version 1 with activations recomputed in the backward pass",
-         {"model": {**V1, "use_checkpoint": True}, "training": TRAINING, "steps": 1}),
-    Case("training/augmented", "one batch mirrored, turned, scaled and of other intensities",
-         {"model": SMALL, "training": {**TRAINING, **AUGMENTED}, "steps": 1, "mean": 0.0}),
-    Case("optimizer/adamw", "steps on given gradients: rate, updates, moments, averages",
-         {"model": SMALL, "training": TRAINING, "steps": 3}),
-    Case("optimizer/restarts", "the same: cosines with restarts, one moving average that warms up",
-         {"model": SMALL, "steps": 3, "training": {
-             **TRAINING, "lr_anneal_steps": 4, "lr_schedule": "cosine-restarts", "lr_cycles": 2, "ema_rate": "0.99",
-             "ema_warmup": True}}),
-    Case("training/second-moment", "time steps by their losses; the network predicts the mask, bound and time rescaled",
-         {"model": SMALL, "steps": 1, "diffusion": {
-             "timestep_respacing": "5", "predict_xstart": True, "rescale_learned_sigmas": True,
-             "rescale_timesteps": True},
-          "training": {**TRAINING, "schedule_sampler": "loss-second-moment"}}),
-    Case("training/bound", "one batch on the variational bound alone",
-         {"model": SMALL, "steps": 1, "diffusion": {"use_kl": True}, "training": {**TRAINING, "microbatch": -1}}),
-    Case("resume/new", "a step, a checkpoint, a step of a fresh loop from it; the rate falls by a cosine",
-         {"model": SMALL, "half": 1, "steps": 2, "training": {**TRAINING, "lr_schedule": "cosine"}}),
-    Case("validation/new", "masks of the moving average between two steps at a constant rate",
-         {"model": SMALL, "steps": 2, "training": {**TRAINING, "lr_schedule": "constant", "lr_anneal_steps": 0},
-          "sampling": {"use_ddim": True, "sample_steps": 2, "num_ensemble": 1}}),
-    Case("conversion/new", "a checkpoint through .pt, .pkl and .safetensors and back into a network",
-         {"model": SMALL}, precisions=("float32",), training=False),
-    Case("steps/new", "training steps end to end: losses, updates, averages, buffers",
-         {"model": SMALL, "training": TRAINING, "steps": 3}),
-    Case("steps/new-two-labels", "the same with masks of two labels",
-         {"model": TWO_LABELS, "training": TRAINING, "steps": 2}),
+    Case(
+        "training/new",
+        "two batches in microbatches: losses and gradients",
+        {"model": SMALL, "training": TRAINING, "steps": 2},
+    ),
+    Case(
+        "training/checkpointing",
+        "the same in version 1 with activations recomputed in the backward pass",
+        {"model": {**V1, "use_checkpoint": True}, "training": TRAINING, "steps": 1},
+    ),
+    Case(
+        "training/augmented",
+        "one batch mirrored, turned, scaled and of other intensities",
+        {"model": SMALL, "training": {**TRAINING, **AUGMENTED}, "steps": 1, "mean": 0.0},
+    ),
+    Case(
+        "optimizer/adamw",
+        "steps on given gradients: rate, updates, moments, averages",
+        {"model": SMALL, "training": TRAINING, "steps": 3},
+    ),
+    Case(
+        "optimizer/restarts",
+        "the same: cosines with restarts, one moving average that warms up",
+        {
+            "model": SMALL,
+            "steps": 3,
+            "training": {
+                **TRAINING,
+                "lr_anneal_steps": 4,
+                "lr_schedule": "cosine-restarts",
+                "lr_cycles": 2,
+                "ema_rate": "0.99",
+                "ema_warmup": True,
+            },
+        },
+    ),
+    Case(
+        "training/second-moment",
+        "time steps by their losses; the network predicts the mask, bound and time rescaled",
+        {
+            "model": SMALL,
+            "steps": 1,
+            "diffusion": {
+                "timestep_respacing": "5",
+                "predict_xstart": True,
+                "rescale_learned_sigmas": True,
+                "rescale_timesteps": True,
+            },
+            "training": {**TRAINING, "schedule_sampler": "loss-second-moment"},
+        },
+    ),
+    Case(
+        "training/bound",
+        "one batch on the variational bound alone",
+        {"model": SMALL, "steps": 1, "diffusion": {"use_kl": True}, "training": {**TRAINING, "microbatch": -1}},
+    ),
+    Case(
+        "resume/new",
+        "a step, a checkpoint, a step of a fresh loop from it; the rate falls by a cosine",
+        {"model": SMALL, "half": 1, "steps": 2, "training": {**TRAINING, "lr_schedule": "cosine"}},
+    ),
+    Case(
+        "validation/new",
+        "masks of the moving average between two steps at a constant rate",
+        {
+            "model": SMALL,
+            "steps": 2,
+            "training": {**TRAINING, "lr_schedule": "constant", "lr_anneal_steps": 0},
+            "sampling": {"use_ddim": True, "sample_steps": 2, "num_ensemble": 1},
+        },
+    ),
+    Case(
+        "conversion/new",
+        "a checkpoint through .pt, .pkl and .safetensors and back into a network",
+        {"model": SMALL},
+        precisions=("float32",),
+        training=False,
+    ),
+    Case(
+        "steps/new",
+        "training steps end to end: losses, updates, averages, buffers",
+        {"model": SMALL, "training": TRAINING, "steps": 3},
+    ),
+    Case(
+        "steps/new-two-labels",
+        "the same with masks of two labels",
+        {"model": TWO_LABELS, "training": TRAINING, "steps": 2},
+    ),
     _sampler("ancestral", "trajectory of the ancestral sampler, state by state"),
     _sampler("ddim", "trajectory of DDIM", use_ddim=True),
-    _sampler("ddim-noisy", "trajectory of DDIM with eta 1, without clipping", use_ddim=True, eta=1.0,
-             clip_denoised=False),
+    _sampler(
+        "ddim-noisy", "trajectory of DDIM with eta 1, without clipping", use_ddim=True, eta=1.0, clip_denoised=False
+    ),
     _sampler("dpm-solver", "trajectory of DPM-Solver++", dpm_solver=True),
-    _sampler("dpm-solver-thresholding", "the same with dynamic thresholding instead of clipping", dpm_solver=True,
-             dynamic_thresholding=True),
+    _sampler(
+        "dpm-solver-thresholding",
+        "the same with dynamic thresholding instead of clipping",
+        dpm_solver=True,
+        dynamic_thresholding=True,
+    ),
     _sampler("two-labels", "trajectory of the ancestral sampler with masks of two labels", model=TWO_LABELS),
-    _sampler("two-labels-dpm-solver", "the same of DPM-Solver++ with dynamic thresholding",
-             model=TWO_LABELS, dpm_solver=True, dynamic_thresholding=True),
+    _sampler(
+        "two-labels-dpm-solver",
+        "the same of DPM-Solver++ with dynamic thresholding",
+        model=TWO_LABELS,
+        dpm_solver=True,
+        dynamic_thresholding=True,
+    ),
     _masks("ISIC", SMALL),
     _masks("BRATS", {**SMALL, "in_ch": 5}),
     _masks("REFUGE2", TWO_LABELS, ", of two labels"),
@@ -154,8 +279,10 @@ def inputs(case):
     batch = case.settings.get("batch", 2)
     generator = np.random.default_rng((case.settings.get("seed", 0), 1))
     size = plan.image_size
-    arrays = {"x": generator.standard_normal((batch, plan.in_channels, size, size)).astype(np.float32),
-              "t": np.array([3, 700, 12, 999][:batch])}
+    arrays = {
+        "x": generator.standard_normal((batch, plan.in_channels, size, size)).astype(np.float32),
+        "t": np.array([3, 700, 12, 999][:batch]),
+    }
     if plan.num_classes:
         arrays["y"] = np.arange(batch) % plan.num_classes
     return arrays
@@ -177,7 +304,7 @@ class MedSegDiffPort(Port):
 
     def module(self, name):
         """A module of the backend's package."""
-        return backends.backend_module(self.backend, name)
+        return backend_module(self.backend, name)
 
     def build(self, case):
         plan = make_plan(ModelConfig(**case.settings["model"]))

@@ -2,6 +2,7 @@
 
 Each is a function(port, case, weights, inputs, recorder) that runs in a backend's own process.
 """
+
 import hashlib
 import tempfile
 from pathlib import Path
@@ -55,8 +56,10 @@ def run_conversion(port, case, weights, inputs, recorder):
     verbs = recorder.verbs
     model = port.build(case)
     port.load(model, weights)
-    arrays = {name: value.astype(np.float32) if value.dtype.kind == "f" else value
-              for name, value in port.state(model).items()}
+    arrays = {
+        name: value.astype(np.float32) if value.dtype.kind == "f" else value
+        for name, value in port.state(model).items()
+    }
     config = resolve({**case.settings["model"], "normalisation": "none"})
     known = {**case.settings["model"], "normalisation": "none"}
     with tempfile.TemporaryDirectory() as folder:
@@ -70,8 +73,10 @@ def run_conversion(port, case, weights, inputs, recorder):
                 recorder.add("table", f"bytes of {suffix}", np.frombuffer(digest, np.uint8))
         loaded, _, _ = port.module("script_util").load_model_and_diffusion(path)
     record_state(port, loaded, recorder, lambda name: True, "weight")
-    tensors = {name: verbs.to_tensor(value, verbs.precision() if value.dtype.kind == "f" else None)
-               for name, value in inputs.items()}
+    tensors = {
+        name: verbs.to_tensor(value, verbs.precision() if value.dtype.kind == "f" else None)
+        for name, value in inputs.items()
+    }
     with verbs.no_grad():
         for name, tensor in port.run(loaded, tensors, recorder.tape(2)).items():
             recorder.add("result", name, tensor)

@@ -3,6 +3,7 @@ training, the optimizer, sampling and masks.
 
 Each is a function(port, case, weights, inputs, recorder) that runs in a backend's own process.
 """
+
 import contextlib
 import tempfile
 from pathlib import Path
@@ -22,8 +23,18 @@ from parity.capture import is_floating, is_tensor
 from parity.families import prepare, record_state
 
 # Methods of the process whose results are recorded, each under its own name.
-OBSERVED = ("q_sample", "q_posterior_mean_variance", "_variance", "_predict_xstart", "_target", "_vb_term",
-            "p_mean_variance", "p_sample", "ddim_sample", "dpm_solver_sample")
+OBSERVED = (
+    "q_sample",
+    "q_posterior_mean_variance",
+    "_variance",
+    "_predict_xstart",
+    "_target",
+    "_vb_term",
+    "p_mean_variance",
+    "p_sample",
+    "ddim_sample",
+    "dpm_solver_sample",
+)
 
 
 class Images:
@@ -62,6 +73,7 @@ def observed(diffusion, recorder):
             result = method(*args, **keywords)
             _record_parts(recorder, f"diffusion.{name}#{number}", result)
             return result
+
         return call
 
     for name in OBSERVED:
@@ -86,8 +98,11 @@ def _record_parts(recorder, site, result):
 def process(port, case):
     """The diffusion process of a case; its tables are the core's numbers."""
     model = case.settings.get("model", {})
-    settings = {"learn_sigma": model.get("learn_sigma", False), "mask_channels": model.get("mask_channels", 1),
-                **case.settings.get("diffusion", {})}
+    settings = {
+        "learn_sigma": model.get("learn_sigma", False),
+        "mask_channels": model.get("mask_channels", 1),
+        **case.settings.get("diffusion", {}),
+    }
     return port.module("script_util").create_gaussian_diffusion(**settings)
 
 
@@ -110,8 +125,12 @@ def run_loss(port, case, weights, inputs, recorder):
     port.nn.set_dropout_noise(model, recorder.tape(2), 0, (0, 1, 2))
     with observed(diffusion, recorder), verbs.no_grad():
         terms, prediction = diffusion.training_losses_segmentation(
-            model, None, verbs.to_tensor(batch, verbs.precision()), verbs.to_tensor(np.array([0, 1, 640])),
-            noise=verbs.to_tensor(noise, verbs.precision()))
+            model,
+            None,
+            verbs.to_tensor(batch, verbs.precision()),
+            verbs.to_tensor(np.array([0, 1, 640])),
+            noise=verbs.to_tensor(noise, verbs.precision()),
+        )
     recorder.add("state", "prediction", prediction)
     for name, value in terms.items():
         recorder.add("loss", name, value)
@@ -119,8 +138,9 @@ def run_loss(port, case, weights, inputs, recorder):
 
 def training_config(case):
     """The `Config` of a case's training."""
-    return resolve({**case.settings["model"], **case.settings["training"], **case.settings.get("diffusion", {}),
-                    "max_steps": 10})
+    return resolve(
+        {**case.settings["model"], **case.settings["training"], **case.settings.get("diffusion", {}), "max_steps": 10}
+    )
 
 
 def training_loop(port, case, weights, recorder, step=0, networks=None):
@@ -132,8 +152,10 @@ def training_loop(port, case, weights, recorder, step=0, networks=None):
     model = prepare(port, case, weights)
     diffusion = process(port, case)
     repeated = port.module("recompute").is_recomputing
-    with mock.patch.object(training, "create_model_and_diffusion", lambda **settings: (model, diffusion)), \
-            mock.patch.object(training, "NoiseTape", lambda seed: recorder.tape(seed, repeated)):
+    with (
+        mock.patch.object(training, "create_model_and_diffusion", lambda **settings: (model, diffusion)),
+        mock.patch.object(training, "NoiseTape", lambda seed: recorder.tape(seed, repeated)),
+    ):
         loop = training.create_train_loop(training_config(case), Images(case), step, networks)
     if loop.schedule_sampler.state() and not networks:  # as after many steps
         loop.schedule_sampler.restore(_full_history(loop.schedule_sampler))
@@ -144,8 +166,10 @@ def _full_history(sampler):
     """A history of losses that differ among the time steps, in the form of a sampler's `state`."""
     state = sampler.state()
     losses = np.random.default_rng(8).uniform(0.1, 1, state["losses"].shape)
-    return {"losses": losses * np.arange(1, len(losses) + 1)[:, None],
-            "counts": np.full_like(state["counts"], losses.shape[1])}
+    return {
+        "losses": losses * np.arange(1, len(losses) + 1)[:, None],
+        "counts": np.full_like(state["counts"], losses.shape[1]),
+    }
 
 
 def record_forward_backward(loop, recorder):
@@ -229,7 +253,8 @@ def run_sampling_case(port, case, weights, inputs, recorder):
     sampling = SamplingConfig(**case.settings["sampling"])
     images = Images(case, 2)
     sampler = port.module("sample_util").EnsembleSampler(
-        prepare(port, case, weights), process(port, case), sampling, recorder.tape(4))
+        prepare(port, case, weights), process(port, case), sampling, recorder.tape(4)
+    )
     with observed(sampler.diffusion, recorder):
         members = sampler(images.images, ["first", "second"])
     recorder.add("members", "ensemble", members.astype(recorder.verbs.precision()))
@@ -251,7 +276,8 @@ def run_masks(port, case, weights, inputs, recorder):
             data = DataConfig(data_name="BRATS", data_dir=folder, slices="tumour")
         dataset = open_dataset(data, case.settings["model"]["image_size"], "Test", False)
         sampler = port.module("sample_util").EnsembleSampler(
-            prepare(port, case, weights), process(port, case), sampling, recorder.tape(4))
+            prepare(port, case, weights), process(port, case), sampling, recorder.tape(4)
+        )
         out_dir = Path(folder) / "masks"
         run_sampling(sampler, dataset, out_dir, 2, sampling.threshold, "{}")
         _record_masks(recorder, dataset, out_dir, list_truths(data), sampling.threshold)
@@ -276,6 +302,11 @@ def _record_masks(recorder, dataset, out_dir, truths, threshold):
 
 
 FAMILIES = {
-    "table": run_table, "loss": run_loss, "training": run_training, "optimizer": run_optimizer,
-    "steps": run_steps, "sampling": run_sampling_case, "masks": run_masks,
+    "table": run_table,
+    "loss": run_loss,
+    "training": run_training,
+    "optimizer": run_optimizer,
+    "steps": run_steps,
+    "sampling": run_sampling_case,
+    "masks": run_masks,
 }

@@ -4,6 +4,7 @@ One backend is the port that gets the faults, the other one the reference. A fau
 until a case diverges; where that is a case of layers, each layer is run alone to name the culprit. A
 control has to pass the whole ladder in both precisions.
 """
+
 import re
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from guided_diffusion_core import backends
+from guided_diffusion_core.backends import BACKENDS
 from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.system.files import write_atomic
 from parity import run
@@ -23,10 +24,26 @@ from parity.dump import PLAIN
 from parity.faults import CONTROLS, FAULTS
 from parity.locate import LAYER_FAMILIES, locate, module_of
 
-LADDER = ("weights/new", "table/linear", "forward/new", "loss/mse", "gradients/new", "training/new",
-          "optimizer/adamw", "sampling/ancestral", "sampling/ddim", "sampling/dpm-solver", "masks/isic", "steps/new",
-          "gradients/v1", "optimizer/restarts", "training/second-moment", "resume/new", "validation/new",
-          "training/augmented")
+LADDER = (
+    "weights/new",
+    "table/linear",
+    "forward/new",
+    "loss/mse",
+    "gradients/new",
+    "training/new",
+    "optimizer/adamw",
+    "sampling/ancestral",
+    "sampling/ddim",
+    "sampling/dpm-solver",
+    "masks/isic",
+    "steps/new",
+    "gradients/v1",
+    "optimizer/restarts",
+    "training/second-moment",
+    "resume/new",
+    "validation/new",
+    "training/augmented",
+)
 GATE = "forward/new"
 COLUMNS = ("fault", "what is wrong", "caught by", "named", "ratio")
 
@@ -73,20 +90,24 @@ def select_faults(wanted, part):
     known = {fault.name for fault in every}
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise found_expected(f"FAULT {unknown[0]!r}", "no fault of that name", f"one of {', '.join(sorted(known))}",
-                             "Correct it, or name none to plant all.")
+        raise found_expected(
+            f"FAULT {unknown[0]!r}",
+            "no fault of that name",
+            f"one of {', '.join(sorted(known))}",
+            "Correct it, or name none to plant all.",
+        )
     match = re.fullmatch(r"(\d+)/(\d+)", part)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise found_expected("--part", repr(part), "I/N with I from 1 to N", "Write for example 1/2.")
     chosen = [fault for fault in every if not wanted or fault.name in wanted]
-    return chosen[int(match[1]) - 1::int(match[2])]
+    return chosen[int(match[1]) - 1 :: int(match[2])]
 
 
 class Laboratory:
     """The reference's records and the port that gets the faults, in a folder."""
 
     def __init__(self, port, folder):
-        others = [name for name in backends.BACKENDS if name != port]
+        others = [name for name in BACKENDS if name != port]
         self.reference = run.Backend(others[0], run.SUITE, Path(folder) / "reference")
         self.port = run.Backend(port, run.SUITE, Path(folder) / "port")
         self.cases = {case.name: case for case in run.select_cases(run.load_suite(run.SUITE), LADDER)}
@@ -117,8 +138,9 @@ class Laboratory:
         float64 gate for layers on the way, then the rest in float64."""
         first = [(name, "float32") for name in LADDER]
         first.insert(LADDER.index(GATE) + 1, (GATE, "float64"))
-        return first + [(name, "float64") for name in LADDER
-                        if name != GATE and "float64" in self.cases[name].precisions]
+        return first + [
+            (name, "float64") for name in LADDER if name != GATE and "float64" in self.cases[name].precisions
+        ]
 
     def _compare(self, job):
         self.port.forget([job.key])
@@ -152,8 +174,11 @@ def examine_all(faults, port, show=lambda outcome: None):
         laboratory = Laboratory(port, folder)
         outcomes = []
         try:
-            tqdm.write(f"{len(faults)} faults in {port}, compared with {laboratory.reference.name}, each case of which is "
-                       f"recorded when a fault first meets it; dumps go to {folder} until the end", file=sys.stderr)
+            tqdm.write(
+                f"{len(faults)} faults in {port}, compared with {laboratory.reference.name}, each case of which is "
+                f"recorded when a fault first meets it; dumps go to {folder} until the end",
+                file=sys.stderr,
+            )
             for fault in tqdm(faults, unit="fault", desc="planting", dynamic_ncols=True):
                 outcomes.append(laboratory.examine(fault))
                 show(outcomes[-1])
@@ -170,9 +195,11 @@ def run_mutations(wanted, port, part, table):
     outcomes = examine_all(faults, port, lambda outcome: tqdm.write(format_outcome(outcome)))
     wrong = [outcome for outcome in outcomes if not outcome.right]
     planted = [outcome for outcome in outcomes if outcome.fault.site]
-    print(f"{sum(outcome.right for outcome in planted)} of {len(planted)} faults found and named, "
-          f"{sum(not outcome.right for outcome in outcomes) - sum(not outcome.right for outcome in planted)} alarms on "
-          f"{len(outcomes) - len(planted)} controls, {time.perf_counter() - began:.0f} s")
+    print(
+        f"{sum(outcome.right for outcome in planted)} of {len(planted)} faults found and named, "
+        f"{sum(not outcome.right for outcome in outcomes) - sum(not outcome.right for outcome in planted)} alarms on "
+        f"{len(outcomes) - len(planted)} controls, {time.perf_counter() - began:.0f} s"
+    )
     if table:
         write_atomic(table, format_table(outcomes, port).encode())
     return 1 if wrong or not outcomes else 0
@@ -191,13 +218,17 @@ def format_table(outcomes, port):
     """The table of all outcomes in Markdown."""
     planted = sum(bool(outcome.fault.site) for outcome in outcomes)
     lines = [
-        "# Planted faults", "",
+        "# Planted faults",
+        "",
         f"Made by `python -m parity mutate --backend {port} --table parity/MUTATIONS.md`: {planted} faults planted in "
         f"the {port} backend one at a time, and {len(outcomes) - planted} harmless changes. Each goes up the ladder "
         "until a case differs; *caught by* is that case, the kind of tensor that differs "
         "first, and the precision. *Named* is the culprit: a layer that adds the error when it is run alone on "
         "the reference's inputs, or else the first entry that differs. *Ratio* is its error as a multiple of what the "
-        "rule allows. `tests/parity/test_parity_mutations.py` keeps the table true.", "",
-        "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+        "rule allows. `tests/parity/test_parity_mutations.py` keeps the table true.",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + "---|" * len(COLUMNS),
+    ]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in outcome.cells()) + " |" for outcome in outcomes]
     return "\n".join(lines) + "\n"

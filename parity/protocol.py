@@ -10,6 +10,7 @@ A *suite* is a module that imports no framework. It has
 `parity/medsegdiff.py` is the suite of this software, `parity/example/suite.py` a small one to start
 from. Families beside `weights`, `forward` and `gradients` are the port's own (`Port.families`).
 """
+
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 

@@ -1,4 +1,5 @@
 """What a case hands over in a backend's own process, and how it becomes a section of a dump."""
+
 import hashlib
 
 import numpy as np
@@ -72,7 +73,8 @@ class Recorder:
                 inputs = iter(range(len(call.inputs)))
                 self.arguments[place] = {
                     "pass": call.passes,
-                    "given": [_outline(value, inputs) for value in call.given]}
+                    "given": [_outline(value, inputs) for value in call.given],
+                }
         self.contexts += capture.contexts
         self.types |= module_types(capture.model, capture.port)
         self.uncalled = uncalled_leaves(capture.model, capture.port, capture.calls)
@@ -106,12 +108,23 @@ class Recorder:
         """The finished `Section`, with its tensors."""
         self.verbs.synchronize()
         tensors = {name: self._array(value) for name, value in self._values.items()}
-        entries = [Entry(rung, site, name, str(tensors[name].dtype), tensors[name].shape)
-                   for rung, site, name in self._entries]
+        entries = [
+            Entry(rung, site, name, str(tensors[name].dtype), tensors[name].shape) for rung, site, name in self._entries
+        ]
         return Section(
-            case.name, precision, variant, entries=entries, draws=self.draws, settings=dict(case.settings),
-            types=self.types, uncalled=self.uncalled, checks=self.checks, contexts=self.contexts,
-            arguments=self.arguments, tensors=tensors)
+            case.name,
+            precision,
+            variant,
+            entries=entries,
+            draws=self.draws,
+            settings=dict(case.settings),
+            types=self.types,
+            uncalled=self.uncalled,
+            checks=self.checks,
+            contexts=self.contexts,
+            arguments=self.arguments,
+            tensors=tensors,
+        )
 
     def _array(self, value):
         if is_tensor(value) and not isinstance(value, (np.ndarray, np.generic)):

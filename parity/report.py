@@ -1,4 +1,5 @@
 """The report of a comparison: one HTML file that needs no network and no script."""
+
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,18 +33,31 @@ def write_report(result, reference, candidate, path):
     verdicts = result["verdicts"]
     missing = {text for verdict in verdicts for text in verdict["missing"]}
     page = _template().render(
-        result=result, names=names, word=WORDS[result["state"]], sentence=_sentence(verdicts),
-        culprit=_culprit(result), cases=[_case_row(verdict) for verdict in verdicts], many=MANY,
+        result=result,
+        names=names,
+        word=WORDS[result["state"]],
+        sentence=_sentence(verdicts),
+        culprit=_culprit(result),
+        cases=[_case_row(verdict) for verdict in verdicts],
+        many=MANY,
         problems=[text for text in result["problems"] if text not in missing],  # below the cases already
-        trees=_trees(verdicts), levels=list(LEVELS.values()), curves=error_curves(verdicts, names),
+        trees=_trees(verdicts),
+        levels=list(LEVELS.values()),
+        curves=error_curves(verdicts, names),
         masks=mask_differences(verdicts, reference, candidate),
-        tables={title: _side_by_side(result, title.lower()) for title in ("Versions", "Flags")})
+        tables={title: _side_by_side(result, title.lower()) for title in ("Versions", "Flags")},
+    )
     write_atomic(path, page.encode())
 
 
 def _template():
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
-                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters.update(number=number, level=level)
     return environment.get_template("report.html.j2")
 
@@ -99,10 +113,17 @@ def _place(row):
 def _case_row(verdict):
     """A verdict's line of the table."""
     worst = verdict["worst"]
-    return {"case": verdict["case"], "precision": verdict["precision"], "variant": verdict["variant"],
-            "state": verdict["state"], "tensors": len(verdict["rows"]), "ratio": worst and worst["ratio"],
-            "where": _place(worst) if worst else "–", "first": _first(verdict) or "–",
-            "problems": verdict["missing"] + verdict["problems"]}
+    return {
+        "case": verdict["case"],
+        "precision": verdict["precision"],
+        "variant": verdict["variant"],
+        "state": verdict["state"],
+        "tensors": len(verdict["rows"]),
+        "ratio": worst and worst["ratio"],
+        "where": _place(worst) if worst else "–",
+        "first": _first(verdict) or "–",
+        "problems": verdict["missing"] + verdict["problems"],
+    }
 
 
 @dataclass
@@ -173,9 +194,14 @@ def _tree(case, verdicts, alone):
                 if row["rung"] in rungs:
                     root.at(_module_name(row["site"])).add((direction, verdict["precision"]), row)
     modules = [module for module in root.walk() if module.cells]
-    return {"case": case, "alone": alone, "root": root, "modules": len(modules),
-            "diverged": sum(module.diverged for module in modules),
-            "columns": [column for column in COLUMNS if any(column in module.cells for module in modules)]}
+    return {
+        "case": case,
+        "alone": alone,
+        "root": root,
+        "modules": len(modules),
+        "diverged": sum(module.diverged for module in modules),
+        "columns": [column for column in COLUMNS if any(column in module.cells for module in modules)],
+    }
 
 
 def _module_name(site):

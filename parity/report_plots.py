@@ -1,4 +1,5 @@
 """Pictures of the parity report as data URIs: error curves, and masks that differ."""
+
 import base64
 import io
 import math
@@ -37,8 +38,15 @@ def error_curves(verdicts, names):
                 found = curves(verdict["rows"])
                 if found:
                     cases.setdefault(verdict["case"], {})[verdict["precision"]] = found
-        pictures += [{"title": f"{title}: {case}", "note": note, "alt": _alt(axis, panels, names),
-                      "uri": _draw_curves(panels, axis, names)} for case, panels in cases.items()]
+        pictures += [
+            {
+                "title": f"{title}: {case}",
+                "note": note,
+                "alt": _alt(axis, panels, names),
+                "uri": _draw_curves(panels, axis, names),
+            }
+            for case, panels in cases.items()
+        ]
     return pictures
 
 
@@ -58,27 +66,43 @@ def _by_step(rows):
 
 
 def _by_sample(rows):
-    steps = [(int(found[1]), [row]) for row in rows
-             if row["rung"] == "state" and (found := SAMPLE.search(row["site"]))]
+    steps = [(int(found[1]), [row]) for row in rows if row["rung"] == "state" and (found := SAMPLE.search(row["site"]))]
     return {"": _points(steps)} if steps else {}
 
 
 # Family, title, horizontal axis, note, and the function that finds the curves.
 KINDS = (
-    ("forward", "Error against depth", "call number",
-     "Output of every module call, in the order of computation.", _by_depth),
-    ("steps", "Error against training step", "training step",
-     "Largest relative error among the losses, the updates and the averages of each step. Near 1 and above "
-     "in both: what cancels to nothing in truth.", _by_step),
-    ("sampling", "Error against sampling step", "sampling step",
-     "State after each step of the sampler.", _by_sample),
+    (
+        "forward",
+        "Error against depth",
+        "call number",
+        "Output of every module call, in the order of computation.",
+        _by_depth,
+    ),
+    (
+        "steps",
+        "Error against training step",
+        "training step",
+        "Largest relative error among the losses, the updates and the averages of each step. Near 1 and above "
+        "in both: what cancels to nothing in truth.",
+        _by_step,
+    ),
+    ("sampling", "Error against sampling step", "sampling step", "State after each step of the sampler.", _by_sample),
 )
 
 
 def _points(groups):
     """(x, error, own) of each (x, rows): the largest drawable ones."""
-    return [(x, *(max((_drawable(row[key]) for row in rows), key=lambda error: (error == error, error))
-                  for key in ("error", "own"))) for x, rows in groups]
+    return [
+        (
+            x,
+            *(
+                max((_drawable(row[key]) for row in rows), key=lambda error: (error == error, error))
+                for key in ("error", "own")
+            ),
+        )
+        for x, rows in groups
+    ]
 
 
 def _drawable(error):
@@ -91,8 +115,10 @@ def _alt(axis, panels, names):
     for precision, curves in panels.items():
         for label, points in curves.items():
             largest = [max((point[k] for point in points if point[k] == point[k]), default=0) for k in (2, 1)]
-            parts.append(f"{precision}{label and f', {label}'}: largest {largest[1]:.2g} of {names[1]}, "
-                         f"{largest[0]:.2g} of {names[0]}")
+            parts.append(
+                f"{precision}{label and f', {label}'}: largest {largest[1]:.2g} of {names[1]}, "
+                f"{largest[0]:.2g} of {names[0]}"
+            )
     return f"Relative error against {axis}. {'; '.join(parts)}."
 
 
@@ -104,11 +130,26 @@ def _draw_curves(panels, axis_label, names):
         for colour, (label, points) in zip(COLOURS, curves.items()):
             steps, errors, own = zip(*points)
             marks = ("o", "s") if len(points) < 30 else ("", "")
-            axis.plot(steps, errors, marker=marks[0], color=colour, linewidth=1.2, markersize=4,
-                      label=_plain(f"{label} {names[1]}"))
-            axis.plot(steps, own, marker=marks[1], color=colour if label else COLOURS[1], linewidth=1,
-                      markersize=4, markerfacecolor="white", linestyle="--",
-                      label=_plain(f"{label} {names[0]}, its own"))
+            axis.plot(
+                steps,
+                errors,
+                marker=marks[0],
+                color=colour,
+                linewidth=1.2,
+                markersize=4,
+                label=_plain(f"{label} {names[1]}"),
+            )
+            axis.plot(
+                steps,
+                own,
+                marker=marks[1],
+                color=colour if label else COLOURS[1],
+                linewidth=1,
+                markersize=4,
+                markerfacecolor="white",
+                linestyle="--",
+                label=_plain(f"{label} {names[0]}, its own"),
+            )
         axis.set(title=precision, xlabel=axis_label, ylabel="relative error", yscale="log")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(True, linewidth=0.4, color="#cccccc")
@@ -136,8 +177,11 @@ def mask_differences(verdicts, reference, candidate):
 
     verdicts: list of `Verdict.to_dict`. reference, candidate: `Dump`.
     """
-    return [_compared_masks(verdict["case"], verdict["precision"], reference, candidate)
-            for verdict in verdicts if verdict["variant"] == PLAIN and verdict["case"].startswith("masks/")]
+    return [
+        _compared_masks(verdict["case"], verdict["precision"], reference, candidate)
+        for verdict in verdicts
+        if verdict["variant"] == PLAIN and verdict["case"].startswith("masks/")
+    ]
 
 
 def _compared_masks(case, precision, reference, candidate):
@@ -147,8 +191,11 @@ def _compared_masks(case, precision, reference, candidate):
         return {**found, "text": "Not compared: one of the records is missing."}
     entries = beside.by_key()
     partners = ours.by_key()
-    pairs = {entry.site: (beside.array(entry), ours.array(partners[key])) for key, entry in entries.items()
-             if entry.rung == "mask" and key in partners and partners[key].shape == entry.shape}
+    pairs = {
+        entry.site: (beside.array(entry), ours.array(partners[key]))
+        for key, entry in entries.items()
+        if entry.rung == "mask" and key in partners and partners[key].shape == entry.shape
+    }
     counts = {site: np.count_nonzero(first != second) for site, (first, second) in pairs.items()}
     pixels = sum(first.size for first, _ in pairs.values())
     masks = f"{len(pairs)} mask{'' if len(pairs) == 1 else 's'}"
@@ -156,10 +203,10 @@ def _compared_masks(case, precision, reference, candidate):
         return {**found, "text": f"No pixel differs in {masks} of {pixels} pixels."}
     for site in (site for site, count in counts.items() if count):
         entry = entries.get(f"probability/{site}")
-        found["pictures"].append(_mask_picture(site, *pairs[site], entry and beside.array(entry),
-                                               (reference.backend, candidate.backend)))
-    found["text"] = (f"{sum(counts.values())} of {pixels} pixels differ, "
-                     f"in {len(found['pictures'])} of {masks}.")
+        found["pictures"].append(
+            _mask_picture(site, *pairs[site], entry and beside.array(entry), (reference.backend, candidate.backend))
+        )
+    found["text"] = f"{sum(counts.values())} of {pixels} pixels differ, in {len(found['pictures'])} of {masks}."
     return found
 
 
@@ -167,7 +214,7 @@ def _mask_picture(site, first, second, probability, names):
     """Both masks, their difference and the reference's probability, of the slices that differ most."""
     layers = [_slices(values) for values in (first, second, first != second)]
     counts = np.count_nonzero(layers[2], axis=(0, 1))
-    shown = sorted(np.argsort(-counts, kind="stable")[:min(MAX_SLICES, np.count_nonzero(counts))])
+    shown = sorted(np.argsort(-counts, kind="stable")[: min(MAX_SLICES, np.count_nonzero(counts))])
     layers += [] if probability is None else [_slices(probability)]
     height = PANEL_INCHES * min(layers[0].shape[0] / layers[0].shape[1], 2) * len(shown)
     figure = Figure(figsize=(PANEL_INCHES * len(layers), height + 0.3), layout="compressed")
@@ -183,9 +230,11 @@ def _mask_picture(site, first, second, probability, names):
         axis.set_title(_plain(title), fontsize=8)
     where = f"; slices {', '.join(map(str, shown))} of {np.count_nonzero(counts)} that differ"
     where *= first.ndim > 2
-    return {"caption": f"{site}: {counts.sum()} of {first.size} pixels differ{where}.",
-            "alt": f"Masks of {site} by {names[0]} and {names[1]}, their difference and the probability.",
-            "uri": _data_uri(figure, "png")}
+    return {
+        "caption": f"{site}: {counts.sum()} of {first.size} pixels differ{where}.",
+        "alt": f"Masks of {site} by {names[0]} and {names[1]}, their difference and the probability.",
+        "uri": _data_uri(figure, "png"),
+    }
 
 
 def _slices(values):

@@ -1,4 +1,5 @@
 """The outcome of a comparison: as JSON, as text, and as an exit code."""
+
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 
@@ -13,9 +14,11 @@ def stale_gaps(verdicts):
     """Rows of `ACCEPTED_GAPS` whose case was compared and that nothing needed, as text."""
     used = set().union(*(verdict.gaps for verdict in verdicts))
     compared = {(verdict.suite, verdict.case) for verdict in verdicts if not verdict.missing}
-    return [f"parity/accepted_gaps.py, {row.label}: no compared case needs it any more; remove the row"
-            for row in ACCEPTED_GAPS if row.label not in used
-            and any(suite == row.suite and fnmatchcase(case, row.case) for suite, case in compared)]
+    return [
+        f"parity/accepted_gaps.py, {row.label}: no compared case needs it any more; remove the row"
+        for row in ACCEPTED_GAPS
+        if row.label not in used and any(suite == row.suite and fnmatchcase(case, row.case) for suite, case in compared)
+    ]
 
 
 def state_of(verdicts, stale):
@@ -30,10 +33,15 @@ def result_tree(suite, reference, candidate, verdicts, located=()):
     """The outcome as JSON values, which `parity/report.py` shows."""
     stale = stale_gaps(verdicts)
     return {
-        "format": "parity-result", "version": 1, "state": state_of(verdicts, stale), "suite": suite,
+        "format": "parity-result",
+        "version": 1,
+        "state": state_of(verdicts, stale),
+        "suite": suite,
         "rule": asdict(RULE),
-        **{role: {"backend": dump.backend, "versions": dump.versions, "flags": dump.flags}
-           for role, dump in (("reference", reference), ("candidate", candidate))},
+        **{
+            role: {"backend": dump.backend, "versions": dump.versions, "flags": dump.flags}
+            for role, dump in (("reference", reference), ("candidate", candidate))
+        },
         "verdicts": [verdict.to_dict() for verdict in verdicts],
         "located": [asdict(culprit) for culprit in located],
         "stale": stale,
@@ -50,8 +58,10 @@ def format_verdict(verdict):
     lines = [head]
     if verdict.first:
         row = verdict.first
-        lines.append(f"    first: {row.rung} {row.site}: {row.problem or f'ratio {row.ratio:.3g}'}, relative error "
-                     f"{row.error:.2g}, the reference's own {row.own:.2g}, cosine {row.cosine:.6f}")
+        lines.append(
+            f"    first: {row.rung} {row.site}: {row.problem or f'ratio {row.ratio:.3g}'}, relative error "
+            f"{row.error:.2g}, the reference's own {row.own:.2g}, cosine {row.cosine:.6f}"
+        )
     shown = verdict.missing + verdict.problems
     lines += [f"    {problem}" for problem in shown[:5]]
     if len(shown) > 5:

@@ -23,6 +23,7 @@ network, that largest counts as its scale.
 
 The multiples are calibrated from recorded runs: `RULE` in `parity/ledger.py`.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,8 +113,9 @@ def judge(candidate, beside, truth, own, precision, kind_scale=0.0, detail=True)
         return Judgement(ratio, error[0] / size, amount[0] / size)
     first = _finite(candidate, beside)
     second = _finite(beside, candidate)
-    return Judgement(ratio, error[0] / size, amount[0] / size, ulp_quantiles(first, second, precision),
-                     cosine(first, second))
+    return Judgement(
+        ratio, error[0] / size, amount[0] / size, ulp_quantiles(first, second, precision), cosine(first, second)
+    )
 
 
 def _share(error, allowed):
@@ -164,5 +166,6 @@ def judge_mask(candidate, beside, probability, allowed, threshold):
     if margin.size == 0:
         return Judgement(0.0)
     ratio = _share(margin.max(), allowed)
-    return Judgement(ratio, error=margin.size / candidate.size,
-                     problem="pixels differ far from the threshold" if ratio > 1 else "")
+    return Judgement(
+        ratio, error=margin.size / candidate.size, problem="pixels differ far from the threshold" if ratio > 1 else ""
+    )

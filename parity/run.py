@@ -1,4 +1,5 @@
 """Recording cases: one process per backend and precision, jobs side by side, dumps on disk."""
+
 import contextlib
 import importlib
 import json
@@ -35,12 +36,20 @@ def load_suite(name):
     try:
         suite = importlib.import_module(name)
     except ImportError as error:
-        raise found_expected(f"--suite {name}", f"no module ({error})", "the name of an importable module",
-                             "Run from the folder that holds it.") from error
+        raise found_expected(
+            f"--suite {name}",
+            f"no module ({error})",
+            "the name of an importable module",
+            "Run from the folder that holds it.",
+        ) from error
     lacking = [part for part in ("CASES", "weights", "inputs", "open_port") if not hasattr(suite, part)]
     if lacking:
-        raise found_expected(f"--suite {name}", f"a module without {', '.join(lacking)}",
-                             "a suite (parity/protocol.py)", "Define what is missing.")
+        raise found_expected(
+            f"--suite {name}",
+            f"a module without {', '.join(lacking)}",
+            "a suite (parity/protocol.py)",
+            "Define what is missing.",
+        )
     return suite
 
 
@@ -51,12 +60,19 @@ def select_cases(suite, patterns):
     """
     chosen = set()
     for pattern in patterns:
-        found = {case.name for case in suite.CASES
-                 if pattern == "all" or pattern == case.family or fnmatchcase(case.name, pattern)}
+        found = {
+            case.name
+            for case in suite.CASES
+            if pattern == "all" or pattern == case.family or fnmatchcase(case.name, pattern)
+        }
         if not found:
             names = ", ".join(case.name for case in suite.CASES)
-            raise found_expected(f"CASE {pattern!r}", "no case of that name", f"all, or one of {names}",
-                                 "python -m parity list shows them.")
+            raise found_expected(
+                f"CASE {pattern!r}",
+                "no case of that name",
+                f"all, or one of {names}",
+                "python -m parity list shows them.",
+            )
         chosen |= found
     return [case for case in suite.CASES if case.name in chosen]
 
@@ -87,8 +103,10 @@ def jobs_of(case, precisions, is_reference, folder):
     else:
         wanted = [(precision, PLAIN) for precision in case.precisions if precision in precisions]
     truth = str(Path(folder) / section_stem(case.name, "float64", PLAIN))
-    return [Job(case.name, precision, variant, truth=truth if variant in MOVED[PLAIN] else None)
-            for precision, variant in wanted]
+    return [
+        Job(case.name, precision, variant, truth=truth if variant in MOVED[PLAIN] else None)
+        for precision, variant in wanted
+    ]
 
 
 def layer_jobs(case, reference_folder, is_reference, fault=None):
@@ -96,11 +114,14 @@ def layer_jobs(case, reference_folder, is_reference, fault=None):
 
     is_reference: record its own error as well; of float64 that is float32's, smaller by the ratio of the two eps.
     """
-    source, truth = (str(Path(reference_folder) / section_stem(case.name, precision, variant))
-                     for precision, variant in (("float32", PLAIN), ("float64", LAYERS)))
+    source, truth = (
+        str(Path(reference_folder) / section_stem(case.name, precision, variant))
+        for precision, variant in (("float32", PLAIN), ("float64", LAYERS))
+    )
     jobs = [Job(case.name, precision, LAYERS, fault, source) for precision in ("float32", "float64")]
-    return jobs + [Job(case.name, "float32", variant, source=source, truth=truth)
-                   for variant in MOVED[LAYERS] if is_reference]
+    return jobs + [
+        Job(case.name, "float32", variant, source=source, truth=truth) for variant in MOVED[LAYERS] if is_reference
+    ]
 
 
 class Process:
@@ -121,13 +142,23 @@ class Process:
     def start(self):
         """Start it and wait until its framework is imported."""
         read, write = os.pipe()
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1",
-                       "PYTHONPATH": os.pathsep.join([str(ROOT), os.getcwd(), os.environ.get("PYTHONPATH", "")])}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(self.threads),
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.getcwd(), os.environ.get("PYTHONPATH", "")]),
+        }
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "parity.worker", self.backend, self.suite, str(self.threads), str(write)],
-                stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=(write,), env=environment, text=True,
-                start_new_session=True)
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=(write,),
+                env=environment,
+                text=True,
+                start_new_session=True,
+            )
         os.close(write)
         self._answers = os.fdopen(read, encoding="utf-8")
         self.versions = self._answer()["versions"]
@@ -136,8 +167,15 @@ class Process:
         """Record one job into a folder."""
         if self._process is None:
             self.start()
-        request = {"case": job.case, "precision": job.precision, "variant": job.variant, "fault": job.fault,
-                   "source": job.source, "truth": job.truth, "folder": str(folder)}
+        request = {
+            "case": job.case,
+            "precision": job.precision,
+            "variant": job.variant,
+            "fault": job.fault,
+            "source": job.source,
+            "truth": job.truth,
+            "folder": str(folder),
+        }
         with contextlib.suppress(OSError):  # of a process that has ended: the missing answer says so
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
@@ -146,12 +184,14 @@ class Process:
     def _answer(self):
         line = self._answers.readline()
         if not line:
-            raise WorkerFailed(f"the process of {self.backend} ended (exit code {self._process.wait()}); "
-                               f"its output: {self.log}")
+            raise WorkerFailed(
+                f"the process of {self.backend} ended (exit code {self._process.wait()}); its output: {self.log}"
+            )
         tree = json.loads(line)
         if "error" in tree:
-            raise WorkerFailed(f"{self.backend}: {tree['error']}" + ("" if tree["user"] else f"; see {self.log}"),
-                               tree["user"])
+            raise WorkerFailed(
+                f"{self.backend}: {tree['error']}" + ("" if tree["user"] else f"; see {self.log}"), tree["user"]
+            )
         return tree
 
     def stop(self):
@@ -173,8 +213,9 @@ class Backend:
     def __init__(self, name, suite, folder, threads=1):
         self.name = name
         self.folder = Path(make_writable_folder(folder, "--out_dir"))
-        self.processes = {precision: Process(name, suite, threads, self.folder / f"{precision}.log")
-                          for precision in PRECISIONS}
+        self.processes = {
+            precision: Process(name, suite, threads, self.folder / f"{precision}.log") for precision in PRECISIONS
+        }
         self.flags = {"suite": suite, "threads": str(threads)}
         self.dump = None
 
@@ -223,8 +264,10 @@ def record(backends, jobs):
                 bar.set_postfix_str(f"{backend.name} {job.case} {job.precision}", refresh=False)
                 bar.update()
 
-    with tqdm(total=sum(map(len, jobs.values())), unit="run", desc="recording", dynamic_ncols=True) as bar, \
-            ThreadPoolExecutor(len(backends)) as pool:
+    with (
+        tqdm(total=sum(map(len, jobs.values())), unit="run", desc="recording", dynamic_ncols=True) as bar,
+        ThreadPoolExecutor(len(backends)) as pool,
+    ):
         futures = [pool.submit(run, backend, bar) for backend in backends]
         try:
             for future in futures:

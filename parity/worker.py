@@ -3,6 +3,7 @@ writes sections into a dump and answers with one JSON line on a pipe of its own.
 
 Started by `parity/run.py`. What the framework prints goes to the log of the run.
 """
+
 import contextlib
 import importlib
 import json
@@ -13,7 +14,7 @@ import traceback
 
 import numpy as np
 
-from guided_diffusion_core import backends
+from guided_diffusion_core.backends import backend_module
 from guided_diffusion_core.errors import UserError
 from parity.dump import LAYERS, MOVED, PLAIN, read_section, write_section
 from parity.families import FAMILIES, run_layers
@@ -30,7 +31,7 @@ def moved(arrays, variant, precision):
         up = variant == MOVED[PLAIN][0]
         return {name: _moved(value, lambda values: up, precision) for name, value in arrays.items()}
     if variant in MOVED[LAYERS]:
-        salt = np.random.default_rng(MOVED[LAYERS].index(variant)).integers(2 ** 64, dtype=np.uint64)
+        salt = np.random.default_rng(MOVED[LAYERS].index(variant)).integers(2**64, dtype=np.uint64)
         return {name: _moved(value, lambda values: _coin(values, salt), precision) for name, value in arrays.items()}
     return arrays
 
@@ -62,7 +63,7 @@ class Worker:
         self.suite = importlib.import_module(suite)
         self.cases = {case.name: case for case in self.suite.CASES}
         self.port = self.suite.open_port(backend)
-        self.verbs = backends.backend_module(backend, "runtime")
+        self.verbs = backend_module(backend, "runtime")
         self.verbs.set_threads(threads)
 
     def run(self, job):
@@ -99,13 +100,16 @@ def _keep_distances(section, truth):
     expected = truth.by_key()
     section.errors = {
         entry.key: [float(norm) for norm in distance(truth.array(expected[entry.key]), section.array(entry))]
-        for entry in section.entries if entry.dtype.startswith("float")}
+        for entry in section.entries
+        if entry.dtype.startswith("float")
+    }
     section.entries = []
     section.tensors = {}
 
 
 def serve(backend, suite, threads, answers):
     """Answer each job with {"seconds"}, or {"error", "user"}; the first answer says it is ready."""
+
     def answer(tree):
         answers.write(json.dumps(tree) + "\n")
         answers.flush()

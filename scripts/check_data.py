@@ -1,6 +1,7 @@
 """Find all problems of a data set at once, and take its fingerprint: sizes, spacings, intensities, foreground.
 
 Exit code 0: no error (there may be warnings); 1: errors found; 2: wrong input."""
+
 import dataclasses
 import json
 import os
@@ -9,24 +10,37 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guided_diffusion_core import command_line  # noqa: E402
-from guided_diffusion_core.config import DataConfig  # noqa: E402
-from guided_diffusion_core.data import list_files  # noqa: E402
-from guided_diffusion_core.data.check.checking import Check  # noqa: E402
-from guided_diffusion_core.data.check.fingerprint import fingerprint_png  # noqa: E402
-from guided_diffusion_core.data.check.inventory import take_inventory  # noqa: E402
-from guided_diffusion_core.system.files import make_writable_folder, write_atomic  # noqa: E402
+from guided_diffusion_core import command_line
+from guided_diffusion_core.config import DataConfig
+from guided_diffusion_core.data import list_files
+from guided_diffusion_core.data.check.checking import Check
+from guided_diffusion_core.data.check.fingerprint import fingerprint_png
+from guided_diffusion_core.data.check.inventory import take_inventory
+from guided_diffusion_core.system.files import make_writable_folder, write_atomic
 
 
 def main():
     parser = command_line.CommandParser(__doc__)
     command_line.add_settings(parser, DataConfig, "data_name", "data_dir", "labels")
-    parser.add_argument("--test_dir", default="", metavar="FOLDER",
-                        help="folder of the test set, where labels may lack; what it shares with --data_dir is found")
-    parser.add_argument("--out_dir", default="", metavar="FOLDER",
-                        help="folder for problems.json, fingerprint.json and fingerprint.png (default: none)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="INT",
-                        help="threads that read (default: one for each processor)")
+    parser.add_argument(
+        "--test_dir",
+        default="",
+        metavar="FOLDER",
+        help="folder of the test set, where labels may lack; what it shares with --data_dir is found",
+    )
+    parser.add_argument(
+        "--out_dir",
+        default="",
+        metavar="FOLDER",
+        help="folder for problems.json, fingerprint.json and fingerprint.png (default: none)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count(),
+        metavar="INT",
+        help="threads that read (default: one for each processor)",
+    )
     args = parser.parse_args()
     config = DataConfig(**command_line.given_settings(args))
     sets = {"train": (config.data_dir, "Training", True)}
@@ -34,7 +48,8 @@ def main():
         sets["test"] = (args.test_dir, "Test", False)
     inventories = {
         name: take_inventory(lambda: list_files(dataclasses.replace(config, data_dir=folder), split, need_masks))
-        for name, (folder, split, need_masks) in sets.items()}
+        for name, (folder, split, need_masks) in sets.items()
+    }
     out_dir = args.out_dir and Path(make_writable_folder(args.out_dir, "--out_dir"))
     check = Check(inventories, max(1, args.jobs))
     for problem in check.problems:

@@ -4,6 +4,7 @@ A and B are folders that segmentation_sample.py wrote. With --data_dir both are 
 summary.json that segmentation_env.py left in each is used. Written to --out_dir: comparison.json,
 comparison.html, bland_altman.png and scatter.png; the table is printed as Markdown.
 """
+
 import argparse
 import json
 import sys
@@ -11,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guided_diffusion_core import command_line  # noqa: E402
-from guided_diffusion_core.command_line import scoring_flags  # noqa: E402
+from guided_diffusion_core import command_line
+from guided_diffusion_core.command_line import scoring_flags
 
 
 def main():
@@ -21,8 +22,9 @@ def main():
     parser.add_argument("first", metavar="A", help="folder of the first run's masks")
     parser.add_argument("second", metavar="B", help="folder of the second run's masks")
     parser.add_argument("--titles", nargs=2, metavar=("A", "B"), help="names of the runs (default: their folders')")
-    parser.add_argument("--out_dir", default="comparison", metavar="FOLDER",
-                        help="folder for what is written (default: comparison)")
+    parser.add_argument(
+        "--out_dir", default="comparison", metavar="FOLDER", help="folder for what is written (default: comparison)"
+    )
     scoring_flags.add_flags(parser)
     args = parser.parse_args()
     compare(args, args.titles or [Path(args.first).resolve().name, Path(args.second).resolve().name])
@@ -35,8 +37,10 @@ def compare(args, titles):
     from guided_diffusion_core.system.files import make_writable_folder, write_atomic
 
     folders = (args.first, args.second)
-    first, second = (evaluation.Run(title, folder, summary)
-                     for title, folder, summary in zip(titles, folders, summaries(args, folders)))
+    first, second = (
+        evaluation.Run(title, folder, summary)
+        for title, folder, summary in zip(titles, folders, summaries(args, folders))
+    )
     result = evaluation.compare(first, second)
     out_dir = make_writable_folder(args.out_dir, "--out_dir")
     write_comparison(out_dir, result, first, second, args.pictures)

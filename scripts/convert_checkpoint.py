@@ -1,13 +1,14 @@
 """Convert a checkpoint between .pt/.pth (the original's), .pkl (Jittor's) and .safetensors, bitwise."""
+
 import dataclasses
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guided_diffusion_core import command_line  # noqa: E402
-from guided_diffusion_core.config import DataConfig, DiffusionConfig, ModelConfig  # noqa: E402
-from guided_diffusion_core.conversion import convert, verify  # noqa: E402
+from guided_diffusion_core import command_line
+from guided_diffusion_core.config import DataConfig, DiffusionConfig, ModelConfig
+from guided_diffusion_core.conversion import convert, verify
 
 
 def main():
@@ -16,20 +17,34 @@ def main():
     parser.add_argument("target", metavar="OUT", help="file to write, which must not be there yet")
     for flag, text in (
         ("--dry_run", "read and check IN, print what would be done, write nothing"),
-        ("--verify", "afterwards run IN and OUT in both backends, which must be installed, and print the "
-                     "largest difference"),
+        (
+            "--verify",
+            "afterwards run IN and OUT in both backends, which must be installed, and print the largest difference",
+        ),
     ):
-        parser.add_argument(flag, nargs="?", const=True, default=False, type=command_line.boolean,
-                            metavar="True|False", help=f"{text} (default: False)")
+        parser.add_argument(
+            flag,
+            nargs="?",
+            const=True,
+            default=False,
+            type=command_line.boolean,
+            metavar="True|False",
+            help=f"{text} (default: False)",
+        )
     group = parser.add_argument_group(
-        "settings", "What names and shapes show is read from IN, and a flag that contradicts it is an error. "
-                    "The rest (image size, heads, dropout, diffusion) has the original's defaults unless given.")
+        "settings",
+        "What names and shapes show is read from IN, and a flag that contradicts it is an error. "
+        "The rest (image size, heads, dropout, diffusion) has the original's defaults unless given.",
+    )
     for section in (ModelConfig, DiffusionConfig):
         command_line.add_settings(group, section, *(field.name for field in dataclasses.fields(section)))
     command_line.add_settings(group, DataConfig, "data_name")
-    group.add_argument("--normalisation", metavar="TEXT",
-                       help="rule by which intensities were scaled in training, as segmentation_sample.py "
-                            "compares it (default: the original's for the --data_name)")
+    group.add_argument(
+        "--normalisation",
+        metavar="TEXT",
+        help="rule by which intensities were scaled in training, as segmentation_sample.py "
+        "compares it (default: the original's for the --data_name)",
+    )
     args = parser.parse_args()
     given = command_line.given_settings(args)
     if args.normalisation is not None:

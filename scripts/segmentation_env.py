@@ -1,28 +1,45 @@
 """Score predicted masks against the ground truth: summary.json with nnU-Net's keys, and an HTML report."""
+
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guided_diffusion_core import command_line  # noqa: E402
-from guided_diffusion_core.command_line import scoring_flags  # noqa: E402
+from guided_diffusion_core import command_line
+from guided_diffusion_core.command_line import scoring_flags
 
 
 def main():
     parser = command_line.CommandParser(__doc__)
-    parser.add_argument("--inp_pth", "--pred_path", dest="inp_pth", default="./results/", metavar="FOLDER",
-                        help="folder of predictions, the --out_dir of segmentation_sample.py "
-                             "(default: ./results/)")
+    parser.add_argument(
+        "--inp_pth",
+        "--pred_path",
+        dest="inp_pth",
+        default="./results/",
+        metavar="FOLDER",
+        help="folder of predictions, the --out_dir of segmentation_sample.py (default: ./results/)",
+    )
     scoring_flags.add_flags(parser)
-    parser.add_argument("--protocol", choices=("native", "upstream"), default="native",
-                        help="native: one threshold, at the truth's own size; upstream: the original's mean over five "
-                             "thresholds at 256 pixels, of 2D images (default: native)")
-    parser.add_argument("--summary", default="", metavar="FILE",
-                        help="where to write the scores as JSON (default: summary.json in --inp_pth, "
-                             "summary_upstream.json with --protocol upstream)")
-    parser.add_argument("--report", default="", metavar="FILE",
-                        help="where to write the HTML report (default: report.html in --inp_pth; none with "
-                             "--protocol upstream)")
+    parser.add_argument(
+        "--protocol",
+        choices=("native", "upstream"),
+        default="native",
+        help="native: one threshold, at the truth's own size; upstream: the original's mean over five "
+        "thresholds at 256 pixels, of 2D images (default: native)",
+    )
+    parser.add_argument(
+        "--summary",
+        default="",
+        metavar="FILE",
+        help="where to write the scores as JSON (default: summary.json in --inp_pth, "
+        "summary_upstream.json with --protocol upstream)",
+    )
+    parser.add_argument(
+        "--report",
+        default="",
+        metavar="FILE",
+        help="where to write the HTML report (default: report.html in --inp_pth; none with --protocol upstream)",
+    )
     args = parser.parse_args()
     (score_upstream if args.protocol == "upstream" else score)(args)
 

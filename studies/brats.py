@@ -1,4 +1,5 @@
 """The record of the BraTS run: figures, tables and pictures from what the command lines wrote."""
+
 import json
 import shutil
 import statistics
@@ -10,15 +11,29 @@ from matplotlib.figure import Figure
 
 from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.data import list_truths
-from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.data.formats.volumes import read_volume
+from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.evaluation import mask_agreement
 from guided_diffusion_core.results.outputs import MASK, UNCERTAINTY, find_output, read_output
 from studies.overview import OverviewRow, write_overview
 
 # Flags of every recorded network, and of how it was trained.
-NETWORK = ["--image_size", "64", "--num_channels", "32", "--num_res_blocks", "2", "--num_heads", "1",
-           "--learn_sigma", "True", "--use_scale_shift_norm", "False", "--attention_resolutions", "16"]
+NETWORK = [
+    "--image_size",
+    "64",
+    "--num_channels",
+    "32",
+    "--num_res_blocks",
+    "2",
+    "--num_heads",
+    "1",
+    "--learn_sigma",
+    "True",
+    "--use_scale_shift_norm",
+    "False",
+    "--attention_resolutions",
+    "16",
+]
 OPTIMIZATION = ["--lr", "1e-3", "--batch_size", "8", "--log_interval", "10"]
 TRAININGS = ("pytorch", "jittor", "pytorch-ulp", "pytorch-original", "pytorch-transfer")
 AGREEMENTS = {
@@ -71,8 +86,10 @@ def _report(work_dir, truths):
     predictions = work_dir / "predictions"
     return {
         "trainings": {name: _training(work_dir, name) for name in TRAININGS},
-        "agreement": {title: mask_agreement(predictions / first, predictions / second, truths)
-                      for title, (first, second) in AGREEMENTS.items()},
+        "agreement": {
+            title: mask_agreement(predictions / first, predictions / second, truths)
+            for title, (first, second) in AGREEMENTS.items()
+        },
         "validation": {name: _validation(work_dir, name) for name in CURVES},
     }
 
@@ -87,10 +104,12 @@ def _training(work_dir, name):
         "steps": lines[-1]["step"],
         "dice": scores["foreground_mean"]["Dice"],
         "iou": scores["foreground_mean"]["IoU"],
-        "dice_per_case": {row["case"]: metrics["Dice"] for row in scores["metric_per_case"]
-                          for metrics in row["metrics"].values()},
+        "dice_per_case": {
+            row["case"]: metrics["Dice"] for row in scores["metric_per_case"] for metrics in row["metrics"].values()
+        },
         "seconds_per_step": statistics.median(
-            (b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairs),
+            (b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairs
+        ),
         "training_memory_mib": lines[-1]["memory_mib"],
         "seconds_per_case": sampled["sampler_seconds"] / sampled["cases"],
         "seconds_per_slice": sampled["sampler_seconds"] / sampled["images"],
@@ -100,18 +119,22 @@ def _training(work_dir, name):
 
 def _validation(work_dir, name):
     """Step -> mean volume Dice of the checkpoints on the way."""
-    return {int(folder.name.rsplit("-", 1)[1]): _scores(work_dir, folder.name)["foreground_mean"]["Dice"]
-            for folder in sorted((work_dir / "predictions").glob(f"{name}-[0-9]*"))}
+    return {
+        int(folder.name.rsplit("-", 1)[1]): _scores(work_dir, folder.name)["foreground_mean"]["Dice"]
+        for folder in sorted((work_dir / "predictions").glob(f"{name}-[0-9]*"))
+    }
 
 
 def _readme(report):
     rows = "\n".join(
         f"| {name} | {run['steps']} | {run['dice']:.4f} | {run['iou']:.4f} | {run['seconds_per_step']:.2f} | "
         f"{run['training_memory_mib']:.0f} | {run['seconds_per_case']:.1f} | {run['seconds_per_slice']:.2f} |"
-        for name, run in report["trainings"].items())
+        for name, run in report["trainings"].items()
+    )
     shares = "\n".join(
         f"| {title} | " + ", ".join(f"{case} {100 * share:.3f}%" for case, share in cases.items()) + " |"
-        for title, cases in report["agreement"].items())
+        for title, cases in report["agreement"].items()
+    )
     return f"""# BraTS 2021, two volumes, 64 px
 
 Written by `studies/record_brats.py`; each folder holds what the command lines wrote (configuration,
@@ -165,8 +188,13 @@ def _overview_rows(predictions, truths):
         places = np.linspace(0, len(truth.slices) - 1, PICTURES // len(truths)).round().astype(int)
         for z in (truth.slices[place] for place in places):
             plane = {name: np.rot90(volume[:, :, z]) for name, volume in volumes.items()}
-            rows.append(OverviewRow(
-                label=f"{truth.name}\nslice {z}", image=np.rot90(image[:, :, z])[None], truth=plane["truth"],
-                masks={"PyTorch": plane["pytorch"], "Jittor": plane["jittor"]},
-                uncertainty=np.rot90(spread[:, :, z])))
+            rows.append(
+                OverviewRow(
+                    label=f"{truth.name}\nslice {z}",
+                    image=np.rot90(image[:, :, z])[None],
+                    truth=plane["truth"],
+                    masks={"PyTorch": plane["pytorch"], "Jittor": plane["jittor"]},
+                    uncertainty=np.rot90(spread[:, :, z]),
+                )
+            )
     return rows

@@ -1,4 +1,5 @@
 """What the demo shows at its end, and the folder that it works in."""
+
 import json
 import shutil
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ import numpy as np
 from guided_diffusion_core.data.formats.images import decode
 from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.system.files import make_writable_folder
 from guided_diffusion_core.results.outputs import MASK, UNCERTAINTY, find_output, read_output
+from guided_diffusion_core.system.files import make_writable_folder
 from studies.overview import OverviewRow
 
 MARKER = ".medsegdiff-demo"  # a file in every folder that the demo has made
@@ -26,8 +27,12 @@ def prepare_folder(folder, parts):
     """
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file():
-        raise found_expected(f"--out_dir {str(folder)!r}", "a folder with files that are not the demo's",
-                             "a new or empty folder, or that of an earlier demo", "Choose another folder.")
+        raise found_expected(
+            f"--out_dir {str(folder)!r}",
+            "a folder with files that are not the demo's",
+            "a new or empty folder, or that of an earlier demo",
+            "Choose another folder.",
+        )
     make_writable_folder(folder, "--out_dir")
     (folder / MARKER).touch()
     for path in (folder / part for part in parts):
@@ -78,12 +83,16 @@ def format_table(results, agreement):
     lines = [f"{COLUMNS[0]:<{width}}" + "".join(f"{name:>12}" for name in COLUMNS[1:])]
     for backend, result in results.items():
         total = result.training + result.sampling
-        lines.append(f"{backend:<{width}}{result.dice:12.4f}{result.iou:12.4f}{result.training:12.1f}"
-                     f"{result.sampling:12.1f}{total:12.1f}{result.step:12.2f}")
+        lines.append(
+            f"{backend:<{width}}{result.dice:12.4f}{result.iou:12.4f}{result.training:12.1f}"
+            f"{result.sampling:12.1f}{total:12.1f}{result.step:12.2f}"
+        )
     mean = np.mean(list(agreement.values()))
     lowest = min(agreement, key=agreement.get)
-    lines.append(f"pixels on which the masks agree: {100 * mean:.2f}% on average, "
-                 f"{100 * agreement[lowest]:.2f}% at the lowest ({lowest})")
+    lines.append(
+        f"pixels on which the masks agree: {100 * mean:.2f}% on average, "
+        f"{100 * agreement[lowest]:.2f}% at the lowest ({lowest})"
+    )
     return "\n".join(lines)
 
 
@@ -95,8 +104,7 @@ def overview_rows(images, truths, folders):
     """
     rows = []
     for truth in truths:
-        masks = {title: read_output(find_output(folder, truth.name, MASK))
-                 for title, folder in folders.items()}
+        masks = {title: read_output(find_output(folder, truth.name, MASK)) for title, folder in folders.items()}
         spread = find_output(next(iter(folders.values())), truth.name, UNCERTAINTY)
         picture = np.asarray(decode(images[truth.name]), np.float32).transpose(2, 0, 1) / 255  # (3, H, W)
         rows.append(OverviewRow(truth.name, picture, read_truth_masks(truth)[0], masks, read_output(spread)))

@@ -1,4 +1,5 @@
 """One picture of many results: a row per case with image, truth, masks and uncertainty."""
+
 import io
 from dataclasses import dataclass
 

@@ -4,6 +4,7 @@ Every network is trained, sampled and scored through the public command lines; w
 lies in --work_dir, and a finished part is not done again. The record, without weights, is
 written to --log_dir.
 """
+
 import argparse
 import subprocess
 import sys
@@ -18,8 +19,10 @@ from studies import brats  # noqa: E402
 
 HELD_OUT = ["--slices", "odd,tumour"]
 # Samples of the validation curve: one member each, since a curve needs many of them.
-CURVE = {"fast": ["--num_ensemble", "1"],
-         "original": ["--num_ensemble", "1", "--use_ddim", "True", "--sample_steps", "25"]}
+CURVE = {
+    "fast": ["--num_ensemble", "1"],
+    "original": ["--num_ensemble", "1", "--use_ddim", "True", "--sample_steps", "25"],
+}
 FULL = {"fast": [], "original": ["--use_ddim", "True", "--sample_steps", "25"]}
 
 
@@ -46,8 +49,9 @@ def main():
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True, help="folder with the volumes, in Train/ and Test/")
-    parser.add_argument("--work_dir", type=Path, default=Path("results/brats2021-64px"),
-                        help="folder for checkpoints and predictions")
+    parser.add_argument(
+        "--work_dir", type=Path, default=Path("results/brats2021-64px"), help="folder for checkpoints and predictions"
+    )
     parser.add_argument("--log_dir", type=Path, default=ROOT / "logs" / "brats2021-64px", help="folder for the record")
     parser.add_argument("--max_steps", type=int, default=300, help="optimizer steps of each training")
     return parser.parse_args()
@@ -58,9 +62,28 @@ def train(args, name, backend, preset, data_dir, slices):
     out_dir = args.work_dir / name
     if (out_dir / "checkpoints" / f"step_{args.max_steps:06d}").is_dir():
         return
-    flags = ["--backend", backend, "--preset", preset, "--data_name", "BRATS", "--data_dir", data_dir,
-             "--slices", slices, "--out_dir", out_dir, "--max_steps", args.max_steps,
-             "--lr_anneal_steps", args.max_steps, "--save_interval", 50, *brats.NETWORK, *brats.OPTIMIZATION]
+    flags = [
+        "--backend",
+        backend,
+        "--preset",
+        preset,
+        "--data_name",
+        "BRATS",
+        "--data_dir",
+        data_dir,
+        "--slices",
+        slices,
+        "--out_dir",
+        out_dir,
+        "--max_steps",
+        args.max_steps,
+        "--lr_anneal_steps",
+        args.max_steps,
+        "--save_interval",
+        50,
+        *brats.NETWORK,
+        *brats.OPTIMIZATION,
+    ]
     call("segmentation_train.py", flags, moved=name.endswith("-ulp"))
 
 
@@ -69,8 +92,21 @@ def score(args, model_path, name, backend, data_dir, slices, sampling):
     out_dir = args.work_dir / "predictions" / name
     data = ["--data_name", "BRATS", "--data_dir", data_dir, *slices]
     if not (out_dir / "summary.json").is_file():
-        call("segmentation_sample.py", ["--backend", backend, "--model_path", model_path, "--out_dir", out_dir,
-                                        "--batch_size", 8, *data, *sampling])
+        call(
+            "segmentation_sample.py",
+            [
+                "--backend",
+                backend,
+                "--model_path",
+                model_path,
+                "--out_dir",
+                out_dir,
+                "--batch_size",
+                8,
+                *data,
+                *sampling,
+            ],
+        )
         call("segmentation_env.py", ["--inp_pth", out_dir, *data])
 
 
@@ -78,8 +114,15 @@ def validate(args, name, backend, preset):
     """Score the checkpoints on the way, for the validation curve."""
     every = 100 if preset == "original" else 50
     for step in range(every, args.max_steps + 1, every):
-        score(args, args.work_dir / name / "checkpoints" / f"step_{step:06d}", f"{name}-{step:06d}", backend,
-              args.data_dir, HELD_OUT, CURVE[preset])
+        score(
+            args,
+            args.work_dir / name / "checkpoints" / f"step_{step:06d}",
+            f"{name}-{step:06d}",
+            backend,
+            args.data_dir,
+            HELD_OUT,
+            CURVE[preset],
+        )
 
 
 def call(script, flags, moved=False):
@@ -90,8 +133,10 @@ def call(script, flags, moved=False):
         command = ["-c", MOVED, *command]
     code = subprocess.run([sys.executable, *command]).returncode
     if code:
-        raise UserError(f"{script} ended with exit code {code}; its message is above. Mend it and start again: "
-                        "finished parts are kept.")
+        raise UserError(
+            f"{script} ended with exit code {code}; its message is above. Mend it and start again: "
+            "finished parts are kept."
+        )
 
 
 # The public training command with its initial weights moved; a run of this kind has no other use.

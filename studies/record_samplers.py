@@ -4,6 +4,7 @@ Trains one network for each objective through the public command line, samples a
 both volumes with every sampler at 1 to 1000 network evaluations, and scores them. Work lies in --work_dir,
 and a finished part is not done again. The record, without weights, is written to --log_dir.
 """
+
 import argparse
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from guided_diffusion_core import command_line  # noqa: E402
 from guided_diffusion_core.config import DataConfig  # noqa: E402
 from guided_diffusion_core.data import list_truths  # noqa: E402
 from guided_diffusion_core.errors import UserError  # noqa: E402
-from studies import brats  # noqa: E402
-from studies import sampler_study  # noqa: E402
-from studies import samplers  # noqa: E402
+from studies import (
+    brats,
+    sampler_study,
+    samplers,
+)
 from studies.sampler_study import Point  # noqa: E402
 
 # Name of the network -> predict_xstart, optimizer steps, those over which the rate falls, and those between
@@ -47,8 +50,7 @@ def main():
 
 def points(networks, most):
     """All points of the study, those of few evaluations first."""
-    found = [Point(network, sampler, count) for network in networks for count in EVALUATIONS
-             for sampler in SAMPLERS]
+    found = [Point(network, sampler, count) for network in networks for count in EVALUATIONS for sampler in SAMPLERS]
     found += [Point(network, "ancestral-limited", count) for network in networks for count in VARIANT]
     found += [Point(network, sampler, 10, "jittor") for network in networks for sampler in SAMPLERS]
     return sorted((point for point in found if point.evaluations <= most), key=lambda point: point.evaluations)
@@ -57,12 +59,22 @@ def points(networks, most):
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True, help="folder with the volumes, in Train/ and Test/")
-    parser.add_argument("--work_dir", type=Path, default=Path("results/samplers-brats2021-64px"),
-                        help="folder for checkpoints and predictions")
-    parser.add_argument("--log_dir", type=Path, default=ROOT / "logs" / "samplers-brats2021-64px",
-                        help="folder for the record")
-    parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=tuple(NETWORKS),
-                        help="which of the networks; the record is written for both")
+    parser.add_argument(
+        "--work_dir",
+        type=Path,
+        default=Path("results/samplers-brats2021-64px"),
+        help="folder for checkpoints and predictions",
+    )
+    parser.add_argument(
+        "--log_dir", type=Path, default=ROOT / "logs" / "samplers-brats2021-64px", help="folder for the record"
+    )
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        choices=tuple(NETWORKS),
+        default=tuple(NETWORKS),
+        help="which of the networks; the record is written for both",
+    )
     parser.add_argument("--most", type=int, default=EVALUATIONS[-1], help="the most network evaluations")
     return parser.parse_args()
 
@@ -73,13 +85,33 @@ def train(args, name):
     out_dir = args.work_dir / name
     if (out_dir / "checkpoints" / f"step_{steps:06d}").is_dir():
         return
-    command = [ROOT / "scripts" / "segmentation_train.py", "--preset", "fast", "--predict_xstart", predict_xstart,
-               "--data_name", "BRATS", "--data_dir", args.data_dir, "--slices", "even,brain", "--out_dir", out_dir,
-               "--max_steps", steps, "--lr_anneal_steps", falling, "--save_interval", save_interval,
-               *brats.NETWORK, *brats.OPTIMIZATION]
+    command = [
+        ROOT / "scripts" / "segmentation_train.py",
+        "--preset",
+        "fast",
+        "--predict_xstart",
+        predict_xstart,
+        "--data_name",
+        "BRATS",
+        "--data_dir",
+        args.data_dir,
+        "--slices",
+        "even,brain",
+        "--out_dir",
+        out_dir,
+        "--max_steps",
+        steps,
+        "--lr_anneal_steps",
+        falling,
+        "--save_interval",
+        save_interval,
+        *brats.NETWORK,
+        *brats.OPTIMIZATION,
+    ]
     if subprocess.run([sys.executable, *map(str, command)]).returncode:
-        raise UserError("segmentation_train.py failed; its message is above. Mend it and start again: finished parts "
-                        "are kept.")
+        raise UserError(
+            "segmentation_train.py failed; its message is above. Mend it and start again: finished parts are kept."
+        )
 
 
 if __name__ == "__main__":

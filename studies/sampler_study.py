@@ -4,6 +4,7 @@ A point of the study is one network, one sampler and one number of network evalu
 the masks, what sampling writes beside them, and `course.json`: what the network was given and what it
 answered at each evaluation.
 """
+
 import json
 import shutil
 from dataclasses import dataclass
@@ -11,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from guided_diffusion_core import checkpoints
-from guided_diffusion_core import backends, command_line
+from guided_diffusion_core import checkpoints, command_line
+from guided_diffusion_core.backends import backend_module
 from guided_diffusion_core.data import open_dataset
-from guided_diffusion_core.system.files import write_atomic
+from guided_diffusion_core.diffusion.schedule import ModelMeanType
 from guided_diffusion_core.evaluation.metrics import count
 from guided_diffusion_core.noise import SAMPLE_STEP, NoiseTape
 from guided_diffusion_core.sampling.run import run_sampling
-from guided_diffusion_core.diffusion.schedule import ModelMeanType
+from guided_diffusion_core.system.files import write_atomic
 
 # Name -> settings of a sampler. DDIM with eta 1 is the ancestral one with the posterior's variance instead of the
 # learned one; the last is the ancestral one with a learned variance that stays between its two bounds.
@@ -58,18 +59,27 @@ def measure(point, model_path, data, out_dir):
         return
     shutil.rmtree(out_dir, ignore_errors=True)  # what an interrupted one has left
     path = checkpoints.find(model_path)
-    model, diffusion, config = backends.backend_module(point.backend, "script_util").load_model_and_diffusion(path)
+    model, diffusion, config = backend_module(point.backend, "script_util").load_model_and_diffusion(path)
     settings = {"num_ensemble": 1, "sample_steps": point.evaluations, **SAMPLERS[point.sampler]}
     config = config.replace(data_name=data.data_name, data_dir=data.data_dir, slices=data.slices, **settings)
     dataset = open_dataset(data, config.model.image_size, "Test", need_masks=True)
     watched = Watched(model, point, np.stack([dataset[index].mask for index in range(len(dataset))]))
-    sampler = backends.backend_module(point.backend, "sample_util").EnsembleSampler(
-        watched, diffusion, config.sampling, NoiseTape(config.seed))
+    sampler = backend_module(point.backend, "sample_util").EnsembleSampler(
+        watched, diffusion, config.sampling, NoiseTape(config.seed)
+    )
     watched.process = sampler.diffusion
-    summary = command_line.configuration_text(config, backend=point.backend, model_path=str(path), sampler=point.sampler)
+    summary = command_line.configuration_text(
+        config, backend=point.backend, model_path=str(path), sampler=point.sampler
+    )
     # a spoiled sample may overflow; it counts as an empty mask
-    run_sampling(lambda *batch: np.nan_to_num(sampler(*batch), nan=0.0), dataset, out_dir, len(dataset),
-                 config.sampling.threshold, summary)
+    run_sampling(
+        lambda *batch: np.nan_to_num(sampler(*batch), nan=0.0),
+        dataset,
+        out_dir,
+        len(dataset),
+        config.sampling.threshold,
+        summary,
+    )
     write_atomic(out_dir / "course.json", json.dumps(watched.course, allow_nan=False).encode())
 
 
@@ -82,7 +92,7 @@ def probe(network, model_path, data, out_dir):
     out_file = Path(out_dir) / network / "probe.json"
     if out_file.is_file():
         return
-    script_util, runtime = (backends.backend_module("pytorch", name) for name in ("script_util", "runtime"))
+    script_util, runtime = (backend_module("pytorch", name) for name in ("script_util", "runtime"))
     model, process, config = script_util.load_model_and_diffusion(checkpoints.find(model_path))
     dataset = open_dataset(data, config.model.image_size, "Test", need_masks=True)
     examples = [dataset[index] for index in range(len(dataset))]
@@ -90,12 +100,19 @@ def probe(network, model_path, data, out_dir):
     tape = NoiseTape(config.seed)
     rows = []
     for t in PROBED:
-        noise = tape.normal_batch(SAMPLE_STEP, truth.shape[1:], step=t, cases=[e.noise_key for e in examples],
-                                  members=np.zeros(len(examples), np.int64))
+        noise = tape.normal_batch(
+            SAMPLE_STEP,
+            truth.shape[1:],
+            step=t,
+            cases=[e.noise_key for e in examples],
+            members=np.zeros(len(examples), np.int64),
+        )
         x_t = process.sqrt_alphas_cumprod[t] * truth + process.sqrt_one_minus_alphas_cumprod[t] * noise
         with runtime.no_grad():
-            out, _ = model(runtime.to_tensor(np.concatenate([images, x_t], axis=1), dtype="float32"),
-                           runtime.to_tensor(np.full(len(x_t), t)))
+            out, _ = model(
+                runtime.to_tensor(np.concatenate([images, x_t], axis=1), dtype="float32"),
+                runtime.to_tensor(np.full(len(x_t), t)),
+            )
         rows.append(_probed(process, t, runtime.to_numpy(out).astype(np.float64), x_t, truth))
     out_file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out_file, (json.dumps(rows, indent=2, allow_nan=False) + "\n").encode())
@@ -114,8 +131,11 @@ def _probed(process, t, values, x_t, truth):
         smallest = process.posterior_log_variance_clipped[t]
         largest = process.log_betas[t]
         variance = np.exp(smallest) + process.posterior_mean_coef1[t] ** 2 * square
-        row.update(error=float(np.sqrt(square)), share=float(np.median(share[above])),
-                   asked=float((np.log(variance) - smallest) / (largest - smallest)))
+        row.update(
+            error=float(np.sqrt(square)),
+            share=float(np.median(share[above])),
+            asked=float((np.log(variance) - smallest) / (largest - smallest)),
+        )
     return row
 
 
@@ -145,7 +165,7 @@ class Watched:
         self.model = model
         self.sampler = point.sampler
         self.truth = truth
-        self.runtime = backends.backend_module(point.backend, "runtime")
+        self.runtime = backend_module(point.backend, "runtime")
         self.process = None
         self.course = []
 
@@ -172,8 +192,14 @@ class Watched:
         deviation = np.exp((share * process.log_betas[index] + (1 - share) * smallest) / 2) * process.adds_noise[index]
         predicted = _predicted_xstart(process, index, values, x_t)
         residual = x_t.astype(np.float64) - np.sqrt(alpha_bar) * self.truth
-        entry = (process.timestep_map[index], alpha_bar, np.sqrt(np.mean(residual ** 2) / (1 - alpha_bar)),
-                 _quantiles(share), _quantiles(deviation), count(predicted >= 0.5, self.truth > 0.5).dice)
+        entry = (
+            process.timestep_map[index],
+            alpha_bar,
+            np.sqrt(np.mean(residual**2) / (1 - alpha_bar)),
+            _quantiles(share),
+            _quantiles(deviation),
+            count(predicted >= 0.5, self.truth > 0.5).dice,
+        )
         return dict(zip(TRACED, map(_finite, entry)))
 
 

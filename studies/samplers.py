@@ -1,4 +1,5 @@
 """The record of the sampler study: table, plots and explanation from the points' folders."""
+
 import csv
 import json
 import shutil
@@ -11,18 +12,20 @@ from guided_diffusion_core import checkpoints
 from guided_diffusion_core.config import SamplingConfig
 from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.evaluation import mask_agreement
-from guided_diffusion_core.evaluation.predictions import selected
 from guided_diffusion_core.evaluation.metrics import count
+from guided_diffusion_core.evaluation.predictions import selected
 from guided_diffusion_core.results.outputs import MASK, find_output, read_output
 from studies.sampler_study import Point
 
 TITLES = {
-    "ancestral": "ancestral, learned variance", "ddim": "DDIM, eta 0", "ddim-eta1": "DDIM, eta 1",
-    "dpm-solver": "DPM-Solver++", "ancestral-limited": "ancestral, share kept from 0 to 1",
+    "ancestral": "ancestral, learned variance",
+    "ddim": "DDIM, eta 0",
+    "ddim-eta1": "DDIM, eta 1",
+    "dpm-solver": "DPM-Solver++",
+    "ancestral-limited": "ancestral, share kept from 0 to 1",
 }
 OBJECTIVES = {"x0": "the network predicts x0", "epsilon": "the network predicts epsilon"}
-STYLES = {"ancestral": "o-", "ddim": "s-", "dpm-solver": "^-", "ddim-eta1": "D-",
-          "ancestral-limited": "+--"}
+STYLES = {"ancestral": "o-", "ddim": "s-", "dpm-solver": "^-", "ddim-eta1": "D-", "ancestral-limited": "+--"}
 KEPT = ("config.json", "progress.jsonl", "progress.csv")
 COURSES = (10, 100, 1000)  # evaluations of the courses that the record shows
 
@@ -116,11 +119,17 @@ def write_record(work_dir, log_dir, points, truths):
             (log_dir / name / file).write_text(text.replace(f"{work_dir}/", ""))
     steps = {name: checkpoints.load_all(checkpoints.find(work_dir / name).parent)[0] for name in networks}
     rows = [_row(work_dir / "points" / point.name, point, truths) for point in points]
-    courses = {point.name: json.loads((work_dir / "points" / point.name / "course.json").read_text())
-               for point in points if point.backend == "pytorch" and point.evaluations in COURSES}
+    courses = {
+        point.name: json.loads((work_dir / "points" / point.name / "course.json").read_text())
+        for point in points
+        if point.backend == "pytorch" and point.evaluations in COURSES
+    }
     masks = {point: work_dir / "points" / point.name for point in points}
-    agreement = {point.name: mask_agreement(masks[point], masks[_twin(point)], truths)
-                 for point in points if point.backend != "pytorch"}
+    agreement = {
+        point.name: mask_agreement(masks[point], masks[_twin(point)], truths)
+        for point in points
+        if point.backend != "pytorch"
+    }
     (log_dir / "report.json").write_text(json.dumps({"points": rows, "agreement": agreement}, indent=2) + "\n")
     probes = {name: json.loads((work_dir / "points" / name / "probe.json").read_text()) for name in networks}
     (log_dir / "probe.json").write_text(json.dumps(probes, indent=2) + "\n")
@@ -134,7 +143,7 @@ def write_record(work_dir, log_dir, points, truths):
 
 def _thinned(course):
     """A course with about a hundred of its evaluations, the last ten whole."""
-    return course[:-10:max(1, len(course) // 90)] + course[-10:]
+    return course[: -10 : max(1, len(course) // 90)] + course[-10:]
 
 
 def _twin(point):
@@ -145,8 +154,14 @@ def _row(folder, point, truths):
     """One measured point and its Dice as JSON values."""
     pairs = {truth.name: (selected(read_truth_masks(truth), truth), _written(folder, truth)) for truth in truths}
     dice = {name: count(masks, expected).dice for name, (expected, masks) in pairs.items()}
-    return {"network": point.network, "backend": point.backend, "sampler": point.sampler,
-            "evaluations": point.evaluations, "dice": sum(dice.values()) / len(dice), "dice_per_case": dice}
+    return {
+        "network": point.network,
+        "backend": point.backend,
+        "sampler": point.sampler,
+        "evaluations": point.evaluations,
+        "dice": sum(dice.values()) / len(dice),
+        "dice_per_case": dice,
+    }
 
 
 def _written(folder, truth):
@@ -164,8 +179,11 @@ def _write_csv(path, rows):
 
 def _curve(rows, network, sampler):
     """Evaluations -> Dice of one curve, rising."""
-    return {row["evaluations"]: row["dice"] for row in rows
-            if (row["network"], row["sampler"], row["backend"]) == (network, sampler, "pytorch")}
+    return {
+        row["evaluations"]: row["dice"]
+        for row in rows
+        if (row["network"], row["sampler"], row["backend"]) == (network, sampler, "pytorch")
+    }
 
 
 def _plot_dice(path, networks, rows):
@@ -175,8 +193,13 @@ def _plot_dice(path, networks, rows):
         for sampler, title in TITLES.items():
             curve = _curve(rows, network, sampler)
             axes.plot(list(curve), list(curve.values()), STYLES[sampler], label=title)
-        axes.set(xscale="log", ylim=(-0.02, 1), xlabel="network evaluations", ylabel="Dice, held-out slices",
-                 title=OBJECTIVES[network])
+        axes.set(
+            xscale="log",
+            ylim=(-0.02, 1),
+            xlabel="network evaluations",
+            ylabel="Dice, held-out slices",
+            title=OBJECTIVES[network],
+        )
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
@@ -195,12 +218,22 @@ def _plot_courses(path, networks, courses):
                 above.plot(t, [entry["noise_ratio"] for entry in course], label=label)
                 if sampler == "ancestral":
                     for quantile, style in ((2, "-"), (1, "--")):
-                        below.plot(t, [entry["share"][quantile] for entry in course], style,
-                                   label=f"{label}, {(5, 50, 95)[quantile]}% quantile")
-        above.set(xscale="log", yscale="log", xlabel="time step + 1", title=OBJECTIVES[network],
-                  ylabel="noise in the noised mask / the schedule's")
-        below.set(xscale="log", xlabel="time step + 1",
-                  ylabel="learned variance: share from the posterior's (0) to beta (1)")
+                        below.plot(
+                            t,
+                            [entry["share"][quantile] for entry in course],
+                            style,
+                            label=f"{label}, {(5, 50, 95)[quantile]}% quantile",
+                        )
+        above.set(
+            xscale="log",
+            yscale="log",
+            xlabel="time step + 1",
+            title=OBJECTIVES[network],
+            ylabel="noise in the noised mask / the schedule's",
+        )
+        below.set(
+            xscale="log", xlabel="time step + 1", ylabel="learned variance: share from the posterior's (0) to beta (1)"
+        )
         below.axhspan(0, 1, alpha=0.1)
         above.legend(fontsize=8)
         below.legend(fontsize=8)
@@ -255,10 +288,18 @@ def _training(log_dir, name, steps):
 def _readme(log_dir, steps, rows, courses, probes, agreement, truths):
     networks = list(probes)
     tables = "\n\n".join(f"### {OBJECTIVES[name]}\n\n{_dice_table(rows, name)}" for name in networks)
-    shares = "\n".join(f"| {name} | " + ", ".join(f"{case} {100 * share:.3f}%" for case, share in cases.items()) + " |"
-                       for name, cases in agreement.items())
+    shares = "\n".join(
+        f"| {name} | " + ", ".join(f"{case} {100 * share:.3f}%" for case, share in cases.items()) + " |"
+        for name, cases in agreement.items()
+    )
     slices = ", ".join(f"{truth.name}: {', '.join(map(str, truth.slices))}" for truth in truths)
     default = SamplingConfig()
     return TEMPLATE.format(
-        trainings="; ".join(_training(log_dir, name, steps[name]) for name in networks), slices=slices, tables=tables,
-        default=default, probe=_probe_table(probes), cause=_cause_table(networks, courses), shares=shares)
+        trainings="; ".join(_training(log_dir, name, steps[name]) for name in networks),
+        slices=slices,
+        tables=tables,
+        default=default,
+        probe=_probe_table(probes),
+        cause=_cause_table(networks, courses),
+        shares=shares,
+    )

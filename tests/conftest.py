@@ -1,20 +1,20 @@
 """What the tests share: the backends, float64, and the folder of real data."""
+
 import os
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from guided_diffusion_core import backends
+from guided_diffusion_core.backends import BACKENDS, backend_module
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # MEDSEGDIFF_BACKENDS=pytorch runs the tests of one backend alone, on a machine without the other.
-BACKENDS = tuple(os.environ.get("MEDSEGDIFF_BACKENDS", ",".join(backends.BACKENDS)).split(","))
+BACKENDS = tuple(os.environ.get("MEDSEGDIFF_BACKENDS", ",".join(BACKENDS)).split(","))
 
 
 class Backend:
@@ -24,7 +24,7 @@ class Backend:
         self.name = name
 
     def module(self, name):
-        return backends.backend_module(self.name, name)
+        return backend_module(self.name, name)
 
 
 def pytest_report_header(config):
@@ -68,6 +68,7 @@ def shared_data():
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Run a script in this process: function of its name and flags that returns (exit code, stdout, stderr)."""
+
     def run(script, *flags):
         monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
         capsys.readouterr()
@@ -77,6 +78,7 @@ def command(monkeypatch, capsys):
         except SystemExit as end:
             code = end.code or 0
         return (code, *capsys.readouterr())
+
     return run
 
 

@@ -7,6 +7,7 @@ configuration in its metadata, so that it can be used on its own, in either back
 known of its Dice. A folder is written under a temporary name and renamed; the files
 `OUT/checkpoints/last` and `best` name folders (`pointers.py`).
 """
+
 import json
 import os
 import shutil
@@ -53,8 +54,7 @@ def save(out_dir, step, config, networks, keep=0, validation=None):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for name, arrays in networks.items():
-            save_file(_contiguous(arrays), temporary / f"{name}.safetensors",
-                      metadata=_metadata(step, config, name))
+            save_file(_contiguous(arrays), temporary / f"{name}.safetensors", metadata=_metadata(step, config, name))
         if validation:
             (temporary / VALIDATION).write_text(json.dumps(validation))
         pointers.write_contents(temporary)
@@ -67,7 +67,8 @@ def save(out_dir, step, config, networks, keep=0, validation=None):
             pointers.remove_old(out_dir, folder, keep)
     except OSError as error:
         raise found_expected(
-            folder, error.strerror, "a folder that can be written", "Choose another --out_dir.") from error
+            folder, error.strerror, "a folder that can be written", "Choose another --out_dir."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -115,10 +116,11 @@ def from_bytes(content, where):
     """
     try:
         arrays = decode_arrays(content)
-        header = json.loads(content[8:8 + int.from_bytes(content[:8], "little")])
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise found_expected(where, f"no readable safetensors file ({error})", "a whole safetensors file",
-                             "Copy it again.") from error
+        raise found_expected(
+            where, f"no readable safetensors file ({error})", "a whole safetensors file", "Copy it again."
+        ) from error
     metadata = header.get("__metadata__", {})
     return arrays, metadata if metadata.get("format") == FORMAT else {}
 
@@ -133,19 +135,31 @@ def find(model_path):
     """
     path = Path(model_path)
     if not model_path or not path.exists():
-        raise found_expected("--model_path", f"no file or folder {str(model_path)!r}", "a checkpoint",
-                             "Give a file, a folder of checkpoints/ or the --out_dir of a training run.")
+        raise found_expected(
+            "--model_path",
+            f"no file or folder {str(model_path)!r}",
+            "a checkpoint",
+            "Give a file, a folder of checkpoints/ or the --out_dir of a training run.",
+        )
     if path.suffix in (".pt", ".pth", ".pkl"):
         target = path.with_suffix(".safetensors")
-        raise found_expected("--model_path", path, "a .safetensors file, which holds the configuration too",
-                             f"Run: python scripts/convert_checkpoint.py {path} {target}")
+        raise found_expected(
+            "--model_path",
+            path,
+            "a .safetensors file, which holds the configuration too",
+            f"Run: python scripts/convert_checkpoint.py {path} {target}",
+        )
     path = pointers.resolved(path)
     if path.is_file():
         return path
     files = sorted(path.glob("ema_*.safetensors")) + sorted(path.glob(f"{NETWORK}.safetensors"))
     if not files:
-        raise found_expected(path, "no .safetensors file", f"ema_*.safetensors or {NETWORK}.safetensors",
-                             "Give the --out_dir of a training run that has written a checkpoint.")
+        raise found_expected(
+            path,
+            "no .safetensors file",
+            f"ema_*.safetensors or {NETWORK}.safetensors",
+            "Give the --out_dir of a training run that has written a checkpoint.",
+        )
     return files[0]
 
 
@@ -200,20 +214,32 @@ def _opened(path):
     try:
         return safe_open(str(path), framework="numpy")
     except (SafetensorError, OSError) as error:
-        raise found_expected(path, f"no readable safetensors file ({error})", "a whole checkpoint file",
-                             "Copy it again or use another checkpoint.") from error
+        raise found_expected(
+            path,
+            f"no readable safetensors file ({error})",
+            "a whole checkpoint file",
+            "Copy it again or use another checkpoint.",
+        ) from error
 
 
 def _config(file, path):
     metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT:
-        raise found_expected(path, "a safetensors file without this software's configuration",
-                             "a checkpoint written by segmentation_train.py", "Use such a checkpoint.")
+        raise found_expected(
+            path,
+            "a safetensors file without this software's configuration",
+            "a checkpoint written by segmentation_train.py",
+            "Use such a checkpoint.",
+        )
     try:
         tree = json.loads(metadata["config"])
     except (KeyError, ValueError) as error:
-        raise found_expected(path, f"a configuration that cannot be read ({error})", "a whole checkpoint file",
-                             "Copy it again or use another checkpoint.") from error
+        raise found_expected(
+            path,
+            f"a configuration that cannot be read ({error})",
+            "a whole checkpoint file",
+            "Copy it again or use another checkpoint.",
+        ) from error
     return configuration.from_dict(tree, where=path)
 
 
@@ -225,8 +251,10 @@ def fitted_state(expected, arrays, where):
     """
     random_layer = [f"{BOTTLENECK_EMBED}.{kind}" for kind in ("weight", "bias")]
     if all(name in expected and name not in arrays for name in random_layer):
-        sys.stderr.write(f"{where}: has no {BOTTLENECK_EMBED}, a layer that the original draws at random in every "
-                         "call; it is set to zero.\n")
+        sys.stderr.write(
+            f"{where}: has no {BOTTLENECK_EMBED}, a layer that the original draws at random in every "
+            "call; it is set to zero.\n"
+        )
         arrays = {**arrays, **{name: np.zeros(expected[name], np.float32) for name in random_layer}}
     check_state(expected, arrays, where)
     return arrays
@@ -240,14 +268,22 @@ def check_state(expected, arrays, where):
     """
     missing = [name for name in expected if name not in arrays]
     unexpected = [name for name in arrays if name not in expected]
-    misshapen = [f"{name} {tuple(arrays[name].shape)} instead of {tuple(shape)}"
-                 for name, shape in expected.items() if name in arrays and tuple(arrays[name].shape) != tuple(shape)]
-    problems = [f"{len(names)} {kind}: {_listed(names)}"
-                for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-                if names]
+    misshapen = [
+        f"{name} {tuple(arrays[name].shape)} instead of {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in arrays and tuple(arrays[name].shape) != tuple(shape)
+    ]
+    problems = [
+        f"{len(names)} {kind}: {_listed(names)}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if names
+    ]
     if problems:
-        raise UserError(f"{where}: the weights do not fit the network. " + "; ".join(problems)
-                        + ". Use the checkpoint of this architecture.")
+        raise UserError(
+            f"{where}: the weights do not fit the network. "
+            + "; ".join(problems)
+            + ". Use the checkpoint of this architecture."
+        )
 
 
 def _listed(names):

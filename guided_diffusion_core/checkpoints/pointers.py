@@ -4,6 +4,7 @@ A checkpoint is `OUT/checkpoints/step_000700`; its `contents.json` has the size 
 file in it. Two pointers, files of one line, name folders beside them: `last` the newest, `best` that of
 the highest Dice, with the Dice behind the name.
 """
+
 import hashlib
 import json
 import os
@@ -83,8 +84,11 @@ def flaw(folder):
         for name, written in json.loads((folder / CONTENTS).read_text()).items():
             found = _fingerprint(folder / name)
             if found != written:
-                return (folder / name, f"{found['bytes']} bytes that are not those written",
-                        f"the {written['bytes']} bytes that {CONTENTS} records")
+                return (
+                    folder / name,
+                    f"{found['bytes']} bytes that are not those written",
+                    f"the {written['bytes']} bytes that {CONTENTS} records",
+                )
     except (OSError, ValueError) as error:
         return folder, f"no whole checkpoint ({error})", "the folder of a checkpoint or of a run"
     return None

@@ -1,4 +1,5 @@
 """What all commands share: flags from the configuration, the original's flags, exit codes."""
+
 from guided_diffusion_core.command_line.original_flags import ORIGINAL_FLAGS, OriginalFlag
 from guided_diffusion_core.command_line.parser import (
     CommandParser,
@@ -12,6 +13,14 @@ from guided_diffusion_core.command_line.parser import (
 from guided_diffusion_core.command_line.run import run_command
 
 __all__ = [
-    "ORIGINAL_FLAGS", "CommandParser", "OriginalFlag", "add_settings", "boolean", "build_parser", "chosen_preset",
-    "configuration_text", "given_settings", "run_command",
+    "ORIGINAL_FLAGS",
+    "CommandParser",
+    "OriginalFlag",
+    "add_settings",
+    "boolean",
+    "build_parser",
+    "chosen_preset",
+    "configuration_text",
+    "given_settings",
+    "run_command",
 ]

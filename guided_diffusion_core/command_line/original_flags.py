@@ -1,4 +1,5 @@
 """Flags of the original that have no function here: accepted at their default, refused with advice otherwise."""
+
 import argparse
 import dataclasses
 
@@ -19,11 +20,12 @@ class OriginalFlag:
 ORIGINAL_FLAGS = {
     "use_fp16": OriginalFlag(False, "use --mixed_precision fp16, or bf16, which needs no scaled loss."),
     "fp16_scale_growth": OriginalFlag(
-        1e-3, "the loss scale of --mixed_precision fp16 doubles after 2000 steps without overflow; "
-              "leave the flag out."),
+        1e-3, "the loss scale of --mixed_precision fp16 doubles after 2000 steps without overflow; leave the flag out."
+    ),
     "gpu_dev": OriginalFlag("0", "the device cannot be chosen here; leave the flag out."),
     "multi_gpu": OriginalFlag(
-        "", "start the command with torchrun, or mpirun for --backend jittor; leave the flag out."),
+        "", "start the command with torchrun, or mpirun for --backend jittor; leave the flag out."
+    ),
     "resume_checkpoint": OriginalFlag("", "use --resume last, or --resume with the folder of a checkpoint or a run."),
     "debug": OriginalFlag(False, "probability and uncertainty are always written; leave the flag out."),
     "num_samples": OriginalFlag(1, "every case is sampled; use --num_ensemble for the samples per case."),

@@ -4,6 +4,7 @@ A command builds its parser with `build_parser`, adds flags of its own, and reso
 configuration from `given_settings`: only what stands on the command line overrides a preset or a
 checkpoint. Imports no framework, so that `--help` is quick and needs none.
 """
+
 import argparse
 import dataclasses
 import difflib
@@ -30,6 +31,7 @@ def boolean(text):
 
 def _number(kind, name):
     """A converter for argparse whose error names what was expected."""
+
     def convert(text):
         try:
             value = kind(text)
@@ -38,6 +40,7 @@ def _number(kind, name):
             return value
         except (ValueError, OverflowError) as error:
             raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from error
+
     return convert
 
 
@@ -82,23 +85,46 @@ def build_parser(description, *sections):
     sections: names of `config.SECTIONS`, in the order in which the help shows them.
     """
     parser = CommandParser(description)
-    parser.add_argument("--backend", choices=tuple(BACKENDS), default="pytorch",
-                        help="framework that computes (default: pytorch)")
-    parser.add_argument("--preset", choices=tuple(config.PRESETS), default=argparse.SUPPRESS,
-                        help=f"named set of values, which other flags override (default: {config.Config.preset}). "
-                             + ". ".join(f"{preset}: {note}" for preset, note in config.PRESET_NOTES.items()))
-    parser.add_argument("--seed", type=_CONVERTERS[int], default=argparse.SUPPRESS, metavar="INT",
-                        help=f"seed of every random number (default: {config.Config.seed})")
-    parser.add_argument("--dry_run", nargs="?", const=True, default=False, type=boolean, metavar="True|False",
-                        help="print the resolved configuration and stop (default: False)")
+    parser.add_argument(
+        "--backend", choices=tuple(BACKENDS), default="pytorch", help="framework that computes (default: pytorch)"
+    )
+    parser.add_argument(
+        "--preset",
+        choices=tuple(config.PRESETS),
+        default=argparse.SUPPRESS,
+        help=f"named set of values, which other flags override (default: {config.Config.preset}). "
+        + ". ".join(f"{preset}: {note}" for preset, note in config.PRESET_NOTES.items()),
+    )
+    parser.add_argument(
+        "--seed",
+        type=_CONVERTERS[int],
+        default=argparse.SUPPRESS,
+        metavar="INT",
+        help=f"seed of every random number (default: {config.Config.seed})",
+    )
+    parser.add_argument(
+        "--dry_run",
+        nargs="?",
+        const=True,
+        default=False,
+        type=boolean,
+        metavar="True|False",
+        help="print the resolved configuration and stop (default: False)",
+    )
     for section in sections:
         cls = config.SECTIONS[section]
         group = parser.add_argument_group(section, cls.__doc__.replace("%", "%%"))
         for field in dataclasses.fields(cls):
             _add_setting(group, field)
     for name, flag in ORIGINAL_FLAGS.items():
-        parser.add_argument(f"--{name}", type=_CONVERTERS[type(flag.default)], action=RefuseOriginal,
-                            flag=flag, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        parser.add_argument(
+            f"--{name}",
+            type=_CONVERTERS[type(flag.default)],
+            action=RefuseOriginal,
+            flag=flag,
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )
     return parser
 
 
@@ -117,9 +143,13 @@ def _add_setting(group, field):
     choices = field.metadata["choices"]
     kind = type(field.default)
     group.add_argument(
-        f"--{field.name}", type=_CONVERTERS[kind], default=argparse.SUPPRESS,
-        choices=choices, metavar=None if choices else _METAVARS[kind],
-        help=f"{field.metadata['help']} ({defaults})".replace("%", "%%"))
+        f"--{field.name}",
+        type=_CONVERTERS[kind],
+        default=argparse.SUPPRESS,
+        choices=choices,
+        metavar=None if choices else _METAVARS[kind],
+        help=f"{field.metadata['help']} ({defaults})".replace("%", "%%"),
+    )
 
 
 def given_settings(args):

@@ -1,4 +1,5 @@
 """Run a command: its exit code, and one message instead of a traceback for a user's mistake."""
+
 import os
 import sys
 

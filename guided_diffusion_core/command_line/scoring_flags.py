@@ -1,4 +1,5 @@
 """The flags that the scoring commands share. Imports no scoring, so that `--help` is quick."""
+
 import argparse
 import math
 
@@ -10,25 +11,53 @@ from guided_diffusion_core.errors import found_expected
 def add_flags(parser):
     """Add the flags of the ground truth (with the names that the original and the Jittor port give them),
     of the threshold and of the surface distances."""
-    parser.add_argument("--out_pth", "--gt_pred", "--data_dir", dest="data_dir", default="", metavar="FOLDER",
-                        help="folder of the data with its ground truth")
+    parser.add_argument(
+        "--out_pth",
+        "--gt_pred",
+        "--data_dir",
+        dest="data_dir",
+        default="",
+        metavar="FOLDER",
+        help="folder of the data with its ground truth",
+    )
     command_line.add_settings(parser, DataConfig, "data_name", "slices", "labels")
     command_line.add_settings(parser, SamplingConfig, "threshold")
-    parser.add_argument("--surfaces", type=command_line.boolean, default=False, metavar="True|False",
-                        help="HD95 and normalised surface distance as well, which take longer (default: False)")
-    parser.add_argument("--nsd_tolerance", type=float, default=1.0, metavar="NUMBER",
-                        help="tolerance of the normalised surface distance: mm for volumes, else the unit of "
-                             "--pixel_spacing (default: 1)")
-    parser.add_argument("--pixel_spacing", type=float, default=1.0, metavar="NUMBER",
-                        help="side of a pixel of 2D images; volumes have the spacing of their header "
-                             "(default: 1)")
-    parser.add_argument("--pictures", type=_at_least_zero, default=12, metavar="INT",
-                        help="cases shown as pictures in the HTML report (default: 12)")
+    parser.add_argument(
+        "--surfaces",
+        type=command_line.boolean,
+        default=False,
+        metavar="True|False",
+        help="HD95 and normalised surface distance as well, which take longer (default: False)",
+    )
+    parser.add_argument(
+        "--nsd_tolerance",
+        type=float,
+        default=1.0,
+        metavar="NUMBER",
+        help="tolerance of the normalised surface distance: mm for volumes, else the unit of "
+        "--pixel_spacing (default: 1)",
+    )
+    parser.add_argument(
+        "--pixel_spacing",
+        type=float,
+        default=1.0,
+        metavar="NUMBER",
+        help="side of a pixel of 2D images; volumes have the spacing of their header (default: 1)",
+    )
+    parser.add_argument(
+        "--pictures",
+        type=_at_least_zero,
+        default=12,
+        metavar="INT",
+        help="cases shown as pictures in the HTML report (default: 12)",
+    )
 
 
 def data_config(args):
     """The `DataConfig` that the flags say."""
-    return DataConfig(**{name: value for name, value in command_line.given_settings(args).items() if name != "threshold"})
+    return DataConfig(
+        **{name: value for name, value in command_line.given_settings(args).items() if name != "threshold"}
+    )
 
 
 def threshold(args):
@@ -53,8 +82,9 @@ def surfaces(args):
 def require_not_given(args, beside):
     """Refuse the flags that have no meaning beside another one; `UserError`."""
     if "threshold" in command_line.given_settings(args) or args.surfaces:
-        raise found_expected("--threshold or --surfaces", f"given beside {beside}", "neither of them",
-                             "Leave them out.")
+        raise found_expected(
+            "--threshold or --surfaces", f"given beside {beside}", "neither of them", "Leave them out."
+        )
 
 
 def _at_least_zero(text):

@@ -3,6 +3,7 @@
 The command lines are built from these dataclasses (`command_line.py`), a checkpoint carries them as JSON,
 and a preset is a named set of values for them.
 """
+
 import dataclasses
 from dataclasses import dataclass
 
@@ -21,14 +22,32 @@ from guided_diffusion_core.config.sections import (
     SamplingConfig,
     TrainingConfig,
 )
-from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.diffusion.schedule import space_timesteps
+from guided_diffusion_core.errors import UserError, found_expected
 
 __all__ = [
-    "FUSIONS", "NUM_CLASSES", "PRESETS", "PRESET_NOTES", "SECTIONS", "ComputeConfig", "Config", "DataConfig",
-    "DiffusionConfig", "ModelConfig", "SamplingConfig", "TrainingConfig", "args_to_dict", "ema_rates", "from_dict",
-    "model_and_diffusion_defaults", "model_and_diffusion_settings", "process_steps", "resolve", "setting_names",
-    "split_settings", "take_over",
+    "FUSIONS",
+    "NUM_CLASSES",
+    "PRESETS",
+    "PRESET_NOTES",
+    "SECTIONS",
+    "ComputeConfig",
+    "Config",
+    "DataConfig",
+    "DiffusionConfig",
+    "ModelConfig",
+    "SamplingConfig",
+    "TrainingConfig",
+    "args_to_dict",
+    "ema_rates",
+    "from_dict",
+    "model_and_diffusion_defaults",
+    "model_and_diffusion_settings",
+    "process_steps",
+    "resolve",
+    "setting_names",
+    "split_settings",
+    "take_over",
 ]
 
 
@@ -58,11 +77,7 @@ class Config:
 
 def setting_names(*sections):
     """Name -> section of every setting of the given sections (all sections if none given)."""
-    return {
-        field.name: section
-        for section in sections or SECTIONS
-        for field in dataclasses.fields(SECTIONS[section])
-    }
+    return {field.name: section for section in sections or SECTIONS for field in dataclasses.fields(SECTIONS[section])}
 
 
 def resolve(values, preset=None, base=None):
@@ -149,8 +164,11 @@ def _check_type(name, value, default):
 def model_and_diffusion_defaults():
     """Name -> default of every setting of the network and the diffusion, as the original's function
     of that name returns them."""
-    return {field.name: field.default for section in ("model", "diffusion")
-            for field in dataclasses.fields(SECTIONS[section])}
+    return {
+        field.name: field.default
+        for section in ("model", "diffusion")
+        for field in dataclasses.fields(SECTIONS[section])
+    }
 
 
 def split_settings(settings):
@@ -170,8 +188,10 @@ def split_settings(settings):
     unknown = [name for name in settings if name not in where]
     if unknown:
         raise TypeError(f"unknown settings: {', '.join(unknown)}")
-    return tuple({name: value for name, value in settings.items() if where[name] == section}
-                 for section in ("model", "diffusion"))
+    return tuple(
+        {name: value for name, value in settings.items() if where[name] == section}
+        for section in ("model", "diffusion")
+    )
 
 
 def model_and_diffusion_settings(config):

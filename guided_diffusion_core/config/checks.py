@@ -1,4 +1,5 @@
 """Which values and combinations of settings are refused."""
+
 import dataclasses
 
 from guided_diffusion_core.config.sections import AUGMENT_SHARES, SECTIONS
@@ -17,38 +18,63 @@ def check(config):
     sampling = config.sampling
     model = config.model
     for flag, value, low in (
-        ("diffusion_steps", config.diffusion.diffusion_steps, 1), ("batch_size", training.batch_size, 1),
-        ("max_steps", training.max_steps, 1), ("log_interval", training.log_interval, 1),
-        ("save_interval", training.save_interval, 1), ("val_interval", training.val_interval, 1),
-        ("val_cases", training.val_cases, 0), ("val_steps", training.val_steps, 0),
+        ("diffusion_steps", config.diffusion.diffusion_steps, 1),
+        ("batch_size", training.batch_size, 1),
+        ("max_steps", training.max_steps, 1),
+        ("log_interval", training.log_interval, 1),
+        ("save_interval", training.save_interval, 1),
+        ("val_interval", training.val_interval, 1),
+        ("val_cases", training.val_cases, 0),
+        ("val_steps", training.val_steps, 0),
         ("keep_checkpoints", training.keep_checkpoints, 0),
-        ("num_workers", training.num_workers, 0), ("lr_anneal_steps", training.lr_anneal_steps, 0),
-        ("lr_cycles", training.lr_cycles, 1), ("num_ensemble", sampling.num_ensemble, 1),
-        ("sample_steps", sampling.sample_steps, 0), ("lr", training.lr, 0), ("eta", sampling.eta, 0),
-        ("weight_decay", training.weight_decay, 0), ("augment_brightness", training.augment_brightness, 0),
+        ("num_workers", training.num_workers, 0),
+        ("lr_anneal_steps", training.lr_anneal_steps, 0),
+        ("lr_cycles", training.lr_cycles, 1),
+        ("num_ensemble", sampling.num_ensemble, 1),
+        ("sample_steps", sampling.sample_steps, 0),
+        ("lr", training.lr, 0),
+        ("eta", sampling.eta, 0),
+        ("weight_decay", training.weight_decay, 0),
+        ("augment_brightness", training.augment_brightness, 0),
     ):
         if value < low:
             raise found_expected(f"--{flag}", value, f"a number of at least {low}", "Give a larger one.")
-    for flag, value in (("dropout", model.dropout), ("highway_dropout", model.highway_dropout),
-                        *((name, getattr(training, name)) for name in AUGMENT_SHARES)):
+    for flag, value in (
+        ("dropout", model.dropout),
+        ("highway_dropout", model.highway_dropout),
+        *((name, getattr(training, name)) for name in AUGMENT_SHARES),
+    ):
         if not 0 <= value < 1:
             raise found_expected(f"--{flag}", value, "a rate from 0 to below 1", "Give such a rate.")
     if not 0 <= training.augment_rotation <= 180:
-        raise found_expected("--augment_rotation", training.augment_rotation, "degrees from 0 to 180",
-                             "Give such a one.")
+        raise found_expected(
+            "--augment_rotation", training.augment_rotation, "degrees from 0 to 180", "Give such a one."
+        )
     if not 0 < sampling.threshold < 1:
         raise found_expected("--threshold", sampling.threshold, "a probability between 0 and 1", "Give such a one.")
     if training.lr_schedule.startswith("cosine") and not training.lr_anneal_steps:
-        raise found_expected("--lr_anneal_steps", f"0 with --lr_schedule {training.lr_schedule}",
-                             "the steps over which the rate falls", "Give for example that of --max_steps.")
+        raise found_expected(
+            "--lr_anneal_steps",
+            f"0 with --lr_schedule {training.lr_schedule}",
+            "the steps over which the rate falls",
+            "Give for example that of --max_steps.",
+        )
     if training.lr_schedule == "constant" and training.lr_anneal_steps:
-        raise found_expected("--lr_anneal_steps", f"{training.lr_anneal_steps} with --lr_schedule constant", "0",
-                             "Leave it out, and end the training by --max_steps.")
+        raise found_expected(
+            "--lr_anneal_steps",
+            f"{training.lr_anneal_steps} with --lr_schedule constant",
+            "0",
+            "Leave it out, and end the training by --max_steps.",
+        )
     if sampling.use_ddim and sampling.dpm_solver:
         raise found_expected("--dpm_solver", "True beside --use_ddim True", "one sampler", "Leave one of them out.")
     if sampling.dynamic_thresholding and not sampling.dpm_solver:
-        raise found_expected("--dynamic_thresholding", "True without --dpm_solver True", "both, or neither",
-                             "Add --dpm_solver True, which it is for.")
+        raise found_expected(
+            "--dynamic_thresholding",
+            "True without --dpm_solver True",
+            "both, or neither",
+            "Add --dpm_solver True, which it is for.",
+        )
     ema_rates(training)
 
 
@@ -59,6 +85,10 @@ def ema_rates(training):
     except ValueError:
         rates = (-1.0,)
     if not all(0 <= rate < 1 for rate in rates):
-        raise found_expected("--ema_rate", repr(training.ema_rate), "rates from 0 to below 1 separated by commas",
-                             "Write for example 0.9999.")
+        raise found_expected(
+            "--ema_rate",
+            repr(training.ema_rate),
+            "rates from 0 to below 1 separated by commas",
+            "Write for example 0.9999.",
+        )
     return rates

@@ -46,5 +46,5 @@ PRESETS = {
 # What a preset changes in the recipe that it is named after; shown in the help and where it is chosen.
 PRESET_NOTES = {
     "MedSegDiff++": "attention at 16 px; the original's attention_resolutions 24 is no resolution of its network, "
-                    "which then has no attention at all",
+    "which then has no attention at all",
 }

@@ -2,6 +2,7 @@
 
 Names and defaults are the original's wherever the original has the setting.
 """
+
 import dataclasses
 from dataclasses import dataclass
 
@@ -31,23 +32,23 @@ class ModelConfig:
     mask_channels: int = option(1, "channels of the mask, one for each of its labels; set from the data if not given")
     num_heads_upsample: int = option(-1, "attention heads on the way up; -1: as num_heads")
     num_head_channels: int = option(-1, "channels per attention head, instead of num_heads; -1: unused")
-    attention_resolutions: str = option(
-        "16,8", "resolutions in pixels at which attention works, separated by commas")
-    channel_mult: str = option(
-        "", "width multipliers per resolution, separated by commas; empty: chosen by image size")
+    attention_resolutions: str = option("16,8", "resolutions in pixels at which attention works, separated by commas")
+    channel_mult: str = option("", "width multipliers per resolution, separated by commas; empty: chosen by image size")
     dropout: float = option(0.0, "dropout rate in the residual blocks, 0 to 1")
     class_cond: bool = option(False, "condition the network on a class label (two classes)")
     use_checkpoint: bool = option(
-        False, "recompute activations in the backward pass instead of keeping them: half the memory or less, for a "
-               "second forward pass; the same numbers")
+        False,
+        "recompute activations in the backward pass instead of keeping them: half the memory or less, for a "
+        "second forward pass; the same numbers",
+    )
     use_scale_shift_norm: bool = option(True, "time embedding scales and shifts (True) or is added (False)")
     resblock_updown: bool = option(False, "residual blocks for down- and upsampling")
     use_new_attention_order: bool = option(False, "split queries, keys and values before the heads")
     version: str = option(
-        "new", "network version: new adds the highway's features at the input, 1 at the bottleneck", ("new", "1"))
+        "new", "network version: new adds the highway's features at the input, 1 at the bottleneck", ("new", "1")
+    )
     learn_sigma: bool = option(False, "the network also predicts the variance of the reverse step")
-    highway_dropout: float = option(
-        0.5, "channel dropout rate in the encoder of the highway network, 0 to 1")
+    highway_dropout: float = option(0.5, "channel dropout rate in the encoder of the highway network, 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class DiffusionConfig:
     diffusion_steps: int = option(1000, "steps of the diffusion that the network is trained on")
     noise_schedule: str = option("linear", "schedule of the betas", ("linear", "cosine"))
     timestep_respacing: str = option(
-        "", "train on a subset of the steps: counts per section as in 10,15,20, or ddimN; empty: all")
+        "", "train on a subset of the steps: counts per section as in 10,15,20, or ddimN; empty: all"
+    )
     use_kl: bool = option(False, "train on the variational bound alone")
     predict_xstart: bool = option(False, "the network predicts the mask (True) or the noise (False)")
     rescale_timesteps: bool = option(False, "scale the network's time input to 0 to 1000")
@@ -69,16 +71,22 @@ class DataConfig:
     """Which data, and how it becomes network input."""
 
     data_name: str = option(
-        "BRATS", "layout of the data, see docs/data.md: ISIC, BRATS, BRATS_SLICES, REFUGE2, DDTI, IMAGES, VOLUMES or "
-                 "NNUNET; any other name is a plain folder, IMAGES or VOLUMES by what it holds")
+        "BRATS",
+        "layout of the data, see docs/data.md: ISIC, BRATS, BRATS_SLICES, REFUGE2, DDTI, IMAGES, VOLUMES or "
+        "NNUNET; any other name is a plain folder, IMAGES or VOLUMES by what it holds",
+    )
     data_dir: str = option("", "folder of the data")
     labels: str = option(
-        "", "names of the labels to segment, separated by commas, a mask for each; empty: the layout's default")
+        "", "names of the labels to segment, separated by commas, a mask for each; empty: the layout's default"
+    )
     slices: str = option(
-        "all", "volumes: which axial slices, filters separated by commas that all must hold: all, even, "
-               "odd, brain (some image voxel), tumour (some labelled voxel), START:STOP:STEP")
+        "all",
+        "volumes: which axial slices, filters separated by commas that all must hold: all, even, "
+        "odd, brain (some image voxel), tumour (some labelled voxel), START:STOP:STEP",
+    )
     upstream_compat: bool = option(
-        False, "resize masks bilinearly and take all that is above zero, as the original does")
+        False, "resize masks bilinearly and take all that is above zero, as the original does"
+    )
 
 
 @dataclass(frozen=True)
@@ -87,44 +95,58 @@ class TrainingConfig:
 
     max_steps: int = option(100_000, "optimizer steps, after which training ends")
     schedule_sampler: str = option(
-        "uniform", "how time steps are drawn: all alike, or more often where losses are large",
-        ("uniform", "loss-second-moment"))
+        "uniform",
+        "how time steps are drawn: all alike, or more often where losses are large",
+        ("uniform", "loss-second-moment"),
+    )
     lr: float = option(1e-4, "learning rate of AdamW")
     weight_decay: float = option(0.0, "decoupled weight decay of AdamW")
     lr_schedule: str = option(
-        "linear", "how the learning rate falls over lr_anneal_steps: linear or cosine to zero, cosine-restarts in "
-                  "lr_cycles cosines that each begin at lr, or constant", LR_SCHEDULES)
+        "linear",
+        "how the learning rate falls over lr_anneal_steps: linear or cosine to zero, cosine-restarts in "
+        "lr_cycles cosines that each begin at lr, or constant",
+        LR_SCHEDULES,
+    )
     lr_anneal_steps: int = option(
-        0, "steps over which the learning rate falls to zero and training ends; 0: constant rate")
+        0, "steps over which the learning rate falls to zero and training ends; 0: constant rate"
+    )
     lr_cycles: int = option(4, "cosines of lr_schedule cosine-restarts, all of one length")
     batch_size: int = option(1, "examples per optimizer step, of each process where a launcher starts several")
     microbatch: int = option(
-        -1, "examples per forward pass of a process, whose gradients are summed up; -1: batch_size")
+        -1, "examples per forward pass of a process, whose gradients are summed up; -1: batch_size"
+    )
     ema_rate: str = option("0.9999", "rates of the moving averages of the weights, separated by commas")
     ema_warmup: bool = option(False, "limit the rate of the moving average to (1 + n) / (10 + n) at step n")
     log_interval: int = option(100, "steps between two lines of the log")
     save_interval: int = option(5000, "steps between two checkpoints")
     keep_checkpoints: int = option(0, "how many checkpoints may stay, the newest ones and the best one; 0: all")
     val_dir: str = option(
-        "", "folder of validation data, laid out as data_dir; the Dice of masks sampled from it goes to the log, and "
-            "checkpoints/best names the checkpoint with the highest; empty: no validation")
+        "",
+        "folder of validation data, laid out as data_dir; the Dice of masks sampled from it goes to the log, and "
+        "checkpoints/best names the checkpoint with the highest; empty: no validation",
+    )
     val_interval: int = option(1000, "steps between two validations")
     val_slices: str = option("all", "slices of the validation data, as in slices")
     val_cases: int = option(0, "validate on the first so many cases; 0: on all")
     val_steps: int = option(
-        0, "network evaluations per image in validation, with the preset's sampler; 0: sample_steps, but at most 10")
+        0, "network evaluations per image in validation, with the preset's sampler; 0: sample_steps, but at most 10"
+    )
     num_workers: int = option(0, "loader processes; 0: load in the training process")
     augment_flip: str = option(
-        "none", "mirror examples, each direction with probability 1/2: vertical (rows; x of a volume), horizontal "
-                "(columns; y of a volume) or both", FLIPS)
+        "none",
+        "mirror examples, each direction with probability 1/2: vertical (rows; x of a volume), horizontal "
+        "(columns; y of a volume) or both",
+        FLIPS,
+    )
     augment_rotation: float = option(0.0, "rotate examples by up to so many degrees either way, 0 to 180")
     augment_scale: float = option(0.0, "scale examples by 1 - this to 1 + this, 0 to below 1")
     augment_brightness: float = option(
-        0.0, "shift intensities by up to this: a share of the range in colour images, standard deviations in volumes")
-    augment_contrast: float = option(
-        0.0, "stretch intensities about their mean by 1 - this to 1 + this, 0 to below 1")
+        0.0, "shift intensities by up to this: a share of the range in colour images, standard deviations in volumes"
+    )
+    augment_contrast: float = option(0.0, "stretch intensities about their mean by 1 - this to 1 + this, 0 to below 1")
     augment_gamma: float = option(
-        0.0, "raise intensities, between their extremes, to a power of 1 - this to 1 + this, 0 to below 1")
+        0.0, "raise intensities, between their extremes, to a power of 1 - this to 1 + this, 0 to below 1"
+    )
 
 
 @dataclass(frozen=True)
@@ -133,23 +155,31 @@ class SamplingConfig:
 
     # Why this sampler and so many steps: logs/samplers-brats2021-64px/README.md.
     use_ddim: bool = option(
-        True, "sample by DDIM; neither this nor dpm_solver: by the ancestral sampler, which takes all steps unless "
-              "sample_steps says otherwise: in fewer a learned variance can spoil the mask")
+        True,
+        "sample by DDIM; neither this nor dpm_solver: by the ancestral sampler, which takes all steps unless "
+        "sample_steps says otherwise: in fewer a learned variance can spoil the mask",
+    )
     dpm_solver: bool = option(
-        False, "sample by DPM-Solver++, for which 10 to 20 sample_steps do; diffusion_steps, given beside it, means "
-               "sample_steps then")
+        False,
+        "sample by DPM-Solver++, for which 10 to 20 sample_steps do; diffusion_steps, given beside it, means "
+        "sample_steps then",
+    )
     dynamic_thresholding: bool = option(
-        False, "DPM-Solver++: scale a predicted mask that leaves [-1, 1] by its 0.995 quantile instead of clipping it")
+        False, "DPM-Solver++: scale a predicted mask that leaves [-1, 1] by its 0.995 quantile instead of clipping it"
+    )
     sample_steps: int = option(
-        20, "network evaluations per sample, at most one for each step of the diffusion; 0: so many")
-    eta: float = option(
-        1.0, "noise of DDIM: 0 deterministic, 1 as the ancestral sampler with the posterior's variance")
+        20, "network evaluations per sample, at most one for each step of the diffusion; 0: so many"
+    )
+    eta: float = option(1.0, "noise of DDIM: 0 deterministic, 1 as the ancestral sampler with the posterior's variance")
     clip_denoised: bool = option(True, "clip the predicted mask to [-1, 1] in each step")
     num_ensemble: int = option(5, "samples per case, which are fused into one")
     fusion: str = option(
-        "mean", "how the samples of a case are fused: by their mean; by majority, the share of their votes; by STAPLE, "
-                "which weighs them by how well they agree (SimpleITK); upstream: by the square of the mean, as in the "
-                "original", FUSIONS)
+        "mean",
+        "how the samples of a case are fused: by their mean; by majority, the share of their votes; by STAPLE, "
+        "which weighs them by how well they agree (SimpleITK); upstream: by the square of the mean, as in the "
+        "original",
+        FUSIONS,
+    )
     threshold: float = option(0.5, "probability from which on a pixel belongs to the mask, in (0, 1)")
 
 
@@ -158,9 +188,11 @@ class ComputeConfig:
     """How the numbers are computed; of a training, the resumed run keeps it, and sampling may choose anew."""
 
     mixed_precision: str = option(
-        "no", "type in which the layers of the network compute: no (float32), bf16, or fp16 with a scaled loss; "
-              "weights, norms, losses and averages stay in float32 (PyTorch; Jittor refuses both)",
-        ("no", "bf16", "fp16"))
+        "no",
+        "type in which the layers of the network compute: no (float32), bf16, or fp16 with a scaled loss; "
+        "weights, norms, losses and averages stay in float32 (PyTorch; Jittor refuses both)",
+        ("no", "bf16", "fp16"),
+    )
 
 
 SECTIONS = {

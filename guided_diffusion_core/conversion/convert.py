@@ -4,6 +4,7 @@
 `.safetensors` this software's own, which alone carries a configuration. In the two others it is
 read from names and shapes (`infer_config.py`).
 """
+
 import dataclasses
 import json
 import re
@@ -21,9 +22,9 @@ from guided_diffusion_core.conversion.infer_config import infer
 from guided_diffusion_core.conversion.pickles import read_pkl, write_pkl
 from guided_diffusion_core.conversion.torch_files import read_pt, write_pt
 from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.system.files import READ_ERRORS, read_bytes, write_atomic
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.system.files import READ_ERRORS, read_bytes, write_atomic
 
 PREFIX = "module."  # of a network saved inside DistributedDataParallel
 COUNTER = "num_batches_tracked"
@@ -86,9 +87,10 @@ def write(path, source):
     """
     check_target(path)
     writers = {
-        ".pt": write_pt, ".pth": write_pt, ".pkl": write_pkl,
-        ".safetensors": lambda arrays: checkpoints.to_bytes(source.step, source.config, source.network,
-                                                           arrays),
+        ".pt": write_pt,
+        ".pth": write_pt,
+        ".pkl": write_pkl,
+        ".safetensors": lambda arrays: checkpoints.to_bytes(source.step, source.config, source.network, arrays),
     }
     write_atomic(path, writers[_format(path, "OUT")](source.arrays))
 
@@ -99,20 +101,27 @@ def check_target(path):
     try:
         exists = bf.exists(str(path))
     except READ_ERRORS as error:
-        raise found_expected(path, f"no usable path ({error})", "a path for a new file",
-                             "Check it.") from error
+        raise found_expected(path, f"no usable path ({error})", "a path for a new file", "Check it.") from error
     if exists:
-        raise found_expected(path, "a file that is there already", "a path for a new file",
-                             "Remove it or choose another name.")
+        raise found_expected(
+            path, "a file that is there already", "a path for a new file", "Remove it or choose another name."
+        )
 
 
 def differing(first, second):
     """Names of the arrays that are not bitwise the same in two `Checkpoint`s, of both together."""
+
     def same(name):
         one = first.arrays.get(name)
         other = second.arrays.get(name)
-        return (one is not None and other is not None and one.dtype == other.dtype
-                and one.shape == other.shape and one.tobytes() == other.tobytes())
+        return (
+            one is not None
+            and other is not None
+            and one.dtype == other.dtype
+            and one.shape == other.shape
+            and one.tobytes() == other.tobytes()
+        )
+
     return [name for name in {**first.arrays, **second.arrays} if not same(name)]
 
 
@@ -132,19 +141,27 @@ def flags(config):
 def _format(path, where):
     suffix = PurePath(str(path)).suffix
     if suffix not in (".pt", ".pth", ".pkl", ".safetensors"):
-        raise found_expected(f"{where} {path}", f"the ending {suffix!r}", ".pt, .pth, .pkl or .safetensors",
-                             "The ending names the format.")
+        raise found_expected(
+            f"{where} {path}",
+            f"the ending {suffix!r}",
+            ".pt, .pth, .pkl or .safetensors",
+            "The ending names the format.",
+        )
     return suffix
 
 
 def _own_metadata(metadata, path):
     """(`Config`, network, step) of a file that this software has written."""
     try:
-        return (configuration.from_dict(json.loads(metadata["config"]), where=path), metadata["network"],
-                int(metadata["step"]))
+        return (
+            configuration.from_dict(json.loads(metadata["config"]), where=path),
+            metadata["network"],
+            int(metadata["step"]),
+        )
     except (KeyError, ValueError) as error:
-        raise found_expected(path, f"metadata that cannot be read ({error})",
-                             "a file of segmentation_train.py", "Copy it again.") from error
+        raise found_expected(
+            path, f"metadata that cannot be read ({error})", "a file of segmentation_train.py", "Copy it again."
+        ) from error
 
 
 def _network_and_step(path):
@@ -163,8 +180,9 @@ def _normalised(raw, path):
         while bare.startswith(PREFIX):
             bare = bare.removeprefix(PREFIX)
         if bare in arrays:
-            raise found_expected(path, f"{bare} with and without the prefix {PREFIX}", "each name once",
-                                 "Save the network again.")
+            raise found_expected(
+                path, f"{bare} with and without the prefix {PREFIX}", "each name once", "Save the network again."
+            )
         arrays[bare] = value
     if any(name.startswith(PREFIX) for name in raw):
         notes.append(f"The prefix {PREFIX} is left out.")
@@ -186,12 +204,19 @@ def _fill_counters(arrays, expected):
 
 
 def _check_types(arrays, path):
-    wrong = [f"{name} {value.dtype}" for name, value in arrays.items()
-             if value.dtype not in ((np.int64,) if name.endswith(COUNTER) else (np.float32, np.float64))]
+    wrong = [
+        f"{name} {value.dtype}"
+        for name, value in arrays.items()
+        if value.dtype not in ((np.int64,) if name.endswith(COUNTER) else (np.float32, np.float64))
+    ]
     if wrong:
-        listed = ", ".join(wrong[:checkpoints.LISTED_NAMES])
-        raise found_expected(path, f"{len(wrong)} tensors of another type: {listed}",
-                             f"float32 or float64, and int64 for {COUNTER}", "Save the network again.")
+        listed = ", ".join(wrong[: checkpoints.LISTED_NAMES])
+        raise found_expected(
+            path,
+            f"{len(wrong)} tensors of another type: {listed}",
+            f"float32 or float64, and int64 for {COUNTER}",
+            "Save the network again.",
+        )
 
 
 def _check_agrees(config, given, path):
@@ -199,8 +224,7 @@ def _check_agrees(config, given, path):
     for name, value in given.items():
         inside = _setting(config, name)
         if value != inside:
-            raise found_expected(f"--{name}", repr(value), f"{inside!r}, which stands in {path}",
-                                 "Leave the flag out.")
+            raise found_expected(f"--{name}", repr(value), f"{inside!r}, which stands in {path}", "Leave the flag out.")
 
 
 def _setting(config, name):
@@ -211,11 +235,14 @@ def _setting(config, name):
 
 def _explained(config, assumed):
     """What is said about a configuration that was not in the file."""
+
     def listed(names):
         values = {name: _setting(config, name) for name in names}
         return ", ".join(f"{name} {value if value != '' else 'empty'}" for name, value in values.items())
 
     shown = [name for name in configuration.setting_names("model") if name not in assumed]
-    return [f"From names and shapes or flags: {listed(shown)}.",
-            "Not to be seen in weights, taken from the original's defaults (give a flag where yours "
-            f"differs): {listed(assumed)}."]
+    return [
+        f"From names and shapes or flags: {listed(shown)}.",
+        "Not to be seen in weights, taken from the original's defaults (give a flag where yours "
+        f"differs): {listed(assumed)}.",
+    ]

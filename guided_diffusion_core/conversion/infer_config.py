@@ -3,6 +3,7 @@
 Every number is read at several places and the most frequent reading wins, so that a file with a
 missing or misshapen tensor is still recognised and its faults can be listed one by one.
 """
+
 import re
 from collections import Counter
 from dataclasses import fields
@@ -11,14 +12,26 @@ from guided_diffusion_core import config as configuration
 from guided_diffusion_core.config import DiffusionConfig, ModelConfig
 from guided_diffusion_core.data.formats.transforms import RGB_RULE
 from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.networks.medsegdiff.state_shapes import BOTTLENECK_EMBED
 from guided_diffusion_core.networks.medsegdiff.plan import default_channel_mult
+from guided_diffusion_core.networks.medsegdiff.state_shapes import BOTTLENECK_EMBED
 
-VISIBLE = ("version", "in_ch", "mask_channels", "num_channels", "num_res_blocks", "channel_mult",
-           "attention_resolutions", "use_scale_shift_norm", "resblock_updown", "class_cond", "learn_sigma")
+VISIBLE = (
+    "version",
+    "in_ch",
+    "mask_channels",
+    "num_channels",
+    "num_res_blocks",
+    "channel_mult",
+    "attention_resolutions",
+    "use_scale_shift_norm",
+    "resblock_updown",
+    "class_cond",
+    "learn_sigma",
+)
 # Settings that names and shapes do not show.
-HIDDEN = tuple(field.name for section in (ModelConfig, DiffusionConfig) for field in fields(section)
-               if field.name not in VISIBLE)
+HIDDEN = tuple(
+    field.name for section in (ModelConfig, DiffusionConfig) for field in fields(section) if field.name not in VISIBLE
+)
 
 FOURIER_FILTERS = "hwm.ffparser."  # of version `1`; a network of few resolutions has none
 ORIGINAL_SIZES = (64, 128, 256)  # smallest of the original's image sizes for each channel_mult
@@ -36,17 +49,21 @@ def infer(shapes, given, where):
     Raises `UserError` if this is no such network, or if a given setting contradicts it.
     """
     if not any(name.startswith("input_blocks.") for name in shapes):
-        raise found_expected(where, f"{len(shapes)} tensors, such as {', '.join(list(shapes)[:3])}",
-                             "a network of MedSegDiff, with input_blocks.0.0.weight",
-                             "Use such a checkpoint.")
+        raise found_expected(
+            where,
+            f"{len(shapes)} tensors, such as {', '.join(list(shapes)[:3])}",
+            "a network of MedSegDiff, with input_blocks.0.0.weight",
+            "Use such a checkpoint.",
+        )
     seen = _visible(shapes)
     shown = _filtered_size(shapes)
     if shown and given.get("image_size", shown) != shown:
-        raise found_expected("--image_size", given["image_size"], f"{shown}, which the weights of {where} show",
-                             "Leave the flag out.")
+        raise found_expected(
+            "--image_size", given["image_size"], f"{shown}, which the weights of {where} show", "Leave the flag out."
+        )
     image_size = shown or given.get("image_size", _usual_size(seen["channel_mult"]))
     levels = seen.pop("attention_levels")
-    seen["attention_resolutions"] = ",".join(str(image_size // 2 ** level) for level in levels)
+    seen["attention_resolutions"] = ",".join(str(image_size // 2**level) for level in levels)
     _check_given(given, seen, image_size, where)
     if _numbers(seen["channel_mult"]) == default_channel_mult(image_size):
         seen["channel_mult"] = ""
@@ -55,15 +72,25 @@ def infer(shapes, given, where):
     data_name = given.get("data_name", "ISIC" if seen["in_ch"] - seen["mask_channels"] == 3 else "BRATS")
     settings = {**given, **seen, "image_size": image_size, "data_name": data_name}
     settings.setdefault("normalisation", ORIGINAL_RULES.get(data_name, RGB_RULE if seen["in_ch"] == 4 else "none"))
-    assumed = [name for name in (*HIDDEN, "data_name", "normalisation")
-               if name not in given and not (shown and name == "image_size")]
+    assumed = [
+        name
+        for name in (*HIDDEN, "data_name", "normalisation")
+        if name not in given and not (shown and name == "image_size")
+    ]
     return configuration.resolve(settings), assumed
 
 
 def _visible(shapes):
     """The settings of `VISIBLE`; the levels of attention in place of attention_resolutions."""
-    width = _vote([_dim(shapes, "input_blocks.0.0.weight", 0), _dim(shapes, "time_embed.0.weight", 1),
-                   _dim(shapes, "out.0.weight", 0), _dim(shapes, "out.0.bias", 0)], ModelConfig.num_channels)
+    width = _vote(
+        [
+            _dim(shapes, "input_blocks.0.0.weight", 0),
+            _dim(shapes, "time_embed.0.weight", 1),
+            _dim(shapes, "out.0.weight", 0),
+            _dim(shapes, "out.0.bias", 0),
+        ],
+        ModelConfig.num_channels,
+    )
     images = _dim(shapes, "hwm.conv_blocks_context.0.blocks.0.conv.weight", 1)
     inputs = _dim(shapes, "input_blocks.0.0.weight", 1)
     masks = _vote([_dim(shapes, "hwm.seg_outputs.0.weight", 0), images and inputs and inputs - images], 1)
@@ -74,18 +101,27 @@ def _visible(shapes):
     attention = []
     for level in range(levels):
         blocks = [f"input_blocks.{1 + level * per_level + index}" for index in range(per_level - 1)]
-        layers = [f"{block}.0.{layer}" for block in blocks
-                  for layer in ("out_layers.3.weight", "out_layers.3.bias", "in_layers.2.bias")]
+        layers = [
+            f"{block}.0.{layer}"
+            for block in blocks
+            for layer in ("out_layers.3.weight", "out_layers.3.bias", "in_layers.2.bias")
+        ]
         level_width = _vote([_dim(shapes, layer, 0) for layer in layers], width)
         mult.append(max(1, round(level_width / width)))
         if any(name.startswith(f"{block}.1.") for block in blocks for name in shapes):
             attention.append(level)
     return {
         "version": "1" if any(name.startswith((FOURIER_FILTERS, BOTTLENECK_EMBED)) for name in shapes) else "new",
-        "in_ch": in_ch, "mask_channels": masks, "num_channels": width, "num_res_blocks": max(1, per_level - 1),
-        "channel_mult": ",".join(map(str, mult)), "attention_levels": attention,
-        "use_scale_shift_norm": _scales_and_shifts(shapes), "resblock_updown": updown,
-        "class_cond": "label_emb.weight" in shapes, "learn_sigma": outputs == 2 * masks,
+        "in_ch": in_ch,
+        "mask_channels": masks,
+        "num_channels": width,
+        "num_res_blocks": max(1, per_level - 1),
+        "channel_mult": ",".join(map(str, mult)),
+        "attention_levels": attention,
+        "use_scale_shift_norm": _scales_and_shifts(shapes),
+        "resblock_updown": updown,
+        "class_cond": "label_emb.weight" in shapes,
+        "learn_sigma": outputs == 2 * masks,
     }
 
 
@@ -151,5 +187,9 @@ def _check_given(given, seen, image_size, where):
     for name in VISIBLE:
         meaning = meanings.get(name, lambda value: value)
         if name in given and meaning(given[name]) != meaning(seen[name]):
-            raise found_expected(f"--{name}", repr(given[name]),
-                                 f"{seen[name]!r}, which the weights of {where} show", "Leave the flag out.")
+            raise found_expected(
+                f"--{name}",
+                repr(given[name]),
+                f"{seen[name]!r}, which the weights of {where} show",
+                "Leave the flag out.",
+            )

@@ -4,6 +4,7 @@ A pickle names functions and calls them while it is read. Here each name is look
 stand-ins defined by this software; a name outside the table ends the reading. Neither numpy's nor a
 framework's own rebuilding functions are called, so that a file decides about values alone.
 """
+
 import hashlib
 import io
 import math
@@ -159,27 +160,37 @@ def guarded(read, where):
     except UserError:
         raise
     except Forbidden as error:
-        raise found_expected(where, f"a pickle that asks for more than weights: {error}",
-                             "the weights of a network alone; nothing of the file was executed",
-                             "Do not use this file with other software.") from error
+        raise found_expected(
+            where,
+            f"a pickle that asks for more than weights: {error}",
+            "the weights of a network alone; nothing of the file was executed",
+            "Do not use this file with other software.",
+        ) from error
     except Exception as error:  # a malformed pickle raises nearly every kind
-        raise found_expected(where, f"no readable checkpoint ({type(error).__name__}: {error})",
-                             "a whole file of the format that its name says", "Copy it again.") from error
+        raise found_expected(
+            where,
+            f"no readable checkpoint ({type(error).__name__}: {error})",
+            "a whole file of the format that its name says",
+            "Copy it again.",
+        ) from error
 
 
 def arrays_of(tree, where):
     """Name -> numpy array of an unpickled state dict. Raises `UserError` if it is another thing."""
     if isinstance(tree, dict) and {"param_groups", "defaults"} & tree.keys():
-        raise found_expected(where, "the state of an optimizer", "the weights of a network",
-                             "Use savedmodel* or emasavedmodel_*.")
+        raise found_expected(
+            where, "the state of an optimizer", "the weights of a network", "Use savedmodel* or emasavedmodel_*."
+        )
     if not isinstance(tree, dict) or not tree:
-        raise found_expected(where, f"{type(tree).__name__} without weights", "a state dict",
-                             "Use another file.")
-    strange = [str(name) for name, value in tree.items()
-               if not isinstance(name, str) or not hasattr(value, "array")]
+        raise found_expected(where, f"{type(tree).__name__} without weights", "a state dict", "Use another file.")
+    strange = [str(name) for name, value in tree.items() if not isinstance(name, str) or not hasattr(value, "array")]
     if strange:
-        raise found_expected(where, f"entries that are no arrays: {', '.join(strange[:8])}",
-                             "a state dict alone", "Save the network's state_dict() itself.")
+        raise found_expected(
+            where,
+            f"entries that are no arrays: {', '.join(strange[:8])}",
+            "a state dict alone",
+            "Save the network's state_dict() itself.",
+        )
     return {name: value.array() for name, value in tree.items()}
 
 
@@ -190,10 +201,11 @@ def read_pkl(content, where):
     """
     if content.endswith(_JITTOR_MARK):
         end = len(content) - len(_JITTOR_MARK)
-        content, checksum = content[:end - _SHA1_BYTES], content[end - _SHA1_BYTES:end]
+        content, checksum = content[: end - _SHA1_BYTES], content[end - _SHA1_BYTES : end]
         if hashlib.sha1(content).digest() != checksum:
-            raise found_expected(where, "a checksum that does not fit the content", "a whole file of jt.save",
-                                 "Copy it again.")
+            raise found_expected(
+                where, "a checksum that does not fit the content", "a whole file of jt.save", "Copy it again."
+            )
     stream = io.BytesIO(content)
 
     def read():

@@ -4,6 +4,7 @@ A file is a zip archive (since 1.6) of a pickle, in which each tensor is (storag
 stride), and one uncompressed entry of raw numbers per storage. Older files hold the same in one
 stream of pickles. The format is that of `torch/serialization.py`.
 """
+
 import io
 import math
 import pickle
@@ -25,8 +26,15 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _BFLOAT16 = "bfloat16"
 _STORAGES = {
-    "FloatStorage": "f4", "DoubleStorage": "f8", "HalfStorage": "f2", "BFloat16Storage": _BFLOAT16,
-    "LongStorage": "i8", "IntStorage": "i4", "ShortStorage": "i2", "CharStorage": "i1", "ByteStorage": "u1",
+    "FloatStorage": "f4",
+    "DoubleStorage": "f8",
+    "HalfStorage": "f2",
+    "BFloat16Storage": _BFLOAT16,
+    "LongStorage": "i8",
+    "IntStorage": "i4",
+    "ShortStorage": "i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
     "BoolStorage": "b1",
 }
 _STORAGE_OF = {kind: name for name, kind in _STORAGES.items()}
@@ -81,7 +89,7 @@ class _Tensor(Sealed):
         if not math.prod(self._size):
             values = np.empty(self._size, self._storage.values.dtype)
         else:
-            start = self._storage.values[self._offset:]
+            start = self._storage.values[self._offset :]
             strides = tuple(step * start.itemsize for step in self._stride)
             values = np.lib.stride_tricks.as_strided(start, self._size, strides, writeable=False)
         values = values.astype(values.dtype.newbyteorder("="), order="C")
@@ -185,6 +193,7 @@ def write_pt(arrays):
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
+
         def add(name, content):
             archive.writestr(zipfile.ZipInfo(f"archive/{name}"), content)
 
@@ -203,11 +212,20 @@ def _state_pickle(arrays):
     for key, (name, value) in enumerate(arrays.items()):
         kind = _named("torch", _STORAGE_OF[value.dtype.str[1:]])
         storage = _tuple(_plain("storage"), kind, _plain(str(key)), _plain("cpu"), _plain(value.size))
-        stride = tuple(math.prod(value.shape[axis + 1:]) for axis in range(value.ndim))
-        content += (_plain(name) + _named("torch._utils", "_rebuild_tensor_v2")
-                    + _tuple(storage + pickle.BINPERSID, _plain(0), _plain(value.shape), _plain(stride),
-                             pickle.NEWFALSE, ordered_dict)
-                    + pickle.REDUCE)
+        stride = tuple(math.prod(value.shape[axis + 1 :]) for axis in range(value.ndim))
+        content += (
+            _plain(name)
+            + _named("torch._utils", "_rebuild_tensor_v2")
+            + _tuple(
+                storage + pickle.BINPERSID,
+                _plain(0),
+                _plain(value.shape),
+                _plain(stride),
+                pickle.NEWFALSE,
+                ordered_dict,
+            )
+            + pickle.REDUCE
+        )
     return content + pickle.SETITEMS + pickle.STOP
 
 

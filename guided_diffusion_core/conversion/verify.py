@@ -2,6 +2,7 @@
 
 Each backend runs in a process of its own, since a Jittor process keeps torch out.
 """
+
 import importlib.util
 import os
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from guided_diffusion_core import checkpoints
-from guided_diffusion_core import backends, command_line
+from guided_diffusion_core.backends import BACKENDS, backend_module
 from guided_diffusion_core.conversion import convert
 from guided_diffusion_core.errors import UserError, found_expected
 
@@ -24,11 +25,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def check_installed():
     """Refuse `--verify` where a framework is missing; `UserError`."""
-    for backend, (_, framework, distribution) in backends.BACKENDS.items():
+    for backend, (_, framework, distribution) in BACKENDS.items():
         if importlib.util.find_spec(framework) is None:
-            raise found_expected("--verify", f"no {distribution}",
-                                 "both frameworks, whose outputs it compares",
-                                 f"Install {distribution} or leave the flag out: converting needs neither.")
+            raise found_expected(
+                "--verify",
+                f"no {distribution}",
+                "both frameworks, whose outputs it compares",
+                f"Install {distribution} or leave the flag out: converting needs neither.",
+            )
 
 
 def verify(source_path, target_path, given, config):
@@ -48,17 +52,16 @@ def verify(source_path, target_path, given, config):
         for name, one in (("IN", source), ("OUT", target)):
             content = checkpoints.to_bytes(one.step, config, one.network, one.arrays)
             (Path(folder) / f"{name}.safetensors").write_bytes(content)
-        outputs = {backend: _outputs(backend, folder) for backend in backends.BACKENDS}
+        outputs = {backend: _outputs(backend, folder) for backend in BACKENDS}
     worst = 0.0
     for backend, found in outputs.items():
         difference = _largest(found["IN"], found["OUT"])
         worst = max(worst, difference)
         print(f"--verify: {backend}, IN against OUT: largest difference {difference:.3g}")
-    pytorch, jittor = (outputs[backend]["OUT"] for backend in backends.BACKENDS)
+    pytorch, jittor = (outputs[backend]["OUT"] for backend in BACKENDS)
     scale = max(float(np.abs(value).max()) for value in pytorch.values())
     apart = _largest(pytorch, jittor)
-    print(f"--verify: OUT, {' against '.join(backends.BACKENDS)}: largest difference {apart:.3g} "
-          f"(largest output {scale:.3g})")
+    print(f"--verify: OUT, {' against '.join(BACKENDS)}: largest difference {apart:.3g} (largest output {scale:.3g})")
     # "not <=" since a difference that is no number agrees with nothing
     return 1 if unequal or worst or not apart <= BACKENDS_AGREE * scale else 0
 
@@ -69,30 +72,37 @@ def _largest(first, second):
 
 def _outputs(backend, folder):
     """{"IN", "OUT"} -> output name -> array, computed in a process of its own."""
-    code = ("from guided_diffusion_core import command_line; from guided_diffusion_core.conversion import verify; "
-            f"command_line.run_command(lambda: verify.run({backend!r}, {folder!r}))")
+    code = (
+        "from guided_diffusion_core import command_line; from guided_diffusion_core.conversion import verify; "
+        f"command_line.run_command(lambda: verify.run({backend!r}, {folder!r}))"
+    )
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": path})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
     if done.returncode:
         message = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise UserError(f"--verify: {backend} could not run the network: {message}")
     with np.load(Path(folder) / f"{backend}.npz") as file:
-        return {name: {key.partition("/")[2]: file[key] for key in file if key.startswith(f"{name}/")}
-                for name in ("IN", "OUT")}
+        return {
+            name: {key.partition("/")[2]: file[key] for key in file if key.startswith(f"{name}/")}
+            for name in ("IN", "OUT")
+        }
 
 
 def run(backend, folder):
     """Write the outputs of folder/IN.safetensors and OUT.safetensors to folder/<backend>.npz."""
-    runtime = backends.backend_module(backend, "runtime")
-    script_util = backends.backend_module(backend, "script_util")
+    runtime = backend_module(backend, "runtime")
+    script_util = backend_module(backend, "script_util")
     outputs = {}
     for name in ("IN", "OUT"):
         model, _, config = script_util.load_model_and_diffusion(Path(folder) / f"{name}.safetensors")
         side = config.model.image_size
         x = np.random.RandomState(INPUT_SEED).standard_normal((1, config.model.in_ch, side, side))
-        inputs = [runtime.to_tensor(x, dtype=runtime.precision()),
-                  runtime.to_tensor([config.diffusion.diffusion_steps // 2], dtype=runtime.precision())]
+        inputs = [
+            runtime.to_tensor(x, dtype=runtime.precision()),
+            runtime.to_tensor([config.diffusion.diffusion_steps // 2], dtype=runtime.precision()),
+        ]
         if config.model.class_cond:
             inputs.append(runtime.to_tensor([1], dtype="int32"))
         with runtime.no_grad():

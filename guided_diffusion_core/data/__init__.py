@@ -1,4 +1,5 @@
 """Datasets: one module per layout, one numpy protocol (`dataset.Dataset`). docs/data.md describes each layout."""
+
 import re
 
 import blobfile as bf
@@ -19,8 +20,18 @@ from guided_diffusion_core.data.formats.volumes import stem
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.system.files import walk_files
 
-__all__ = ["LAYOUTS", "Case", "Dataset", "Example", "Truth", "known_layout", "layout_name", "list_files",
-           "list_truths", "open_dataset"]
+__all__ = [
+    "LAYOUTS",
+    "Case",
+    "Dataset",
+    "Example",
+    "Truth",
+    "known_layout",
+    "layout_name",
+    "list_files",
+    "list_truths",
+    "open_dataset",
+]
 
 # Value of --data_name -> module with `open_dataset(config, size, split, need_masks)`,
 # `open_truths(config, split)` and `list_files(config, split, need_masks)`.
@@ -47,8 +58,7 @@ def open_dataset(data_config, image_size, split, need_masks):
     need_masks:  True for training; False for sampling, where examples then have no mask.
     Raises `UserError` for whatever is wrong with the data.
     """
-    return _with_layout(data_config,
-                        lambda layout: layout.open_dataset(data_config, image_size, split, need_masks))
+    return _with_layout(data_config, lambda layout: layout.open_dataset(data_config, image_size, split, need_masks))
 
 
 def list_truths(data_config, split="Test"):
@@ -103,5 +113,7 @@ def _with_layout(config, use):
     except UserError as error:
         if known_layout(config.data_name):
             raise
-        raise UserError(f"{error}\n--data_name {config.data_name!r} is none of {', '.join(LAYOUTS)}, so the "
-                        f"folder was taken for a plain one ({name}).") from error
+        raise UserError(
+            f"{error}\n--data_name {config.data_name!r} is none of {', '.join(LAYOUTS)}, so the "
+            f"folder was taken for a plain one ({name})."
+        ) from error

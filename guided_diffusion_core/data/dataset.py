@@ -1,6 +1,7 @@
 """What every dataset is: examples for the network, and the cases that they belong to."""
+
 from dataclasses import dataclass
-from typing import Any, Optional, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,9 +23,9 @@ class Example:
     """
 
     image: np.ndarray
-    mask: Optional[np.ndarray]
+    mask: np.ndarray | None
     case: str
-    slice_index: Optional[int] = None
+    slice_index: int | None = None
 
     @property
     def noise_key(self):
@@ -47,8 +48,8 @@ class Case:
     name: str
     indices: tuple
     shape: tuple
-    slices: Optional[tuple] = None
-    affine: Optional[np.ndarray] = None
+    slices: tuple | None = None
+    affine: np.ndarray | None = None
     header: Any = None
 
     @property
@@ -93,9 +94,9 @@ class Truth:
 
     name: str
     path: str
-    slices: Optional[tuple] = None
+    slices: tuple | None = None
     label_map: LabelMap = LabelMap()
-    planes: Optional[tuple] = None
+    planes: tuple | None = None
 
 
 def listed(names):
@@ -114,9 +115,20 @@ def require_unique(paths_by_name, where):
     if doubled:
         shown = list(doubled.items())[:LISTED_NAMES]
         lines = "\n".join(f"  {name}: {listed(paths)}" for name, paths in shown)
-        each = [found_expected(path, f"the name {name!r}, which {paths[0]} has too", "unique names, because the outputs "
-                               "are named by them", "Rename one of the files, or take it out.")
-                for name, paths in doubled.items() for path in paths[1:]]
-        report(UserError(
-            f"{where}: found {len(doubled)} case names used more than once; expected unique names, because "
-            f"the outputs are named by them. Rename the files, or give the folder of one set.\n{lines}"), each)
+        each = [
+            found_expected(
+                path,
+                f"the name {name!r}, which {paths[0]} has too",
+                "unique names, because the outputs are named by them",
+                "Rename one of the files, or take it out.",
+            )
+            for name, paths in doubled.items()
+            for path in paths[1:]
+        ]
+        report(
+            UserError(
+                f"{where}: found {len(doubled)} case names used more than once; expected unique names, because "
+                f"the outputs are named by them. Rename the files, or give the folder of one set.\n{lines}"
+            ),
+            each,
+        )

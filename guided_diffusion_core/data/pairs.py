@@ -1,7 +1,7 @@
 """Pictures with one mask file each: how they are paired, and the dataset that they make."""
+
 import re
 from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 
@@ -19,8 +19,8 @@ class Pair:
     """An image (or None where only the truth is wanted) and its mask (or None), by case name."""
 
     name: str
-    image: Optional[str]
-    mask: Optional[str]
+    image: str | None
+    mask: str | None
 
 
 def picture_stem(file):
@@ -49,8 +49,10 @@ def pair_by_stem(images, masks, where):
             claims.setdefault(key, []).append(path)
         else:
             alone.setdefault(key, []).append((short, path))
-    doubled = {**{names[key][0][0]: paths for key, paths in claims.items()},
-               **{found[0][0]: [path for _, path in found] for found in alone.values()}}
+    doubled = {
+        **{names[key][0][0]: paths for key, paths in claims.items()},
+        **{found[0][0]: [path for _, path in found] for found in alone.values()},
+    }
     require_unique(doubled, where)
     pairs = [Pair(name, path, claims.get(key, [None])[0]) for key, [(name, path), *_] in names.items()]
     pairs += [Pair(name, None, path) for [(name, path), *_] in alone.values()]
@@ -68,8 +70,10 @@ def require_paired(pairs, data_dir, layout):
     if orphans:
         found.append(f"{len(orphans)} masks without an image ({listed(orphans)})")
     if found:
-        raise UserError(f"--data_dir {str(data_dir)!r}: found {' and '.join(found)}; expected {layout}. "
-                        "Add what is missing or take the others out.")
+        raise UserError(
+            f"--data_dir {str(data_dir)!r}: found {' and '.join(found)}; expected {layout}. "
+            "Add what is missing or take the others out."
+        )
 
 
 class PairDataset:
@@ -105,8 +109,12 @@ class PairDataset:
         shape = image_size(pair.image)
         mask_shape = image_size(pair.mask) if self.need_masks else shape
         if mask_shape != shape:
-            raise found_expected(pair.mask, f"a mask of {_pixels(mask_shape)}",
-                                 f"{_pixels(shape)} as its image {pair.image}", "Use the mask of that image.")
+            raise found_expected(
+                pair.mask,
+                f"a mask of {_pixels(mask_shape)}",
+                f"{_pixels(shape)} as its image {pair.image}",
+                "Use the mask of that image.",
+            )
         return shape
 
     def __len__(self):

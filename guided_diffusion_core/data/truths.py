@@ -1,4 +1,5 @@
 """Reading a case's ground truth, whatever its layout."""
+
 import numpy as np
 
 from guided_diffusion_core.data.formats.images import read_masks

@@ -1,6 +1,6 @@
 """Cases of volumes, one file per channel, used slice by slice: shared by all layouts of volumes."""
+
 from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 
@@ -28,9 +28,11 @@ class CaseFiles:
         if missing:
             also = f" (and {listed(self.others)} of unknown meaning)" if self.others else ""
             raise found_expected(
-                f"case {self.name} in {self.folder}", f"only {', '.join(sorted(self.paths))}{also}; "
-                f"{', '.join(missing)} missing", "one file each of " + ", ".join(wanted),
-                "Add the missing files, named by their last part, or take the case out of the folder.")
+                f"case {self.name} in {self.folder}",
+                f"only {', '.join(sorted(self.paths))}{also}; {', '.join(missing)} missing",
+                "one file each of " + ", ".join(wanted),
+                "Add the missing files, named by their last part, or take the case out of the folder.",
+            )
 
     def read(self, part):
         """The voxels of a part, (X, Y, Z)."""
@@ -87,9 +89,11 @@ def common_geometry(files, wanted):
         if not first.agrees_with(geometry):
             what = "shape" if geometry.shape != first.shape else "affine"
             raise found_expected(
-                files.where(part), f"{what} {_in_line(getattr(geometry, what))}",
+                files.where(part),
+                f"{what} {_in_line(getattr(geometry, what))}",
                 f"{_in_line(getattr(first, what))} as in {files.where(wanted[0])}",
-                "Resample the files of a case to one grid.")
+                "Resample the files of a case to one grid.",
+            )
     return first
 
 
@@ -102,8 +106,11 @@ def select_slices(files, layout, depth, slice_filter):
     if slice_filter.needs_tumour:
         if layout.labels not in files.paths:
             raise found_expected(
-                "--slices tumour", f"no labels ({layout.labels}) of case {files.name} in {files.folder}",
-                "labels, because they say where the tumour is", "Choose other slices.")
+                "--slices tumour",
+                f"no labels ({layout.labels}) of case {files.name} in {files.folder}",
+                "labels, because they say where the tumour is",
+                "Choose other slices.",
+            )
         tumour = slices_above_zero(files.read(layout.labels))
     return files.present(slice_filter.select(depth, brain, tumour))
 
@@ -113,7 +120,7 @@ class PreparedVolume:
     """A case as network input: image (Z, C, S, S) float32, mask (Z, K, S, S) bool or None."""
 
     image: np.ndarray
-    mask: Optional[np.ndarray]
+    mask: np.ndarray | None
 
     @property
     def nbytes(self):
@@ -137,8 +144,9 @@ class VolumeDataset:
     Raises `UserError` for what is missing, broken or does not fit together.
     """
 
-    def __init__(self, cases, layout, label_map, size, slices, need_masks, upstream_compat, data_dir,
-                 cache_bytes=CACHE_BYTES):
+    def __init__(
+        self, cases, layout, label_map, size, slices, need_masks, upstream_compat, data_dir, cache_bytes=CACHE_BYTES
+    ):
         self.size = size
         self.need_masks = need_masks
         self.upstream_compat = upstream_compat
@@ -167,8 +175,7 @@ class VolumeDataset:
             self._files[files.name] = files
             self._examples += [(files.name, z) for z in chosen]
             indices = tuple(range(start, start + len(chosen)))
-            self._cases.append(
-                Case(files.name, indices, geometry.shape, chosen, geometry.affine, geometry.header))
+            self._cases.append(Case(files.name, indices, geometry.shape, chosen, geometry.affine, geometry.header))
 
     def __len__(self):
         return len(self._examples)
@@ -188,10 +195,13 @@ class VolumeDataset:
     def _prepare(self, files):
         shape = (self.size, self.size)
         layout = self._layout
-        image = np.stack([
-            resize_linear(np.moveaxis(_scaled(files, channel, scale), 2, 0), shape)
-            for channel, scale in zip(layout.channels, layout.scales)
-        ], axis=1)  # C x (Z, S, S) -> (Z, C, S, S)
+        image = np.stack(
+            [
+                resize_linear(np.moveaxis(_scaled(files, channel, scale), 2, 0), shape)
+                for channel, scale in zip(layout.channels, layout.scales)
+            ],
+            axis=1,
+        )  # C x (Z, S, S) -> (Z, C, S, S)
         if not self.need_masks:
             return PreparedVolume(image, None)
         masks = files.masks(layout.labels, self._label_map).transpose(3, 0, 1, 2)  # (K, X, Y, Z) -> (Z, K, X, Y)
@@ -245,8 +255,10 @@ def _scaled(files, channel, scale):
 
 
 def _no_slices(slices, data_dir):
-    return UserError(f"--slices {slices!r}: found no slice that passes in any volume of {data_dir}; expected "
-                     f"at least one. Choose other slices.")
+    return UserError(
+        f"--slices {slices!r}: found no slice that passes in any volume of {data_dir}; expected "
+        f"at least one. Choose other slices."
+    )
 
 
 def _in_line(values):

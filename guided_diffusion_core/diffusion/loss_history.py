@@ -1,4 +1,5 @@
 """What a loss-aware choice of time steps remembers (Improved DDPM, arXiv:2102.09672, section 3.3)."""
+
 import numpy as np
 
 
@@ -33,7 +34,7 @@ class LossHistory:
         steps = len(self.counts)
         if not self.is_full():
             return np.ones(steps)
-        roots = np.sqrt(np.mean(self.losses ** 2, axis=1))
+        roots = np.sqrt(np.mean(self.losses**2, axis=1))
         if not roots.any():
             return np.ones(steps)
         return (1.0 - uniform_prob) * roots / roots.sum() + uniform_prob / steps

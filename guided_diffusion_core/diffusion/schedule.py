@@ -5,6 +5,7 @@ alpha_bar_t the product of 1 - beta up to t. Papers: DDPM (Ho et al. 2020, arXiv
 DDIM (Song et al. 2021, arXiv:2010.02502), Improved DDPM (Nichol & Dhariwal 2021, arXiv:2102.09672),
 DPM-Solver (Lu et al. 2022, arXiv:2206.00927), DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095).
 """
+
 import enum
 import math
 
@@ -49,8 +50,7 @@ def betas_for_alpha_bar(steps, alpha_bar, max_beta=0.999):
     steps: number of betas. alpha_bar: function of time in [0, 1].
     max_beta: upper limit, below 1. Returns float64 (steps,).
     """
-    return np.array([
-        min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), max_beta) for i in range(steps)])
+    return np.array([min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), max_beta) for i in range(steps)])
 
 
 def get_named_beta_schedule(name, steps):
@@ -63,8 +63,12 @@ def get_named_beta_schedule(name, steps):
     if name == "linear":
         scale = 1000 / steps
         if scale * 0.02 >= 1:
-            raise found_expected("--diffusion_steps", steps, "more than 20 steps for the linear schedule",
-                                 "Give more steps, or take --noise_schedule cosine.")
+            raise found_expected(
+                "--diffusion_steps",
+                steps,
+                "more than 20 steps for the linear schedule",
+                "Give more steps, or take --noise_schedule cosine.",
+            )
         return np.linspace(scale * 0.0001, scale * 0.02, steps, dtype=np.float64)
     if name == "cosine":
         return betas_for_alpha_bar(steps, lambda time: math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2)
@@ -129,12 +133,14 @@ def space_timesteps(num_timesteps, section_counts):
     Raises `UserError` when the process has no such steps.
     """
     wrong = found_expected(
-        "--timestep_respacing", repr(section_counts),
+        "--timestep_respacing",
+        repr(section_counts),
         f"counts per section such as 10,15,20, or ddimN, that {num_timesteps} steps can give",
-        "Give fewer steps.")
+        "Give fewer steps.",
+    )
     try:
         if isinstance(section_counts, str) and section_counts.startswith("ddim"):
-            return _whole_stride(num_timesteps, int(section_counts[len("ddim"):]), wrong)
+            return _whole_stride(num_timesteps, int(section_counts[len("ddim") :]), wrong)
         if isinstance(section_counts, str):
             section_counts = section_counts.split(",")
         counts = [int(count) for count in section_counts]
@@ -189,8 +195,9 @@ def sampling_timesteps(num_timesteps, steps):
     Raises `UserError` for a number that the process cannot give.
     """
     if not 0 <= steps <= num_timesteps:
-        raise found_expected("--sample_steps", steps, f"0 (all) to {num_timesteps}, the diffusion's steps",
-                             "Give fewer steps.")
+        raise found_expected(
+            "--sample_steps", steps, f"0 (all) to {num_timesteps}, the diffusion's steps", "Give fewer steps."
+        )
     if steps == 1:
         return (num_timesteps - 1,)
     gaps = (steps or num_timesteps) - 1
@@ -207,11 +214,10 @@ def ddim_coefficients(tables, eta):
     Raises `UserError` for an eta outside its range.
     """
     if not 0 <= eta <= 1:
-        raise found_expected("--eta", eta, "a number from 0 (deterministic) to 1 (ancestral)",
-                             "Give such a number.")
+        raise found_expected("--eta", eta, "a number from 0 (deterministic) to 1 (ancestral)", "Give such a number.")
     variance = 1.0 - tables.alphas_cumprod
     remaining = 1.0 - tables.alphas_cumprod_prev
-    fresh = eta ** 2 * tables.betas / variance  # share of the remaining noise that is drawn anew
+    fresh = eta**2 * tables.betas / variance  # share of the remaining noise that is drawn anew
     # Rounding may bring `fresh` above 1 at t = 0, where nothing remains.
     x_t_coef = np.sqrt(remaining * np.maximum(1.0 - fresh, 0.0) / variance)
     xstart_coef = np.sqrt(tables.alphas_cumprod_prev) - x_t_coef * tables.sqrt_alphas_cumprod

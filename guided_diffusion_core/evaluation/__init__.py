@@ -2,6 +2,7 @@
 
 `report` and `pictures`, which draw, are imported by who needs them.
 """
+
 from guided_diffusion_core.evaluation.agreement import (
     TABLE_HEAD,
     Run,
@@ -15,6 +16,16 @@ from guided_diffusion_core.evaluation.summary import evaluate, format_table, wri
 from guided_diffusion_core.evaluation.upstream import evaluate_upstream, format_upstream
 
 __all__ = [
-    "Run", "Surfaces", "TABLE_HEAD", "compare", "evaluate", "evaluate_upstream", "format_table", "format_upstream",
-    "mask_agreement", "read_summary", "table_rows", "write_summary",
+    "Run",
+    "Surfaces",
+    "TABLE_HEAD",
+    "compare",
+    "evaluate",
+    "evaluate_upstream",
+    "format_table",
+    "format_upstream",
+    "mask_agreement",
+    "read_summary",
+    "table_rows",
+    "write_summary",
 ]

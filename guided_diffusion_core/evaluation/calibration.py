@@ -1,4 +1,5 @@
 """Whether the predicted probability and its uncertainty can be believed."""
+
 import numpy as np
 
 from guided_diffusion_core.evaluation.statistics import defined, mean
@@ -7,10 +8,10 @@ BINS = 10
 SHARES = (1.0, 0.99, 0.98, 0.95, 0.9, 0.8, 0.6)
 DEFINITIONS = {
     "ECE": f"expected calibration error (Naeini et al. 2015) of the foreground probability: over {BINS} bins of equal "
-           "width, the mean of |mean probability - share of foreground| weighted by the bin's pixels, all pixels of "
-           "all cases pooled; a probability on the border of two bins belongs to the upper",
+    "width, the mean of |mean probability - share of foreground| weighted by the bin's pixels, all pixels of "
+    "all cases pooled; a probability on the border of two bins belongs to the upper",
     "retained": "Dice over the given share of a case's pixels, those of lowest uncertainty, mean over the cases in "
-                "which it is defined; of pixels that tie at the limit each counts by the share of them that fits",
+    "which it is defined; of pixels that tie at the limit each counts by the share of them that fits",
 }
 
 
@@ -35,8 +36,9 @@ class Calibration:
             self.foreground += np.bincount(place[truth], minlength=BINS)
             self.probability += np.bincount(place, probability, minlength=BINS)
         if scored.uncertainty is not None:
-            self.curves.append(retained_dice(scored.prediction[label].ravel(), truth,
-                                             scored.uncertainty[label].ravel()))
+            self.curves.append(
+                retained_dice(scored.prediction[label].ravel(), truth, scored.uncertainty[label].ravel())
+            )
 
     def summary(self):
         """JSON values: ECE, the bins, and the mean Dice by retained share; None where files lacked."""
@@ -44,12 +46,21 @@ class Calibration:
         gaps = np.abs(self.probability - self.foreground)  # of the means, times the bin's pixels
         return {
             "ECE": float(gaps.sum() / self.pixels.sum()) if self.pixels.any() else None,
-            "bins": [{"from": place / BINS, "to": (place + 1) / BINS, "pixels": int(self.pixels[place]),
-                      "mean_probability": float(self.probability[place] / filled[place]),
-                      "share_of_foreground": float(self.foreground[place] / filled[place])}
-                     for place in range(BINS) if self.pixels[place]],
-            "retained": [{"share": share, "Dice": mean(values), "cases": len(defined(values))}
-                         for share, values in zip(SHARES, zip(*self.curves))],
+            "bins": [
+                {
+                    "from": place / BINS,
+                    "to": (place + 1) / BINS,
+                    "pixels": int(self.pixels[place]),
+                    "mean_probability": float(self.probability[place] / filled[place]),
+                    "share_of_foreground": float(self.foreground[place] / filled[place]),
+                }
+                for place in range(BINS)
+                if self.pixels[place]
+            ],
+            "retained": [
+                {"share": share, "Dice": mean(values), "cases": len(defined(values))}
+                for share, values in zip(SHARES, zip(*self.curves))
+            ],
         }
 
 

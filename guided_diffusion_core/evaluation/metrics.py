@@ -1,4 +1,5 @@
 """Overlap scores of binary masks."""
+
 from dataclasses import dataclass
 
 import numpy as np

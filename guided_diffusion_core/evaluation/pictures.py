@@ -1,4 +1,5 @@
 """Pictures of single cases: the image, the truth's outline, the prediction's, their errors, the uncertainty."""
+
 import base64
 import io
 
@@ -90,8 +91,9 @@ def outlined(image, masks):
     """A copy of an image (H, W, 3) uint8 with the outlines of masks (K, H, W), a colour for each."""
     picture = image.copy()
     for place, mask in enumerate(masks):
-        picture[find_boundaries(mask, mode="inner") | find_boundaries(mask, mode="outer")] = \
-            COLOURS[place % len(COLOURS)]
+        picture[find_boundaries(mask, mode="inner") | find_boundaries(mask, mode="outer")] = COLOURS[
+            place % len(COLOURS)
+        ]
     return picture
 
 

@@ -1,4 +1,5 @@
 """Plots of the evaluation, each the bytes of a PNG file."""
+
 import io
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -10,8 +11,12 @@ def calibration_plot(calibration):
     figure, (left, right) = _figure(2)
     left.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     for label, found in calibration.items():
-        left.plot([row["mean_probability"] for row in found["bins"]],
-                  [row["share_of_foreground"] for row in found["bins"]], "o-", label=label)
+        left.plot(
+            [row["mean_probability"] for row in found["bins"]],
+            [row["share_of_foreground"] for row in found["bins"]],
+            "o-",
+            label=label,
+        )
         rows = [row for row in found["retained"] if row["Dice"] is not None]
         right.plot([100 * row["share"] for row in rows], [row["Dice"] for row in rows], "o-", label=label)
     left.set(xlabel="mean foreground probability of the bin", ylabel="share of foreground")

@@ -3,19 +3,19 @@
 A file of a case with one label has the case's name, one of several the label's name too
 (`outputs.output_path`).
 """
+
 from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 from nibabel.affines import voxel_sizes
 
 from guided_diffusion_core.data.dataset import listed
-from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.data.formats.volumes import read_geometry
+from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.errors import UserError, found_expected
-from guided_diffusion_core.system.files import require_folder
 from guided_diffusion_core.results.fusion import binarize
 from guided_diffusion_core.results.outputs import MASK, PROBABILITY, UNCERTAINTY, find_output, read_output
+from guided_diffusion_core.system.files import require_folder
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Scored:
 
     truth: np.ndarray
     prediction: np.ndarray
-    probability: Optional[np.ndarray]
-    uncertainty: Optional[np.ndarray]
+    probability: np.ndarray | None
+    uncertainty: np.ndarray | None
 
 
 def label_names(truth):
@@ -75,12 +75,14 @@ def output_paths(folder, name, kind, labels):
 def require_outputs(folder, truths, kinds, labels):
     """Raise one `UserError` for all cases of which a folder has no complete kind among `kinds`."""
     require_folder(folder, "predictions", "files written by segmentation_sample.py")
-    missing = [truth.name for truth in truths
-               if all(None in output_paths(folder, truth.name, kind, labels) for kind in kinds)]
+    missing = [
+        truth.name for truth in truths if all(None in output_paths(folder, truth.name, kind, labels) for kind in kinds)
+    ]
     if missing:
         raise UserError(
             f"predictions {str(folder)!r}: found none for {len(missing)} of {len(truths)} cases "
-            f"({listed(missing)}); expected one for each case of the ground truth. Sample the missing cases.")
+            f"({listed(missing)}); expected one for each case of the ground truth. Sample the missing cases."
+        )
 
 
 def read_scored(folder, truth, kind, paths, threshold):
@@ -96,8 +98,12 @@ def read_scored(folder, truth, kind, paths, threshold):
     if None not in spread:
         uncertainty = selected(read_outputs(spread, expected.shape[1:], truth.path), truth)
     from_probability = kind == PROBABILITY
-    return Scored(selected(expected, truth), binarize(values, threshold) if from_probability else values,
-                  values if from_probability else None, uncertainty)
+    return Scored(
+        selected(expected, truth),
+        binarize(values, threshold) if from_probability else values,
+        values if from_probability else None,
+        uncertainty,
+    )
 
 
 def read_outputs(paths, shape=None, reference=None):
@@ -113,8 +119,12 @@ def read_outputs(paths, shape=None, reference=None):
             shape = stacked[0].shape
             reference = path
         if stacked[-1].shape != tuple(shape):
-            raise found_expected(path, f"size {stacked[-1].shape}", f"{tuple(shape)} as in {reference}",
-                                 "Sample the case again from the same data.")
+            raise found_expected(
+                path,
+                f"size {stacked[-1].shape}",
+                f"{tuple(shape)} as in {reference}",
+                "Sample the case again from the same data.",
+            )
     return np.stack(stacked)
 
 

@@ -1,4 +1,5 @@
 """The reports as HTML: one file each, which needs no network and no script."""
+
 from pathlib import Path
 
 import numpy as np
@@ -42,12 +43,21 @@ def write_report(path, summary, prediction_dir, truths, images, pictures):
         truth = by_name[row["case"]]
         scored = read_scored(prediction_dir, truth, *sources[truth.name], summary["threshold"])
         uri, slice_index, largest = case_picture(images, truth, scored)
-        shown.append({"row": row, "uri": uri, "slice": slice_index,
-                      "uncertainty": None if largest is None else f"{largest:.2g}"})
+        shown.append(
+            {"row": row, "uri": uri, "slice": slice_index, "uncertainty": None if largest is None else f"{largest:.2g}"}
+        )
     page = _template("report.html.j2").render(
-        summary=summary, labels=labels, metrics=metrics, rows=rows, shown=shown, found_images=images.found,
-        calibration=_calibration_plot(summary["calibration"]), colours=dict(zip(labels, map(_css, COLOURS))),
-        missed=_css(MISSED), invented=_css(INVENTED))
+        summary=summary,
+        labels=labels,
+        metrics=metrics,
+        rows=rows,
+        shown=shown,
+        found_images=images.found,
+        calibration=_calibration_plot(summary["calibration"]),
+        colours=dict(zip(labels, map(_css, COLOURS))),
+        missed=_css(MISSED),
+        invented=_css(INVENTED),
+    )
     write_atomic(path, page.encode())
 
 
@@ -69,12 +79,17 @@ def write_comparison(out_dir, result, first, second, pictures):
     result: of `agreement.compare` for the `Run`s first and second. pictures: how many cases are shown.
     Raises `UserError` if a file cannot be written.
     """
-    drawn = {"bland_altman.png": plots.bland_altman_plot(result, "Dice"),
-             "scatter.png": plots.scatter_plot(result, "Dice")}
+    drawn = {
+        "bland_altman.png": plots.bland_altman_plot(result, "Dice"),
+        "scatter.png": plots.scatter_plot(result, "Dice"),
+    }
     page = _template("comparison.html.j2").render(
-        result=result, titles=result["titles"], shown=_differing(result, first, second, pictures),
+        result=result,
+        titles=result["titles"],
+        shown=_differing(result, first, second, pictures),
         plots={name: png_uri(content) for name, content in drawn.items()},
-        colours={"first": _css(MISSED), "second": _css(INVENTED)})
+        colours={"first": _css(MISSED), "second": _css(INVENTED)},
+    )
     for name, content in {**drawn, "comparison.html": page.encode()}.items():
         write_atomic(Path(out_dir) / name, content)
 
@@ -96,8 +111,14 @@ def _differing(result, first, second, pictures):
                 one = one[..., worst]
                 other = other[..., worst]
                 number = truth.slices[worst]
-            shown.append({"label": label, "row": row, "slice": number,
-                          "uri": png_uri(_difference(one, other, number is not None))})
+            shown.append(
+                {
+                    "label": label,
+                    "row": row,
+                    "slice": number,
+                    "uri": png_uri(_difference(one, other, number is not None)),
+                }
+            )
     return shown
 
 
@@ -111,8 +132,13 @@ def _difference(first, second, turned):
 
 
 def _template(name):
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
-                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters.update(number=number)
     return environment.get_template(name)
 

@@ -1,4 +1,5 @@
 """The scores of one pair of masks, under nnU-Net's names and a few more."""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,14 +22,14 @@ DEFINITIONS = {
     "sensitivity": "the recall",
     "specificity": "TN / (TN + FP); null if the truth has no background",
     "empty masks": "prediction and truth both empty: Dice, IoU, precision, recall, sensitivity, HD95 and NSD are "
-                   "null, left out of every mean and counted apart (n_both_empty); one of the two empty: they are "
-                   "0, but HD95 is null",
+    "null, left out of every mean and counted apart (n_both_empty); one of the two empty: they are "
+    "0, but HD95 is null",
 }
 SURFACE_DEFINITIONS = {
     "HD95": "95th percentile of the distances from the border pixels of each mask to the nearest border pixel of "
-            "the other, both directions pooled (medpy.metric.binary.hd95)",
+    "the other, both directions pooled (medpy.metric.binary.hd95)",
     "NSD": "share of both surfaces that lies within the tolerance of the other surface, by length or area "
-           "(Nikolov et al. 2018; surface-distance, compute_surface_dice_at_tolerance)",
+    "(Nikolov et al. 2018; surface-distance, compute_surface_dice_at_tolerance)",
     "surfaces of volumes": "in three dimensions over the selected slices; null where these are not adjacent",
 }
 
@@ -53,9 +54,18 @@ def mask_scores(prediction, truth, spacing=None, tolerance=None):
     """
     counts = count(prediction, truth)
     scores = {
-        "Dice": counts.dice, "IoU": counts.iou, "TP": counts.tp, "FP": counts.fp, "FN": counts.fn, "TN": counts.tn,
-        "n_ref": counts.tp + counts.fn, "n_pred": counts.tp + counts.fp, "precision": counts.precision,
-        "recall": counts.recall, "sensitivity": counts.recall, "specificity": counts.specificity,
+        "Dice": counts.dice,
+        "IoU": counts.iou,
+        "TP": counts.tp,
+        "FP": counts.fp,
+        "FN": counts.fn,
+        "TN": counts.tn,
+        "n_ref": counts.tp + counts.fn,
+        "n_pred": counts.tp + counts.fp,
+        "precision": counts.precision,
+        "recall": counts.recall,
+        "sensitivity": counts.recall,
+        "specificity": counts.specificity,
     }
     if spacing:
         from guided_diffusion_core.evaluation.surfaces import surface_scores  # whose packages take a second to import
@@ -77,8 +87,10 @@ def case_scores(prediction, truth, spacing, surfaces, adjacent=True):
         whole |= dict.fromkeys(SURFACES)
     if truth.ndim == 2:
         return whole, None
-    planes = [mask_scores(prediction[..., z], truth[..., z], spacing[:2] if surfaces else None, tolerance)
-              for z in range(truth.shape[-1])]
+    planes = [
+        mask_scores(prediction[..., z], truth[..., z], spacing[:2] if surfaces else None, tolerance)
+        for z in range(truth.shape[-1])
+    ]
     return whole, planes
 
 

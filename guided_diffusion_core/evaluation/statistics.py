@@ -1,11 +1,14 @@
 """Mean, median and bootstrap interval of scores over cases."""
+
 import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 SEED = 0
-INTERVAL_RULE = (f"{100 * CONFIDENCE:g}% percentile bootstrap interval of the mean over the cases (Efron 1979; "
-                 f"scipy.stats.bootstrap, {RESAMPLES} resamples of the cases, seed {SEED}); null below two cases")
+INTERVAL_RULE = (
+    f"{100 * CONFIDENCE:g}% percentile bootstrap interval of the mean over the cases (Efron 1979; "
+    f"scipy.stats.bootstrap, {RESAMPLES} resamples of the cases, seed {SEED}); null below two cases"
+)
 _BATCH_VALUES = 5_000_000  # drawn at once, which bounds the memory
 
 
@@ -29,8 +32,14 @@ def mean_interval(values):
     from scipy import stats  # takes a second to import
 
     found = stats.bootstrap(
-        (np.asarray(values, np.float64),), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES,
-        method="percentile", batch=max(1, _BATCH_VALUES // len(values)), rng=np.random.default_rng(SEED))
+        (np.asarray(values, np.float64),),
+        np.mean,
+        confidence_level=CONFIDENCE,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        batch=max(1, _BATCH_VALUES // len(values)),
+        rng=np.random.default_rng(SEED),
+    )
     return [float(found.confidence_interval.low), float(found.confidence_interval.high)]
 
 

@@ -1,4 +1,5 @@
 """Scoring of written predictions against the ground truth at its own size: nnU-Net's summary.json and more."""
+
 import json
 from collections import Counter
 
@@ -12,8 +13,8 @@ from guided_diffusion_core.evaluation.predictions import (
     read_scored,
     spacing_of,
 )
-from guided_diffusion_core.system.files import write_atomic
 from guided_diffusion_core.results.outputs import MASK
+from guided_diffusion_core.system.files import write_atomic
 
 DEFINITIONS = {
     "case": "an image, or the selected axial slices of a patient's volume together, at the ground truth's own size",
@@ -53,8 +54,15 @@ def evaluate(prediction_dir, truths, threshold, surfaces=None):
             reliability[label].add(scored, place)
             planes[label] += of_slices[label] or []
         files = paths[0] if len(labels) == 1 else dict(zip(labels, paths))
-        rows.append({"case": truth.name, "reference_file": str(truth.path), "prediction_file": files,
-                     "scored_from": kind, **row})
+        rows.append(
+            {
+                "case": truth.name,
+                "reference_file": str(truth.path),
+                "prediction_file": files,
+                "scored_from": kind,
+                **row,
+            }
+        )
     cases = {label: [row["metrics"][label] for row in rows] for label in labels}
     return {
         "foreground_mean": _foreground_mean(_by_metric(cases, statistics.mean)),
@@ -77,26 +85,34 @@ def evaluate(prediction_dir, truths, threshold, surfaces=None):
 def _score(truth, scored, surfaces, spacing, labels):
     """A case's part of a row and, by label, the scores of its slices (None for an image)."""
     adjacent = truth.slices is None or scores.are_adjacent(truth.slices)
-    found = {label: scores.case_scores(scored.prediction[place], scored.truth[place], spacing, surfaces, adjacent)
-             for place, label in enumerate(labels)}
+    found = {
+        label: scores.case_scores(scored.prediction[place], scored.truth[place], spacing, surfaces, adjacent)
+        for place, label in enumerate(labels)
+    }
     row = {"metrics": {label: whole for label, (whole, _) in found.items()}}
     if truth.slices is not None:
         row["slices"] = list(truth.slices)
-        row["per_slice"] = {label: {metric: [plane[metric] for plane in planes] for metric in planes[0]}
-                            for label, (_, planes) in found.items()}
+        row["per_slice"] = {
+            label: {metric: [plane[metric] for plane in planes] for metric in planes[0]}
+            for label, (_, planes) in found.items()
+        }
     return row, {label: planes for label, (_, planes) in found.items()}
 
 
 def _by_metric(cases, statistic, metrics=None):
     """{label: {metric: statistic of the cases' values}}."""
-    return {label: {metric: statistic([row[metric] for row in rows])
-                    for metric in rows[0] if metrics is None or metric in metrics}
-            for label, rows in cases.items()}
+    return {
+        label: {
+            metric: statistic([row[metric] for row in rows])
+            for metric in rows[0]
+            if metrics is None or metric in metrics
+        }
+        for label, rows in cases.items()
+    }
 
 
 def _foreground_mean(means):
-    return {metric: statistics.mean([mean[metric] for mean in means.values()])
-            for metric in next(iter(means.values()))}
+    return {metric: statistics.mean([mean[metric] for mean in means.values()]) for metric in next(iter(means.values()))}
 
 
 def _n_both_empty(cases):
@@ -107,16 +123,22 @@ def _slices_summary(planes):
     """Means and medians over all slices of all volumes, or None without volumes."""
     if not any(planes.values()):
         return None
-    return {"n_slices": len(next(iter(planes.values()))), "n_both_empty": _n_both_empty(planes),
-            "mean": _by_metric(planes, statistics.mean), "median": _by_metric(planes, statistics.median)}
+    return {
+        "n_slices": len(next(iter(planes.values()))),
+        "n_both_empty": _n_both_empty(planes),
+        "mean": _by_metric(planes, statistics.mean),
+        "median": _by_metric(planes, statistics.median),
+    }
 
 
 def _definitions(surfaces):
     found = scores.DEFINITIONS | DEFINITIONS | calibration.DEFINITIONS
     if surfaces:
         found |= scores.SURFACE_DEFINITIONS
-        found["tolerance of NSD"] = (f"{surfaces.tolerance:g} mm for volumes, whose headers give the spacing; for "
-                                     f"images with a pixel side of {surfaces.pixel_spacing:g}, in its unit")
+        found["tolerance of NSD"] = (
+            f"{surfaces.tolerance:g} mm for volumes, whose headers give the spacing; for "
+            f"images with a pixel side of {surfaces.pixel_spacing:g}, in its unit"
+        )
     return found
 
 
@@ -131,28 +153,35 @@ def format_table(summary):
     rows = summary["metric_per_case"]
     metrics = [metric for metric in (*scores.OVERLAP, *scores.SURFACES) if metric in summary["mean"][labels[0]]]
     lines = [("case", "label", metrics)]
-    lines += [(row["case"], label, [row["metrics"][label][metric] for metric in metrics])
-              for row in rows for label in labels]
+    lines += [
+        (row["case"], label, [row["metrics"][label][metric] for metric in metrics]) for row in rows for label in labels
+    ]
     for name in ("mean", "median"):
         lines += [(name, label, [summary[name][label][metric] for metric in metrics]) for label in labels]
     text = aligned(lines)
     for label in labels:
         low, high = summary["interval"][label]["Dice"] or (None, None)
-        text.append(f"{label}: {summary['n_cases'] - summary['n_both_empty'][label]} cases scored at threshold "
-                    f"{summary['threshold']:g}; {summary['n_both_empty'][label]} with both masks empty counted apart"
-                    + (f"; mean Dice in [{low:.4f}, {high:.4f}], 95% bootstrap interval" if low is not None else ""))
+        text.append(
+            f"{label}: {summary['n_cases'] - summary['n_both_empty'][label]} cases scored at threshold "
+            f"{summary['threshold']:g}; {summary['n_both_empty'][label]} with both masks empty counted apart"
+            + (f"; mean Dice in [{low:.4f}, {high:.4f}], 95% bootstrap interval" if low is not None else "")
+        )
     from_mask = [row["case"] for row in rows if row["scored_from"] == MASK]
     if from_mask:
-        text.append(f"{len(from_mask)} cases without a probability file: their mask file was scored as it is "
-                    f"({listed(from_mask)})")
+        text.append(
+            f"{len(from_mask)} cases without a probability file: their mask file was scored as it is "
+            f"({listed(from_mask)})"
+        )
     return "\n".join(text)
 
 
 def aligned(lines):
     """Lines of (text, text, cells) in columns; cells are numbers, None or short texts."""
     widths = [max(len(line[place]) for line in lines) for place in (0, 1)]
-    return [f"{first:<{widths[0]}}  {second:<{widths[1]}}" + "".join(f"{_cell(value):>9}" for value in cells)
-            for first, second, cells in lines]
+    return [
+        f"{first:<{widths[0]}}  {second:<{widths[1]}}" + "".join(f"{_cell(value):>9}" for value in cells)
+        for first, second, cells in lines
+    ]
 
 
 def _cell(value):

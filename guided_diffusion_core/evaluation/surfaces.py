@@ -1,4 +1,5 @@
 """Distances between the surfaces of two masks, by MedPy and by DeepMind's surface-distance."""
+
 import warnings
 
 import numpy as np

@@ -4,6 +4,7 @@ Each case at 256 x 256 pixels, the mean over five thresholds of an IoU and a Dic
 and the mean over the cases. The original scores photographs of its masks (JPEG, 8 bits); the
 probability is rounded to 8 bits here, but no JPEG is written.
 """
+
 from collections import Counter
 
 import numpy as np
@@ -24,12 +25,12 @@ METRICS = ("upstream_Dice", "upstream_IoU")
 DEFINITIONS = {
     "protocol": "that of the original's segmentation_env.py: not comparable with scores at one threshold",
     "upstream_Dice": "(2 I + 0.0001) / (P + T + 0.0001) with I, P, T the pixels of intersection, prediction and "
-                     "truth; mean over the thresholds 0.1, 0.3, 0.5, 0.7, 0.9, which both masks have to exceed",
+    "truth; mean over the thresholds 0.1, 0.3, 0.5, 0.7, 0.9, which both masks have to exceed",
     "upstream_IoU": "(I + 0.000001) / (U + 0.000001) with U the pixels of the union; mean over the same thresholds",
     "size": "truth and probability in 8 bits, resized to 256 x 256 (bilinear, antialiased), then divided by 255 and by "
-            "the prediction's own maximum",
+    "the prediction's own maximum",
     "empty masks": "an all-zero prediction is divided by zero in the original, NaN, which exceeds no threshold: it "
-                   "counts as an empty mask, scores about 0 beside a truth with foreground and 1 beside an empty one",
+    "counts as an empty mask, scores about 0 beside a truth with foreground and 1 beside an empty one",
     "mean": "over all cases",
 }
 
@@ -42,8 +43,12 @@ def evaluate_upstream(prediction_dir, truths):
     """
     labels = common_labels(truths)
     if any(truth.slices is not None for truth in truths):
-        raise found_expected("--protocol upstream", "volumes", "2D images, which are all that the original scores",
-                             "Leave --protocol out.")
+        raise found_expected(
+            "--protocol upstream",
+            "volumes",
+            "2D images, which are all that the original scores",
+            "Leave --protocol out.",
+        )
     sources = find_predictions(prediction_dir, truths)
     rows = []
     for truth in tqdm(truths, unit="case", desc="scoring", dynamic_ncols=True, leave=False, delay=2):
@@ -53,13 +58,19 @@ def evaluate_upstream(prediction_dir, truths):
         pairs = zip(labels, map(as_bytes, prediction), map(as_bytes, expected.astype(np.float32)))
         found = {label: dict(zip(METRICS, upstream_scores(*pair))) for label, *pair in pairs}
         rows.append({"case": truth.name, "reference_file": str(truth.path), "scored_from": kind, "metrics": found})
-    mean = {label: {metric: statistics.mean([row["metrics"][label][metric] for row in rows]) for metric in METRICS}
-            for label in labels}
+    mean = {
+        label: {metric: statistics.mean([row["metrics"][label][metric] for row in rows]) for metric in METRICS}
+        for label in labels
+    }
     return {
         "foreground_mean": {metric: statistics.mean([mean[label][metric] for label in labels]) for metric in METRICS},
-        "mean": mean, "n_cases": len(rows), "labels": list(labels), "protocol": "upstream",
+        "mean": mean,
+        "n_cases": len(rows),
+        "labels": list(labels),
+        "protocol": "upstream",
         "scored_from": dict(Counter(row["scored_from"] for row in rows)),
-        "definitions": DEFINITIONS, "metric_per_case": rows,
+        "definitions": DEFINITIONS,
+        "metric_per_case": rows,
     }
 
 
@@ -93,5 +104,10 @@ def format_upstream(summary):
     lines = [("case", "label", ["Dice", "IoU"])]
     lines += [(row["case"], label, list(row["metrics"][label].values())) for row in rows for label in labels]
     lines += [("mean", label, list(summary["mean"][label].values())) for label in labels]
-    return "\n".join([*aligned(lines), "by the original's protocol (--protocol upstream): mean over five thresholds at "
-                                       "256 x 256 pixels, not comparable with scores at one threshold"])
+    return "\n".join(
+        [
+            *aligned(lines),
+            "by the original's protocol (--protocol upstream): mean over five thresholds at "
+            "256 x 256 pixels, not comparable with scores at one threshold",
+        ]
+    )

@@ -1,4 +1,5 @@
 """Frequencies of the sinusoidal time embedding."""
+
 import math
 
 import numpy as np

@@ -1,5 +1,6 @@
 """The matrices of Winograd's convolution (Lavin & Gray 2016, arXiv:1509.09308), which needs a quarter of the
 direct one's multiplications: F(4x4, 3x3), 4x4 outputs from 6x6 inputs at once."""
+
 import numpy as np
 
 TILE = 4

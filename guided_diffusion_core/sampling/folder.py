@@ -3,6 +3,7 @@
 A folder holds the masks of one run. Every process writes its report there when it begins, so that a
 process that comes later, to go on or to do another part, finds the settings with which it must agree.
 """
+
 import fnmatch
 import json
 
@@ -36,16 +37,24 @@ def part_of(cases, part_id, num_parts):
     if num_parts < 1:
         raise found_expected("--num_parts", num_parts, "at least 1", "Use 1.")
     if not 0 <= part_id < num_parts:
-        raise found_expected("--part_id", part_id, f"a number from 0 to {num_parts - 1}, for --num_parts {num_parts}",
-                             "Give each process one of these.")
+        raise found_expected(
+            "--part_id",
+            part_id,
+            f"a number from 0 to {num_parts - 1}, for --num_parts {num_parts}",
+            "Give each process one of these.",
+        )
     return cases[part_id::num_parts]
 
 
 def require_one_sharing(processes, part_id, num_parts):
     """Refuse flags for a part beside a launcher, whose processes would share each part once more; `UserError`."""
     if processes.size > 1 and (part_id, num_parts) != (0, 1):
-        raise found_expected("--num_parts", f"{num_parts} and --part_id {part_id} beside {processes.size} processes of "
-                             f"{processes.launcher}", "one way to share the cases", "Leave both flags out.")
+        raise found_expected(
+            "--num_parts",
+            f"{num_parts} and --part_id {part_id} beside {processes.size} processes of {processes.launcher}",
+            "one way to share the cases",
+            "Leave both flags out.",
+        )
 
 
 def require_same_run(writer, cases, settings):
@@ -62,15 +71,21 @@ def require_same_run(writer, cases, settings):
             if name not in FREE and expected.get(name) != value:
                 flag = name.split(".")[-1]
                 raise found_expected(
-                    f"--{FLAGS.get(flag, flag)}", _shown(value), f"{_shown(expected.get(name))}, with which the "
+                    f"--{FLAGS.get(flag, flag)}",
+                    _shown(value),
+                    f"{_shown(expected.get(name))}, with which the "
                     f"masks in {writer.out_dir} were sampled ({bf.basename(path)})",
-                    "Give the same, or another --out_dir.")
+                    "Give the same, or another --out_dir.",
+                )
     if not reports:
         done = [case.name for case in cases if writer.is_complete(case)]
         if done:
-            raise found_expected(f"--out_dir {writer.out_dir}", f"masks, such as that of {done[0]}, without a "
-                                 f"{REPORT}.json that says how they were sampled", "a folder without masks",
-                                 "Choose another folder.")
+            raise found_expected(
+                f"--out_dir {writer.out_dir}",
+                f"masks, such as that of {done[0]}, without a {REPORT}.json that says how they were sampled",
+                "a folder without masks",
+                "Choose another folder.",
+            )
 
 
 def _reports(folder):
@@ -81,8 +96,9 @@ def _reports(folder):
         try:
             reports[path] = dict(json.loads(read_bytes(path)))
         except ValueError as error:
-            raise found_expected(path, f"no JSON object ({error})", "the report of a sampling",
-                                 "Choose another --out_dir.") from error
+            raise found_expected(
+                path, f"no JSON object ({error})", "the report of a sampling", "Choose another --out_dir."
+            ) from error
     return reports
 
 

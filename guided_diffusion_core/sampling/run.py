@@ -3,6 +3,7 @@
 The sampler itself (`sample_util.EnsembleSampler`) turns images into masks; nothing here depends
 on a framework.
 """
+
 import json
 import sys
 import time
@@ -14,13 +15,13 @@ from guided_diffusion_core import checkpoints
 from guided_diffusion_core.config import PRESETS, ComputeConfig, DataConfig, setting_names, take_over
 from guided_diffusion_core.data.formats.labels import split_names
 from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.system.files import clear_unfinished
 from guided_diffusion_core.results.fusion import DEFINITIONS, fuse
 from guided_diffusion_core.results.outputs import CaseWriter
 from guided_diffusion_core.results.overlay import displayed
-from guided_diffusion_core.system.processes import Alone
 from guided_diffusion_core.sampling.folder import part_of, report_path, require_same_run, write_report
+from guided_diffusion_core.system.files import clear_unfinished
 from guided_diffusion_core.system.process_memory import peak_memory_mib
+from guided_diffusion_core.system.processes import Alone
 
 
 def sampling_config(path, given, preset=None):
@@ -40,11 +41,19 @@ def sampling_config(path, given, preset=None):
     for name, section in setting_names("model", "diffusion").items():
         expected = getattr(getattr(trained, section), name)
         if name in given and given[name] != expected:
-            raise found_expected(f"--{name}", given[name], f"{expected!r}, with which {path} was trained",
-                                 "Leave the flag out: the checkpoint decides.")
+            raise found_expected(
+                f"--{name}",
+                given[name],
+                f"{expected!r}, with which {path} was trained",
+                "Leave the flag out: the checkpoint decides.",
+            )
     if "labels" in given and trained.data.labels and split_names(given["labels"]) != split_names(trained.data.labels):
-        raise found_expected("--labels", repr(given["labels"]), f"{trained.data.labels!r}, with which {path} was "
-                             "trained", "Leave the flag out: the checkpoint decides.")
+        raise found_expected(
+            "--labels",
+            repr(given["labels"]),
+            f"{trained.data.labels!r}, with which {path} was trained",
+            "Leave the flag out: the checkpoint decides.",
+        )
     used = {"seed", *setting_names("data", "sampling", "compute")}
     fresh = {"slices": DataConfig.slices, "data_dir": "", "mixed_precision": ComputeConfig.mixed_precision}
     return trained.replace(**{**fresh, **{name: value for name, value in given.items() if name in used}})
@@ -59,10 +68,17 @@ def _solver_steps(given, trained_steps):
     if "diffusion_steps" not in given or (steps == trained_steps and "sample_steps" in given):
         return {}
     if given.get("sample_steps", steps) != steps:
-        raise found_expected("--diffusion_steps", f"{steps} beside --sample_steps {given['sample_steps']}",
-                             "one number of steps for --dpm_solver True", "Leave --diffusion_steps out.")
-    tqdm.write(f"--diffusion_steps {steps} with --dpm_solver True: {steps} steps of the solver (as --sample_steps "
-               f"{steps}) on the trained schedule, which keeps its {trained_steps} steps", file=sys.stderr)
+        raise found_expected(
+            "--diffusion_steps",
+            f"{steps} beside --sample_steps {given['sample_steps']}",
+            "one number of steps for --dpm_solver True",
+            "Leave --diffusion_steps out.",
+        )
+    tqdm.write(
+        f"--diffusion_steps {steps} with --dpm_solver True: {steps} steps of the solver (as --sample_steps "
+        f"{steps}) on the trained schedule, which keeps its {trained_steps} steps",
+        file=sys.stderr,
+    )
     return {"diffusion_steps": trained_steps, "sample_steps": steps}
 
 
@@ -70,21 +86,43 @@ def check_dataset(dataset, config, batch_size):
     """Refuse data that the network was not trained for; `UserError`."""
     masks = config.model.mask_channels
     if dataset.in_channels + masks != config.model.in_ch:
-        raise found_expected("--data_name", f"{dataset.in_channels} image channels",
-                             f"{config.model.in_ch - masks}, with which the network was trained",
-                             f"Use data like {config.data.data_name}'s, or another checkpoint.")
+        raise found_expected(
+            "--data_name",
+            f"{dataset.in_channels} image channels",
+            f"{config.model.in_ch - masks}, with which the network was trained",
+            f"Use data like {config.data.data_name}'s, or another checkpoint.",
+        )
     if len(dataset.labels) != masks:
-        raise found_expected("--labels", f"{len(dataset.labels)} labels ({', '.join(dataset.labels)})",
-                             f"{masks}, with which the network was trained", "Name the labels of the training.")
+        raise found_expected(
+            "--labels",
+            f"{len(dataset.labels)} labels ({', '.join(dataset.labels)})",
+            f"{masks}, with which the network was trained",
+            "Name the labels of the training.",
+        )
     if dataset.normalisation != config.normalisation:
-        raise found_expected("--data_dir", f"intensities scaled as {dataset.normalisation!r}",
-                             f"{config.normalisation!r}, as in training", "Use the --data_name of the training.")
+        raise found_expected(
+            "--data_dir",
+            f"intensities scaled as {dataset.normalisation!r}",
+            f"{config.normalisation!r}, as in training",
+            "Use the --data_name of the training.",
+        )
     if batch_size < 1:
         raise found_expected("--batch_size", batch_size, "at least 1", "Use 1.")
 
 
-def run_sampling(sampler, dataset, out_dir, batch_size, threshold, summary, fusion="mean", part_id=0, num_parts=1,
-                 resume=False, group=Alone()):
+def run_sampling(
+    sampler,
+    dataset,
+    out_dir,
+    batch_size,
+    threshold,
+    summary,
+    fusion="mean",
+    part_id=0,
+    num_parts=1,
+    resume=False,
+    group=Alone(),
+):
     """Sample the cases of a dataset and write each one's files as soon as all its examples are done.
 
     sampler:    function of (images (N, C, S, S), keys) that returns (members, N, K, S, S).
@@ -104,29 +142,46 @@ def run_sampling(sampler, dataset, out_dir, batch_size, threshold, summary, fusi
     """
     cases = dataset.cases()
     settings = json.loads(summary)
-    chosen = part_of(cases, part_id, num_parts)[group.rank::group.size]
+    chosen = part_of(cases, part_id, num_parts)[group.rank :: group.size]
     writer = CaseWriter(out_dir, dataset.labels)
     writer.require_unique_names(cases)
     require_same_run(writer, cases, settings)
     clear_unfinished(out_dir)
     left = [case for case in chosen if not (resume and writer.is_complete(case))]
-    images, to_do, count = map(int, group.gather([
-        sum(len(case.indices) for case in left), len(left), len(chosen)]).sum(0))  # all have seen the folder now
-    report = {**settings, "part_id": part_id, "num_parts": num_parts, "labels": list(dataset.labels),
-              "definitions": DEFINITIONS[fusion], "cases": count, "cases_found_finished": count - to_do,
-              "finished": False}
+    images, to_do, count = map(
+        int, group.gather([sum(len(case.indices) for case in left), len(left), len(chosen)]).sum(0)
+    )  # all have seen the folder now
+    report = {
+        **settings,
+        "part_id": part_id,
+        "num_parts": num_parts,
+        "labels": list(dataset.labels),
+        "definitions": DEFINITIONS[fusion],
+        "cases": count,
+        "cases_found_finished": count - to_do,
+        "finished": False,
+    }
     path = report_path(out_dir, part_id, num_parts)
     first = group.rank == 0
     if first:
         write_report(path, report)
-        tqdm.write(f"sampling {images} images of {to_do} cases"
-                   f"{f', {count - to_do} are finished' if to_do < count else ''}"
-                   f"{f', in {group.size} processes' if group.size > 1 else ''}; masks go to {out_dir}", file=sys.stderr)
+        tqdm.write(
+            f"sampling {images} images of {to_do} cases"
+            f"{f', {count - to_do} are finished' if to_do < count else ''}"
+            f"{f', in {group.size} processes' if group.size > 1 else ''}; masks go to {out_dir}",
+            file=sys.stderr,
+        )
     size = min(batch_size, sum(len(case.indices) for case in cases))
     try:
-        seconds = _sample_cases(sampler, dataset, _batches(chosen, left, size), size,
-                                lambda members: fuse(members, fusion),
-                                lambda case, *fused: writer.write(case, *fused[:2], threshold, fused[2]), first)
+        seconds = _sample_cases(
+            sampler,
+            dataset,
+            _batches(chosen, left, size),
+            size,
+            lambda members: fuse(members, fusion),
+            lambda case, *fused: writer.write(case, *fused[:2], threshold, fused[2]),
+            first,
+        )
     except KeyboardInterrupt:
         tqdm.write("Stopped; the masks so far are whole. The same command with --continue goes on.", file=sys.stderr)
         raise
@@ -141,7 +196,7 @@ def _batches(chosen, left, size):
     whole, since a batch must not depend on what is finished."""
     queue = [(case, index) for case in chosen for index in case.indices]
     names = {case.name for case in left}
-    batches = (queue[start:start + size] for start in range(0, len(queue), size))
+    batches = (queue[start : start + size] for start in range(0, len(queue), size))
     return [batch for batch in batches if any(case.name in names for case, _ in batch)]
 
 
@@ -149,9 +204,13 @@ def _require_finite(members, keys):
     """Refuse masks (M, N, ...) with NaN or infinity, which no file may hold; `UserError` names the first example."""
     broken = ~np.isfinite(members).all(axis=(0, *range(2, members.ndim)))  # (N,)
     if broken.any():
-        raise found_expected(f"sampling of {keys[int(np.argmax(broken))]}", "values that are no numbers in the mask",
-                             "finite ones", "Sample by DDIM (--use_ddim True), whose steps the learned variance "
-                             "does not spoil, or in more --sample_steps; else train on.")
+        raise found_expected(
+            f"sampling of {keys[int(np.argmax(broken))]}",
+            "values that are no numbers in the mask",
+            "finite ones",
+            "Sample by DDIM (--use_ddim True), whose steps the learned variance "
+            "does not spoil, or in more --sample_steps; else train on.",
+        )
 
 
 def _sample_cases(sampler, dataset, batches, size, fuse_members, write, shown=True):
@@ -159,8 +218,9 @@ def _sample_cases(sampler, dataset, batches, size, fuse_members, write, shown=Tr
     shown: whether there is a progress bar. Returns the seconds of the sampler."""
     done = {}
     seconds = 0.0
-    with tqdm(total=sum(map(len, batches)), unit="image", desc="sampling", dynamic_ncols=True,
-              disable=not shown) as bar:
+    with tqdm(
+        total=sum(map(len, batches)), unit="image", desc="sampling", dynamic_ncols=True, disable=not shown
+    ) as bar:
         for batch in batches:
             examples = [dataset[index] for _, index in batch]
             began = time.perf_counter()
@@ -169,7 +229,7 @@ def _sample_cases(sampler, dataset, batches, size, fuse_members, write, shown=Tr
             members = sampler(np.stack(images), list(keys))
             seconds += time.perf_counter() - began
             _require_finite(members, keys)
-            probability, uncertainty = fuse_members(members[:, :len(batch)])
+            probability, uncertainty = fuse_members(members[:, : len(batch)])
             for (case, _), example, *fused in zip(batch, examples, probability, uncertainty):
                 parts = done.setdefault(case.name, [])
                 parts.append((*fused, displayed(example.image)))

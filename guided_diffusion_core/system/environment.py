@@ -3,6 +3,7 @@
 Run as `python3 -m guided_diffusion_core.system.environment FOLDER` by the Makefile, with the system's
 Python and nothing installed, so it uses the standard library alone.
 """
+
 import os
 import shutil
 import sys
@@ -23,9 +24,12 @@ def check_python():
     low, high = PYTHON_VERSIONS
     if not low <= sys.version_info[:2] <= high:
         raise found_expected(
-            sys.executable, "Python {}.{}".format(*sys.version_info[:2]), "Python 3.11 or 3.12",
+            sys.executable,
+            "Python {}.{}".format(*sys.version_info[:2]),
+            "Python 3.11 or 3.12",
             "Install one (Debian, Ubuntu: apt-get install python3.11 python3.11-venv python3.11-dev) "
-            "and run: make PYTHON=python3.11 ...")
+            "and run: make PYTHON=python3.11 ...",
+        )
 
 
 def check_compiler():
@@ -33,8 +37,11 @@ def check_compiler():
     compiler = os.environ.get("cc_path") or "g++"
     if not shutil.which(compiler):
         raise found_expected(
-            compiler, "no such program", "a C++ compiler, with which Jittor builds its operators",
-            "Install it: apt-get install g++")
+            compiler,
+            "no such program",
+            "a C++ compiler, with which Jittor builds its operators",
+            "Install it: apt-get install g++",
+        )
 
 
 def python_config():
@@ -47,9 +54,11 @@ def python_config():
     found = [path for path in beside if path.is_file()]
     if not header.is_file() or not found:
         raise found_expected(
-            header if not header.is_file() else beside[0], "no such file",
+            header if not header.is_file() else beside[0],
+            "no such file",
             "the headers of Python, which Jittor compiles against",
-            f"Install them: apt-get install {PYTHON}-dev")
+            f"Install them: apt-get install {PYTHON}-dev",
+        )
     return str(found[0])
 
 
@@ -57,8 +66,11 @@ def check_venv():
     """Raise `UserError` unless this Python can make a virtual environment with pip inside."""
     if util.find_spec("venv") is None or util.find_spec("ensurepip") is None:
         raise found_expected(
-            sys.executable, "no module ensurepip", "one that makes virtual environments",
-            f"Install it: apt-get install {PYTHON}-venv")
+            sys.executable,
+            "no module ensurepip",
+            "one that makes virtual environments",
+            f"Install it: apt-get install {PYTHON}-venv",
+        )
 
 
 def check_disk(folder):
@@ -66,8 +78,11 @@ def check_disk(folder):
     free = shutil.disk_usage(folder).free
     if free < NEEDED_BYTES:
         raise found_expected(
-            os.path.abspath(folder), f"{free / 2**30:.1f} GB free", f"at least {NEEDED_BYTES / 2**30:.0f} GB",
-            "Make room or clone to a larger disk.")
+            os.path.abspath(folder),
+            f"{free / 2**30:.1f} GB free",
+            f"at least {NEEDED_BYTES / 2**30:.0f} GB",
+            "Make room or clone to a larger disk.",
+        )
 
 
 def main(folder):

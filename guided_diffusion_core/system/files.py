@@ -4,6 +4,7 @@ Paths go through blobfile. A local file is written under a temporary name in its
 renamed; an object in a bucket appears only when its upload is complete. So no reader ever sees
 half a file, wherever it lies.
 """
+
 import os
 import platform
 from contextlib import contextmanager, suppress
@@ -136,5 +137,6 @@ def walk_files(folder):
 
 
 def _unwritable(where, error):
-    return found_expected(where, f"that it cannot be written ({error})", "a folder that can be written",
-                          "Choose another folder.")
+    return found_expected(
+        where, f"that it cannot be written ({error})", "a folder that can be written", "Choose another folder."
+    )

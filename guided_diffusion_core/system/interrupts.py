@@ -1,4 +1,5 @@
 """Ctrl-C as a request that a run answers when it has reached a whole state."""
+
 import contextlib
 import os
 import signal
@@ -26,8 +27,9 @@ def stop_requested():
         pressed.append(True)
         if launched().rank:
             return  # the first process speaks
-        tqdm.write("Ctrl-C: finishing this step and writing a checkpoint; press again to stop at once.",
-                   file=sys.stderr)
+        tqdm.write(
+            "Ctrl-C: finishing this step and writing a checkpoint; press again to stop at once.", file=sys.stderr
+        )
 
     answered = [signal.SIGINT] + [signal.SIGTERM] * (launched().launcher == TORCHRUN)
     previous = {number: signal.signal(number, handler) for number in answered}

@@ -1,4 +1,5 @@
 """The memory of this process."""
+
 import resource
 
 

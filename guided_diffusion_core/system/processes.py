@@ -5,6 +5,7 @@ scripts/segmentation_train.py --backend jittor ...` Jittor. How the processes ta
 each backend's `dist_util`; nothing here depends on a framework.
 `python -m guided_diffusion_core.system.processes` prints which launchers there are.
 """
+
 import os
 import shutil
 import signal
@@ -70,9 +71,12 @@ def launched_for(backend):
     """`launched()`; `UserError` if the backend cannot connect what that launcher has started."""
     found = launched()
     if found.size > 1 and found.launcher != LAUNCHERS[backend]:
-        raise found_expected(f"--backend {backend}", f"{found.size} processes of {found.launcher}",
-                             f"{LAUNCHERS[backend]}, which connects those of this backend",
-                             f"Start it with {LAUNCHERS[backend]}, or without a launcher.")
+        raise found_expected(
+            f"--backend {backend}",
+            f"{found.size} processes of {found.launcher}",
+            f"{LAUNCHERS[backend]}, which connects those of this backend",
+            f"Start it with {LAUNCHERS[backend]}, or without a launcher.",
+        )
     return found
 
 
@@ -102,8 +106,10 @@ def any_process(group, flag):
 
 def lost(reason):
     """The `UserError` of a process whose connection to another one is gone."""
-    return UserError(f"{launched()}: another process of this run has ended ({reason}). "
-                     f"{GO_ON.format(flag='--resume last, or --continue when sampling')}")
+    return UserError(
+        f"{launched()}: another process of this run has ended ({reason}). "
+        f"{GO_ON.format(flag='--resume last, or --continue when sampling')}"
+    )
 
 
 def explain_termination(found, flag):
@@ -112,9 +118,13 @@ def explain_termination(found, flag):
 
     found: `Processes`. flag: what the command goes on with.
     """
+
     def end(signum, frame):
-        os.write(2, f"\n{found}: {found.launcher} ends the run, because another process has ended or it was told to. "
-                    f"{GO_ON.format(flag=flag)}\n".encode())
+        os.write(
+            2,
+            f"\n{found}: {found.launcher} ends the run, because another process has ended or it was told to. "
+            f"{GO_ON.format(flag=flag)}\n".encode(),
+        )
         os._exit(TERMINATED)  # at once, also out of a call that waits for the others
 
     if found.size > 1:
@@ -132,8 +142,10 @@ def launchers():
     if version and util.find_spec("mpi4py") is None:
         found += ", but mpi4py is missing; run: pip install -r requirements.txt"
     torch = util.find_spec("torch") is not None
-    return {TORCHRUN: "python -m torch.distributed.run" if torch else "not found; PyTorch is not installed",
-            MPIRUN: found}
+    return {
+        TORCHRUN: "python -m torch.distributed.run" if torch else "not found; PyTorch is not installed",
+        MPIRUN: found,
+    }
 
 
 if __name__ == "__main__":

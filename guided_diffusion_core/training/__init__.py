@@ -1,4 +1,5 @@
 """Training without a framework: setup, resuming, rates, the run, its log and its validation."""
+
 from guided_diffusion_core.training.rates import ema_rate_at, last_step, learning_rate
 from guided_diffusion_core.training.resume import resumed_config
 from guided_diffusion_core.training.run import run_training

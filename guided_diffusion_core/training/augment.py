@@ -5,6 +5,7 @@ run, so that it depends neither on the batch size, the loader's processes, the f
 where a run was interrupted; the arrays come from numpy and scipy and are the same for both
 backends.
 """
+
 import numpy as np
 from scipy.ndimage import affine_transform
 
@@ -41,13 +42,20 @@ class Augmentation:
         settings = self.settings
         uniform = dict(zip(DRAWS, self.tape.uniform(TRAIN_AUGMENT, (len(DRAWS),), step=place)))
         drawn = {name: 2 * value - 1 for name, value in uniform.items()}  # U[-1, 1)
-        axes = [axis for axis, name in ((-2, "vertical"), (-1, "horizontal"))
-                if settings.augment_flip in (name, "both") and uniform[name] < 0.5]
+        axes = [
+            axis
+            for axis, name in ((-2, "vertical"), (-1, "horizontal"))
+            if settings.augment_flip in (name, "both") and uniform[name] < 0.5
+        ]
         image = np.flip(image, axes)
         mask = np.flip(mask, axes)
         image = change_intensity(
-            image, self.normalisation, settings.augment_brightness * drawn["brightness"],
-            1 + settings.augment_contrast * drawn["contrast"], 1 + settings.augment_gamma * drawn["gamma"])
+            image,
+            self.normalisation,
+            settings.augment_brightness * drawn["brightness"],
+            1 + settings.augment_contrast * drawn["contrast"],
+            1 + settings.augment_gamma * drawn["gamma"],
+        )
         if settings.augment_rotation or settings.augment_scale:
             degrees = settings.augment_rotation * drawn["rotation"]
             scale = 1 + settings.augment_scale * drawn["scale"]
@@ -58,8 +66,13 @@ class Augmentation:
 
 def create_augmentation(settings, normalisation, tape):
     """The `Augmentation` of a run, or None where its settings change nothing; arguments as there."""
-    amounts = (settings.augment_rotation, settings.augment_scale, settings.augment_brightness,
-               settings.augment_contrast, settings.augment_gamma)
+    amounts = (
+        settings.augment_rotation,
+        settings.augment_scale,
+        settings.augment_brightness,
+        settings.augment_contrast,
+        settings.augment_gamma,
+    )
     if settings.augment_flip == "none" and not any(amounts):
         return None
     return Augmentation(settings, normalisation, tape)
@@ -76,11 +89,21 @@ def warp(pictures, degrees, scale, order):
     # maps a pixel of the result, relative to the centre, to where it comes from
     matrix = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / scale
     centre = (np.array(pictures.shape[1:]) - 1) / 2
-    return np.stack([
-        # "grid-constant": the outermost half pixel is part of the picture, as in resizing
-        affine_transform(picture, matrix, centre - matrix @ centre, output=np.float32, order=order,
-                         mode="grid-constant", prefilter=False)
-        for picture in pictures])
+    return np.stack(
+        [
+            # "grid-constant": the outermost half pixel is part of the picture, as in resizing
+            affine_transform(
+                picture,
+                matrix,
+                centre - matrix @ centre,
+                output=np.float32,
+                order=order,
+                mode="grid-constant",
+                prefilter=False,
+            )
+            for picture in pictures
+        ]
+    )
 
 
 def change_intensity(image, normalisation, shift, contrast, gamma):

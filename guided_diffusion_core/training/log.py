@@ -1,4 +1,5 @@
 """The log of a training run: a table on the console, `progress.jsonl` and `progress.csv`."""
+
 import csv
 import json
 from pathlib import Path
@@ -33,8 +34,9 @@ class RunLog:
             self._jsonl = open(self.jsonl_path, "w", encoding="utf-8")
             self._csv_file = open(self.csv_path, "w", newline="", encoding="utf-8")
         except OSError as error:
-            raise found_expected(self.jsonl_path, error.strerror, "a file that can be written",
-                                 "Choose another --out_dir.") from error
+            raise found_expected(
+                self.jsonl_path, error.strerror, "a file that can be written", "Choose another --out_dir."
+            ) from error
         self._csv = csv.writer(self._csv_file)
         for line in earlier:
             self._put(line)
@@ -57,8 +59,9 @@ class RunLog:
 
     def write(self, **exact):
         """Write a line: the `exact` values as they are, then the means of what was recorded."""
-        means = {name: sum(values[name] for values in self._recorded) / len(self._recorded)
-                 for name in self._recorded[0]}
+        means = {
+            name: sum(values[name] for values in self._recorded) / len(self._recorded) for name in self._recorded[0]
+        }
         line = {**exact, **means}
         self._recorded = []
         if not self._titled:

@@ -1,10 +1,11 @@
 """The factor that keeps small gradients from vanishing in float16 (Micikevicius et al. 2018, arXiv:1710.03740,
 section 3.2)."""
+
 import numpy as np
 
 from guided_diffusion_core.errors import UserError
 
-INITIAL = 2.0 ** 16
+INITIAL = 2.0**16
 GROWTH_STEPS = 2000
 
 
@@ -33,8 +34,10 @@ class LossScale:
                 self.factor = 2 * self.factor
                 self.good_steps = 0
         elif self.factor == 1:
-            raise UserError("training: gradients leave the range of float16 whatever the loss is multiplied by; "
-                            "expected finite ones. Use --mixed_precision bf16, or lower --lr.")
+            raise UserError(
+                "training: gradients leave the range of float16 whatever the loss is multiplied by; "
+                "expected finite ones. Use --mixed_precision bf16, or lower --lr."
+            )
         else:
             self.factor = self.factor / 2
             self.good_steps = 0
@@ -43,8 +46,11 @@ class LossScale:
 
     def state(self):
         """Name -> numpy array, what `restore` takes."""
-        return {"factor": np.array(self.factor), "good_steps": np.array(self.good_steps),
-                "skipped": np.array(self.skipped)}
+        return {
+            "factor": np.array(self.factor),
+            "good_steps": np.array(self.good_steps),
+            "skipped": np.array(self.skipped),
+        }
 
     def restore(self, state):
         """Go on from what `state` returned."""

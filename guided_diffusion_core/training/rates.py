@@ -1,4 +1,5 @@
 """The numbers that change from step to step: learning rate, rate of the moving average, last step."""
+
 import math
 
 

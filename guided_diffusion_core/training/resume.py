@@ -1,4 +1,5 @@
 """Go on with an interrupted training: which checkpoint, and which settings may change."""
+
 import sys
 
 from tqdm import tqdm
@@ -10,8 +11,19 @@ from guided_diffusion_core.system.processes import launched, shared_batch
 from guided_diffusion_core.training.rates import last_step
 
 # Settings that a resumed run may change: how far it goes and what it leaves behind, not what it computes.
-FREE_ON_RESUME = ("max_steps", "log_interval", "save_interval", "keep_checkpoints", "num_workers", "data_dir",
-                  "val_dir", "val_interval", "val_slices", "val_cases", "val_steps")
+FREE_ON_RESUME = (
+    "max_steps",
+    "log_interval",
+    "save_interval",
+    "keep_checkpoints",
+    "num_workers",
+    "data_dir",
+    "val_dir",
+    "val_interval",
+    "val_slices",
+    "val_cases",
+    "val_steps",
+)
 
 
 def resumed_config(resume, out_dir, given, processes=1):
@@ -26,16 +38,26 @@ def resumed_config(resume, out_dir, given, processes=1):
     folder = checkpoints.find_whole(resume, out_dir)
     step, config, networks = checkpoints.load_all(folder)
     config = _shared(config, processes)
-    trained = {"seed": config.seed, **{name: getattr(getattr(config, section), name)
-                                       for name, section in setting_names().items()}}
+    trained = {
+        "seed": config.seed,
+        **{name: getattr(getattr(config, section), name) for name, section in setting_names().items()},
+    }
     for name, value in given.items():
         if name not in FREE_ON_RESUME and value != trained[name]:
-            raise found_expected(f"--{name}", value, f"{trained[name]!r}, with which {folder} was trained",
-                                 "Leave the flag out: the checkpoint decides.")
+            raise found_expected(
+                f"--{name}",
+                value,
+                f"{trained[name]!r}, with which {folder} was trained",
+                "Leave the flag out: the checkpoint decides.",
+            )
     config = config.replace(**{name: value for name, value in given.items() if name in FREE_ON_RESUME})
     if step >= last_step(config.training):
-        raise found_expected(f"--resume {resume}", f"a checkpoint of step {step}, where this training ends",
-                             "one from before its end", "Give a larger --max_steps, or an earlier checkpoint.")
+        raise found_expected(
+            f"--resume {resume}",
+            f"a checkpoint of step {step}, where this training ends",
+            "one from before its end",
+            "Give a larger --max_steps, or an earlier checkpoint.",
+        )
     otherwise = any(name in given and given[name] != trained[name] for name in ("val_slices", "val_cases", "val_steps"))
     return step, config, networks, None if otherwise else checkpoints.load_validation(folder)
 
@@ -44,15 +66,24 @@ def _shared(config, processes):
     """The configuration of a training that another number of processes goes on with, its batches being the same."""
     if processes == config.processes:
         return config
-    shares = {name: shared_batch(count, config.processes, processes) for name in ("batch_size", "microbatch")
-              if (count := getattr(config.training, name)) > 0}
+    shares = {
+        name: shared_batch(count, config.processes, processes)
+        for name in ("batch_size", "microbatch")
+        if (count := getattr(config.training, name)) > 0
+    }
     for name, share in shares.items():
         if share is None:
             whole = getattr(config.training, name) * config.processes
-            raise found_expected("--resume", f"{processes} processes", f"a number that divides the --{name} of the "
-                                 f"whole training, {whole}", f"Start {config.processes}, as before.")
+            raise found_expected(
+                "--resume",
+                f"{processes} processes",
+                f"a number that divides the --{name} of the whole training, {whole}",
+                f"Start {config.processes}, as before.",
+            )
     if launched().rank == 0:
         listed = ", ".join(f"--{name} {share}" for name, share in shares.items())
-        tqdm.write(f"trained by {config.processes} processes so far; the same batches by {processes}: {listed}",
-                   file=sys.stderr)
+        tqdm.write(
+            f"trained by {config.processes} processes so far; the same batches by {processes}: {listed}",
+            file=sys.stderr,
+        )
     return config.replace(processes=processes, **shares)

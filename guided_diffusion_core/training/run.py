@@ -2,6 +2,7 @@
 
 The loop itself (`train_util.TrainLoop`) computes and yields; nothing here depends on a framework.
 """
+
 import contextlib
 import math
 import sys
@@ -32,11 +33,15 @@ def run_training(loop, config, out_dir, validation=None):
     started = time.perf_counter()
     group, first = loop.group, loop.group.rank == 0
     say = partial(tqdm.write, file=sys.stderr) if first else lambda text: None
-    say(f"training {steps} steps{f', from step {before} on' if before else ''}"
-        f"{f', in {group.size} processes' if group.size > 1 else ''}; log and checkpoints go to {out_dir}")
-    with stop_requested() as stop, contextlib.closing(
-            _Run(loop, config, out_dir, validation, stop) if first else _Follower()) as run, tqdm(
-            total=steps, initial=before, unit="step", desc="training", dynamic_ncols=True, disable=not first) as bar:
+    say(
+        f"training {steps} steps{f', from step {before} on' if before else ''}"
+        f"{f', in {group.size} processes' if group.size > 1 else ''}; log and checkpoints go to {out_dir}"
+    )
+    with (
+        stop_requested() as stop,
+        contextlib.closing(_Run(loop, config, out_dir, validation, stop) if first else _Follower()) as run,
+        tqdm(total=steps, initial=before, unit="step", desc="training", dynamic_ncols=True, disable=not first) as bar,
+    ):
         for step, values in loop.run_loop(steps):
             _check_finite(step + 1, values)
             bar.update()
@@ -114,8 +119,12 @@ class _Run:
         validated = self.validated
         ends = done == last_step(training)
         if validated or ends or done % training.log_interval == 0 or stopping:
-            self.log.write(step=done, seconds=time.perf_counter() - self.started, memory_mib=peak_memory_mib(),
-                           **({"val_dice": None, **validated} if validation else {}))
+            self.log.write(
+                step=done,
+                seconds=time.perf_counter() - self.started,
+                memory_mib=peak_memory_mib(),
+                **({"val_dice": None, **validated} if validation else {}),
+            )
         best = validation is not None and validation.is_best(done)
         if best or ends or done % training.save_interval == 0 or stopping:
             self._save(done)
@@ -129,8 +138,9 @@ class _Run:
 
     def _save(self, done):
         state = self.validation.state() if self.validation else None
-        self.saved = checkpoints.save(self.out_dir, done, self.config, self.loop.networks(),
-                                     self.config.training.keep_checkpoints, state)
+        self.saved = checkpoints.save(
+            self.out_dir, done, self.config, self.loop.networks(), self.config.training.keep_checkpoints, state
+        )
 
     def close(self):
         """Close the log."""
@@ -140,5 +150,7 @@ class _Run:
 def _check_finite(step, values):
     wrong = [name for name, value in values.items() if not math.isfinite(value)]
     if wrong:
-        raise UserError(f"training: step {step} gave {wrong[0]} = {values[wrong[0]]}; expected a finite number. "
-                        "Lower --lr, or look for NaN in the images; the checkpoints before are unharmed.")
+        raise UserError(
+            f"training: step {step} gave {wrong[0]} = {values[wrong[0]]}; expected a finite number. "
+            "Lower --lr, or look for NaN in the images; the checkpoints before are unharmed."
+        )

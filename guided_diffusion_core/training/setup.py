@@ -1,4 +1,5 @@
 """Prepare a training: fit the configuration to the data, make the run's folder."""
+
 from pathlib import Path
 
 from guided_diffusion_core.errors import found_expected
@@ -16,25 +17,36 @@ def fit_to_data(config, dataset, in_ch_given, mask_channels_given=False):
     masks = len(dataset.labels)
     channels = dataset.in_channels + masks
     if mask_channels_given and config.model.mask_channels != masks:
-        raise found_expected("--mask_channels", config.model.mask_channels,
-                             f"{masks} for this data, whose labels are {', '.join(dataset.labels)}",
-                             "Leave the flag out.")
+        raise found_expected(
+            "--mask_channels",
+            config.model.mask_channels,
+            f"{masks} for this data, whose labels are {', '.join(dataset.labels)}",
+            "Leave the flag out.",
+        )
     if in_ch_given and config.model.in_ch != channels:
-        raise found_expected("--in_ch", config.model.in_ch, f"{channels} for this data, its {dataset.in_channels} "
-                             f"image channels and {masks} of the mask", "Leave the flag out.")
+        raise found_expected(
+            "--in_ch",
+            config.model.in_ch,
+            f"{channels} for this data, its {dataset.in_channels} image channels and {masks} of the mask",
+            "Leave the flag out.",
+        )
     if config.model.class_cond:
-        raise found_expected("--class_cond", True, "False, because these datasets have no class labels",
-                             "Leave the flag out.")
+        raise found_expected(
+            "--class_cond", True, "False, because these datasets have no class labels", "Leave the flag out."
+        )
     # the names of several masks, since data to sample need not say them; of one they stay as given
     labels = ",".join(dataset.labels) if masks > 1 else config.data.labels
     config = config.replace(in_ch=channels, mask_channels=masks, labels=labels, normalisation=dataset.normalisation)
     plan = make_plan(config.model)
     microbatch = config.training.microbatch if config.training.microbatch > 0 else config.training.batch_size
     smallest = config.training.batch_size % microbatch or microbatch
-    if plan.image_size == 2 ** plan.highway.poolings and smallest * config.processes == 1:
-        raise found_expected("--batch_size", f"a forward pass of one example at {config.model.image_size} pixels",
-                             "two or more, because batch norm sees one value per channel there",
-                             "Give a larger --batch_size or --microbatch.")
+    if plan.image_size == 2**plan.highway.poolings and smallest * config.processes == 1:
+        raise found_expected(
+            "--batch_size",
+            f"a forward pass of one example at {config.model.image_size} pixels",
+            "two or more, because batch norm sees one value per channel there",
+            "Give a larger --batch_size or --microbatch.",
+        )
     return config
 
 

@@ -1,4 +1,5 @@
 """The examples of a training run in order, for each framework's own loader to wrap."""
+
 import traceback
 
 from guided_diffusion_core.errors import UserError

@@ -4,6 +4,7 @@ The masks are those that `segmentation_sample.py` would sample with the checkpoi
 and one member per ensemble, and the Dice is the mean that `segmentation_env.py` would print: at the
 ground truth's own size, the mean over the labels.
 """
+
 import dataclasses
 import json
 import shutil
@@ -11,10 +12,10 @@ from pathlib import Path
 
 from guided_diffusion_core.config import process_steps
 from guided_diffusion_core.data import list_truths, open_dataset
+from guided_diffusion_core.diffusion.schedule import sampling_timesteps
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.evaluation import evaluate, write_summary
 from guided_diffusion_core.sampling.run import check_dataset, run_sampling
-from guided_diffusion_core.diffusion.schedule import sampling_timesteps
 
 MOST_STEPS = 10  # network evaluations per image, unless more are asked for
 
@@ -28,7 +29,7 @@ class _FirstCases:
 
     def __init__(self, dataset, count):
         self.dataset = dataset
-        self._cases = dataset.cases()[:count or None]
+        self._cases = dataset.cases()[: count or None]
         self.labels = dataset.labels
 
     def __getitem__(self, index):
@@ -85,8 +86,14 @@ class Validation:
 
         shutil.rmtree(self.folder, ignore_errors=True)
         try:
-            run_sampling(stoppable, self.dataset, self.folder, settings.batch_size, self.sampling.threshold,
-                         json.dumps({"step": step}))
+            run_sampling(
+                stoppable,
+                self.dataset,
+                self.folder,
+                settings.batch_size,
+                self.sampling.threshold,
+                json.dumps({"step": step}),
+            )
         except _Stopped:
             return None
         summary = evaluate(self.folder, self.truths, self.sampling.threshold)
@@ -122,6 +129,10 @@ def open_validation(config, out_dir, last_step, state=None):
     if not config.training.val_dir:
         return None
     if config.training.val_interval > last_step:
-        raise found_expected("--val_interval", config.training.val_interval, f"at most {last_step}, where this "
-                             "training ends", "Give a smaller one, or leave --val_dir out.")
+        raise found_expected(
+            "--val_interval",
+            config.training.val_interval,
+            f"at most {last_step}, where this training ends",
+            "Give a smaller one, or leave --val_dir out.",
+        )
     return Validation(config, out_dir, state)

@@ -1,5 +1,6 @@
 """The same suite with a mistake in the Jittor port: its upsampling aligns the corners' centres, PyTorch's
 does not. A run of it ends in divergence, first at the module `up`."""
+
 import importlib
 
 from parity.example import suite

@@ -1,8 +1,9 @@
 """The candidate: the same U-Net in plain jittor.nn, and its port."""
-from guided_diffusion_jt import runtime  # before jittor itself, which reads its settings at import
-from guided_diffusion_jt.runtime import jt, scalar
+
 from jittor import nn
 
+from guided_diffusion_jt import runtime  # before jittor itself, which reads its settings at import
+from guided_diffusion_jt.runtime import jt, scalar
 from parity.protocol import Port
 
 HEAD = {"final": "head"}  # this network's name -> PyTorch's, of the one module that they name differently
@@ -52,8 +53,7 @@ def _follow(running, value):
 
 def conv_norm(in_channels, out_channels):
     """3x3 convolution and batch normalisation: (N, in, H, W) to (N, out, H, W)."""
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-                         BatchNorm2d(out_channels))
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False), BatchNorm2d(out_channels))
 
 
 class UNet(nn.Module):

@@ -1,4 +1,5 @@
 """The reference: a U-Net of two levels in plain torch.nn, and its port."""
+
 import torch as th
 from torch import nn
 
@@ -8,8 +9,7 @@ from parity.protocol import Port
 
 def conv_norm(in_channels, out_channels):
     """3x3 convolution and batch normalisation: (N, in, H, W) to (N, out, H, W)."""
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-                         nn.BatchNorm2d(out_channels))
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels))
 
 
 class UNet(nn.Module):

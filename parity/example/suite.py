@@ -2,6 +2,7 @@
 
 The settings of a case are the arguments of both networks.
 """
+
 import importlib
 
 import numpy as np
@@ -24,8 +25,13 @@ def weights(case):
     generator = np.random.default_rng(0)
     arrays = {}
     for name, (before, after) in {
-            "down1": (inner, width), "down2": (width, width), "deep1": (width, 2 * width),
-            "deep2": (2 * width, 2 * width), "join1": (3 * width, width), "join2": (width, width)}.items():
+        "down1": (inner, width),
+        "down2": (width, width),
+        "deep1": (width, 2 * width),
+        "deep2": (2 * width, 2 * width),
+        "join1": (3 * width, width),
+        "join2": (width, width),
+    }.items():
         arrays |= {
             f"{name}.0.weight": generator.standard_normal((after, before, 3, 3)) / np.sqrt(9 * before),
             f"{name}.1.weight": generator.uniform(0.8, 1.2, after),
@@ -36,8 +42,7 @@ def weights(case):
         }
     arrays["head.weight"] = generator.standard_normal((outer, width, 1, 1)) / np.sqrt(width)
     arrays["head.bias"] = generator.uniform(0.1, 0.3, outer)
-    return {name: value.astype(np.float32 if value.dtype.kind == "f" else np.int64)
-            for name, value in arrays.items()}
+    return {name: value.astype(np.float32 if value.dtype.kind == "f" else np.int64) for name, value in arrays.items()}
 
 
 def inputs(case):

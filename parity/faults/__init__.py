@@ -3,6 +3,7 @@
 A fault is a function(port) that returns a context manager; while it is open, what the worker builds
 and runs has the fault. No source file is touched. The order of the imports is that of the table.
 """
+
 from parity.faults import layers, process, training, sampling, checkpoints, controls  # noqa: F401, I001
 from parity.faults.planting import CONTROLS, FAULTS
 

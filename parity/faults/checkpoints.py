@@ -1,4 +1,5 @@
 """Faults of resuming, of the rate and the choice of time steps, and of validation."""
+
 from unittest import mock
 
 import numpy as np
@@ -11,6 +12,7 @@ def late_restart(port):
     def late(original, lr, steps, step, schedule, cycles):
         begins = schedule == "cosine-restarts" and step and step * cycles % steps == 0
         return original(lr, steps, step, "cosine" if begins else schedule, cycles)
+
     return replaced(port.module("train_util"), "learning_rate", late)
 
 
@@ -24,22 +26,26 @@ def importance_weights(port):
     def unweighted(original, self, uniforms):
         t, weights = original(self, uniforms)
         return t, 0 * weights + port.runtime.scalar(1.0)
+
     return replaced(port.module("resample").ScheduleSampler, "sample", unweighted)
 
 
 def _changed_restore(port, change):
     """Let a resumed loop follow change(loop, networks of the checkpoint, before): before what it was."""
+
     def restore(original, self, step, networks):
         before = [[port.runtime.to_numpy(value) for value in averages] for averages in self.ema_params]
         original(self, step, networks)
         change(self, networks, before)
         port.runtime.synchronize()
+
     return replaced(port.module("train_util").TrainLoop, "restore", restore)
 
 
 def _moments(loop, networks):
-    return ([networks["trainer"][f"{kind}/{name}"] for name in loop.names]
-            for kind in ("first_moment", "second_moment"))
+    return (
+        [networks["trainer"][f"{kind}/{name}"] for name in loop.names] for kind in ("first_moment", "second_moment")
+    )
 
 
 @fault("second moments not restored", "second moment *, step 1")
@@ -47,6 +53,7 @@ def resumed_without_second_moment(port):
     def change(loop, networks, before):
         first, second = _moments(loop, networks)
         loop.opt.restore(first, [np.zeros_like(value) for value in second], loop.step)
+
     return _changed_restore(port, change)
 
 
@@ -61,6 +68,7 @@ def resumed_without_average(port):
         for averages, arrays in zip(loop.ema_params, before):
             for average, array in zip(averages, arrays):
                 assign(port, average, array)
+
     return _changed_restore(port, change)
 
 
@@ -74,6 +82,7 @@ def validation_leaves_eval(port):
     def leaving(original, self, config, sampling):
         self.model.eval()
         return original(self, config, sampling)
+
     return replaced(port.module("train_util").TrainLoop, "average_sampler", leaving)
 
 
@@ -85,4 +94,5 @@ def validation_of_the_network(port):
         # not longer: checkpoints need it too
         with mock.patch.object(loop, "_average_state", lambda self, state, averages: state):
             return original(self, config, sampling)
+
     return replaced(loop, "average_sampler", of_the_network)

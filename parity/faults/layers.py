@@ -1,4 +1,5 @@
 """Faults of layers and of the network around them."""
+
 from unittest import mock
 
 import numpy as np
@@ -32,6 +33,7 @@ def group_norm_groups(port):
 def silu_to_gelu(port):
     def gelu(module, forward, x):
         return x * (1.702 * x).sigmoid() if port.backend == "pytorch" else x * (x * 1.702).sigmoid()
+
     return changed_forward(port, "middle_block.0.in_layers.1", gelu)
 
 
@@ -44,8 +46,9 @@ def silu_to_relu(port):
 @fault("leaky ReLU with slope 0.2 instead of 0.01", "hwm.conv_blocks_context.0.blocks.0.lrelu")
 def leaky_slope(port):
     _, functional = library(port)
-    return changed_forward(port, "hwm.conv_blocks_context.0.blocks.0.lrelu",
-                           lambda module, forward, x: functional.leaky_relu(x, 0.2))
+    return changed_forward(
+        port, "hwm.conv_blocks_context.0.blocks.0.lrelu", lambda module, forward, x: functional.leaky_relu(x, 0.2)
+    )
 
 
 @fault("mean instead of maximum in a pooling", "hwm.td.0")
@@ -67,8 +70,11 @@ def swapped_weights(port):
 
 @fault("attention scaled by 1 / channels instead of its root", "input_blocks.3.1.attention")
 def attention_scale(port):
-    return replaced(port.module("unet"), "scaled_attention", lambda original, q, k, v: original(
-        q * port.runtime.scalar(q.shape[1] ** -0.5), k, v))
+    return replaced(
+        port.module("unet"),
+        "scaled_attention",
+        lambda original, q, k, v: original(q * port.runtime.scalar(q.shape[1] ** -0.5), k, v),
+    )
 
 
 @fault("softmax over the queries instead of the keys", "input_blocks.3.1.attention")
@@ -97,15 +103,19 @@ def sine_and_cosine_swapped(port):
 
     def swapped(original, t, dim):
         embedding = original(t, dim)
-        return framework.concat([embedding[:, dim // 2:], embedding[:, :dim // 2]], dim=1)
+        return framework.concat([embedding[:, dim // 2 :], embedding[:, : dim // 2]], dim=1)
+
     return replaced(port.module("unet"), "timestep_embedding", swapped)
 
 
 @fault("upsampling with aligned corners", "hwm.tu.1")  # tu.0 enlarges a single pixel
 def align_corners(port):
     _, functional = library(port)
-    return mock.patch.object(port.nn.BilinearUpsample, FORWARD[port.backend], lambda self, x: functional.interpolate(
-        x, scale_factor=self.scale, mode="bilinear", align_corners=True))
+    return mock.patch.object(
+        port.nn.BilinearUpsample,
+        FORWARD[port.backend],
+        lambda self, x: functional.interpolate(x, scale_factor=self.scale, mode="bilinear", align_corners=True),
+    )
 
 
 @fault("nearest instead of bilinear upsampling", "hwm.tu.3")
@@ -115,8 +125,9 @@ def nearest_upsampling(port):
 
 @fault("batch norm with momentum 0.01 instead of 0.1", "hwm.conv_blocks_context.2.blocks.0.instnorm")
 def batch_norm_momentum(port):
-    return changed_model(port, lambda modules: setattr(
-        modules["hwm.conv_blocks_context.2.blocks.0.instnorm"], "momentum", 0.01))
+    return changed_model(
+        port, lambda modules: setattr(modules["hwm.conv_blocks_context.2.blocks.0.instnorm"], "momentum", 0.01)
+    )
 
 
 @fault("biased running variance in a batch norm", "hwm.conv_blocks_context.3.blocks.1.instnorm")
@@ -130,6 +141,7 @@ def batch_norm_biased_variance(port):
         if module.training if port.backend == "pytorch" else module.is_training():
             assign(port, module.running_var, (kept + added * (count - 1) / count).astype(old.dtype))
         return result
+
     return changed_forward(port, "hwm.conv_blocks_context.3.blocks.1.instnorm", biased)
 
 
@@ -140,6 +152,7 @@ def stale_buffer(port):
         result = forward(x)
         assign(port, module.running_mean, old)
         return result
+
     return changed_forward(port, "hwm.conv_blocks_localization.2.0.blocks.0.instnorm", stale)
 
 
@@ -147,10 +160,13 @@ def stale_buffer(port):
 def evaluating_in_training(port):
     def frozen(module, forward, x):
         shape = (1, -1, 1, 1)
-        mean, variance = (constant(port, port.runtime.to_numpy(values)).reshape(shape)
-                          for values in (module.running_mean, module.running_var))
+        mean, variance = (
+            constant(port, port.runtime.to_numpy(values)).reshape(shape)
+            for values in (module.running_mean, module.running_var)
+        )
         normal = (x - mean) / (variance + port.runtime.scalar(module.eps)) ** 0.5
         return normal * module.weight.reshape(shape) + module.bias.reshape(shape)
+
     return changed_forward(port, "hwm.conv_blocks_context.1.blocks.0.instnorm", frozen)
 
 
@@ -165,6 +181,7 @@ def nan_element(port):
         array = np.zeros(tuple(x.shape))
         array.flat[17] = np.nan
         return x + constant(port, array)
+
     return changed_result(port, "input_blocks.2.0", poisoned)
 
 
@@ -172,6 +189,7 @@ def nan_element(port):
 def half_precision_layer(port):
     def rounded(x):
         return constant(port, port.runtime.to_numpy(x).astype(np.float16))
+
     return changed_result(port, "output_blocks.2.0.out_layers.3", rounded)
 
 
@@ -188,5 +206,4 @@ def detached_fourier_transform(port):
 @fault("half the gradient through one activation", "middle_block.2.out_layers.1")
 def wrong_backward(port):
     half = port.runtime.scalar
-    return changed_result(port, "middle_block.2.out_layers.1",
-                          lambda x: x * half(0.5) + (x * half(0.5)).detach())
+    return changed_result(port, "middle_block.2.out_layers.1", lambda x: x * half(0.5) + (x * half(0.5)).detach())

@@ -4,6 +4,7 @@ A fault is a function(port) that returns a context manager; while it is open, wh
 and runs has the fault. No source file is touched. All are written against what both backends share,
 so that either can be the port. `CONTROLS` are harmless changes, on which no alarm may be raised.
 """
+
 from dataclasses import dataclass
 from unittest import mock
 
@@ -53,17 +54,20 @@ def changed_model(port, change):
         model = build(case)
         change(dict(model.named_modules()))
         return model
+
     return mock.patch.object(port, "build", built)
 
 
 def changed_forward(port, name, change):
     """Replace the forward pass of one module, in networks that have it, by change(module, forward, *args)."""
+
     def replace(modules):
         if name not in modules:
             return
         module = modules[name]
         forward = getattr(module, FORWARD[port.backend])
         module.__dict__[FORWARD[port.backend]] = lambda *args: change(module, forward, *args)
+
     return changed_model(port, replace)
 
 
@@ -96,7 +100,8 @@ def library(port):
     """The framework's own namespace, and its functions on layers."""
     network = port.module("unet")
     return network.jt if port.backend == "jittor" else network.th, (
-        network.nn if port.backend == "jittor" else network.nn.functional)
+        network.nn if port.backend == "jittor" else network.nn.functional
+    )
 
 
 def concatenated(port, change):
@@ -108,8 +113,12 @@ def concatenated(port, change):
     class Changed:
         def __getattr__(self, name):
             return getattr(framework, name)
-    setattr(Changed, join, staticmethod(
-        lambda tensors, dim: original(change(tensors) if len(tensors) == 2 else tensors, dim=dim)))
+
+    setattr(
+        Changed,
+        join,
+        staticmethod(lambda tensors, dim: original(change(tensors) if len(tensors) == 2 else tensors, dim=dim)),
+    )
     return mock.patch.object(port.module("unet"), "jt" if port.backend == "jittor" else "th", Changed())
 
 
@@ -137,6 +146,7 @@ def overwritten_update(port, rule, decay):
             move = rule(runtime.to_numpy(m), runtime.to_numpy(v), n)
             assign(port, param, (old * (1 - lr * decay) - lr * move).astype(old.dtype))
         runtime.synchronize()
+
     return changed_adamw(port, change)
 
 

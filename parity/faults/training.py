@@ -1,4 +1,5 @@
 """Faults of the training loop, the optimizer and the moving averages."""
+
 import contextlib
 from unittest import mock
 
@@ -17,13 +18,17 @@ def missing_zero_grad(port):
         gradients = gradients if before is None else [a + b for a, b in zip(gradients, before)]
         left[id(self)] = gradients
         return values, gradients
+
     return replaced(port.module("train_util").TrainLoop, "forward_backward", accumulating)
 
 
 @fault("only the first microbatch trained", "noise tape: *")
 def dropped_microbatch(port):
-    return replaced(port.module("train_util").TrainLoop, "forward_backward",
-                    lambda original, self, batch: original(self, batch[:self.microbatch]))
+    return replaced(
+        port.module("train_util").TrainLoop,
+        "forward_backward",
+        lambda original, self, batch: original(self, batch[: self.microbatch]),
+    )
 
 
 @fault("examples of a batch in reverse order", "input batch, step 0")
@@ -31,11 +36,12 @@ def batch_order(port):
     framework, _ = library(port)
 
     def reverse(tensor):
-        return framework.concat([tensor[k:k + 1] for k in reversed(range(tensor.shape[0]))], dim=0)
+        return framework.concat([tensor[k : k + 1] for k in reversed(range(tensor.shape[0]))], dim=0)
 
     def reversing(original, *args, **keywords):
         for batch, cond in original(*args, **keywords):
             yield reverse(batch), reverse(cond)
+
     return replaced(port.module("train_util"), "make_loader", reversing)
 
 
@@ -49,6 +55,7 @@ def augmented_image_alone(port):
     def of_images(original, *given):
         augment = original(*given)
         return augment and (lambda image, mask, place: (augment(image, mask, place)[0], mask))
+
     return replaced(port.module("train_util"), "create_augmentation", of_images)
 
 
@@ -58,13 +65,17 @@ def clipped_gradient(port):
         found = original(loss, params)
         norm = np.sqrt(sum(np.sum(np.float64(port.runtime.to_numpy(value)) ** 2) for value in found))
         return [value * port.runtime.scalar(float(min(1.0, 1.0 / norm))) for value in found]
+
     return replaced(port.module("train_util"), "gradients", clipped)
 
 
 @fault("learning rate of the step before", "learning rate step 1")
 def late_learning_rate(port):
-    return replaced(port.module("train_util"), "learning_rate",
-                    lambda original, lr, steps, step, *rest: original(lr, steps, max(step - 1, 0), *rest))
+    return replaced(
+        port.module("train_util"),
+        "learning_rate",
+        lambda original, lr, steps, step, *rest: original(lr, steps, max(step - 1, 0), *rest),
+    )
 
 
 @fault("Adam without bias correction", "update time_embed.0.weight, step 0")
@@ -74,8 +85,9 @@ def adam_bias_correction(port):
 
 @fault("Adam's eps under the root", "update *")
 def adam_eps_under_root(port):
-    return overwritten_update(port, lambda m, v, n: (m / (1 - 0.9 ** n)) / np.sqrt(v / (1 - 0.999 ** n) + 1e-8),
-                              WEIGHT_DECAY)
+    return overwritten_update(
+        port, lambda m, v, n: (m / (1 - 0.9**n)) / np.sqrt(v / (1 - 0.999**n) + 1e-8), WEIGHT_DECAY
+    )
 
 
 @fault("weight decay added to the gradient too", "first moment time_embed.0.weight, step 0")
@@ -84,6 +96,7 @@ def coupled_weight_decay(port):
         decay = port.runtime.scalar(WEIGHT_DECAY)
         values = [gradient + decay * param.detach() for gradient, param in zip(gradients, optimizer.params)]
         step(optimizer, values, lr)
+
     return changed_adamw(port, coupled)
 
 
@@ -103,8 +116,14 @@ def average_before_step(port):
 
     @contextlib.contextmanager
     def both():
-        with changed_adamw(port, remember), replaced(
-                training, "update_ema", lambda original, targets, sources, rate: original(
-                    targets, before.get("params", sources), rate)):
+        with (
+            changed_adamw(port, remember),
+            replaced(
+                training,
+                "update_ema",
+                lambda original, targets, sources, rate: original(targets, before.get("params", sources), rate),
+            ),
+        ):
             yield
+
     return both()

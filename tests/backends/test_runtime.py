@@ -1,4 +1,5 @@
 """Both backends' runtime: conversion, precision, state; and Jittor's start on various machines."""
+
 import os
 import shlex
 import subprocess
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import BACKENDS, ROOT
 
-from guided_diffusion_core.system import environment
 from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.system import environment
 
 needs_jittor = pytest.mark.skipif("jittor" not in BACKENDS, reason="Jittor is not among MEDSEGDIFF_BACKENDS")
 
@@ -34,8 +35,10 @@ def has_gradient(backend, tensor):
 def new_state(layer, runtime, dtype=np.float64):
     """Other values than the layer's own, under the same names; the counter is 5."""
     draw = np.random.default_rng(0)
-    return {name: np.asarray(5) if value.shape == () else draw.standard_normal(value.shape).astype(dtype)
-            for name, value in runtime.state_arrays(layer).items()}
+    return {
+        name: np.asarray(5) if value.shape == () else draw.standard_normal(value.shape).astype(dtype)
+        for name, value in runtime.state_arrays(layer).items()
+    }
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64", "uint8", "bool"])
@@ -85,8 +88,12 @@ def test_nothing_is_recorded_under_no_grad(backend, runtime, layer):
 def test_state_has_the_originals_names_and_shapes(runtime, layer):
     state = runtime.state_arrays(layer)
     assert {name: (value.shape, str(value.dtype)) for name, value in state.items()} == {
-        "weight": ((3,), "float32"), "bias": ((3,), "float32"), "running_mean": ((3,), "float32"),
-        "running_var": ((3,), "float32"), "num_batches_tracked": ((), "int64")}
+        "weight": ((3,), "float32"),
+        "bias": ((3,), "float32"),
+        "running_mean": ((3,), "float32"),
+        "running_var": ((3,), "float32"),
+        "num_batches_tracked": ((), "int64"),
+    }
 
 
 def test_loaded_state_is_the_given_one(runtime, layer):
@@ -132,13 +139,17 @@ def test_versions_name_the_framework(runtime, backend):
 
 # ---- Jittor's start ----
 
+
 def start_jittor(code="print('started')", **variables):
     """Exit code, stdout and stderr of a fresh process that starts Jittor, then runs the code."""
     environ = {**os.environ, **variables}
     done = subprocess.run(
         [sys.executable, "-c", f"from guided_diffusion_jt import runtime\n{code}"],
-        cwd=ROOT, env={name: value for name, value in environ.items() if value is not None},
-        text=True, capture_output=True)
+        cwd=ROOT,
+        env={name: value for name, value in environ.items() if value is not None},
+        text=True,
+        capture_output=True,
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -170,7 +181,8 @@ def test_rebuilt_core_does_not_end_the_process(tmp_path):
     (package / "__init__.py").write_text(
         "import pathlib, sys\nmark = pathlib.Path(__file__).with_name('mark')\n"
         "if not mark.exists():\n    mark.touch()\n    sys.exit(0)\n__version__ = 'fake'\n"
-        "class flags:\n    cc_flags = ''\n")
+        "class flags:\n    cc_flags = ''\n"
+    )
     code, out, err = start_jittor("print(runtime.jt.__version__)", PYTHONPATH=str(tmp_path))
     assert (code, out) == (0, "fake\n"), err
 
@@ -189,6 +201,7 @@ def start():
     if "jittor" not in BACKENDS:
         pytest.skip("Jittor is not among MEDSEGDIFF_BACKENDS")
     from guided_diffusion_jt import runtime
+
     return runtime
 
 
@@ -244,13 +257,21 @@ def test_missing_onednn_is_said_in_one_line(start, tmp_path, monkeypatch, capsys
 def test_loading_computes_no_random_initial_values(start):
     layers = start.jt.nn.Sequential(start.jt.nn.Conv(3, 5, 3), start.jt.nn.Conv(5, 2, 3))
     with start.jt.profile_scope() as report:
-        start.load_state(layers, {"0.weight": np.ones((5, 3, 3, 3)), "0.bias": np.ones(5),
-                                  "1.weight": np.ones((2, 5, 3, 3)), "1.bias": np.ones(2)})
+        start.load_state(
+            layers,
+            {
+                "0.weight": np.ones((5, 3, 3, 3)),
+                "0.bias": np.ones(5),
+                "1.weight": np.ones((2, 5, 3, 3)),
+                "1.bias": np.ones(2),
+            },
+        )
     assert not [row[0] for row in report if row[0].startswith("random")]
     assert all((value.numpy() == 1).all() for value in layers.parameters())
 
 
 # ---- Compiling ----
+
 
 def read_headers(command, folder):
     """What g++ says of the headers that it reads: "! FILE" for a precompiled one that it takes."""
@@ -261,8 +282,9 @@ def read_headers(command, folder):
 
 def test_operators_are_compiled_with_a_precompiled_header(start, tmp_path):
     operator = tmp_path / "a_op.cc"
-    operator.write_text("#define JIT 1\n#define JIT_cpu 1\n#include <cmath>\n#include \"var.h\"\n"
-                        "int one() { return 1; }\n")
+    operator.write_text(
+        '#define JIT 1\n#define JIT_cpu 1\n#include <cmath>\n#include "var.h"\nint one() { return 1; }\n'
+    )
     words = [word for word in shlex.split(start.jt.flags.cc_flags) if not word.startswith(("-l", "-shared"))]
     header = words[words.index("-include") + 1]
     assert f"! {header}.gch" in read_headers(["g++", str(operator), *words], tmp_path)
@@ -284,13 +306,21 @@ def test_operators_meet_asm_tuner_only_where_they_ask_for_it(start, tmp_path, as
             void jit_run(float* __restrict__ x, float* __restrict__ y) {{
                 {'//@begin replace "vmova" "vmovnt"' if asked else ""}
                 for (int i = 0; i < 1024; i++) x[i] = y[i] * 2;
-                {'//@end' if asked else ""}
+                {"//@end" if asked else ""}
             }} }}""")
         made = source.with_name("a_op.so")
-        subprocess.run(f'{interpreter} {jt.flags.jittor_path}/utils/asm_tuner.py --cc_path="{jt.flags.cc_path}" '
-                       f'"{source}" {flags} -o "{made}"', shell=True, check=True)
-        code[name] = subprocess.run(["objdump", "-d", "--no-addresses", "--section=.text", str(made)],
-                                    check=True, capture_output=True, text=True).stdout.partition("<")[2]
+        subprocess.run(
+            f'{interpreter} {jt.flags.jittor_path}/utils/asm_tuner.py --cc_path="{jt.flags.cc_path}" '
+            f'"{source}" {flags} -o "{made}"',
+            shell=True,
+            check=True,
+        )
+        code[name] = subprocess.run(
+            ["objdump", "-d", "--no-addresses", "--section=.text", str(made)],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.partition("<")[2]
         assert source.with_name("a_op.s").exists() == (asked or name == "jittor")
     assert "vaddps" in code["ours"] and code["ours"] == code["jittor"]
 
@@ -304,7 +334,7 @@ def test_jittor_itself_is_compiled_with_a_precompiled_header(start, tmp_path):
     assert os.environ["cc_flags"] == f'-include "{tmp_path}/core.h" -O1'
     command = shlex.split((start._cache / "obj_files" / "event_queue.cc.o.key").read_text().splitlines()[0])
     command[command.index("-include") + 1] = f"{tmp_path}/core.h"
-    del command[command.index("-o"):]
+    del command[command.index("-o") :]
     assert f"! {tmp_path}/core.h.gch" in read_headers(command, tmp_path)
 
 
@@ -321,8 +351,9 @@ def test_header_of_the_core_is_made_again_for_other_flags_alone(start, tmp_path,
 
 
 @pytest.mark.usefixtures("no_flags")
-@pytest.mark.parametrize("name,value", [("cc_flags", "-O1"), ("kernel_flags", "-O3"), ("cc_path", "/usr/bin/clang++"),
-                                        ("nvcc_path", "nvcc")])
+@pytest.mark.parametrize(
+    "name,value", [("cc_flags", "-O1"), ("kernel_flags", "-O3"), ("cc_path", "/usr/bin/clang++"), ("nvcc_path", "nvcc")]
+)
 def test_other_compilers_and_flags_of_the_user_are_left_alone(start, tmp_path, monkeypatch, name, value):
     from guided_diffusion_jt import _compiling
 
@@ -333,6 +364,7 @@ def test_other_compilers_and_flags_of_the_user_are_left_alone(start, tmp_path, m
 
 
 # ---- The machine ----
+
 
 def test_machine_of_the_tests_is_complete():
     environment.check_python()

@@ -1,4 +1,5 @@
 """Winograd's convolution against the direct one in float64."""
+
 import numpy as np
 import pytest
 from conftest import BACKENDS
@@ -16,15 +17,16 @@ def test_matrices_convolve_a_tile_exactly():
     generator = np.random.default_rng(0)
     tile = generator.standard_normal((6, 6))
     kernel = generator.standard_normal((3, 3))
-    direct = [[(tile[i:i + 3, j:j + 3] * kernel).sum() for j in range(4)] for i in range(4)]
+    direct = [[(tile[i : i + 3, j : j + 3] * kernel).sum() for j in range(4)] for i in range(4)]
     found = outputs @ ((inputs @ tile.ravel()) * (kernels @ kernel.ravel()))
     assert abs(found - np.ravel(direct)).max() < 1e-13
 
 
 @pytorch
 @pytest.mark.parametrize("last", [False, True], ids=["channels-first", "channels-last"])
-@pytest.mark.parametrize("shape", [(5, 128, 32, 32), (1, 130, 32, 52), (3, 128, 48, 8), (1, 600, 8, 160),
-                                   (1, 128, 8, 1088)])
+@pytest.mark.parametrize(
+    "shape", [(5, 128, 32, 32), (1, 130, 32, 52), (3, 128, 48, 8), (1, 600, 8, 160), (1, 128, 8, 1088)]
+)
 def test_convolution_and_gradients_are_those_of_float64(shape, last, monkeypatch):
     import torch
 
@@ -33,8 +35,10 @@ def test_convolution_and_gradients_are_those_of_float64(shape, last, monkeypatch
     monkeypatch.setattr(_winograd, "_CHUNK", 2**15)  # so that these are cut along images, rows and columns
     monkeypatch.setattr(_winograd, "_BLOCK", 4096)
     generator = torch.Generator().manual_seed(0)
-    arrays = [torch.randn(size, generator=generator, dtype=torch.float64, requires_grad=True)
-              for size in (shape, (132, shape[1], 3, 3), (132,))]
+    arrays = [
+        torch.randn(size, generator=generator, dtype=torch.float64, requires_grad=True)
+        for size in (shape, (132, shape[1], 3, 3), (132,))
+    ]
     x, weight, bias = (array.detach().float().requires_grad_() for array in arrays)
     source = x.contiguous(memory_format=torch.channels_last) if last else x
     assert _winograd._pays(source, weight)
@@ -120,8 +124,9 @@ def test_jittors_convolution_and_gradients_are_those_of_float64(shape, threads):
     from guided_diffusion_jt import _winograd, optim, runtime
 
     generator = np.random.default_rng(0)
-    x, weight, bias, factors = [generator.standard_normal(size) for size in (
-        shape, (70, shape[1], 3, 3), (70,), (shape[0], 70, *shape[2:]))]
+    x, weight, bias, factors = [
+        generator.standard_normal(size) for size in (shape, (70, shape[1], 3, 3), (70,), (shape[0], 70, *shape[2:]))
+    ]
     runtime.set_threads(threads)
     tensors = [runtime.to_tensor(array, "float32") for array in (x, weight, bias)]
     assert _winograd._pays(*tensors[:2])

@@ -1,4 +1,5 @@
 """The benchmark's own arithmetic, and that its command runs; pytest measures nothing."""
+
 import json
 import os
 import subprocess
@@ -25,8 +26,11 @@ def test_operations_are_the_originals(size, batch):
 
 
 @pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch counts here")
-@pytest.mark.parametrize("changed", [{}, {"version": "1"}, {"resblock_updown": True, "use_scale_shift_norm": True}],
-                         ids=["new", "v1", "flags"])
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"version": "1"}, {"resblock_updown": True, "use_scale_shift_norm": True}],
+    ids=["new", "v1", "flags"],
+)
 def test_operations_are_what_pytorch_counts(changed):
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -39,9 +43,15 @@ def test_operations_are_what_pytorch_counts(changed):
 
 
 def row(name, wall, scale=1.0):
-    return {"case": {"name": "training/x", "what": "training", "version": "new", "size": 64, "batch": 4, "width": 32},
-            "implementation": name, "scale": scale, "wall": wall, "cpu": [2 * value for value in wall], "memory_mib": 1,
-            "first": {"wall": 0.5}}
+    return {
+        "case": {"name": "training/x", "what": "training", "version": "new", "size": 64, "batch": 4, "width": 32},
+        "implementation": name,
+        "scale": scale,
+        "wall": wall,
+        "cpu": [2 * value for value in wall],
+        "memory_mib": 1,
+        "first": {"wall": 0.5},
+    }
 
 
 def test_ratio_is_the_median_of_the_ratios_round_by_round():
@@ -75,13 +85,29 @@ def test_a_folder_without_the_original_is_refused(tmp_path):
 def test_scaling_varies_one_quantity_at_a_time_and_gives_its_power(tmp_path):
     cases = make_cases(["scaling"], ["new"], [64], 128)
     assert len({case.name for case in cases}) == len(cases) == sum(map(len, SCALING.values())) - len(SCALING) + 1
-    rows = [{"case": case, "implementation": "pytorch", "memory": 7.0,
-             "seconds": 1e-4 * case.size**2 * case.width**1.5 * case.steps / case.processes} for case in cases]
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in scaling.table(rows).splitlines()
-             if line.startswith("| ")][1:]
+    rows = [
+        {
+            "case": case,
+            "implementation": "pytorch",
+            "memory": 7.0,
+            "seconds": 1e-4 * case.size**2 * case.width**1.5 * case.steps / case.processes,
+        }
+        for case in cases
+    ]
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in scaling.table(rows).splitlines()
+        if line.startswith("| ")
+    ][1:]
     exponents = {name: {row[3] for row in lines if row[0] == unit} - {""} for name, unit in scaling.UNITS.items()}
-    assert exponents == {"size": {"2.00"}, "width": {"1.50"}, "steps": {"1.00"}, "members": {"0.00"},
-                         "batch": {"0.00"}, "processes": {"-1.00"}}
+    assert exponents == {
+        "size": {"2.00"},
+        "width": {"1.50"},
+        "steps": {"1.00"},
+        "members": {"0.00"},
+        "batch": {"0.00"},
+        "processes": {"-1.00"},
+    }
     scaling.plot(rows, tmp_path / "scaling.png")
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
 
@@ -118,13 +144,27 @@ def test_a_step_knows_what_depends_on_the_image_alone(backend):
 
 
 def command(*arguments):
-    return subprocess.run([sys.executable, "-m", "benchmarks", *map(str, arguments)], cwd=ROOT, text=True,
-                          capture_output=True)
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *map(str, arguments)], cwd=ROOT, text=True, capture_output=True
+    )
 
 
 def test_a_tiny_run_measures_and_goes_on(tmp_path):
-    tiny = ("run", "--what", "evaluation", "--sizes", 32, "--width", 32, "--backends", BACKENDS[0], "--repeats", 1,
-            "--out_dir", tmp_path / "out")
+    tiny = (
+        "run",
+        "--what",
+        "evaluation",
+        "--sizes",
+        32,
+        "--width",
+        32,
+        "--backends",
+        BACKENDS[0],
+        "--repeats",
+        1,
+        "--out_dir",
+        tmp_path / "out",
+    )
     done = command(*tiny)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())

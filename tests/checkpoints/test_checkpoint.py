@@ -1,17 +1,27 @@
 """Checkpoints: what is written is read, in either backend, and broken or foreign files are refused."""
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from guided_diffusion_core import config
-from guided_diffusion_core import checkpoints
+from guided_diffusion_core import checkpoints, config
+from guided_diffusion_core.checkpoints import files
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.networks.medsegdiff.initialization import initial_state
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
 
-CONFIG = config.resolve({"image_size": 32, "num_channels": 32, "num_heads": 1, "attention_resolutions": "16",
-                         "seed": 5, "normalisation": "RGB / 255"}, preset="fast")
+CONFIG = config.resolve(
+    {
+        "image_size": 32,
+        "num_channels": 32,
+        "num_heads": 1,
+        "attention_resolutions": "16",
+        "seed": 5,
+        "normalisation": "RGB / 255",
+    },
+    preset="fast",
+)
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +29,10 @@ def weights():
     """An initial state without the zeros that it starts some layers with."""
     state = initial_state(state_shapes(make_plan(CONFIG.model)), seed=5)
     rs = np.random.RandomState(0)
-    return {name: value + rs.standard_normal(value.shape).astype(value.dtype) if value.dtype == np.float32 else value
-            for name, value in state.items()}
+    return {
+        name: value + rs.standard_normal(value.shape).astype(value.dtype) if value.dtype == np.float32 else value
+        for name, value in state.items()
+    }
 
 
 @pytest.fixture
@@ -30,7 +42,7 @@ def saved(tmp_path, weights):
 
 
 def assert_same(found, expected):
-    assert list(sorted(found)) == list(sorted(expected))
+    assert sorted(found) == sorted(expected)
     for name, value in expected.items():
         assert found[name].dtype == value.dtype and found[name].shape == value.shape, name
         assert np.array_equal(found[name], value), name
@@ -59,8 +71,9 @@ def test_a_file_of_version_1_without_the_random_layer(tmp_path, backend, capsys)
     model, _, loaded = backend.module("script_util").load_model_and_diffusion(path)
     lines = capsys.readouterr().err.splitlines()
     assert loaded == settings and sum("hwm.bottleneck_embed" in line and "zero" in line for line in lines) == 1
-    assert_same(backend.module("runtime").state_arrays(model),
-                {**given, **{name: np.zeros_like(state[name]) for name in names}})
+    assert_same(
+        backend.module("runtime").state_arrays(model), {**given, **{name: np.zeros_like(state[name]) for name in names}}
+    )
 
 
 def test_half_of_the_random_layer_is_a_broken_file(capsys):
@@ -108,8 +121,12 @@ def test_weights_of_another_architecture_are_refused_with_all_names(weights):
     expected = {name: value.shape for name, value in weights.items()}
     with pytest.raises(UserError) as error:
         checkpoints.check_state(expected, arrays, "some.safetensors")
-    for text in ("some.safetensors", "1 missing: out.2.bias", "1 unexpected: extra.weight",
-                 "1 of another shape: time_embed.0.bias (3,) instead of (128,)"):
+    for text in (
+        "some.safetensors",
+        "1 missing: out.2.bias",
+        "1 unexpected: extra.weight",
+        "1 of another shape: time_embed.0.bias (3,) instead of (128,)",
+    ):
         assert text in str(error.value)
 
 
@@ -119,7 +136,7 @@ def test_a_failed_save_leaves_nothing_behind(tmp_path, saved, weights, monkeypat
             raise OSError(28, "No space left on device")
         save_file(arrays, path, metadata=metadata)
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr(files, "save_file", fail)
     with pytest.raises(UserError, match="No space left"):
         checkpoints.save(tmp_path, 800, CONFIG, {"model": weights, "ema_0.9999": weights})
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["last", "step_000700"]

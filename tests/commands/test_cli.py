@@ -1,4 +1,5 @@
 """The command lines: flags, what they refuse, and how a command ends."""
+
 import json
 import subprocess
 import sys
@@ -6,8 +7,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from guided_diffusion_core import config
-from guided_diffusion_core import backends, command_line
+from guided_diffusion_core import command_line, config
+from guided_diffusion_core.backends import BACKENDS, backend_module
 from guided_diffusion_core.errors import UserError
 
 SECTIONS = tuple(config.SECTIONS)
@@ -27,8 +28,10 @@ def refused(capsys, *argv):
 
 def end_of(body):
     """Exit code, stdout and stderr of a command with this body of `main`."""
-    code = ("from guided_diffusion_core import command_line\nfrom guided_diffusion_core.errors import UserError\n"
-            f"def main():\n    {body}\ncli.run_command(main)")
+    code = (
+        "from guided_diffusion_core import command_line\nfrom guided_diffusion_core.errors import UserError\n"
+        f"def main():\n    {body}\ncli.run_command(main)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
     return done.returncode, done.stdout, done.stderr
 
@@ -42,10 +45,18 @@ def test_every_setting_is_a_flag_with_help_and_default():
     assert "--use_fp16" not in text
 
 
-@pytest.mark.parametrize("argv, used", [
-    (["--preset", "fast", "--dpm_solver", "True"], (False, True)), (["--preset", "fast"], (True, False)),
-    (["--preset", "original", "--dpm_solver", "True"], (False, True)), (["--dpm_solver", "False"], (True, False)),
-    ([], (True, False)), (["--use_ddim", "False"], (False, False)), (["--preset", "original"], (False, False))])
+@pytest.mark.parametrize(
+    "argv, used",
+    [
+        (["--preset", "fast", "--dpm_solver", "True"], (False, True)),
+        (["--preset", "fast"], (True, False)),
+        (["--preset", "original", "--dpm_solver", "True"], (False, True)),
+        (["--dpm_solver", "False"], (True, False)),
+        ([], (True, False)),
+        (["--use_ddim", "False"], (False, False)),
+        (["--preset", "original"], (False, False)),
+    ],
+)
 def test_one_flag_changes_the_sampler(argv, used):
     args = command_line.build_parser("Test.", *SECTIONS).parse_args(argv)
     sampling = config.resolve(command_line.given_settings(args), getattr(args, "preset", None)).sampling
@@ -55,7 +66,10 @@ def test_one_flag_changes_the_sampler(argv, used):
 def test_only_given_flags_are_settings():
     assert settings() == {}
     assert settings("--lr", "1e-3", "--seed=7", "--attention_resolutions", "16") == {
-        "lr": 1e-3, "seed": 7, "attention_resolutions": "16"}
+        "lr": 1e-3,
+        "seed": 7,
+        "attention_resolutions": "16",
+    }
 
 
 def test_given_flags_override_the_preset_and_nothing_else():
@@ -64,9 +78,19 @@ def test_given_flags_override_the_preset_and_nothing_else():
     assert resolved.sampling.sample_steps == 3 and resolved.sampling.use_ddim and resolved.preset == "fast"
 
 
-@pytest.mark.parametrize("text, value", [
-    ("True", True), ("true", True), ("yes", True), ("1", True),
-    ("False", False), ("false", False), ("no", False), ("0", False)])
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("True", True),
+        ("true", True),
+        ("yes", True),
+        ("1", True),
+        ("False", False),
+        ("false", False),
+        ("no", False),
+        ("0", False),
+    ],
+)
 def test_booleans_are_written_as_in_the_original(text, value):
     assert settings("--use_ddim", text) == {"use_ddim": value}
 
@@ -86,32 +110,51 @@ def test_flags_are_not_abbreviated(capsys):
     assert "unknown flag --image" in refused(capsys, "--image", "64")
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["--lr", "fast"], "--lr: 'fast' is not a number"),
-    (["--lr", "nan"], "--lr: 'nan' is not a number"),
-    (["--batch_size", "1.5"], "--batch_size: '1.5' is not a whole number"),
-    (["--use_kl", "maybe"], "--use_kl: 'maybe' is neither True nor False"),
-    (["--noise_schedule", "sqrt"], "invalid choice: 'sqrt' (choose from 'linear', 'cosine')"),
-    (["--lr"], "--lr: expected one argument"),
-    (["stray"], "unrecognized arguments: stray"),
-    (["--backend", "jax"], "invalid choice: 'jax'"),
-])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--lr", "fast"], "--lr: 'fast' is not a number"),
+        (["--lr", "nan"], "--lr: 'nan' is not a number"),
+        (["--batch_size", "1.5"], "--batch_size: '1.5' is not a whole number"),
+        (["--use_kl", "maybe"], "--use_kl: 'maybe' is neither True nor False"),
+        (["--noise_schedule", "sqrt"], "invalid choice: 'sqrt' (choose from 'linear', 'cosine')"),
+        (["--lr"], "--lr: expected one argument"),
+        (["stray"], "unrecognized arguments: stray"),
+        (["--backend", "jax"], "invalid choice: 'jax'"),
+    ],
+)
 def test_bad_value_is_named(capsys, argv, message):
     assert message in refused(capsys, *argv)
 
 
 def test_flags_of_the_original_without_function_pass_at_their_default():
-    assert settings("--gpu_dev", "0", "--use_fp16", "False", "--fp16_scale_growth", "1e-3",
-                    "--num_samples", "1", "--debug", "False") == {}
+    assert (
+        settings(
+            "--gpu_dev",
+            "0",
+            "--use_fp16",
+            "False",
+            "--fp16_scale_growth",
+            "1e-3",
+            "--num_samples",
+            "1",
+            "--debug",
+            "False",
+        )
+        == {}
+    )
 
 
-@pytest.mark.parametrize("argv, instead", [
-    (["--use_fp16", "True"], "use --mixed_precision fp16"),
-    (["--fp16_scale_growth", "1e-2"], "--mixed_precision fp16 doubles after 2000 steps"),
-    (["--gpu_dev", "1"], "the device cannot be chosen"),
-    (["--multi_gpu", "0,1"], "start the command with torchrun"),
-    (["--resume_checkpoint", "a.pt"], "use --resume last"),
-])
+@pytest.mark.parametrize(
+    "argv, instead",
+    [
+        (["--use_fp16", "True"], "use --mixed_precision fp16"),
+        (["--fp16_scale_growth", "1e-2"], "--mixed_precision fp16 doubles after 2000 steps"),
+        (["--gpu_dev", "1"], "the device cannot be chosen"),
+        (["--multi_gpu", "0,1"], "start the command with torchrun"),
+        (["--resume_checkpoint", "a.pt"], "use --resume last"),
+    ],
+)
 def test_flags_of_the_original_without_function_say_what_to_do(capsys, argv, instead):
     assert instead in refused(capsys, *argv)
 
@@ -148,8 +191,7 @@ def test_unexpected_error_keeps_its_traceback():
 
 def test_reader_that_leaves_early_is_no_error():
     code = "from guided_diffusion_core import command_line\ncli.run_command(lambda: print('x\\n' * 10**6))"
-    writer = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    writer = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     writer.stdout.readline()
     writer.stdout.close()
     assert (writer.wait(), writer.stderr.read()) == (141, b"")
@@ -157,11 +199,11 @@ def test_reader_that_leaves_early_is_no_error():
 
 
 def test_missing_framework_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(backends.BACKENDS, "none", ("no_such_framework", "no_such_framework", "no-such-framework"))
+    monkeypatch.setitem(BACKENDS, "none", ("no_such_framework", "no_such_framework", "no-such-framework"))
     with pytest.raises(UserError, match="no-such-framework is not installed.*make venv"):
-        backends.backend_module("none", "unet")
+        backend_module("none", "unet")
 
 
 def test_missing_module_of_a_backend_is_not_a_missing_framework():
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
-        backends.backend_module("pytorch", "no_such_module")
+        backend_module("pytorch", "no_such_module")

@@ -1,4 +1,5 @@
 """The public commands: what they write, and one clear error with exit code 2 for each bad input."""
+
 import json
 import shutil
 
@@ -9,8 +10,8 @@ from support.small import NETWORK, NETWORK_V1, small_config
 from guided_diffusion_core import checkpoints
 from guided_diffusion_core.data.phantoms import write_brats_phantom, write_isic_phantoms, write_refuge2_phantoms
 from guided_diffusion_core.networks.medsegdiff.initialization import initial_state
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
 
 SMALL = [text for name, value in NETWORK.items() if name != "in_ch" for text in (f"--{name}", str(value))]
 SHORT = ["--batch_size", "2", "--max_steps", "1"]
@@ -37,8 +38,18 @@ def trained(tmp_path):
 
 
 def train(command, data_name, data_dir, out_dir, *flags):
-    return command("segmentation_train", "--data_name", data_name, "--data_dir", data_dir, "--out_dir", out_dir,
-                   *SMALL, *SHORT, *flags)
+    return command(
+        "segmentation_train",
+        "--data_name",
+        data_name,
+        "--data_dir",
+        data_dir,
+        "--out_dir",
+        out_dir,
+        *SMALL,
+        *SHORT,
+        *flags,
+    )
 
 
 class TestBadInput:
@@ -52,7 +63,7 @@ class TestBadInput:
 
     def test_volume_cut_in_half(self, command, brats, tmp_path):
         path = next(path for path in (tmp_path / "brats").rglob("*_t1ce.nii.gz"))
-        path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         assert_refused(train(command, "BRATS", tmp_path / "brats", tmp_path / "out"), path.name, "NIfTI")
         assert files_below(tmp_path / "out") == []
 
@@ -67,8 +78,12 @@ class TestBadInput:
         assert_refused(train(command, "BRATS", tmp_path / "brats", tmp_path / "out"), "BraTS2021_00001", "flair")
 
     def test_image_size_of_50(self, command, isic, tmp_path):
-        assert_refused(train(command, "ISIC", isic[0], tmp_path / "out", "--image_size", "50"),
-                       "--image_size", "found 50", "multiple of 32")
+        assert_refused(
+            train(command, "ISIC", isic[0], tmp_path / "out", "--image_size", "50"),
+            "--image_size",
+            "found 50",
+            "multiple of 32",
+        )
 
     def test_file_that_is_no_image(self, command, isic, tmp_path):
         image = next((tmp_path / "isic" / "Train").rglob("*.jpg"))
@@ -88,8 +103,11 @@ class TestBadInput:
         assert_refused(train(command, "ISIC", isic[0], tmp_path / "out", "--batch_size", "1"), "--batch_size")
 
     def test_unknown_flag(self, command, isic, tmp_path):
-        assert_refused(train(command, "ISIC", isic[0], tmp_path / "out", "--num_chanels", "32"),
-                       "--num_chanels", "did you mean --num_channels?")
+        assert_refused(
+            train(command, "ISIC", isic[0], tmp_path / "out", "--num_chanels", "32"),
+            "--num_chanels",
+            "did you mean --num_channels?",
+        )
 
     def test_missing_checkpoint(self, command, isic, tmp_path):
         assert_refused(sample(command, isic[1], tmp_path / "nowhere", tmp_path / "masks"), "--model_path", "nowhere")
@@ -98,31 +116,49 @@ class TestBadInput:
         config = small_config(preset="fast", num_channels=64, normalisation="RGB / 255", data_name="ISIC")
         narrow = checkpoints.load(checkpoints.find(trained))[1]
         checkpoints.save(tmp_path / "mixed", 1, config, {"model": narrow})
-        assert_refused(sample(command, isic[1], tmp_path / "mixed", tmp_path / "masks", "--backend", backend.name),
-                       "model.safetensors", "of another shape", "time_embed.0.weight")
+        assert_refused(
+            sample(command, isic[1], tmp_path / "mixed", tmp_path / "masks", "--backend", backend.name),
+            "model.safetensors",
+            "of another shape",
+            "time_embed.0.weight",
+        )
         assert files_below(tmp_path / "masks") == []
 
     def test_flag_that_contradicts_the_checkpoint(self, command, isic, trained, tmp_path):
-        assert_refused(sample(command, isic[1], trained, tmp_path / "masks", "--num_channels", "64"),
-                       "--num_channels", "found 64", "expected 32")
-        assert_refused(sample(command, isic[1], trained, tmp_path / "masks", "--preset", "original",
-                              "--predict_xstart", "False"), "--predict_xstart", "found False")
+        assert_refused(
+            sample(command, isic[1], trained, tmp_path / "masks", "--num_channels", "64"),
+            "--num_channels",
+            "found 64",
+            "expected 32",
+        )
+        assert_refused(
+            sample(command, isic[1], trained, tmp_path / "masks", "--preset", "original", "--predict_xstart", "False"),
+            "--predict_xstart",
+            "found False",
+        )
 
     def test_data_that_the_network_was_not_trained_for(self, command, brats, trained, tmp_path):
-        assert_refused(sample(command, tmp_path / "brats", trained, tmp_path / "masks", "--data_name", "BRATS"),
-                       "--data_name", "4 image channels")
+        assert_refused(
+            sample(command, tmp_path / "brats", trained, tmp_path / "masks", "--data_name", "BRATS"),
+            "--data_name",
+            "4 image channels",
+        )
 
     def test_missing_predictions(self, command, isic, tmp_path):
         (tmp_path / "masks").mkdir()
         (tmp_path / "masks" / "notes.txt").write_text("no mask here")
-        assert_refused(command("segmentation_env", "--inp_pth", tmp_path / "masks", "--out_pth", isic[1],
-                               "--data_name", "ISIC"), "ISIC_0000004", "ISIC_0000005")
+        assert_refused(
+            command("segmentation_env", "--inp_pth", tmp_path / "masks", "--out_pth", isic[1], "--data_name", "ISIC"),
+            "ISIC_0000004",
+            "ISIC_0000005",
+        )
         assert files_below(tmp_path / "masks") == [(tmp_path / "masks" / "notes.txt").relative_to(tmp_path / "masks")]
 
 
 def sample(command, data_dir, model_path, out_dir, *flags):
-    return command("segmentation_sample", "--data_dir", data_dir, "--model_path", model_path, "--out_dir", out_dir,
-                   *flags)
+    return command(
+        "segmentation_sample", "--data_dir", data_dir, "--model_path", model_path, "--out_dir", out_dir, *flags
+    )
 
 
 def test_dry_run_prints_the_configuration_and_writes_nothing(command, isic, tmp_path):
@@ -137,27 +173,48 @@ def test_dry_run_prints_the_configuration_and_writes_nothing(command, isic, tmp_
 def test_train_sample_and_score(command, backend, isic, tmp_path, version):
     """The three commands in a row, on images without masks beside them."""
     multipliers = NETWORK_V1["channel_mult"] if version == "1" else NETWORK["channel_mult"]
-    code, _, errors = train(command, "ISIC", isic[0], tmp_path / "out", "--backend", backend.name, "--preset", "fast",
-                            "--version", version, "--channel_mult", multipliers)
+    code, _, errors = train(
+        command,
+        "ISIC",
+        isic[0],
+        tmp_path / "out",
+        "--backend",
+        backend.name,
+        "--preset",
+        "fast",
+        "--version",
+        version,
+        "--channel_mult",
+        multipliers,
+    )
     assert code == 0, errors
     assert [json.loads(line)["step"] for line in (tmp_path / "out" / "progress.jsonl").read_text().splitlines()] == [1]
     images = tmp_path / "images"
     shutil.copytree(next((tmp_path / "isic" / "Test").glob("*_Data")), images)
-    code, _, errors = sample(command, images, tmp_path / "out", tmp_path / "masks", "--backend", backend.name,
-                             "--num_ensemble", "2", "--sample_steps", "2")
+    code, _, errors = sample(
+        command,
+        images,
+        tmp_path / "out",
+        tmp_path / "masks",
+        "--backend",
+        backend.name,
+        "--num_ensemble",
+        "2",
+        "--sample_steps",
+        "2",
+    )
     assert code == 0, errors
     names = {path.name for path in (tmp_path / "masks").iterdir()}
     kinds = ("mask.png", "probability.tiff", "uncertainty.tiff", "overlay.png")
     assert names == {"run_report.json"} | {f"ISIC_000000{n}_{kind}" for n in (4, 5) for kind in kinds}
     report = json.loads((tmp_path / "masks" / "run_report.json").read_text())
     assert report["cases"] == 2 and report["sampling"]["sample_steps"] == 2 and report["sampler_seconds"] > 0
-    code, printed, errors = command("segmentation_env", "--inp_pth", tmp_path / "masks", "--out_pth", isic[1],
-                                    "--data_name", "ISIC")
+    code, printed, errors = command(
+        "segmentation_env", "--inp_pth", tmp_path / "masks", "--out_pth", isic[1], "--data_name", "ISIC"
+    )
     assert code == 0, errors
     summary = json.loads((tmp_path / "masks" / "summary.json").read_text())
     assert summary["n_cases"] == 2 and "ISIC_0000004" in printed
-
-
 
 
 def test_two_labels_in_parts_and_continued(command, tmp_path):
@@ -167,23 +224,34 @@ def test_two_labels_in_parts_and_continued(command, tmp_path):
     assert code == 0, errors
     settings = ("--num_ensemble", "2", "--sample_steps", "2", "--fusion", "staple", "--num_parts", "2")
     for part_id in ("1", "0"):
-        code, _, errors = sample(command, tmp_path / "data", tmp_path / "run", tmp_path / "masks", *settings,
-                                 "--part_id", part_id)
+        code, _, errors = sample(
+            command, tmp_path / "data", tmp_path / "run", tmp_path / "masks", *settings, "--part_id", part_id
+        )
         assert code == 0, errors
     masks = sorted((tmp_path / "masks").glob("*_mask.png"))
     assert len(masks) == 6 and sum(path.name.endswith("_cup_mask.png") for path in masks) == 3
     assert {path.name for path in (tmp_path / "masks").glob("run_report*")} == {
-        "run_report_part_0_of_2.json", "run_report_part_1_of_2.json"}
+        "run_report_part_0_of_2.json",
+        "run_report_part_1_of_2.json",
+    }
     before = masks[0].read_bytes()
     masks[0].unlink()
-    code, _, errors = sample(command, tmp_path / "data", tmp_path / "run", tmp_path / "masks", *settings[:-2], "--continue")
+    code, _, errors = sample(
+        command, tmp_path / "data", tmp_path / "run", tmp_path / "masks", *settings[:-2], "--continue"
+    )
     assert code == 0 and "2 are finished" in errors, errors
     assert masks[0].read_bytes() == before
     report = json.loads((tmp_path / "masks" / "run_report.json").read_text())
     assert report["labels"] == ["disc", "cup"] and "STAPLE" in report["definitions"]["probability"]
-    assert_refused(sample(command, tmp_path / "data", tmp_path / "run", tmp_path / "masks", *settings[:-2],
-                          "--num_ensemble", "3"), "--num_ensemble", "found 3; expected 2")
-    assert_refused(sample(command, tmp_path / "data", tmp_path / "run", tmp_path / "new", "--part_id", "1"), "--part_id")
-    code, printed, errors = command("segmentation_env", "--inp_pth", tmp_path / "masks", "--out_pth", tmp_path / "data",
-                                    "--data_name", "REFUGE2")
+    assert_refused(
+        sample(command, tmp_path / "data", tmp_path / "run", tmp_path / "masks", *settings[:-2], "--num_ensemble", "3"),
+        "--num_ensemble",
+        "found 3; expected 2",
+    )
+    assert_refused(
+        sample(command, tmp_path / "data", tmp_path / "run", tmp_path / "new", "--part_id", "1"), "--part_id"
+    )
+    code, printed, errors = command(
+        "segmentation_env", "--inp_pth", tmp_path / "masks", "--out_pth", tmp_path / "data", "--data_name", "REFUGE2"
+    )
     assert code == 0 and "cup" in printed, errors

@@ -1,4 +1,5 @@
 """The demo around the commands that it runs: its folder, the flags, failures, the table and the picture."""
+
 import importlib.util
 import json
 import runpy
@@ -12,8 +13,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from guided_diffusion_core import config
-from guided_diffusion_core import checkpoints
+from guided_diffusion_core import checkpoints, config
 from guided_diffusion_core.data import list_truths, open_dataset
 from guided_diffusion_core.data.formats.images import read_mask
 from guided_diffusion_core.errors import UserError
@@ -58,10 +58,22 @@ def test_durations():
 
 
 def test_table():
-    results = {"PyTorch": demo.Result(0.95, 0.9, 60.0, 10.0, 0.5),
-               "Jittor": demo.Result(0.94, 0.89, 80.0, 12.5, 0.75)}
+    results = {"PyTorch": demo.Result(0.95, 0.9, 60.0, 10.0, 0.5), "Jittor": demo.Result(0.94, 0.89, 80.0, 12.5, 0.75)}
     lines = demo.format_table(results, {"a": 1.0, "b": 0.98}).splitlines()
-    assert lines[0].split() == "backend Dice IoU training s sampling s total s s per step".split()
+    assert lines[0].split() == [
+        "backend",
+        "Dice",
+        "IoU",
+        "training",
+        "s",
+        "sampling",
+        "s",
+        "total",
+        "s",
+        "s",
+        "per",
+        "step",
+    ]
     assert lines[1].split() == ["PyTorch", "0.9500", "0.9000", "60.0", "10.0", "70.0", "0.50"]
     assert lines[2].split() == ["Jittor", "0.9400", "0.8900", "80.0", "12.5", "92.5", "0.75"]
     assert len(set(map(len, lines[:3]))) == 1, "columns are aligned"

@@ -1,4 +1,5 @@
 """Configuration: presets, overrides, ranges, and the way through a checkpoint's JSON."""
+
 import dataclasses
 import json
 import math
@@ -17,17 +18,35 @@ from guided_diffusion_core.config import (
     split_settings,
 )
 from guided_diffusion_core.errors import UserError
-from guided_diffusion_core.networks.medsegdiff.state_shapes import is_buffer, state_shapes
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import is_buffer, state_shapes
 
 # Names and defaults of the original's model_and_diffusion_defaults().
 ORIGINAL_DEFAULTS = {
-    "image_size": 64, "num_channels": 128, "num_res_blocks": 2, "num_heads": 4, "in_ch": 5,
-    "num_heads_upsample": -1, "num_head_channels": -1, "attention_resolutions": "16,8", "channel_mult": "",
-    "dropout": 0.0, "class_cond": False, "use_checkpoint": False, "use_scale_shift_norm": True,
-    "resblock_updown": False, "use_new_attention_order": False, "version": "new", "learn_sigma": False,
-    "diffusion_steps": 1000, "noise_schedule": "linear", "timestep_respacing": "", "use_kl": False,
-    "predict_xstart": False, "rescale_timesteps": False, "rescale_learned_sigmas": False,
+    "image_size": 64,
+    "num_channels": 128,
+    "num_res_blocks": 2,
+    "num_heads": 4,
+    "in_ch": 5,
+    "num_heads_upsample": -1,
+    "num_head_channels": -1,
+    "attention_resolutions": "16,8",
+    "channel_mult": "",
+    "dropout": 0.0,
+    "class_cond": False,
+    "use_checkpoint": False,
+    "use_scale_shift_norm": True,
+    "resblock_updown": False,
+    "use_new_attention_order": False,
+    "version": "new",
+    "learn_sigma": False,
+    "diffusion_steps": 1000,
+    "noise_schedule": "linear",
+    "timestep_respacing": "",
+    "use_kl": False,
+    "predict_xstart": False,
+    "rescale_timesteps": False,
+    "rescale_learned_sigmas": False,
 }
 
 
@@ -56,15 +75,25 @@ def test_presets_set_their_values_and_flags_override_them():
     assert resolve({"sample_steps": 25}, preset="fast").sampling.sample_steps == 25
 
 
-@pytest.mark.parametrize("preset, flags, parameters", [
-    ("MedSegDiff-B", "--image_size 256 --num_channels 128 --class_cond False --num_res_blocks 2 --num_heads 1 "
-     "--learn_sigma True --use_scale_shift_norm False --attention_resolutions 16 --diffusion_steps 1000 "
-     "--noise_schedule linear --rescale_learned_sigmas False --rescale_timesteps False --lr 5e-5 --batch_size 8 "
-     "--num_ensemble 5", 129_400_450),  # the golden entry keys_new_256_isic.json
-    ("MedSegDiff++", "--image_size 256 --num_channels 512 --class_cond False --num_res_blocks 12 --num_heads 8 "
-     "--learn_sigma True --use_scale_shift_norm True --attention_resolutions 16 --batch_size 64 --num_ensemble 25",
-     8_034_581_154),
-])
+@pytest.mark.parametrize(
+    "preset, flags, parameters",
+    [
+        (
+            "MedSegDiff-B",
+            "--image_size 256 --num_channels 128 --class_cond False --num_res_blocks 2 --num_heads 1 "
+            "--learn_sigma True --use_scale_shift_norm False --attention_resolutions 16 --diffusion_steps 1000 "
+            "--noise_schedule linear --rescale_learned_sigmas False --rescale_timesteps False --lr 5e-5 --batch_size 8 "
+            "--num_ensemble 5",
+            129_400_450,
+        ),  # the golden entry keys_new_256_isic.json
+        (
+            "MedSegDiff++",
+            "--image_size 256 --num_channels 512 --class_cond False --num_res_blocks 12 --num_heads 8 "
+            "--learn_sigma True --use_scale_shift_norm True --attention_resolutions 16 --batch_size 64 --num_ensemble 25",
+            8_034_581_154,
+        ),
+    ],
+)
 def test_presets_of_the_originals_readme(preset, flags, parameters):
     """The values on the README's command lines, but for the second one's attention."""
     parser = command_line.build_parser("Test.", *configuration.SECTIONS)
@@ -90,12 +119,14 @@ def test_the_preset_without_attention_in_the_original_says_so(capsys):
 def test_a_chosen_sampler_replaces_the_one_below():
     solver = resolve({"dpm_solver": True, "dynamic_thresholding": True}, preset="fast")
     assert solver.sampling == SamplingConfig(
-        use_ddim=False, dpm_solver=True, dynamic_thresholding=True, sample_steps=5, eta=0.0)
+        use_ddim=False, dpm_solver=True, dynamic_thresholding=True, sample_steps=5, eta=0.0
+    )
     fast = SamplingConfig(use_ddim=True, sample_steps=5, eta=0.0)
     assert solver.replace(use_ddim=True).sampling == resolve({}, preset="fast", base=solver).sampling == fast
     assert solver.replace(eta=0.0).sampling == solver.sampling
     assert resolve({}, preset="original", base=solver).sampling == SamplingConfig(
-        use_ddim=False, sample_steps=0, eta=0.0)
+        use_ddim=False, sample_steps=0, eta=0.0
+    )
 
 
 def test_the_ancestral_sampler_takes_all_steps_unless_told():
@@ -110,10 +141,16 @@ def test_the_ancestral_sampler_takes_all_steps_unless_told():
     assert resolve({"dpm_solver": False}).sampling == SamplingConfig()
 
 
-@pytest.mark.parametrize("process, steps", [
-    ({"diffusion_steps": 12, "noise_schedule": "cosine"}, 12), ({"timestep_respacing": "10,5"}, 15),
-    ({"timestep_respacing": "ddim10"}, 10), ({"timestep_respacing": "ddim25"}, SamplingConfig.sample_steps),
-    ({}, SamplingConfig.sample_steps)])
+@pytest.mark.parametrize(
+    "process, steps",
+    [
+        ({"diffusion_steps": 12, "noise_schedule": "cosine"}, 12),
+        ({"timestep_respacing": "10,5"}, 15),
+        ({"timestep_respacing": "ddim10"}, 10),
+        ({"timestep_respacing": "ddim25"}, SamplingConfig.sample_steps),
+        ({}, SamplingConfig.sample_steps),
+    ],
+)
 def test_the_default_steps_are_no_more_than_the_process_has(process, steps):
     assert resolve(process).sampling.sample_steps == steps
     assert resolve({**process, "sample_steps": 60}).sampling.sample_steps == 60
@@ -124,16 +161,29 @@ def test_setting_names_are_unique_over_the_sections():
     assert len(setting_names()) == sum(len(setting_names(section)) for section in sections)
 
 
-@pytest.mark.parametrize("values, named", [
-    ({"max_steps": 0}, "--max_steps"), ({"batch_size": 0}, "--batch_size"), ({"lr": -1.0}, "--lr"),
-    ({"dropout": 1.0}, "--dropout"), ({"highway_dropout": -0.1}, "--highway_dropout"),
-    ({"threshold": 0.0}, "--threshold"), ({"ema_rate": "0.9,1.5"}, "--ema_rate"), ({"ema_rate": "x"}, "--ema_rate"),
-    ({"noise_schedule": "quadratic"}, "linear or cosine"), ({"version": "2"}, "--version"),
-    ({"num_ensemble": 0}, "--num_ensemble"), ({"sample_steps": -1}, "--sample_steps"),
-    ({"lr_schedule": "step"}, "--lr_schedule"), ({"lr_schedule": "cosine"}, "--lr_anneal_steps"),
-    ({"lr_schedule": "constant", "lr_anneal_steps": 5}, "--max_steps"), ({"lr_cycles": 0}, "--lr_cycles"),
-    ({"use_ddim": True, "dpm_solver": True}, "one sampler"), ({"dynamic_thresholding": True}, "--dpm_solver True"),
-])
+@pytest.mark.parametrize(
+    "values, named",
+    [
+        ({"max_steps": 0}, "--max_steps"),
+        ({"batch_size": 0}, "--batch_size"),
+        ({"lr": -1.0}, "--lr"),
+        ({"dropout": 1.0}, "--dropout"),
+        ({"highway_dropout": -0.1}, "--highway_dropout"),
+        ({"threshold": 0.0}, "--threshold"),
+        ({"ema_rate": "0.9,1.5"}, "--ema_rate"),
+        ({"ema_rate": "x"}, "--ema_rate"),
+        ({"noise_schedule": "quadratic"}, "linear or cosine"),
+        ({"version": "2"}, "--version"),
+        ({"num_ensemble": 0}, "--num_ensemble"),
+        ({"sample_steps": -1}, "--sample_steps"),
+        ({"lr_schedule": "step"}, "--lr_schedule"),
+        ({"lr_schedule": "cosine"}, "--lr_anneal_steps"),
+        ({"lr_schedule": "constant", "lr_anneal_steps": 5}, "--max_steps"),
+        ({"lr_cycles": 0}, "--lr_cycles"),
+        ({"use_ddim": True, "dpm_solver": True}, "one sampler"),
+        ({"dynamic_thresholding": True}, "--dpm_solver True"),
+    ],
+)
 def test_values_out_of_range_are_refused(values, named):
     with pytest.raises(UserError, match=named):
         resolve(values)
@@ -151,10 +201,15 @@ def test_settings_that_an_older_version_did_not_write_have_their_defaults():
     assert from_dict(tree) == config
 
 
-@pytest.mark.parametrize("tree", [
-    {}, {**Config().to_dict(), "model": {"image_size": 64, "wide": True}}, {**Config().to_dict(), "flavour": 1},
-    {name: value for name, value in Config().to_dict().items() if name != "training"},
-])
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {},
+        {**Config().to_dict(), "model": {"image_size": 64, "wide": True}},
+        {**Config().to_dict(), "flavour": 1},
+        {name: value for name, value in Config().to_dict().items() if name != "training"},
+    ],
+)
 def test_a_foreign_configuration_is_refused_by_the_name_of_its_file(tree):
     with pytest.raises(UserError, match="some.safetensors"):
         from_dict(tree, where="some.safetensors")

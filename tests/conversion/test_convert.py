@@ -1,4 +1,5 @@
 """Conversion of checkpoints: bitwise in every direction, names, and the configuration that is inferred."""
+
 import dataclasses
 import json
 import subprocess
@@ -8,29 +9,18 @@ from itertools import permutations
 import numpy as np
 import pytest
 from conftest import ROOT
-from support.conversions import (  # noqa: F401
-    CONFIG,
-    FORMATS,
-    GIVEN,
-    assert_bitwise,
-    command,
-    in_order,
-    source,
-    weights,
-    without_counters,
-)
+from support.conversions import CONFIG, FORMATS, GIVEN, assert_bitwise, in_order, without_counters
 from support.small import NETWORK
 
-from guided_diffusion_core import config
-from guided_diffusion_core import checkpoints
+from guided_diffusion_core import checkpoints, config
 from guided_diffusion_core.conversion import convert
 from guided_diffusion_core.conversion.infer_config import VISIBLE, infer
 from guided_diffusion_core.conversion.pickles import write_pkl
 from guided_diffusion_core.conversion.torch_files import write_pt
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.networks.medsegdiff.initialization import initial_state
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
 
 
 class TestEveryDirection:
@@ -114,8 +104,12 @@ class TestNames:
         path.write_bytes(written(arrays) if written else checkpoints.to_bytes(0, CONFIG, "model", arrays))
         with pytest.raises(UserError) as error:
             convert.read(path, GIVEN if written else {})
-        for text in (path.name, "2 missing: input_blocks.0.0.weight, out.2.bias", "1 unexpected: extra.weight",
-                     "1 of another shape: time_embed.0.bias (3,) instead of (128,)"):
+        for text in (
+            path.name,
+            "2 missing: input_blocks.0.0.weight, out.2.bias",
+            "1 unexpected: extra.weight",
+            "1 of another shape: time_embed.0.bias (3,) instead of (128,)",
+        ):
             assert text in str(error.value)
 
     def test_types_that_no_network_has_are_refused(self, tmp_path, weights):
@@ -134,8 +128,9 @@ class TestNames:
 
 
 class TestConfiguration:
-    @pytest.mark.parametrize("path", sorted((ROOT / "tests" / "golden").glob("keys_new_*.json")),
-                             ids=lambda path: path.stem)
+    @pytest.mark.parametrize(
+        "path", sorted((ROOT / "tests" / "golden").glob("keys_new_*.json")), ids=lambda path: path.stem
+    )
     def test_of_the_originals_networks(self, path):
         recorded = json.loads(path.read_text())
         shapes = {name: tuple(shape) for name, shape in dict(recorded["state_dict"]).items()}
@@ -144,21 +139,33 @@ class TestConfiguration:
             assert getattr(found.model, name) == {"mask_channels": 1, **recorded["config"]}[name], name
         assert "num_heads" in assumed and "image_size" in assumed and "num_channels" not in assumed
 
-    @pytest.mark.parametrize("settings", [
-        {"channel_mult": "1"}, {"channel_mult": "2,1,1", "num_res_blocks": 3}, {"attention_resolutions": ""},
-        {"channel_mult": "1,2,2", "attention_resolutions": "32,8", "resblock_updown": True},
-        {"use_scale_shift_norm": True, "class_cond": True, "learn_sigma": False, "in_ch": 2, "num_channels": 64},
-        {"mask_channels": 2, "in_ch": 5, "learn_sigma": False}, {"mask_channels": 3, "in_ch": 7, "version": "1"}])
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"channel_mult": "1"},
+            {"channel_mult": "2,1,1", "num_res_blocks": 3},
+            {"attention_resolutions": ""},
+            {"channel_mult": "1,2,2", "attention_resolutions": "32,8", "resblock_updown": True},
+            {"use_scale_shift_norm": True, "class_cond": True, "learn_sigma": False, "in_ch": 2, "num_channels": 64},
+            {"mask_channels": 2, "in_ch": 5, "learn_sigma": False},
+            {"mask_channels": 3, "in_ch": 7, "version": "1"},
+        ],
+    )
     def test_every_setting_that_shapes_show(self, settings):
         settings = {**NETWORK, "attention_resolutions": "32", **settings}
         model = config.resolve(settings).model
         found, _ = infer(state_shapes(make_plan(model)), {"image_size": 32, "num_heads": 2}, "x")
         assert found.model == model
 
-    @pytest.mark.parametrize("given, text", [
-        ({"num_channels": 64}, "--num_channels: found '?64'?; expected '?32"),
-        ({"attention_resolutions": "8"}, "--attention_resolutions.*8.*16"),
-        ({"channel_mult": "1,3"}, "--channel_mult.*1,3.*1,2"), ({"learn_sigma": False}, "--learn_sigma")])
+    @pytest.mark.parametrize(
+        "given, text",
+        [
+            ({"num_channels": 64}, "--num_channels: found '?64'?; expected '?32"),
+            ({"attention_resolutions": "8"}, "--attention_resolutions.*8.*16"),
+            ({"channel_mult": "1,3"}, "--channel_mult.*1,3.*1,2"),
+            ({"learn_sigma": False}, "--learn_sigma"),
+        ],
+    )
     @pytest.mark.parametrize("ending", [".pt", ".safetensors"])
     def test_a_contradicting_flag_is_refused(self, tmp_path, source, given, text, ending):
         convert.write(tmp_path / f"x{ending}", source)

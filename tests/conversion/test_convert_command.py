@@ -1,11 +1,12 @@
 """The command that converts checkpoints: without frameworks, its messages, --dry_run and --verify."""
+
 import pathlib
 import subprocess
 import sys
 
 import pytest
 from conftest import BACKENDS, ROOT
-from support.conversions import FLAGS, command, source, weights  # noqa: F401
+from support.conversions import FLAGS
 
 from guided_diffusion_core import checkpoints
 from guided_diffusion_core.conversion import convert, verify
@@ -34,8 +35,9 @@ class TestCommand:
     def test_needs_no_framework(self, tmp_path, source):
         paths = [str(tmp_path / name) for name in ("a.pt", "b.safetensors", "c.pkl", "d.pt")]
         convert.write(paths[0], source)
-        code = CONVERT_WITHOUT.format(blocked={"torch", "jittor", "jittor_utils"},
-                                      pairs=list(zip(paths, paths[1:])), flags=FLAGS)
+        code = CONVERT_WITHOUT.format(
+            blocked={"torch", "jittor", "jittor_utils"}, pairs=list(zip(paths, paths[1:])), flags=FLAGS
+        )
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == "loaded []"
@@ -43,8 +45,7 @@ class TestCommand:
 
     def test_says_what_it_assumes(self, tmp_path, source, command):
         convert.write(tmp_path / "a.pt", source)
-        code, printed, _ = command(tmp_path / "a.pt", tmp_path / "b.safetensors", "--image_size", 32,
-                                   "--num_heads", 2)
+        code, printed, _ = command(tmp_path / "a.pt", tmp_path / "b.safetensors", "--image_size", 32, "--num_heads", 2)
         assert code == 0
         seen, assumed = (line for line in printed.splitlines() if line.startswith(("From", "Not")))
         assert "num_channels 32" in seen and "num_heads 2" in seen
@@ -63,9 +64,16 @@ class TestCommand:
         assert code == 2 and "b.pkl: found a file that is there already" in errors
         assert (tmp_path / "b.pkl").read_bytes() == b"mine"
 
-    @pytest.mark.parametrize("names, text", [
-        (("a.pt", "b.onnx"), "OUT"), (("a.bin", "b.pt"), "IN"), (("a.pt", "b"), "OUT"),
-        (("no.pt", "b.pkl"), "no.pt"), (("a.pt", "no/such/folder/b.pkl"), "folder")])
+    @pytest.mark.parametrize(
+        "names, text",
+        [
+            (("a.pt", "b.onnx"), "OUT"),
+            (("a.bin", "b.pt"), "IN"),
+            (("a.pt", "b"), "OUT"),
+            (("no.pt", "b.pkl"), "no.pt"),
+            (("a.pt", "no/such/folder/b.pkl"), "folder"),
+        ],
+    )
     def test_bad_paths_are_refused(self, tmp_path, source, command, names, text):
         convert.write(tmp_path / "a.pt", source)
         (tmp_path / "a.bin").write_bytes(b"")
@@ -101,8 +109,16 @@ class TestVerify:
         write = convert.write
 
         def spoil(path, found):
-            write(path, convert.Checkpoint({**found.arrays, "out.2.bias": found.arrays["out.2.bias"] + 1},
-                                           found.config, found.network, found.step, ()))
+            write(
+                path,
+                convert.Checkpoint(
+                    {**found.arrays, "out.2.bias": found.arrays["out.2.bias"] + 1},
+                    found.config,
+                    found.network,
+                    found.step,
+                    (),
+                ),
+            )
 
         monkeypatch.setattr(convert, "write", spoil)
         code, printed, _ = command(tmp_path / "a.pt", tmp_path / "b.pkl", *FLAGS, "--verify")

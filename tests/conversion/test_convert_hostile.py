@@ -1,4 +1,5 @@
 """Conversion of checkpoints: hostile, broken and odd files execute nothing and end in a clear error."""
+
 import hashlib
 import os
 import pickle
@@ -7,16 +8,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from support.conversions import (  # noqa: F401
-    FORMATS,
-    GIVEN,
-    assert_bitwise,
-    command,
-    source,
-    unzipped,
-    weights,
-    zipped,
-)
+from support.conversions import FORMATS, GIVEN, assert_bitwise, unzipped, zipped
 
 from guided_diffusion_core.conversion import convert
 from guided_diffusion_core.conversion.pickles import read_pkl
@@ -46,10 +38,11 @@ def hostile_pickles(path):
         "opcode INST": b"(S'" + system + b"'\nios\nsystem\n.",
         "opcode OBJ": b"(cos\nsystem\nS'" + system + b"'\no.",
         "function of an allowed module": b"c_codecs\nlookup_error\n(S'strict'\ntR0" + pickle.dumps(payload, 0),
-        "attribute of an allowed name": pickle.PROTO + b"\x04\x8c\x07_codecs\x8c\x0fencode.__self__\x93"
-                                        + pickle.dumps(payload, 4)[2:],
+        "attribute of an allowed name": pickle.PROTO
+        + b"\x04\x8c\x07_codecs\x8c\x0fencode.__self__\x93"
+        + pickle.dumps(payload, 4)[2:],
         "state": b"ccollections\nOrderedDict\n(tR(dS'x'\n" + pickle.dumps(payload, 0)[:-1] + b"sb.",
-        "built-in": named % b"exec" + b"(S'open(" + repr(str(path)).replace("'", '"').encode() + b", \"w\")'\ntR.",
+        "built-in": named % b"exec" + b"(S'open(" + repr(str(path)).replace("'", '"').encode() + b', "w")\'\ntR.',
     }
 
 
@@ -60,7 +53,7 @@ def hostile_files(content):
     yield ".pt", zipped({"archive/data.pkl": content})
     legacy = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {}, [])]
     for index in range(len(legacy)):
-        yield ".pth", b"".join(legacy[:index]) + content + b"".join(legacy[index + 1:])
+        yield ".pth", b"".join(legacy[:index]) + content + b"".join(legacy[index + 1 :])
     yield ".safetensors", content
     yield ".safetensors", len(content).to_bytes(8, "little") + content
 
@@ -83,9 +76,13 @@ class TestHostileFiles:
         code, _, errors = command(path, tmp_path / "out.pkl")
         assert code == 2 and "Traceback" not in errors and not (tmp_path / "out.pkl").exists()
 
-    @pytest.mark.parametrize("read, names", [
-        (read_pkl, ("numpy ndarray", "numpy dtype", "_codecs encode", "jittor Var")),
-        (read_pt, ("torch FloatStorage", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"))])
+    @pytest.mark.parametrize(
+        "read, names",
+        [
+            (read_pkl, ("numpy ndarray", "numpy dtype", "_codecs encode", "jittor Var")),
+            (read_pt, ("torch FloatStorage", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter")),
+        ],
+    )
     @pytest.mark.parametrize("state", [b"(dS'x'\nI1\ns", b"(N(dS'__defaults__'\n(I1\ntst"])
     def test_no_name_takes_state(self, read, names, state):
         for name in names:
@@ -95,8 +92,9 @@ class TestHostileFiles:
             with pytest.raises(UserError, match="asks for more than weights: state for"):
                 read(content, "x")
 
-    @pytest.mark.parametrize("read", [read_pkl, lambda content, where: read_pt(
-        zipped({"archive/data.pkl": content}), where)])
+    @pytest.mark.parametrize(
+        "read", [read_pkl, lambda content, where: read_pt(zipped({"archive/data.pkl": content}), where)]
+    )
     def test_a_pickle_that_needs_gigabytes_is_refused(self, read):
         with pytest.raises(UserError, match="billions"):
             read(b"\x80\x02}r\xff\xff\xff\x7f.", "x")
@@ -106,9 +104,14 @@ class TestHostileFiles:
         rs = np.random.RandomState(0)
         arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7)}
         entries = unzipped(write_pt(arrays))
-        for original, read in ((pickle.dumps(arrays, 2), read_pkl), (pickle.dumps(arrays, 4), read_pkl),
-                               (entries["archive/data.pkl"], lambda content, where: read_pt(
-                                   zipped({**entries, "archive/data.pkl": content}), where))):
+        for original, read in (
+            (pickle.dumps(arrays, 2), read_pkl),
+            (pickle.dumps(arrays, 4), read_pkl),
+            (
+                entries["archive/data.pkl"],
+                lambda content, where: read_pt(zipped({**entries, "archive/data.pkl": content}), where),
+            ),
+        ):
             refused = 0
             for _ in range(300):
                 content = bytearray(original)
@@ -119,9 +122,21 @@ class TestHostileFiles:
                     refused += 1
             assert refused > 100
 
-    @pytest.mark.parametrize("offset, size, stride", [
-        (0, (5,), (1,)), (1, (4,), (1,)), (0, (2, 2), (4, 1)), (0, (2,), (-1,)), (-1, (2,), (1,)), (0, (8,), (0,)),
-        (0, (2**40, 2**40), (0, 0)), (0, (2.0,), (1,)), (2**70, (1,), (1,)), (0, (4,), ())])
+    @pytest.mark.parametrize(
+        "offset, size, stride",
+        [
+            (0, (5,), (1,)),
+            (1, (4,), (1,)),
+            (0, (2, 2), (4, 1)),
+            (0, (2,), (-1,)),
+            (-1, (2,), (1,)),
+            (0, (8,), (0,)),
+            (0, (2**40, 2**40), (0, 0)),
+            (0, (2.0,), (1,)),
+            (2**70, (1,), (1,)),
+            (0, (4,), ()),
+        ],
+    )
     def test_a_tensor_outside_its_storage_is_refused(self, offset, size, stride):
         good = write_pt({"x": np.arange(4, dtype=np.float32)})
         assert read_pt(good, "x.pt")["x"].tolist() == [0, 1, 2, 3]
@@ -130,7 +145,8 @@ class TestHostileFiles:
         window = pickle.dumps(0, 2)[2:-1] + before + after
         assert window in entries["archive/data.pkl"]
         entries["archive/data.pkl"] = entries["archive/data.pkl"].replace(
-            window, b"".join(pickle.dumps(value, 2)[2:-1] for value in (offset, size, stride)))
+            window, b"".join(pickle.dumps(value, 2)[2:-1] for value in (offset, size, stride))
+        )
         with pytest.raises(UserError, match="x.pt"):
             read_pt(zipped(entries), "x.pt")
 
@@ -140,7 +156,7 @@ class TestHostileFiles:
         path = tmp_path / f"x{ending}"
         convert.write(path, source)
         content = path.read_bytes()
-        path.write_bytes(content[:part if isinstance(part, int) else int(part * len(content))])
+        path.write_bytes(content[: part if isinstance(part, int) else int(part * len(content))])
         with pytest.raises(UserError, match=f"x{ending}"):
             convert.read(path, GIVEN)
 
@@ -176,7 +192,12 @@ class TestHostileFiles:
 class TestNumpyPickles:
     @pytest.mark.parametrize("protocol", [2, 3, 4])
     def test_orders_and_types(self, protocol):
-        arrays = {"fortran": np.asfortranarray(np.arange(6.).reshape(2, 3)), "big": np.arange(3, dtype=">f4"),
-                  "scalar": np.array(7), "half": np.ones(2, np.float16), "flags": np.array([True, False])}
+        arrays = {
+            "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+            "big": np.arange(3, dtype=">f4"),
+            "scalar": np.array(7),
+            "half": np.ones(2, np.float16),
+            "flags": np.array([True, False]),
+        }
         expected = {name: value.astype(value.dtype.newbyteorder("="), order="C") for name, value in arrays.items()}
         assert_bitwise(read_pkl(pickle.dumps(arrays, protocol), "x.pkl"), expected)

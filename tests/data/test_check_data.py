@@ -1,4 +1,5 @@
 """scripts/check_data.py: each fault that is planted in a set is found, named and nothing else is."""
+
 import gzip
 import json
 import shutil
@@ -9,8 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-
-from guided_diffusion_core.system import files
 from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.data import list_files
 from guided_diffusion_core.data.check.checking import Check
@@ -26,15 +25,20 @@ from guided_diffusion_core.data.phantoms import (
     write_volume_phantoms,
 )
 from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.system import files
 
 SHAPE = (20, 18, 10)
 
 
 def check(train, test=None, data_name="ISIC", **settings):
     sets = {"train": (train, "Training", True), **({"test": (test, "Test", False)} if test else {})}
-    return Check({
-        name: take_inventory(lambda: list_files(DataConfig(data_name, str(folder), **settings), split, need))
-        for name, (folder, split, need) in sets.items()}, workers=2)
+    return Check(
+        {
+            name: take_inventory(lambda: list_files(DataConfig(data_name, str(folder), **settings), split, need))
+            for name, (folder, split, need) in sets.items()
+        },
+        workers=2,
+    )
 
 
 def found(result):
@@ -103,8 +107,9 @@ def test_every_layout(name, tmp_path):
     assert ("unreadable", broken.name) in errors and sorted(kind for kind, _ in errors) == ["layout", "unreadable"]
 
 
-@pytest.mark.parametrize("name, folder", [
-    ("BRATS", "BraTS2021/Train"), ("REFUGE2", "REFUGE2/Train"), ("DDTI", "DDTI/Train")])
+@pytest.mark.parametrize(
+    "name, folder", [("BRATS", "BraTS2021/Train"), ("REFUGE2", "REFUGE2/Train"), ("DDTI", "DDTI/Train")]
+)
 def test_real_data(shared_data, name, folder):
     result = check(shared_data / folder, data_name=name)
     assert found(result) == [] and len(result.examined["train"]) >= 2
@@ -120,12 +125,17 @@ def test_all_problems_of_pictures_at_once(isic):
     mask(test, 4).unlink()
     mask(test, 5).write_bytes(b"")
     result = check(train, test)
-    assert sorted(found(result)) == sorted([
-        ("error", "unreadable", "ISIC_0000000.jpg"), ("error", "shape", "ISIC_0000001_Segmentation.png"),
-        ("error", "layout", "ISIC_0000003.jpg"), ("warning", "empty mask", "ISIC_0000002_Segmentation.png"),
-        ("error", "unreadable", "ISIC_0000005_Segmentation.png"), ("warning", "no labels", "test set"),
-        *([("error", "duplicate", "ISIC_0000004.jpg")] if same_pixels(picture(train, 3), picture(test, 4)) else []),
-    ])
+    assert sorted(found(result)) == sorted(
+        [
+            ("error", "unreadable", "ISIC_0000000.jpg"),
+            ("error", "shape", "ISIC_0000001_Segmentation.png"),
+            ("error", "layout", "ISIC_0000003.jpg"),
+            ("warning", "empty mask", "ISIC_0000002_Segmentation.png"),
+            ("error", "unreadable", "ISIC_0000005_Segmentation.png"),
+            ("warning", "no labels", "test set"),
+            *([("error", "duplicate", "ISIC_0000004.jpg")] if same_pixels(picture(train, 3), picture(test, 4)) else []),
+        ]
+    )
     assert [severity for severity, _, _ in found(result)] == sorted(severity for severity, _, _ in found(result))
     for problem in result.problems:
         assert problem.file and problem.found and problem.expected and problem.mend
@@ -167,19 +177,30 @@ def test_names_and_faults_of_single_pictures(isic):
     Image.fromarray(grey).save(mask(train, 1))
     Image.fromarray(np.asarray(Image.open(mask(train, 3))) // 255).save(mask(train, 3))
     Image.new("RGB", Image.open(picture(test, 5)).size, (9, 9, 9)).save(picture(test, 5))
-    assert sorted(found(check(train, test))) == sorted([
-        ("error", "layout", "ISIC_0000000.jpg"), ("error", "duplicate", "ISIC_0000000.jpg"),
-        ("warning", "name", "ISIC_0000001.jpg"), ("warning", "orientation", "ISIC_0000002.jpg"),
-        ("warning", "grey mask", "ISIC_0000001_Segmentation.png"), ("error", "labels", "ISIC_0000003_Segmentation.png"),
-        ("warning", "constant", "ISIC_0000005.jpg")])
+    assert sorted(found(check(train, test))) == sorted(
+        [
+            ("error", "layout", "ISIC_0000000.jpg"),
+            ("error", "duplicate", "ISIC_0000000.jpg"),
+            ("warning", "name", "ISIC_0000001.jpg"),
+            ("warning", "orientation", "ISIC_0000002.jpg"),
+            ("warning", "grey mask", "ISIC_0000001_Segmentation.png"),
+            ("error", "labels", "ISIC_0000003_Segmentation.png"),
+            ("warning", "constant", "ISIC_0000005.jpg"),
+        ]
+    )
 
 
 def test_csv_with_several_wrong_rows(isic):
     train, _ = isic
     table = train / "X_Training_GroundTruth.csv"
     images = [picture(train, number).relative_to(train) for number in (0, 1)]
-    rows = [f"{images[0]},{mask(train, 0).relative_to(train)}", "gone.jpg,x.png", ",", "notes.txt,",
-            f"{images[1]},gone.png"]
+    rows = [
+        f"{images[0]},{mask(train, 0).relative_to(train)}",
+        "gone.jpg,x.png",
+        ",",
+        "notes.txt,",
+        f"{images[1]},gone.png",
+    ]
     table.write_text("\n".join(["img,seg", *rows]))
     result = check(train)
     assert found(result) == [("error", "layout", table.name)] * 3 + [("error", "layout", images[1].name)]
@@ -204,11 +225,19 @@ def test_all_problems_of_volumes_at_once(brats):
     (b / "B_t2.nii.gz").unlink()
     rewrite(b / "B_flair.nii.gz", lambda values: values * 0 + 5)
     rewrite(b / "B_seg.nii.gz", lambda values: values * 0)
-    assert sorted(found(check(brats, data_name="BRATS"))) == sorted([
-        ("error", "affine", "A_t2.nii.gz"), ("error", "spacing", "A_t1ce.nii.gz"),
-        ("error", "not finite", "A_flair.nii.gz"), ("error", "labels", "A_seg.nii.gz"),
-        ("warning", "negative", "B_t1.nii.gz"), ("error", "shape", "B_t1ce.nii.gz"), ("error", "layout", "B"),
-        ("warning", "constant", "B_flair.nii.gz"), ("warning", "empty mask", "B_seg.nii.gz")])
+    assert sorted(found(check(brats, data_name="BRATS"))) == sorted(
+        [
+            ("error", "affine", "A_t2.nii.gz"),
+            ("error", "spacing", "A_t1ce.nii.gz"),
+            ("error", "not finite", "A_flair.nii.gz"),
+            ("error", "labels", "A_seg.nii.gz"),
+            ("warning", "negative", "B_t1.nii.gz"),
+            ("error", "shape", "B_t1ce.nii.gz"),
+            ("error", "layout", "B"),
+            ("warning", "constant", "B_flair.nii.gz"),
+            ("warning", "empty mask", "B_seg.nii.gz"),
+        ]
+    )
 
 
 def test_the_same_file_for_two_modalities(brats):
@@ -244,13 +273,16 @@ def test_fingerprint(brats, isic):
     assert all(row[0] == 48 for row in pictures["train"]["sizes"])
 
 
-def test_command(isic, command, tmp_path):  # noqa: F811
+def test_command(isic, command, tmp_path):
     train, test = isic
     flags = ("--data_name", "ISIC", "--data_dir", train, "--test_dir", test)
     code, out, _ = command("check_data", *flags, "--out_dir", tmp_path / "out")
     assert code == 0 and "12 files checked: no errors" in out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "fingerprint.json", "fingerprint.png", "problems.json"]
+        "fingerprint.json",
+        "fingerprint.png",
+        "problems.json",
+    ]
     assert Image.open(tmp_path / "out" / "fingerprint.png").size[0] > 500
     mask(train, 0).write_bytes(b"no picture")
     Image.new("L", Image.open(picture(train, 1)).size).save(mask(train, 1))
@@ -260,8 +292,10 @@ def test_command(isic, command, tmp_path):  # noqa: F811
     assert lines[0].startswith(f"error   {mask(train, 0)}: found no complete image")
     assert lines[1].startswith(f"warning {mask(train, 1)}: found no pixel of 'mask'")
     report = json.loads((tmp_path / "out" / "problems.json").read_text())
-    assert report["counts"] == [{"severity": "error", "kind": "unreadable", "problems": 1},
-                                {"severity": "warning", "kind": "empty mask", "problems": 1}]
+    assert report["counts"] == [
+        {"severity": "error", "kind": "unreadable", "problems": 1},
+        {"severity": "warning", "kind": "empty mask", "problems": 1},
+    ]
     assert set(report["problems"][0]) == {"severity", "kind", "file", "found", "expected", "mend"}
     mask(train, 0).unlink()
     mask(train, 1).unlink()

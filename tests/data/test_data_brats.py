@@ -1,4 +1,5 @@
 """The BraTS layout: cases of five volumes, their slices, and every input that it refuses."""
+
 import gzip
 import itertools
 import pickle
@@ -67,7 +68,8 @@ def test_tolerant_names(brats_folder, tmp_path):
 
 def test_missing_modality(brats_folder):
     (brats_folder / "BraTS2021_00001" / "BraTS2021_00001_t2.nii.gz").rename(
-        brats_folder / "BraTS2021_00001" / "W39_Segm.nii.gz")
+        brats_folder / "BraTS2021_00001" / "W39_Segm.nii.gz"
+    )
     expected = "BraTS2021_00001.*only flair, seg, t1, t1ce .*W39_Segm.*; t2 missing"
     with pytest.raises(UserError, match=expected):
         open_dataset(brats_config(brats_folder), 32, "Training", need_masks=True)
@@ -97,7 +99,7 @@ def test_truncated_volume(brats_folder, compressed, kept):
         path.unlink()
         path = path.with_suffix("")
         content = gzip.decompress(content)
-    path.write_bytes(content[:int(kept * len(content))])
+    path.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(UserError, match="_flair.nii.*no complete NIfTI"):
         open_dataset(brats_config(brats_folder), 32, "Training", need_masks=True)
 
@@ -106,7 +108,7 @@ def test_corrupt_volume(brats_folder):
     path = brats_folder / "BraTS2021_00001" / "BraTS2021_00001_t1.nii.gz"
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
-    content[middle:middle + 64] = bytes(64)
+    content[middle : middle + 64] = bytes(64)
     path.write_bytes(content)
     dataset = open_dataset(brats_config(brats_folder), 32, "Training", need_masks=True)
     with pytest.raises(UserError, match="_t1.nii.gz.*no complete NIfTI"):

@@ -1,4 +1,5 @@
 """docs/data.md says what the layouts are: names, labels, codes, rules, commands."""
+
 import re
 import shlex
 

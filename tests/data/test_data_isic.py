@@ -1,4 +1,5 @@
 """The ISIC layout: its pairs of photographs and masks, and every input that it refuses."""
+
 import shutil
 
 import numpy as np
@@ -116,23 +117,21 @@ def test_mask_of_another_shape(isic_folder):
         open_dataset(isic_config(isic_folder), 32, "Test", need_masks=True)
 
 
-@pytest.mark.parametrize("folder, file", [
-    (TEST_DATA, "ISIC_0000004.jpg"), (TEST_TRUTH, "ISIC_0000004_Segmentation.png")])
-
-
+@pytest.mark.parametrize(
+    "folder, file", [(TEST_DATA, "ISIC_0000004.jpg"), (TEST_TRUTH, "ISIC_0000004_Segmentation.png")]
+)
 def test_file_that_is_no_image(isic_folder, folder, file):
     (isic_folder / "Test" / folder / file).write_text("not a picture")
     with pytest.raises(UserError, match=file):
         open_dataset(isic_config(isic_folder), 32, "Test", need_masks=True)
 
 
-@pytest.mark.parametrize("folder, file", [
-    (TEST_DATA, "ISIC_0000003.jpg"), (TEST_TRUTH, "ISIC_0000003_Segmentation.png")])
-
-
+@pytest.mark.parametrize(
+    "folder, file", [(TEST_DATA, "ISIC_0000003.jpg"), (TEST_TRUTH, "ISIC_0000003_Segmentation.png")]
+)
 def test_truncated_image(isic_folder, folder, file):
     path = isic_folder / "Test" / folder / file
-    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match=file):
         open_dataset(isic_config(isic_folder), 32, "Test", need_masks=True)[0]
 

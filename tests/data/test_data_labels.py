@@ -1,12 +1,12 @@
 """Label maps: names to stored values, and everything that they refuse."""
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guided_diffusion_core.data.layouts import brats
-from guided_diffusion_core.data.layouts import refuge2
 from guided_diffusion_core.data.formats.labels import LabelMap
+from guided_diffusion_core.data.layouts import brats, refuge2
 from guided_diffusion_core.errors import UserError
 
 REGIONS = brats.REGIONS
@@ -72,9 +72,15 @@ def test_labels_stored_as_floating_point():
     np.testing.assert_array_equal(ALL.masks(np.array([0.0, 2.0, 4.0]), "seg"), ALL.masks(np.array([0, 2, 4]), "seg"))
 
 
-@pytest.mark.parametrize("spec, message", [
-    ("tumour", "'tumour'; expected names out of whole_tumour, tumour_core, enhancing"),
-    ("enhancing,enhancing", "different names"), ("Whole Tumour", "different names"), ("enhancing,", "different names")])
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("tumour", "'tumour'; expected names out of whole_tumour, tumour_core, enhancing"),
+        ("enhancing,enhancing", "different names"),
+        ("Whole Tumour", "different names"),
+        ("enhancing,", "different names"),
+    ],
+)
 def test_wrong_names(spec, message):
     with pytest.raises(UserError, match=f"--labels.*{message}"):
         REGIONS.select(spec, ())
@@ -84,8 +90,9 @@ def test_spaces_beside_names_are_no_part_of_them():
     assert REGIONS.select(" enhancing , tumour_core", ()).names == ("enhancing", "tumour_core")
 
 
-@pytest.mark.parametrize("names, values", [
-    (("A",), (None,)), (("a", "a"), (None, None)), (("a",), (None, None)), ((), ())])
+@pytest.mark.parametrize(
+    "names, values", [(("A",), (None,)), (("a", "a"), (None, None)), (("a",), (None, None)), ((), ())]
+)
 def test_a_map_that_is_none(names, values):
     with pytest.raises(ValueError, match="label names"):
         LabelMap(names, values)

@@ -1,4 +1,5 @@
 """What holds for every dataset layout: its examples, its truths, and the folders that it refuses."""
+
 import pickle
 
 import numpy as np
@@ -13,18 +14,43 @@ from guided_diffusion_core.errors import UserError
 # Layout -> words of what it expects, function that writes an example with masks, examples, channels, labels.
 EVERY_LAYOUT = {
     "ISIC": ("_GroundTruth", lambda folder: phantoms.write_isic_phantoms(folder, 2, 2, 40, 1), 2, 3, ("mask",)),
-    "BRATS": ("flair.nii.gz", lambda folder: phantoms.write_brats_phantom(folder, "A", (16, 16, 8), 1), 8, 4,
-              ("whole_tumour",)),
-    "BRATS_SLICES": ("t1_123_w.nii.gz", lambda folder: phantoms.write_brats_slices_phantom(
-        folder, "brats_train_001", (16, 16, 8), 1), 8, 4, ("whole_tumour",)),
-    "REFUGE2": ("Disc_Cup_Masks", lambda folder: phantoms.write_refuge2_phantoms(folder, 2, 40, 1), 2, 3,
-                ("disc", "cup")),
+    "BRATS": (
+        "flair.nii.gz",
+        lambda folder: phantoms.write_brats_phantom(folder, "A", (16, 16, 8), 1),
+        8,
+        4,
+        ("whole_tumour",),
+    ),
+    "BRATS_SLICES": (
+        "t1_123_w.nii.gz",
+        lambda folder: phantoms.write_brats_slices_phantom(folder, "brats_train_001", (16, 16, 8), 1),
+        8,
+        4,
+        ("whole_tumour",),
+    ),
+    "REFUGE2": (
+        "Disc_Cup_Masks",
+        lambda folder: phantoms.write_refuge2_phantoms(folder, 2, 40, 1),
+        2,
+        3,
+        ("disc", "cup"),
+    ),
     "DDTI": ("masks/1.PNG", lambda folder: phantoms.write_ddti_phantoms(folder, 2, 40, 1), 2, 3, ("mask",)),
     "IMAGES": ("masks/NAME.png", lambda folder: phantoms.write_image_phantoms(folder, 2, 40, 1), 2, 3, ("mask",)),
-    "VOLUMES": ("masks/NAME.nii.gz", lambda folder: phantoms.write_volume_phantoms(folder, 2, (16, 16, 8), 1), 16, 1,
-                ("mask",)),
-    "NNUNET": ("dataset.json", lambda folder: phantoms.write_nnunet_phantoms(folder, 2, 2, (16, 16, 8), 1), 16, 2,
-               ("whole_tumor", "tumor_core", "enhancing")),
+    "VOLUMES": (
+        "masks/NAME.nii.gz",
+        lambda folder: phantoms.write_volume_phantoms(folder, 2, (16, 16, 8), 1),
+        16,
+        1,
+        ("mask",),
+    ),
+    "NNUNET": (
+        "dataset.json",
+        lambda folder: phantoms.write_nnunet_phantoms(folder, 2, 2, (16, 16, 8), 1),
+        16,
+        2,
+        ("whole_tumor", "tumor_core", "enhancing"),
+    ),
 }
 
 

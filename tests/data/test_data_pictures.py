@@ -1,4 +1,5 @@
 """Layouts of pictures: pairing, modes and depths of files, labels, and what is refused."""
+
 import io
 import json
 import re
@@ -100,8 +101,11 @@ class TestPlainFolder:
         phantoms.write_image_phantoms(tmp_path, 4, 32, 1)
         for path in ("masks/case001.png", "masks/case003.png", "images/case002.png"):
             (tmp_path / path).unlink()
-        with pytest.raises(UserError, match=r"2 of 3 images without a mask \(case001, case003\) and "
-                                            r"1 masks without an image \(.*case002.png\)"):
+        with pytest.raises(
+            UserError,
+            match=r"2 of 3 images without a mask \(case001, case003\) and "
+            r"1 masks without an image \(.*case002.png\)",
+        ):
             opened("IMAGES", tmp_path)
         assert len(opened("IMAGES", tmp_path, need_masks=False)) == 3
 
@@ -229,7 +233,7 @@ class TestModes:
         buffer = io.BytesIO()
         tifffile.imwrite(buffer, np.ones((32, 32, 3), np.uint16), photometric="rgb")
         content = buffer.getvalue()
-        (tmp_path / "a.tif").write_bytes(content[:int(kept * len(content)) if kept < 1 else kept])
+        (tmp_path / "a.tif").write_bytes(content[: int(kept * len(content)) if kept < 1 else kept])
         with pytest.raises(UserError, match="a.tif: found no complete image"):
             reader(tmp_path / "a.tif")
 
@@ -285,9 +289,11 @@ class TestRefuge:
         picture = tmp_path / "raw/Disc_Cup_Fovea_Illustration/T0001.jpg"
         mask = tmp_path / "raw/Disc_Cup_Masks/T0001.png"
         for kind, name in (("Glaucoma", "g0001"), ("Non-Glaucoma", "n0001")):
-            for source, place in ((picture, f"Training400/{kind}/{name}.jpg"),
-                                  (mask, f"Annotation-Training400/Disc_Cup_Masks/{kind}/{name}.png"),
-                                  (mask, f"Annotation-Training400/Disc_Cup_Fovea_Illustration/{name}.png")):
+            for source, place in (
+                (picture, f"Training400/{kind}/{name}.jpg"),
+                (mask, f"Annotation-Training400/Disc_Cup_Masks/{kind}/{name}.png"),
+                (mask, f"Annotation-Training400/Disc_Cup_Fovea_Illustration/{name}.png"),
+            ):
                 (tmp_path / "set" / place).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, tmp_path / "set" / place)
         dataset = opened("REFUGE2", tmp_path / "set")
@@ -333,7 +339,8 @@ class TestIsicYears:
     def test_another_task_is_no_mask(self, tmp_path):
         phantoms.write_isic_phantoms(tmp_path, 1, 0, 40, 1, 2018)
         (tmp_path / "Train" / "ISIC2018_Task1_Training_GroundTruth").rename(
-            tmp_path / "Train" / "ISIC2018_Task2_Training_GroundTruth")
+            tmp_path / "Train" / "ISIC2018_Task2_Training_GroundTruth"
+        )
         with pytest.raises(UserError, match="1 of 1 images without a mask"):
             opened("ISIC", tmp_path)
 
@@ -342,8 +349,10 @@ class TestIsicYears:
     def test_csv(self, tmp_path, delimiter, header):
         folder = tmp_path / "Test"
         phantoms.write_isic_phantoms(tmp_path, 0, 2, 40, 1)
-        row = ("ISBI2016_ISIC_Part1_Test_Data\\ISIC_0000001.jpg",
-               "ISBI2016_ISIC_Part1_Test_GroundTruth/ISIC_0000001_Segmentation.png")
+        row = (
+            "ISBI2016_ISIC_Part1_Test_Data\\ISIC_0000001.jpg",
+            "ISBI2016_ISIC_Part1_Test_GroundTruth/ISIC_0000001_Segmentation.png",
+        )
         lines = [delimiter.join(("", *header)), delimiter.join(("0", *row))]
         (folder / "ISBI2016_ISIC_Part1_Test_GroundTruth.csv").write_text("\n".join(lines))
         assert [case.name for case in opened("ISIC", folder, split="Test").cases()] == ["ISIC_0000001"]
@@ -352,8 +361,12 @@ class TestIsicYears:
 def write_nnunet_picture(folder, channels, image, mask=BOX // 255, **description):
     save(folder / "imagesTr" / "a_0000.png", image)
     save(folder / "labelsTr" / "a.png", mask)
-    tree = {"channel_names": dict(enumerate(channels)), "labels": {"background": 0, "box": 1}, "file_ending": ".png",
-            **description}
+    tree = {
+        "channel_names": dict(enumerate(channels)),
+        "labels": {"background": 0, "box": 1},
+        "file_ending": ".png",
+        **description,
+    }
     (folder / "dataset.json").write_text(json.dumps(tree))
     return folder
 

@@ -1,5 +1,6 @@
 """Real files: two BraTS volumes opened, normalised, filtered and written back, against nibabel; a pair each of
 REFUGE2 and DDTI, against Pillow."""
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -23,8 +24,7 @@ def folder(shared_data):
 def volumes(folder):
     """Case -> modality -> nibabel image."""
     return {
-        case: {part: nib.load(folder / split / case / f"{case}_{part}.nii.gz")
-               for part in (*MODALITIES, "seg")}
+        case: {part: nib.load(folder / split / case / f"{case}_{part}.nii.gz") for part in (*MODALITIES, "seg")}
         for case, split in CASES.items()
     }
 
@@ -50,17 +50,21 @@ def test_normalisation_and_labels(native, volumes):
 
 def test_slice_filters_count_as_nibabel(folder, volumes):
     tumour = {case: (parts["seg"].get_fdata() > 0).any((0, 1)) for case, parts in volumes.items()}
-    brain = {case: np.any([parts[m].get_fdata() > 0 for m in MODALITIES], axis=(0, 1, 2))
-             for case, parts in volumes.items()}
+    brain = {
+        case: np.any([parts[m].get_fdata() > 0 for m in MODALITIES], axis=(0, 1, 2)) for case, parts in volumes.items()
+    }
     odd = np.arange(155) % 2 == 1
-    for spec, expected in (("odd,tumour", {case: tumour[case] & odd for case in CASES}),
-                           ("brain", brain), ("odd", {case: odd for case in CASES})):
+    for spec, expected in (
+        ("odd,tumour", {case: tumour[case] & odd for case in CASES}),
+        ("brain", brain),
+        ("odd", dict.fromkeys(CASES, odd)),
+    ):
         config = DataConfig(data_dir=str(folder), slices=spec)
         cases = open_dataset(config, 64, "Test", need_masks=False).cases()
         assert {case.name: case.slices for case in cases} == {
-            case: tuple(np.flatnonzero(kept)) for case, kept in expected.items()}
-        assert {truth.name: truth.slices for truth in list_truths(config)} == {
-            case.name: case.slices for case in cases}
+            case: tuple(np.flatnonzero(kept)) for case, kept in expected.items()
+        }
+        assert {truth.name: truth.slices for truth in list_truths(config)} == {case.name: case.slices for case in cases}
 
 
 def test_written_volumes_lie_on_the_source_grid(native, volumes, tmp_path):
@@ -71,7 +75,7 @@ def test_written_volumes_lie_on_the_source_grid(native, volumes, tmp_path):
         for kind, path in paths.items():
             image = nib.load(path)
             assert image.shape == source.shape and (image.affine == source.affine).all()
-            assert (image.header.get_zooms() == source.header.get_zooms())
+            assert image.header.get_zooms() == source.header.get_zooms()
             assert image.get_data_dtype() == (np.uint8 if kind == "mask" else np.float32)
         expected = source.get_fdata() > 0  # every slice with tumour was "sampled"
         np.testing.assert_array_equal(np.asarray(nib.load(paths["mask"]).dataobj), expected)

@@ -1,4 +1,5 @@
 """Resizing and intensity rules, the slice grammar and the order of training, against oracles."""
+
 import multiprocessing
 import pickle
 
@@ -8,16 +9,22 @@ from PIL import Image
 from skimage.transform import resize
 
 from guided_diffusion_core.data import phantoms
-from guided_diffusion_core.data.layouts import brats
 from guided_diffusion_core.data.formats.slices import parse_slices
-from guided_diffusion_core.training.stream import TrainingStream
 from guided_diffusion_core.data.formats.transforms import resize_linear, resize_nearest, zscore
 from guided_diffusion_core.data.formats.volumes import VolumeCache
+from guided_diffusion_core.data.layouts import brats
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.noise import TRAIN_ORDER, NoiseTape
+from guided_diffusion_core.training.stream import TrainingStream
 
-SHAPES = [((240, 240), (64, 64)), ((37, 53), (32, 64)), ((64, 64), (256, 128)), ((32, 32), (32, 32)),
-          ((5, 7), (11, 3)), ((1, 4), (3, 1))]
+SHAPES = [
+    ((240, 240), (64, 64)),
+    ((37, 53), (32, 64)),
+    ((64, 64), (256, 128)),
+    ((32, 32), (32, 32)),
+    ((5, 7), (11, 3)),
+    ((1, 4), (3, 1)),
+]
 
 
 @pytest.mark.parametrize("source, target", SHAPES)
@@ -58,6 +65,7 @@ def test_cache_drops_the_least_recently_used():
 
     def get(name):
         return cache.get(name, lambda: made.append(name) or np.zeros(10, np.uint8))
+
     cache = VolumeCache(limit=20)
     for name in "abacab":  # c drives out b, not a; then b drives out c
         get(name)
@@ -68,12 +76,25 @@ BRAIN = np.array([0, 1, 1, 1, 1, 1, 0, 0], bool)
 TUMOUR = np.array([0, 0, 1, 0, 1, 1, 0, 0], bool)
 
 
-@pytest.mark.parametrize("spec, expected", [
-    ("all", range(8)), ("even", (0, 2, 4, 6)), ("odd", (1, 3, 5, 7)), ("brain", (1, 2, 3, 4, 5)),
-    ("tumour", (2, 4, 5)), ("odd,tumour", (5,)), (" Even , TUMOUR ", (2, 4)), ("2:6", (2, 3, 4, 5)),
-    ("::3", (0, 3, 6)), ("-2:", (6, 7)), ("::-3", (1, 4, 7)), ("brain,:4,::2", (2,)), ("even,odd", ()),
-    ("5:100", (5, 6, 7)),
-])
+@pytest.mark.parametrize(
+    "spec, expected",
+    [
+        ("all", range(8)),
+        ("even", (0, 2, 4, 6)),
+        ("odd", (1, 3, 5, 7)),
+        ("brain", (1, 2, 3, 4, 5)),
+        ("tumour", (2, 4, 5)),
+        ("odd,tumour", (5,)),
+        (" Even , TUMOUR ", (2, 4)),
+        ("2:6", (2, 3, 4, 5)),
+        ("::3", (0, 3, 6)),
+        ("-2:", (6, 7)),
+        ("::-3", (1, 4, 7)),
+        ("brain,:4,::2", (2,)),
+        ("even,odd", ()),
+        ("5:100", (5, 6, 7)),
+    ],
+)
 def test_slices(spec, expected):
     assert parse_slices(spec).select(8, BRAIN, TUMOUR) == tuple(expected)
 

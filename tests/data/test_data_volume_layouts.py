@@ -1,4 +1,5 @@
 """Layouts of volumes: names of files, slices put together again, nnU-Net's descriptions, and what is refused."""
+
 import json
 import pickle
 
@@ -72,8 +73,10 @@ class TestBratsNames:
 
     def test_upstream_rule_grows_every_region(self, tmp_path):
         phantoms.write_brats_phantom(tmp_path, "A", SHAPE, 1)
-        nearest, grown = (np.stack([data[z].mask for z in range(SHAPE[2])]).sum(axis=(0, 2, 3)) for data in (
-            opened("BRATS", tmp_path, labels=REGIONS, upstream_compat=compat) for compat in (False, True)))
+        nearest, grown = (
+            np.stack([data[z].mask for z in range(SHAPE[2])]).sum(axis=(0, 2, 3))
+            for data in (opened("BRATS", tmp_path, labels=REGIONS, upstream_compat=compat) for compat in (False, True))
+        )
         assert (grown > nearest).all() and (np.diff(nearest) < 0).all()
 
 
@@ -89,7 +92,8 @@ class TestBratsSlices:
         dataset = opened(name, folder, labels=REGIONS)
         assert layout_name(name, str(folder)) == "BRATS_SLICES"
         assert [(case.name, case.shape, case.slices) for case in dataset.cases()] == [
-            (name, SHAPE, tuple(range(3, 10))) for name in ("brats_train_001", "brats_train_002")]
+            (name, SHAPE, tuple(range(3, 10))) for name in ("brats_train_001", "brats_train_002")
+        ]
         volumes = phantoms.volumes.head_phantom(SHAPE, 1)
         expected = [volumes["seg"] > 0, np.isin(volumes["seg"], (1, 4)), volumes["seg"] == 4]
         found = read_truth_masks(list_truths(config(name, folder, labels=REGIONS))[1])
@@ -141,7 +145,9 @@ class TestBratsSlices:
 
     def test_a_slice_that_is_a_volume(self, folder):
         change(folder / "brats_train_001_slice0005" / "brats_train_001_t1_005_w.nii.gz", np.zeros((4, 4, 4), np.int16))
-        with pytest.raises(UserError, match=r"t1_005_w.nii.gz: found an array of shape \(4, 4, 4\); expected one slice"):
+        with pytest.raises(
+            UserError, match=r"t1_005_w.nii.gz: found an array of shape \(4, 4, 4\); expected one slice"
+        ):
             opened("BRATS", folder)
 
     def test_a_slice_twice(self, folder):
@@ -266,9 +272,12 @@ class TestNnunet:
     def test_all_that_does_not_fit_in_one_error(self, folder):
         (folder / "imagesTr" / "head_000_0001.nii.gz").rename(folder / "imagesTr" / "head_000_0007.nii.gz")
         (folder / "labelsTr" / "head_001.nii.gz").rename(folder / "labelsTr" / "head_005.nii.gz")
-        with pytest.raises(UserError, match=r"imagesTr: found 1 files without a channel's number \(.*head_000_0007.*\); "
-                                            r"1 channels missing \(head_000_0001\); 1 cases without labels \(head_001\); "
-                                            r"1 labels without an image \(.*head_005"):
+        with pytest.raises(
+            UserError,
+            match=r"imagesTr: found 1 files without a channel's number \(.*head_000_0007.*\); "
+            r"1 channels missing \(head_000_0001\); 1 cases without labels \(head_001\); "
+            r"1 labels without an image \(.*head_005",
+        ):
             opened("NNUNET", folder)
 
     def test_ignore_label(self, folder):
@@ -277,10 +286,17 @@ class TestNnunet:
         with pytest.raises(UserError, match="label values 3; .* Label 3 means ignore, but here every pixel counts"):
             opened("NNUNET", folder)[0]
 
-    @pytest.mark.parametrize("changes, message", [
-        ({"channel_names": ["T1"]}, "cannot be read"), ({"channel_names": {"1": "T1"}}, "cannot be read"),
-        ({"labels": {"a b": 1, "A-B": 2}}, "label 'A-B' with 2"), ({"labels": {"a": "one"}}, "label 'a' with 'one'"),
-        ({"labels": {"background": 0}}, "cannot be read"), ({"file_ending": ".mha"}, "in files .mha")])
+    @pytest.mark.parametrize(
+        "changes, message",
+        [
+            ({"channel_names": ["T1"]}, "cannot be read"),
+            ({"channel_names": {"1": "T1"}}, "cannot be read"),
+            ({"labels": {"a b": 1, "A-B": 2}}, "label 'A-B' with 2"),
+            ({"labels": {"a": "one"}}, "label 'a' with 'one'"),
+            ({"labels": {"background": 0}}, "cannot be read"),
+            ({"file_ending": ".mha"}, "in files .mha"),
+        ],
+    )
     def test_descriptions_that_are_none(self, folder, changes, message):
         self.describe(folder, **changes)
         with pytest.raises(UserError, match=f"dataset.json: found .*{message}"):
@@ -308,10 +324,17 @@ class TestNnunet:
         assert dataset[4].image[1].min() == 0 and "channel 0000: Hounsfield" in dataset.normalisation
         assert np.corrcoef(values[1].ravel(), dataset[4].image[1].ravel())[0, 1] > 1 - 1e-9
 
-    @pytest.mark.parametrize("name, expected", [
-        ("CT", [-1.0, 0.5, 1.0]), ("ct", [-1.0, 0.5, 1.0]), ("noNorm", [-2000, 500, 3000]),
-        ("rescale_to_0_1", [0, 0.5, 1]), ("rgb_to_0_1", [-2000 / 255, 500 / 255, 3000 / 255]),
-        ("T2", [-np.sqrt(1.5), 0, np.sqrt(1.5)])])
+    @pytest.mark.parametrize(
+        "name, expected",
+        [
+            ("CT", [-1.0, 0.5, 1.0]),
+            ("ct", [-1.0, 0.5, 1.0]),
+            ("noNorm", [-2000, 500, 3000]),
+            ("rescale_to_0_1", [0, 0.5, 1]),
+            ("rgb_to_0_1", [-2000 / 255, 500 / 255, 3000 / 255]),
+            ("T2", [-np.sqrt(1.5), 0, np.sqrt(1.5)]),
+        ],
+    )
     def test_rule_of_a_channel(self, name, expected):
         found = channel_rule(name)[1](np.array([-2000, 500, 3000]))
         assert found.dtype == np.float32
@@ -321,9 +344,21 @@ class TestNnunet:
         assert not channel_rule(name)[1](np.zeros(3)).any()
 
 
-@pytest.mark.parametrize("name, expected", [
-    ("isic", "ISIC"), ("ISIC2018", "ISIC"), ("BraTS", "BRATS"), ("brats-2021", "BRATS"), ("Brats Slices", "BRATS_SLICES"),
-    ("refuge", "REFUGE2"), ("nnU-Net", "NNUNET"), ("ddti", "DDTI"), ("Polyp", "IMAGES"), ("", "IMAGES")])
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("isic", "ISIC"),
+        ("ISIC2018", "ISIC"),
+        ("BraTS", "BRATS"),
+        ("brats-2021", "BRATS"),
+        ("Brats Slices", "BRATS_SLICES"),
+        ("refuge", "REFUGE2"),
+        ("nnU-Net", "NNUNET"),
+        ("ddti", "DDTI"),
+        ("Polyp", "IMAGES"),
+        ("", "IMAGES"),
+    ],
+)
 def test_names_of_layouts(name, expected):
     assert layout_name(name, "") == expected
 

@@ -1,4 +1,5 @@
 """Damaged data and any words on the command line: each loads or is refused by one clear error, in time."""
+
 import csv
 import json
 import os
@@ -8,19 +9,18 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
-from support.fuzzing import outcome, pictures, time_limit, try_all
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.fuzzing import outcome, pictures, time_limit, try_all
 from support.mutants import inner_mutants, mutants
-
 
 from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.data import list_files, list_truths, open_dataset, phantoms
 from guided_diffusion_core.data.check import checking
 from guided_diffusion_core.data.check.inventory import take_inventory
-from guided_diffusion_core.data.layouts.isic import find_pairs
 from guided_diffusion_core.data.formats.labels import split_names
 from guided_diffusion_core.data.formats.slices import parse_slices
+from guided_diffusion_core.data.layouts.isic import find_pairs
 from guided_diffusion_core.data.truths import read_truth_masks
 
 BRATS_CROP = np.s_[100:116, 120:136, 80:86]  # brain and tumour of BraTS2021_00000
@@ -136,9 +136,15 @@ def test_csv(tmp_path):
 
 
 @settings(max_examples=80, **QUIET)
-@given(text=st.text(max_size=80) | st.lists(
-    st.lists(st.text(max_size=8) | st.sampled_from(["img", "seg", "a.jpg", "../a.jpg", "/", "a\0b.jpg"]), max_size=3),
-    max_size=4).map(lambda rows: "img,seg\n" + "\n".join(",".join(row) for row in rows)))
+@given(
+    text=st.text(max_size=80)
+    | st.lists(
+        st.lists(
+            st.text(max_size=8) | st.sampled_from(["img", "seg", "a.jpg", "../a.jpg", "/", "a\0b.jpg"]), max_size=3
+        ),
+        max_size=4,
+    ).map(lambda rows: "img,seg\n" + "\n".join(",".join(row) for row in rows))
+)
 def test_any_text_as_csv(tmp_path_factory, text):
     folder = tmp_path_factory.getbasetemp() / "any_csv"
     folder.mkdir(exist_ok=True)
@@ -159,25 +165,48 @@ def test_any_text_as_slices_and_labels(text):
     outcome(lambda: split_names(text), repr(text))
 
 
-FLAGS = ["--data_dir", "--data_name", "--slices", "--labels", "--image_size", "--batch_size", "--lr", "--ema_rate",
-         "--num_channels", "--channel_mult", "--attention_resolutions", "--timestep_respacing", "--diffusion_steps",
-         "--augment_flip", "--augment_rotation", "--seed", "--num_heads", "--preset", "--use_ddim", "--test_dir",
-         "--jobs"]
+FLAGS = [
+    "--data_dir",
+    "--data_name",
+    "--slices",
+    "--labels",
+    "--image_size",
+    "--batch_size",
+    "--lr",
+    "--ema_rate",
+    "--num_channels",
+    "--channel_mult",
+    "--attention_resolutions",
+    "--timestep_respacing",
+    "--diffusion_steps",
+    "--augment_flip",
+    "--augment_rotation",
+    "--seed",
+    "--num_heads",
+    "--preset",
+    "--use_ddim",
+    "--test_dir",
+    "--jobs",
+]
 WORDS = ["True", "ISIC", "BRATS", "-1", "0", "1e999", "nan", "64", "ddim5", "1,2,3", ",", "both", "fast", ""]
 
 
 @settings(max_examples=60, **QUIET)
-@given(words=st.lists(
-    st.sampled_from(FLAGS + WORDS) | st.text(st.characters(exclude_characters="\0"), max_size=6), max_size=6))
-def test_any_flags(command, tmp_path_factory, words):  # noqa: F811
+@given(
+    words=st.lists(
+        st.sampled_from(FLAGS + WORDS) | st.text(st.characters(exclude_characters="\0"), max_size=6), max_size=6
+    )
+)
+def test_any_flags(command, tmp_path_factory, words):
     folder = tmp_path_factory.getbasetemp() / "any_flags"
     if not folder.exists():
         phantoms.write_isic_phantoms(folder, 2, 0, 32, seed=1)
     before = sorted(folder.rglob("*"))
     for script, own in (("segmentation_train", ["--dry_run=True"]), ("check_data", [])):
         with time_limit():
-            code, _, errors = command(script, "--data_name", "ISIC", "--data_dir", folder / "Train", "--out_dir",
-                                      folder / "out", *own, *words)
+            code, _, errors = command(
+                script, "--data_name", "ISIC", "--data_dir", folder / "Train", "--out_dir", folder / "out", *own, *words
+            )
         assert code in (0, 2) and "Traceback" not in errors, (words, errors)
         if script == "segmentation_train":
             assert sorted(folder.rglob("*")) == before

@@ -1,11 +1,12 @@
 """Identities that the process and the objective of either backend keep, in float64 on the toy network."""
+
 import numpy as np
 import pytest
 from support.identities import LEARNED, NOISE, TABLES, X_START, close, network_like, noised, per_case, posterior_mean
 from support.toy import ToyNetwork, array, make_diffusion, tensor
 
-from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.diffusion.schedule import LossType, ModelMeanType, ModelVarType
+from guided_diffusion_core.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -13,7 +14,8 @@ pytestmark = pytest.mark.usefixtures("float64")
 def training_terms(backend, network, t=(3, 17), **settings):
     diffusion = make_diffusion(backend, **settings)
     terms, _ = diffusion.training_losses_segmentation(
-        network, None, tensor(backend, X_START), tensor(backend, np.array(t)), noise=tensor(backend, NOISE))
+        network, None, tensor(backend, X_START), tensor(backend, np.array(t)), noise=tensor(backend, NOISE)
+    )
     return terms
 
 
@@ -27,17 +29,29 @@ def test_every_parametrisation_gives_the_posterior(backend, variance):
     channel = 0.4 * np.sin(x_start + 1)
     smallest, largest = (np.log(per_case(table, t)) for table in (TABLES.posterior_variance, TABLES.betas))
     log_variance = {
-        ModelVarType.LEARNED: channel, ModelVarType.FIXED_SMALL: smallest, ModelVarType.FIXED_LARGE: largest,
+        ModelVarType.LEARNED: channel,
+        ModelVarType.FIXED_SMALL: smallest,
+        ModelVarType.FIXED_LARGE: largest,
         ModelVarType.LEARNED_RANGE: smallest + (channel + 1) / 2 * (largest - smallest),
     }[variance] + 0 * x_start
-    for mean, truth in ((ModelMeanType.START_X, x_start), (ModelMeanType.EPSILON, NOISE),
-                        (ModelMeanType.PREVIOUS_X, previous)):
+    for mean, truth in (
+        (ModelMeanType.START_X, x_start),
+        (ModelMeanType.EPSILON, NOISE),
+        (ModelMeanType.PREVIOUS_X, previous),
+    ):
         out = np.concatenate([truth, channel], axis=1) if variance in LEARNED else truth
         found = make_diffusion(backend, mean=mean, variance=variance).p_mean_variance(
-            network_like(backend, out), tensor(backend, np.concatenate([X_START[:, :-1], x_t], axis=1)),
-            tensor(backend, t))
-        for part, expected in (("mean", previous), ("pred_xstart", x_start), ("log_variance", log_variance),
-                               ("variance", np.exp(log_variance)), ("cal", 0.5 + 0 * x_start)):
+            network_like(backend, out),
+            tensor(backend, np.concatenate([X_START[:, :-1], x_t], axis=1)),
+            tensor(backend, t),
+        )
+        for part, expected in (
+            ("mean", previous),
+            ("pred_xstart", x_start),
+            ("log_variance", log_variance),
+            ("variance", np.exp(log_variance)),
+            ("cal", 0.5 + 0 * x_start),
+        ):
             close(array(backend, found[part]), expected)
 
 
@@ -47,19 +61,20 @@ def test_posterior_and_marginal(backend):
     x_start = X_START[:, -1:]
     x_t = NOISE
     arguments = tensor(backend, x_start), tensor(backend, x_t), tensor(backend, t)
-    mean, variance, log_variance = (
-        array(backend, v) for v in diffusion.q_posterior_mean_variance(*arguments))
+    mean, variance, log_variance = (array(backend, v) for v in diffusion.q_posterior_mean_variance(*arguments))
     # at t = 42 by Bayes' rule; at t = 0 it is x_0 itself
     alpha = 1 - TABLES.betas[42]
     prior = 1 - TABLES.alphas_cumprod[41]
     precision = alpha / TABLES.betas[42] + 1 / prior
-    close(mean[1], (np.sqrt(alpha) / TABLES.betas[42] * x_t[1]
-                    + np.sqrt(TABLES.alphas_cumprod[41]) / prior * x_start[1]) / precision)
+    close(
+        mean[1],
+        (np.sqrt(alpha) / TABLES.betas[42] * x_t[1] + np.sqrt(TABLES.alphas_cumprod[41]) / prior * x_start[1])
+        / precision,
+    )
     close(mean[0], x_start[0])
     close(variance, np.stack([0 * x_t[0], 0 * x_t[1] + 1 / precision]))
     close(np.exp(log_variance[1]), variance[1])
-    mean, variance, log_variance = (
-        array(backend, v) for v in diffusion.q_mean_variance(arguments[0], arguments[2]))
+    mean, variance, log_variance = (array(backend, v) for v in diffusion.q_mean_variance(arguments[0], arguments[2]))
     sample = array(backend, diffusion.q_sample(arguments[0], arguments[2], tensor(backend, NOISE)))
     close(mean + np.sqrt(variance) * NOISE, sample)
     close(np.exp(log_variance), variance)
@@ -75,6 +90,7 @@ def test_clipping_limits_the_predicted_mask(backend):
         found = diffusion.p_mean_variance(network, x, t, clip_denoised=clip)
         close(array(backend, found["pred_xstart"]), np.full(NOISE.shape, largest))
 
+
 def numpy_vb(mean, log_variance, x_t, t):
     """The bound's term in bits per pixel, from its definition (DDPM, eq. 5) in numpy."""
     x_start = X_START[:, -1:]
@@ -85,7 +101,7 @@ def numpy_vb(mean, log_variance, x_t, t):
 
     def cdf(x):
         z = (x - mean) / np.sqrt(variance)
-        return 1 / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (z + 0.044715 * z ** 3)))
+        return 1 / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
 
     # the mask is 0 or 1: an inner bin, or the last one, which reaches to infinity
     above = cdf(x_start + 1 / 255)
@@ -100,8 +116,9 @@ def test_variational_bound_alone(backend, loss, scale):
     t = np.array([0, 40])
     x_t = noised(t)
     out = np.concatenate([0.9 * X_START[:, -1:] + 0.03 * NOISE, 0.1 * NOISE - 3], axis=1)
-    terms = training_terms(backend, network_like(backend, out), t, mean=ModelMeanType.START_X,
-                           variance=ModelVarType.LEARNED, loss=loss)
+    terms = training_terms(
+        backend, network_like(backend, out), t, mean=ModelMeanType.START_X, variance=ModelVarType.LEARNED, loss=loss
+    )
     mean = posterior_mean(out[:, :1], x_t, t)
     assert set(terms) == {"loss", "vb", "loss_cal"}
     close(array(backend, terms["loss"]), scale * numpy_vb(mean, out[:, 1:], x_t, t), 1e-8)
@@ -123,8 +140,12 @@ def test_training_data_is_left_alone_and_labels_are_merged(backend):
     terms = []
     for data in (given, tensor(backend, X_START)):
         found, out = make_diffusion(backend).training_losses_segmentation(
-            ToyNetwork(backend, dtype="float64"), None, data, tensor(backend, np.array([3, 17])),
-            noise=tensor(backend, NOISE))
+            ToyNetwork(backend, dtype="float64"),
+            None,
+            data,
+            tensor(backend, np.array([3, 17])),
+            noise=tensor(backend, NOISE),
+        )
         terms.append({name: array(backend, value) for name, value in found.items()})
         assert tuple(out.shape) == NOISE.shape
     np.testing.assert_array_equal(array(backend, given), x_start)
@@ -153,8 +174,9 @@ def test_calibration_is_blended_case_by_case(backend):
     sample[3] = -1.0
     cal[3] = 0.0
     cal[4] = 0.0  # only the sample holds something
-    found = array(backend, backend.module("gaussian_diffusion").blend_calibration(
-        tensor(backend, sample), tensor(backend, cal)))
+    found = array(
+        backend, backend.module("gaussian_diffusion").blend_calibration(tensor(backend, sample), tensor(backend, cal))
+    )
     weights = np.array([0.5, 0.25, 0.25, 0.5, 0.25]).reshape(-1, 1, 1, 1)
     kept = np.where(weights == 0.5, 0.5, 1.0)
     close(found, np.clip(kept * cal + weights * sample, 0, 1))

@@ -1,4 +1,5 @@
 """Both backends against the numbers that the original recorded on the toy network, float32."""
+
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -19,11 +20,22 @@ TABLE_TOLERANCE = 1e-12  # recorded in float64
 TOLERANCE = 1e-5  # relative RMS; recorded in float32
 
 SCHEDULES = {"linear_1000": ("linear", 1000), "linear_100": ("linear", 100), "cosine_1000": ("cosine", 1000)}
-TABLES = ("betas", "alphas_cumprod", "posterior_variance", "posterior_log_variance_clipped",
-          "posterior_mean_coef1", "posterior_mean_coef2", "sqrt_recip_alphas_cumprod",
-          "sqrt_recipm1_alphas_cumprod")
-RESPACINGS = {"ddim50_of_1000": ("ddim50", 1000), "10,15,20_of_300": ("10,15,20", 300),
-              "25_of_1000": ("25", 1000), "100_of_1000": ("100", 1000)}
+TABLES = (
+    "betas",
+    "alphas_cumprod",
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+)
+RESPACINGS = {
+    "ddim50_of_1000": ("ddim50", 1000),
+    "10,15,20_of_300": ("10,15,20", 300),
+    "25_of_1000": ("25", 1000),
+    "100_of_1000": ("100", 1000),
+}
 RESPACED = ("steps", "betas", "timestep_map")
 CASES = {
     "sigma": {},
@@ -74,8 +86,9 @@ def test_every_recorded_number_is_checked():
 def test_schedule(name):
     tables = DiffusionTables(get_named_beta_schedule(*SCHEDULES[name]))
     for table in TABLES:
-        np.testing.assert_allclose(getattr(tables, table), GOLDEN[f"schedule/{name}/{table}"],
-                                   rtol=TABLE_TOLERANCE, atol=0, err_msg=table)
+        np.testing.assert_allclose(
+            getattr(tables, table), GOLDEN[f"schedule/{name}/{table}"], rtol=TABLE_TOLERANCE, atol=0, err_msg=table
+        )
 
 
 @pytest.mark.parametrize("name", RESPACINGS)
@@ -92,8 +105,7 @@ def test_losses(backend):
     losses = backend.module("losses")
     a, b, c, e = (tensor(backend, draw) for draw in draws(3, 4, (4, 5)))
     check(array(backend, losses.normal_kl(a, b, c, e)), "losses/normal_kl")
-    likelihood = losses.discretized_gaussian_log_likelihood(
-        a.clamp(-1.0, 1.0), means=c, log_scales=0.3 * b - 1.0)
+    likelihood = losses.discretized_gaussian_log_likelihood(a.clamp(-1.0, 1.0), means=c, log_scales=0.3 * b - 1.0)
     check(array(backend, likelihood), "losses/discretized_gaussian_log_likelihood")
 
 
@@ -101,8 +113,8 @@ def test_losses(backend):
 def test_training_terms(backend, case):
     diffusion, network, data = setting(backend, case)
     found, _ = diffusion.training_losses_segmentation(
-        network, None, tensor(backend, data.x_start()), tensor(backend, data.t),
-        noise=tensor(backend, data.noise))
+        network, None, tensor(backend, data.x_start()), tensor(backend, data.t), noise=tensor(backend, data.noise)
+    )
     assert set(found) == set(terms(case))
     for term in found:
         check(array(backend, found[term]), f"train/{case}/{term}")
@@ -128,7 +140,7 @@ def test_ancestral_sampling(backend, case):
     x_noisy = tensor(backend, np.concatenate([data.img, array(backend, initial)], axis=1))
     outs = list(diffusion.p_sample_loop_progressive(network, None, x_noisy, noise_of.get))
     states = [array(backend, out["sample"]) for out in outs]  # the recorded ones: t a multiple of steps // 5
-    check(np.stack(states[steps // 5 - 1:: steps // 5]), f"ddpm/{case}/trajectory")
+    check(np.stack(states[steps // 5 - 1 :: steps // 5]), f"ddpm/{case}/trajectory")
     check(states[-1], f"ddpm/{case}/final")
     check(array(backend, outs[-1]["pred_xstart"]), f"ddpm/{case}/last_pred_xstart")
 
@@ -141,7 +153,8 @@ def test_ddim_sampling(backend, eta):
     initial, *fresh = (tensor(backend, draw) for draw in draws(22, 26))
     noise_of = dict(zip(reversed(diffusion.timestep_map), fresh))
     sample, *_ = diffusion.ddim_sample_loop_known(
-        network, None, tensor(backend, data.x_start()), initial, noise_of.get, eta=eta)
+        network, None, tensor(backend, data.x_start()), initial, noise_of.get, eta=eta
+    )
     check(array(backend, sample), f"ddim/eta{eta}/final")
 
 
@@ -154,6 +167,9 @@ def test_dpm_solver_sampling(backend, steps, thresholding):
     times = np.linspace(0, 999, steps + 1)
     diffusion = process_through(backend, np.exp(np.interp(times, np.arange(1000), np.log(trained))), times)
     x_noisy = tensor(backend, np.concatenate([ToyData().img, draws(23, 1)[0]], axis=1))
-    outs = list(diffusion.dpm_solver_sample_loop_progressive(
-        ToyNetwork(backend), None, x_noisy, clip_denoised=False, dynamic_thresholding=thresholding))
+    outs = list(
+        diffusion.dpm_solver_sample_loop_progressive(
+            ToyNetwork(backend), None, x_noisy, clip_denoised=False, dynamic_thresholding=thresholding
+        )
+    )
     check(array(backend, outs[-2]["sample"]), f"dpm/steps{steps}_thr{int(thresholding)}/final")

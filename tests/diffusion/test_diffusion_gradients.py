@@ -1,4 +1,5 @@
 """Both backends give the same total loss and gradients, in float64 on the toy network."""
+
 import numpy as np
 import pytest
 from conftest import BACKENDS, Backend
@@ -26,8 +27,12 @@ def loss_and_gradient(backend, mean, variance, loss):
     network = ToyNetwork(backend, learned, dtype="float64")
     diffusion = make_diffusion(backend, mean=mean, variance=variance, loss=loss)
     terms, _ = diffusion.training_losses_segmentation(
-        network, None, tensor(backend, data.x_start(), "float64"), tensor(backend, np.array([3, 60])),
-        noise=tensor(backend, data.noise, "float64"))
+        network,
+        None,
+        tensor(backend, data.x_start(), "float64"),
+        tensor(backend, np.array([3, 60])),
+        noise=tensor(backend, data.noise, "float64"),
+    )
     total = backend.module("gaussian_diffusion").total_loss(terms, tensor(backend, np.array([0.5, 2.0])))
     return array(backend, total).reshape(()), network.gradient(total)
 
@@ -46,8 +51,7 @@ def backends():
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
 @pytest.mark.parametrize("mean, variance, loss", SETTINGS)
 def test_both_backends_have_the_same_gradients(backends, mean, variance, loss):
-    (first, gradient), (second, other) = (
-        loss_and_gradient(backend, mean, variance, loss) for backend in backends)
+    (first, gradient), (second, other) = (loss_and_gradient(backend, mean, variance, loss) for backend in backends)
     assert gradient.dtype == other.dtype == np.float64
     assert abs(first - second) <= TOLERANCE * abs(first)
     assert np.abs(gradient - other).max() <= TOLERANCE * np.abs(gradient).max()
@@ -66,7 +70,8 @@ def test_both_backends_have_the_same_decoder_gradients(backends):
         for value in given:
             value.requires_grad = True
         likelihood = backend.module("losses").discretized_gaussian_log_likelihood(
-            tensor(backend, x), means=given[0], log_scales=given[1])
+            tensor(backend, x), means=given[0], log_scales=given[1]
+        )
         gradients = [gradient_of(backend, likelihood.sum(), value) for value in given]
         found.append([array(backend, likelihood), *gradients])
     for first, second in zip(*found):

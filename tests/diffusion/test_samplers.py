@@ -1,11 +1,12 @@
 """What the samplers of either backend keep: their limits, their noise, their time steps; in float64."""
+
 import numpy as np
 import pytest
 from support.identities import NOISE, TABLES, X_START, close, network_like
 from support.toy import ToyNetwork, array, draws, framework, make_diffusion, process_through, tensor
 
-from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.diffusion.schedule import LossType, ModelMeanType, ModelVarType
+from guided_diffusion_core.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -28,11 +29,16 @@ def test_a_share_above_1_spoils_few_ancestral_steps_and_no_ddim_step(backend):
     arguments = network_like(backend, learned), tensor(backend, X_START), tensor(backend, np.array([1, 1]))
     for steps, least, most in ((1000, 4, 6), (10, 1e6, 2e6)):
         diffusion = backend.module("respace").with_sampling_steps(
-            make_diffusion(backend, 1000, mean=ModelMeanType.START_X), steps)
+            make_diffusion(backend, 1000, mean=ModelMeanType.START_X), steps
+        )
         ancestral, ddim = (
-            np.abs(array(backend, sample(*arguments, tensor(backend, NOISE), **settings)["sample"])
-                   - array(backend, sample(*arguments, tensor(backend, 0 * NOISE), **settings)["sample"]))
-            / np.abs(NOISE) for sample, settings in ((diffusion.p_sample, {}), (diffusion.ddim_sample, {"eta": 1.0})))
+            np.abs(
+                array(backend, sample(*arguments, tensor(backend, NOISE), **settings)["sample"])
+                - array(backend, sample(*arguments, tensor(backend, 0 * NOISE), **settings)["sample"])
+            )
+            / np.abs(NOISE)
+            for sample, settings in ((diffusion.p_sample, {}), (diffusion.ddim_sample, {"eta": 1.0}))
+        )
         posterior = np.sqrt(diffusion.posterior_variance[1])
         close(ddim, np.full(NOISE.shape, posterior), 1e-8)
         close(ancestral, posterior * (diffusion.betas[1] / diffusion.posterior_variance[1]) ** 2 + 0 * NOISE, 1e-8)
@@ -45,8 +51,8 @@ def test_no_noise_at_the_last_step(backend):
     arguments = network, tensor(backend, X_START), tensor(backend, np.array([0, 1]))
     for sample in (diffusion.p_sample, lambda *given: diffusion.ddim_sample(*given, eta=0.5)):
         quiet, loud = (
-            array(backend, sample(*arguments, tensor(backend, noise))["sample"])
-            for noise in (0 * NOISE, NOISE))
+            array(backend, sample(*arguments, tensor(backend, noise))["sample"]) for noise in (0 * NOISE, NOISE)
+        )
         np.testing.assert_array_equal(quiet[0], loud[0])
         assert np.abs(quiet[1] - loud[1]).min() > 0
 
@@ -59,8 +65,13 @@ def test_a_case_is_sampled_the_same_alone_and_in_a_batch(backend, sampler):
     def sample(cases):
         network = ToyNetwork(backend, dtype="float64")
         results = getattr(diffusion, sampler)(
-            network, None, tensor(backend, X_START[cases]), tensor(backend, noise["initial"][cases]),
-            lambda t: tensor(backend, noise[t][cases]), **({"eta": 1.0} if "ddim" in sampler else {}))
+            network,
+            None,
+            tensor(backend, X_START[cases]),
+            tensor(backend, noise["initial"][cases]),
+            lambda t: tensor(backend, noise[t][cases]),
+            **({"eta": 1.0} if "ddim" in sampler else {}),
+        )
         assert [int(t[0]) for t in network.times] == [99, 66, 33, 0]
         return [array(backend, value) for value in results]
 
@@ -85,8 +96,12 @@ def even_in_lambda(steps, first=-2.0, last=2.5):
 
 def solved(backend, sampler, steps, network, mean, **settings):
     diffusion = process_through(backend, *even_in_lambda(steps), mean=mean)
-    return array(backend, getattr(diffusion, sampler)(
-        network, None, tensor(backend, X_START), tensor(backend, NOISE), clip_denoised=False, **settings)[0])
+    return array(
+        backend,
+        getattr(diffusion, sampler)(
+            network, None, tensor(backend, X_START), tensor(backend, NOISE), clip_denoised=False, **settings
+        )[0],
+    )
 
 
 @pytest.mark.parametrize("mean", [ModelMeanType.EPSILON, ModelMeanType.START_X])
@@ -113,7 +128,7 @@ def test_every_sampler_gives_the_distribution_of_the_data(backend):
 
     def network(x, t):
         a, s = (table[float(array(backend, t)[0])] for table in (alpha, sigma))
-        gain = a * spread ** 2 / (a ** 2 * spread ** 2 + s ** 2)
+        gain = a * spread**2 / (a**2 * spread**2 + s**2)
         m = array(backend, x)[:, -1:]
         return (tensor(backend, centre + gain * (m - a * centre)), tensor(backend, 0 * m + 0.5))
 
@@ -123,19 +138,38 @@ def test_every_sampler_gives_the_distribution_of_the_data(backend):
     last = alpha[times[-1]] * centre + np.sqrt((alpha[times[-1]] * spread) ** 2 + sigma[times[-1]] ** 2) * noise[-1]
     fresh = dict(zip(times, noise))
     diffusion = process_through(backend, abar, times, ModelMeanType.START_X, ModelVarType.FIXED_SMALL)
-    for sampler, settings, error in (("dpm_solver_sample_loop_known", {}, 0.005), ("ddim_sample_loop_known", {}, 0.1),
-                                     ("ddim_sample_loop_known", {"eta": 1.0}, None), ("p_sample_loop_known", {}, None)):
-        sample = array(backend, getattr(diffusion, sampler)(
-            network, None, img, tensor(backend, last),
-            lambda t: tensor(backend, fresh[t]), clip_denoised=False, **settings)[0])
+    for sampler, settings, error in (
+        ("dpm_solver_sample_loop_known", {}, 0.005),
+        ("ddim_sample_loop_known", {}, 0.1),
+        ("ddim_sample_loop_known", {"eta": 1.0}, None),
+        ("p_sample_loop_known", {}, None),
+    ):
+        sample = array(
+            backend,
+            getattr(diffusion, sampler)(
+                network,
+                None,
+                img,
+                tensor(backend, last),
+                lambda t: tensor(backend, fresh[t]),
+                clip_denoised=False,
+                **settings,
+            )[0],
+        )
         assert abs(sample.mean() - centre) < 0.02 and abs(sample.std() - spread) < 0.03, sampler
         if error:
             assert np.abs(sample - place).max() < error, sampler
 
 
-@pytest.mark.parametrize("sampler, settings, order", [
-    ("p_sample_loop_known", {}, 1), ("ddim_sample_loop_known", {"eta": 1.0}, 1), ("ddim_sample_loop_known", {}, 1),
-    ("dpm_solver_sample_loop_known", {}, 2)])
+@pytest.mark.parametrize(
+    "sampler, settings, order",
+    [
+        ("p_sample_loop_known", {}, 1),
+        ("ddim_sample_loop_known", {"eta": 1.0}, 1),
+        ("ddim_sample_loop_known", {}, 1),
+        ("dpm_solver_sample_loop_known", {}, 2),
+    ],
+)
 def test_samplers_converge_to_one_distribution(backend, sampler, settings, order):
     """With the best prediction for a pixel of N(0.3, 0.25) every sampler's mean is 0.3 at any number of steps, and
     its standard deviation comes to 0.5, twice the steps leaving a half or a quarter of the error.
@@ -154,17 +188,25 @@ def test_samplers_converge_to_one_distribution(backend, sampler, settings, order
         def network(x, t):
             a, v = (table[float(array(backend, t)[0])] for table in (alpha, variance))
             m = array(backend, x)[:, -1:]
-            predicted = centre + a * spread ** 2 / (a ** 2 * spread ** 2 + v) * (m - a * centre)
+            predicted = centre + a * spread**2 / (a**2 * spread**2 + v) * (m - a * centre)
             return tensor(backend, predicted), tensor(backend, 0 * m + 0.5)
 
         single = dict(zip(("start", *times), np.eye(cases)[1:, :, None, None, None]))  # (cases, 1, 1, 1) each
         a = alpha[times[-1]]
         v = variance[times[-1]]
         diffusion = process_through(backend, abar, times, ModelMeanType.START_X, ModelVarType.FIXED_SMALL)
-        sample = array(backend, getattr(diffusion, sampler)(
-            network, None, tensor(backend, np.zeros((cases, 2, 1, 1))),
-            tensor(backend, a * centre + np.sqrt(a ** 2 * spread ** 2 + v) * single["start"]),
-            lambda t: tensor(backend, single[t]), clip_denoised=False, **settings)[0]).reshape(-1)
+        sample = array(
+            backend,
+            getattr(diffusion, sampler)(
+                network,
+                None,
+                tensor(backend, np.zeros((cases, 2, 1, 1))),
+                tensor(backend, a * centre + np.sqrt(a**2 * spread**2 + v) * single["start"]),
+                lambda t: tensor(backend, single[t]),
+                clip_denoised=False,
+                **settings,
+            )[0],
+        ).reshape(-1)
         close(sample[0], centre)
         errors.append(abs(np.sqrt(np.sum((sample[1:] - sample[0]) ** 2)) - spread))
     assert np.abs(np.log2(np.divide(errors[:-1], errors[1:])) - order).max() < 0.3, errors
@@ -187,13 +229,17 @@ def test_dpm_solver_thresholds_instead_of_clipping(backend):
     x = tensor(backend, X_START)
     t = tensor(backend, np.array([0, 40]))
     limit = np.maximum(1, np.quantile(np.abs(predicted), 0.995, axis=(1, 2, 3), keepdims=True))
-    for settings, expected in (({}, np.clip(predicted, -1, 1)), ({"clip_denoised": False}, predicted),
-                               ({"dynamic_thresholding": True}, np.clip(predicted, -limit, limit) / limit)):
+    for settings, expected in (
+        ({}, np.clip(predicted, -1, 1)),
+        ({"clip_denoised": False}, predicted),
+        ({"dynamic_thresholding": True}, np.clip(predicted, -limit, limit) / limit),
+    ):
         found = diffusion.dpm_solver_sample(network_like(backend, predicted), x, t, **settings)
         close(array(backend, found["pred_xstart"]), expected)
         close(array(backend, found["sample"])[0], expected[0])
         first_order = diffusion.ddim_sample(
-            network_like(backend, expected), x, t, tensor(backend, NOISE), clip_denoised=False)
+            network_like(backend, expected), x, t, tensor(backend, NOISE), clip_denoised=False
+        )
         close(array(backend, found["sample"]), array(backend, first_order["sample"]))
 
 
@@ -201,8 +247,11 @@ def test_sampling_draws_its_own_noise_and_shows_progress(backend, capsys):
     diffusion = make_diffusion(backend, steps=25, respacing="3")
     network = ToyNetwork(backend, dtype="float64")
     img = tensor(backend, X_START)
-    for sampler in (diffusion.p_sample_loop_known, diffusion.ddim_sample_loop_known,
-                    diffusion.dpm_solver_sample_loop_known):
+    for sampler in (
+        diffusion.p_sample_loop_known,
+        diffusion.ddim_sample_loop_known,
+        diffusion.dpm_solver_sample_loop_known,
+    ):
         first, second = (array(backend, sampler(network, None, img, progress=True)[0]) for _ in range(2))
         assert first.dtype == np.float64 and first.shape == NOISE.shape and np.isfinite(first).all()
         assert np.abs(first - second).max() > 0
@@ -236,8 +285,8 @@ def test_network_sees_the_trained_time_steps(backend, rescale):
     close(few.alphas_cumprod, spaced.alphas_cumprod[[0, 5, 9]], 1e-13)
     network = ToyNetwork(backend, dtype="float64")
     spaced.training_losses_segmentation(
-        network, None, tensor(backend, X_START), tensor(backend, np.array([2, 9])),
-        noise=tensor(backend, NOISE))
+        network, None, tensor(backend, X_START), tensor(backend, np.array([2, 9])), noise=tensor(backend, NOISE)
+    )
     close(network.times[0], np.array([spaced.timestep_map[2], 49]) * scale)
     seen = []
 
@@ -252,8 +301,12 @@ def test_network_sees_the_trained_time_steps(backend, rescale):
 
 def test_sampling_steps_of_an_unspaced_process(backend):
     gaussian = backend.module("gaussian_diffusion").GaussianDiffusion(
-        betas=TABLES.betas, model_mean_type=ModelMeanType.START_X, model_var_type=ModelVarType.LEARNED,
-        loss_type=LossType.KL, rescale_timesteps=True)
+        betas=TABLES.betas,
+        model_mean_type=ModelMeanType.START_X,
+        model_var_type=ModelVarType.LEARNED,
+        loss_type=LossType.KL,
+        rescale_timesteps=True,
+    )
     few = backend.module("respace").with_sampling_steps(gaussian, 1)
     close(few.alphas_cumprod, TABLES.alphas_cumprod[-1:])
     assert few.timestep_map == (99,)

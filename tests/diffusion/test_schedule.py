@@ -1,10 +1,10 @@
 """The numbers of the diffusion against closed forms in float64."""
+
 import math
 
 import numpy as np
 import pytest
 
-from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.diffusion.schedule import (
     DiffusionTables,
     choose_timesteps,
@@ -16,6 +16,7 @@ from guided_diffusion_core.diffusion.schedule import (
     sampling_timesteps,
     space_timesteps,
 )
+from guided_diffusion_core.errors import UserError
 
 PROCESSES = [("linear", 1000), ("linear", 25), ("cosine", 1000), ("cosine", 1)]
 
@@ -61,11 +62,12 @@ def test_tables_invert_each_other(tables):
     noise = -1.7
     x_t = tables.sqrt_alphas_cumprod * x_start + tables.sqrt_one_minus_alphas_cumprod * noise
     np.testing.assert_allclose(
-        tables.sqrt_recip_alphas_cumprod * x_t - tables.sqrt_recipm1_alphas_cumprod * noise,
-        x_start, rtol=1e-6)
+        tables.sqrt_recip_alphas_cumprod * x_t - tables.sqrt_recipm1_alphas_cumprod * noise, x_start, rtol=1e-6
+    )
     mean = tables.posterior_mean_coef1 * x_start + tables.posterior_mean_coef2 * x_t
     np.testing.assert_allclose(
-        tables.recip_posterior_mean_coef1 * mean - tables.posterior_mean_coef_ratio * x_t, x_start, rtol=1e-6)
+        tables.recip_posterior_mean_coef1 * mean - tables.posterior_mean_coef_ratio * x_t, x_start, rtol=1e-6
+    )
     close(tables.alphas_cumprod_next[:-1], tables.alphas_cumprod[1:])
     assert tables.alphas_cumprod_next[-1] == 0
 
@@ -81,7 +83,7 @@ def test_ddim_keeps_the_marginal(tables, eta):
     """x_{t-1} has mean sqrt(abar') x_0 and variance 1 - abar' whatever eta (DDIM, lemma 1)."""
     xstart_coef, x_t_coef, sigma = ddim_coefficients(tables, eta)
     close(xstart_coef + x_t_coef * tables.sqrt_alphas_cumprod, np.sqrt(tables.alphas_cumprod_prev))
-    close(x_t_coef ** 2 * (1 - tables.alphas_cumprod) + sigma ** 2, 1 - tables.alphas_cumprod_prev)
+    close(x_t_coef**2 * (1 - tables.alphas_cumprod) + sigma**2, 1 - tables.alphas_cumprod_prev)
     close(sigma, eta * np.sqrt(tables.posterior_variance))
     assert sigma[0] == 0
 
@@ -103,12 +105,14 @@ def test_dpm_solver_is_exact_for_predictions_linear_in_lambda(name, steps):
         constant = -0.4
         slope = 1.3
         exact = sigma[t - 1] / sigma[t] * x_t + sigma[t - 1] * h / 2 * np.sum(
-            weights * np.exp(s) * (constant + slope * (s - lam[t])))
-        found = (x_t_coef[t] * x_t + xstart_coef[t] * constant
-                 + before_coef[t] * (constant + slope * (lam[t + 1] - lam[t])))
+            weights * np.exp(s) * (constant + slope * (s - lam[t]))
+        )
+        found = (
+            x_t_coef[t] * x_t + xstart_coef[t] * constant + before_coef[t] * (constant + slope * (lam[t + 1] - lam[t]))
+        )
         own_error = alpha[t - 1] * slope * (h / 2 * (1 - np.exp(-h)) - (h - 1 + np.exp(-h)))
         np.testing.assert_allclose(found - own_error, exact, rtol=1e-9)
-        assert abs(own_error) < h ** 3 * alpha[t - 1] * slope / 4
+        assert abs(own_error) < h**3 * alpha[t - 1] * slope / 4
 
 
 def test_dpm_solver_begins_and_ends_with_ddim(tables):
@@ -134,7 +138,7 @@ def test_ddim_with_eta_1_is_the_posterior(tables):
     xstart_coef, x_t_coef, sigma = ddim_coefficients(tables, 1.0)
     close(xstart_coef, tables.posterior_mean_coef1)
     close(x_t_coef, tables.posterior_mean_coef2)
-    close(sigma ** 2, tables.posterior_variance)
+    close(sigma**2, tables.posterior_variance)
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])
@@ -156,10 +160,17 @@ def test_respacing_refuses_steps_outside(steps):
         respace(np.full(10, 0.1), steps)
 
 
-@pytest.mark.parametrize("counts, expected", [
-    ([10], range(10)), ("1,1", (0, 5)), ("0,2", (5, 9)), ("2,3", (0, 4, 5, 7, 9)), ("ddim5", range(0, 10, 2)),
-    ("ddim4", range(0, 10, 3)),
-])
+@pytest.mark.parametrize(
+    "counts, expected",
+    [
+        ([10], range(10)),
+        ("1,1", (0, 5)),
+        ("0,2", (5, 9)),
+        ("2,3", (0, 4, 5, 7, 9)),
+        ("ddim5", range(0, 10, 2)),
+        ("ddim4", range(0, 10, 3)),
+    ],
+)
 def test_spacing(counts, expected):
     assert space_timesteps(10, counts) == tuple(expected)
 
@@ -188,8 +199,9 @@ def test_impossible_sampling_steps_are_refused(steps):
         sampling_timesteps(50, steps)
 
 
-@pytest.mark.parametrize("name, steps, flag", [
-    ("linear", 20, "--diffusion_steps"), ("quadratic", 100, "--noise_schedule")])
+@pytest.mark.parametrize(
+    "name, steps, flag", [("linear", 20, "--diffusion_steps"), ("quadratic", 100, "--noise_schedule")]
+)
 def test_impossible_schedule_is_refused(name, steps, flag):
     with pytest.raises(UserError, match=flag):
         get_named_beta_schedule(name, steps)

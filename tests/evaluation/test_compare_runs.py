@@ -1,4 +1,5 @@
 """segmentation_env.py and compare_runs.py: flags, files, reports, and errors that leave nothing behind."""
+
 import json
 import re
 import subprocess
@@ -8,14 +9,13 @@ import pytest
 from medpy.metric import binary
 from PIL import Image
 from support.commands import assert_refused, files_below
-from test_evaluation import two_labels
 from support.pages import HOSTILE, TAGS, Page
+from test_evaluation import two_labels
 
 from guided_diffusion_core import evaluation
 from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.data import phantoms
-from guided_diffusion_core.data.layouts import brats
-from guided_diffusion_core.data.layouts import isic
+from guided_diffusion_core.data.layouts import brats, isic
 from guided_diffusion_core.evaluation import pictures, report
 from guided_diffusion_core.results.outputs import CaseWriter
 
@@ -53,9 +53,10 @@ def png_size(uri):
     return uri.startswith("data:image/png;base64,") and len(uri)
 
 
-@pytest.mark.parametrize("names", [("--inp_pth", "--out_pth"), ("--pred_path", "--gt_pred"),
-                                   ("--inp_pth", "--data_dir")])
-def test_flags_of_the_original_and_of_the_port(command, runs, names):  # noqa: F811
+@pytest.mark.parametrize(
+    "names", [("--inp_pth", "--out_pth"), ("--pred_path", "--gt_pred"), ("--inp_pth", "--data_dir")]
+)
+def test_flags_of_the_original_and_of_the_port(command, runs, names):
     data, (folder, _) = runs
     code, printed, errors = command("segmentation_env", names[0], folder, names[1], data, "--data_name", "ISIC")
     assert code == 0, errors
@@ -64,7 +65,7 @@ def test_flags_of_the_original_and_of_the_port(command, runs, names):  # noqa: F
     assert (folder / "report.html").is_file()
 
 
-def test_upstream_protocol_has_a_file_of_its_own(command, runs):  # noqa: F811
+def test_upstream_protocol_has_a_file_of_its_own(command, runs):
     data, (folder, _) = runs
     flags = ("--pred_path", folder, "--gt_pred", data, "--data_name", "ISIC", "--protocol", "upstream")
     code, printed, errors = command("segmentation_env", *flags)
@@ -75,18 +76,37 @@ def test_upstream_protocol_has_a_file_of_its_own(command, runs):  # noqa: F811
         assert_refused(command("segmentation_env", *flags, flag, "1"), "--threshold or --surfaces", "upstream")
 
 
-@pytest.mark.parametrize("flags, text", [
-    (("--threshold", "0"), "--threshold"), (("--threshold", "1.5"), "--threshold"),
-    (("--surfaces", "True", "--nsd_tolerance", "0"), "--nsd_tolerance"),
-    (("--surfaces", "True", "--pixel_spacing", "nan"), "--pixel_spacing"), (("--pictures", "-1"), "--pictures"),
-])
-def test_numbers_out_of_range(command, runs, flags, text):  # noqa: F811
+@pytest.mark.parametrize(
+    "flags, text",
+    [
+        (("--threshold", "0"), "--threshold"),
+        (("--threshold", "1.5"), "--threshold"),
+        (("--surfaces", "True", "--nsd_tolerance", "0"), "--nsd_tolerance"),
+        (("--surfaces", "True", "--pixel_spacing", "nan"), "--pixel_spacing"),
+        (("--pictures", "-1"), "--pictures"),
+    ],
+)
+def test_numbers_out_of_range(command, runs, flags, text):
     data, (folder, other) = runs
     before = files_below(folder)
-    assert_refused(command("segmentation_env", "--inp_pth", folder, "--out_pth", data, "--data_name", "ISIC",
-                           *flags), text)
-    assert_refused(command("compare_runs", folder, other, "--data_dir", data, "--data_name", "ISIC", "--out_dir",
-                           folder.parent / "out", *flags), text)
+    assert_refused(
+        command("segmentation_env", "--inp_pth", folder, "--out_pth", data, "--data_name", "ISIC", *flags), text
+    )
+    assert_refused(
+        command(
+            "compare_runs",
+            folder,
+            other,
+            "--data_dir",
+            data,
+            "--data_name",
+            "ISIC",
+            "--out_dir",
+            folder.parent / "out",
+            *flags,
+        ),
+        text,
+    )
     assert files_below(folder) == before and not (folder.parent / "out").exists()
 
 
@@ -154,11 +174,23 @@ def test_report_of_a_volume_shows_its_worst_slice(tmp_path):
     assert f"A, slice {truths[0].slices[int(wrong.argmax())]};" in Page(tmp_path / "report.html").text
 
 
-def test_two_runs_side_by_side(command, runs, tmp_path):  # noqa: F811
+def test_two_runs_side_by_side(command, runs, tmp_path):
     data, (first, second) = runs
     out = tmp_path / "out"
-    code, printed, errors = command("compare_runs", first, second, "--data_name", "ISIC", "--data_dir", data,
-                                    "--titles", "A$x$", HOSTILE, "--out_dir", out)
+    code, printed, errors = command(
+        "compare_runs",
+        first,
+        second,
+        "--data_name",
+        "ISIC",
+        "--data_dir",
+        data,
+        "--titles",
+        "A$x$",
+        HOSTILE,
+        "--out_dir",
+        out,
+    )
     assert code == 0, errors
     assert {path.name for path in out.iterdir()} == FILES
     result = json.loads((out / "comparison.json").read_text())
@@ -172,8 +204,10 @@ def test_two_runs_side_by_side(command, runs, tmp_path):  # noqa: F811
     assert found["limits"] == pytest.approx([differences.mean() - half, differences.mean() + half])
     assert differences.min() <= found["interval"][0] <= found["mean"] <= found["interval"][1] <= differences.max()
     assert found["largest"] == pytest.approx(abs(differences).max())
-    masks = {path.name: [np.asarray(Image.open(folder / path.name)) > 0 for folder in (first, second)]
-             for path in first.glob("*_mask.png")}
+    masks = {
+        path.name: [np.asarray(Image.open(folder / path.name)) > 0 for folder in (first, second)]
+        for path in first.glob("*_mask.png")
+    }
     rows = result["masks"]["mask"]
     for row in rows:
         pair = masks[f"{row['case']}_mask.png"]
@@ -186,13 +220,14 @@ def test_two_runs_side_by_side(command, runs, tmp_path):  # noqa: F811
     assert f"{found['mean']:+.4f} [{found['interval'][0]:+.4f}" in printed
 
 
-def test_a_run_equals_itself_and_scores_are_read_where_they_are(command, runs, tmp_path):  # noqa: F811
+def test_a_run_equals_itself_and_scores_are_read_where_they_are(command, runs, tmp_path):
     data, (folder, other) = runs
     for run in (folder, other):
         assert command("segmentation_env", "--inp_pth", run, "--out_pth", data, "--data_name", "ISIC")[0] == 0
     assert command("compare_runs", folder, other, "--out_dir", tmp_path / "out")[0] == 0
-    scored_here = command("compare_runs", folder, other, "--data_dir", data, "--data_name", "ISIC", "--out_dir",
-                          tmp_path / "again")
+    scored_here = command(
+        "compare_runs", folder, other, "--data_dir", data, "--data_name", "ISIC", "--out_dir", tmp_path / "again"
+    )
     assert scored_here[0] == 0
     texts = [(tmp_path / name / "comparison.json").read_text() for name in ("out", "again")]
     assert texts[0] == texts[1]
@@ -233,7 +268,7 @@ def test_two_labels(tmp_path):
     assert len(evaluation.table_rows(result)) == 2
 
 
-def test_runs_that_cannot_be_compared(command, runs, tmp_path):  # noqa: F811
+def test_runs_that_cannot_be_compared(command, runs, tmp_path):
     data, (first, second) = runs
     out = ("--out_dir", tmp_path / "out")
     assert_refused(command("compare_runs", first, second, *out), "summary.json", "no such file")
@@ -254,15 +289,27 @@ def test_runs_that_cannot_be_compared(command, runs, tmp_path):  # noqa: F811
     assert not (tmp_path / "out").exists()
 
 
-def test_a_browser_shows_the_report(runs, tmp_path, browser):  # noqa: F811
+def test_a_browser_shows_the_report(runs, tmp_path, browser):
     data, (folder, _) = runs
     truths = isic.list_truths(data)
     summary = evaluation.evaluate(folder, truths, 0.5)
     report.write_report(tmp_path / "report.html", summary, folder, truths, pictures.ImageSource(isic_config(data)), 3)
     subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,1500",
-         f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'shown.png'}",
-         (tmp_path / "report.html").as_uri()], check=True, capture_output=True, timeout=120)
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--window-size=1000,1500",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--screenshot={tmp_path / 'shown.png'}",
+            (tmp_path / "report.html").as_uri(),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
     pixels = np.asarray(Image.open(tmp_path / "shown.png").convert("RGB"))
     outlines = (pixels == pictures.COLOURS[0]).all(axis=-1)
     assert outlines.mean() > 0.001 and (pixels.min(axis=-1) < 100).mean() > 0.005

@@ -1,4 +1,5 @@
 """Scoring of written predictions: the right pixels, nnU-Net's keys, empty masks, errors that name the cases."""
+
 import json
 import os
 
@@ -8,14 +9,13 @@ from PIL import Image
 from scipy.spatial import distance
 
 from guided_diffusion_core import evaluation
-from guided_diffusion_core.results import outputs
 from guided_diffusion_core.data import phantoms
-from guided_diffusion_core.data.layouts import brats
-from guided_diffusion_core.data.layouts import isic
 from guided_diffusion_core.data.dataset import Truth
 from guided_diffusion_core.data.formats.labels import LabelMap
+from guided_diffusion_core.data.layouts import brats, isic
 from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.results import outputs
 
 # of nnunetv2.evaluation.evaluate_predictions.compute_metrics
 NNUNET = {"Dice", "IoU", "FP", "TP", "FN", "TN", "n_pred", "n_ref"}
@@ -95,13 +95,19 @@ def test_keys_and_means_are_nnunets(tmp_path):
     for (name, label), mask in written.items():
         assert {"metrics", "prediction_file", "reference_file"} <= set(rows[name])
         found = rows[name]["metrics"][label]
-        assert NNUNET <= set(found)
+        assert set(found) >= NNUNET
         truth = read_truth_masks(next(truth for truth in truths if truth.name == name))[("disc", "cup").index(label)]
         assert [found[key] for key in ("TP", "FP", "FN", "TN")] == [
-            np.sum(truth & mask), np.sum(~truth & mask), np.sum(truth & ~mask), np.sum(~truth & ~mask)]
+            np.sum(truth & mask),
+            np.sum(~truth & mask),
+            np.sum(truth & ~mask),
+            np.sum(~truth & ~mask),
+        ]
         assert (found["n_ref"], found["n_pred"]) == (truth.sum(), mask.sum())
-    per_label = {label: {key: [rows[name]["metrics"][label][key] for name in "abc"] for key in NNUNET}
-                 for label in ("disc", "cup")}
+    per_label = {
+        label: {key: [rows[name]["metrics"][label][key] for name in "abc"] for key in NNUNET}
+        for label in ("disc", "cup")
+    }
     for label, values in per_label.items():  # numpy.nanmean over the cases, as nnU-Net has it
         for key, of_cases in values.items():
             expected = np.nanmean([np.nan if value is None else value for value in of_cases])
@@ -139,8 +145,10 @@ def test_mask_file_where_there_is_no_probability(images):
     assert summary["scored_from"] == {"mask": 1, "probability": 2}
     first = summary["metric_per_case"][0]
     assert first["metrics"] == from_probability["metric_per_case"][0]["metrics"] and first["scored_from"] == "mask"
-    assert f"1 cases without a probability file: their mask file was scored as it is ({truths[0].name})" in \
-        evaluation.format_table(summary)
+    assert (
+        f"1 cases without a probability file: their mask file was scored as it is ({truths[0].name})"
+        in evaluation.format_table(summary)
+    )
 
 
 def test_both_empty_is_counted_apart(images):
@@ -181,9 +189,11 @@ def test_missing_predictions_are_all_named(images):
     for truth in truths[:2]:
         for path in folder.glob(f"{truth.name}_*"):
             path.unlink()
-    for function in (lambda: evaluation.evaluate(folder, truths, 0.5),
-                     lambda: evaluation.evaluate_upstream(folder, truths),
-                     lambda: evaluation.mask_agreement(folder, folder, truths)):
+    for function in (
+        lambda: evaluation.evaluate(folder, truths, 0.5),
+        lambda: evaluation.evaluate_upstream(folder, truths),
+        lambda: evaluation.mask_agreement(folder, folder, truths),
+    ):
         with pytest.raises(UserError, match=f"2 of 3 cases .{truths[0].name}, {truths[1].name}"):
             function()
 
@@ -224,8 +234,7 @@ def test_volume_and_its_slices(tmp_path):
             assert dice == (pytest.approx(of_slices[z], abs=1e-12) if z in filled else None)
         found = summary["per_slice"]
         assert found["mean"]["whole_tumour"]["Dice"] == pytest.approx(np.mean(list(of_slices.values())))
-        assert (found["n_slices"], found["n_both_empty"]) == (
-            len(slices), {"whole_tumour": len(slices) - len(filled)})
+        assert (found["n_slices"], found["n_both_empty"]) == (len(slices), {"whole_tumour": len(slices) - len(filled)})
 
 
 def test_summary_file_and_table(images):

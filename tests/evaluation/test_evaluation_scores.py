@@ -1,4 +1,5 @@
 """Scores, surface distances, intervals and calibration against MedPy, SimpleITK, scikit-image and scipy."""
+
 import nibabel
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from skimage.measure import find_contours
 
 from guided_diffusion_core import evaluation
 from guided_diffusion_core.data import phantoms
-from guided_diffusion_core.data.layouts import brats
 from guided_diffusion_core.data.dataset import Truth
+from guided_diffusion_core.data.layouts import brats
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.evaluation import calibration, statistics
 from guided_diffusion_core.evaluation.scores import mask_scores
@@ -32,8 +33,14 @@ def blobs(seed, shape):
 def test_overlap_scores_are_medpys_and_simpleitks(seed, shape):
     prediction, truth = blobs(seed, shape)
     found = mask_scores(prediction, truth)
-    expected = {"Dice": binary.dc, "IoU": binary.jc, "precision": binary.precision, "recall": binary.recall,
-                "sensitivity": binary.sensitivity, "specificity": binary.specificity}
+    expected = {
+        "Dice": binary.dc,
+        "IoU": binary.jc,
+        "precision": binary.precision,
+        "recall": binary.recall,
+        "sensitivity": binary.sensitivity,
+        "specificity": binary.specificity,
+    }
     for metric, function in expected.items():
         assert found[metric] == pytest.approx(function(prediction, truth), abs=1e-12)
     itk = SimpleITK.LabelOverlapMeasuresImageFilter()
@@ -41,8 +48,9 @@ def test_overlap_scores_are_medpys_and_simpleitks(seed, shape):
     assert (found["Dice"], found["IoU"]) == pytest.approx((itk.GetDiceCoefficient(), itk.GetJaccardCoefficient()))
 
 
-@pytest.mark.parametrize("shape, spacing", [((40, 30), (1.0, 1.0)), ((40, 30), (0.5, 2.0)),
-                                            ((16, 20, 12), (1.0, 0.7, 2.5))])
+@pytest.mark.parametrize(
+    "shape, spacing", [((40, 30), (1.0, 1.0)), ((40, 30), (0.5, 2.0)), ((16, 20, 12), (1.0, 0.7, 2.5))]
+)
 def test_hd95_is_that_of_simpleitks_distances(shape, spacing):
     """Distances by ITK's distance map (Maurer et al. 2003) from the border pixels of its label contour."""
     prediction, truth = (np.pad(mask, 1) for mask in blobs(7, shape))
@@ -120,8 +128,10 @@ def test_volumes_take_their_spacing_from_the_truth(tmp_path):
     truth = np.asanyarray(nibabel.load(summary["metric_per_case"][0]["reference_file"]).dataobj)[..., 2:9] > 0
     found = summary["metric_per_case"][0]
     assert found["metrics"]["whole_tumour"]["HD95"] == binary.hd95(np.roll(truth, 1, axis=0), truth, spacing)
-    planes = [binary.hd95(np.roll(plane, 1, axis=0), plane, spacing[:2]) if plane.any() else None
-              for plane in np.moveaxis(truth, 2, 0)]
+    planes = [
+        binary.hd95(np.roll(plane, 1, axis=0), plane, spacing[:2]) if plane.any() else None
+        for plane in np.moveaxis(truth, 2, 0)
+    ]
     assert found["per_slice"]["whole_tumour"]["HD95"] == planes
 
 
@@ -171,8 +181,11 @@ def test_bins_of_the_calibration():
     probability = np.array([0.0, 0.05, 0.1, 0.95, 1.0], np.float32)
     found.add(Case(np.array([False, True, True, True, True]), probability, probability), 0)
     bins = found.summary()["bins"]
-    assert [(row["from"], row["pixels"], row["share_of_foreground"]) for row in bins] == \
-        [(0.0, 2, 0.5), (0.1, 1, 1.0), (0.9, 2, 1.0)]
+    assert [(row["from"], row["pixels"], row["share_of_foreground"]) for row in bins] == [
+        (0.0, 2, 0.5),
+        (0.1, 1, 1.0),
+        (0.9, 2, 1.0),
+    ]
     assert bins[0]["mean_probability"] == pytest.approx(0.025)
     gaps = 2 * abs(0.025 - 0.5) + abs(0.1 - 1) + 2 * abs(0.975 - 1)
     assert found.summary()["ECE"] == pytest.approx(gaps / 5, abs=1e-7)
@@ -186,7 +199,7 @@ def test_dice_against_retained_share():
     order = np.argsort(uncertainty)
     expected = []
     for share in calibration.SHARES:
-        kept = order[:round(1000 * share)]
+        kept = order[: round(1000 * share)]
         expected.append(binary.dc(prediction[kept], truth[kept]))
     assert calibration.retained_dice(prediction, truth, uncertainty) == pytest.approx(expected, abs=1e-12)
 
@@ -245,8 +258,12 @@ def test_upstream_protocol_of_files(tmp_path):
         Image.fromarray(truth.astype(np.uint8) * 255).save(tmp_path / f"{name}.png")
         Image.fromarray(probability).save(tmp_path / f"{name}_probability.tiff")
         truths.append(Truth(name, str(tmp_path / f"{name}.png")))
-        small = [np.asarray(Image.fromarray(np.round(255 * picture).astype(np.uint8))
-                            .resize((256, 256), Image.Resampling.BILINEAR)) for picture in (probability, truth * 1.0)]
+        small = [
+            np.asarray(
+                Image.fromarray(np.round(255 * picture).astype(np.uint8)).resize((256, 256), Image.Resampling.BILINEAR)
+            )
+            for picture in (probability, truth * 1.0)
+        ]
         expected.append(original_scores(*small))
     summary = evaluation.evaluate_upstream(tmp_path, truths)
     assert list(summary["mean"]["mask"].values()) == pytest.approx(np.mean(expected, axis=0), abs=1e-9)

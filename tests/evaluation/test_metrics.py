@@ -1,21 +1,23 @@
 """Scores and fusion against scipy and numpy."""
+
 import numpy as np
 import pytest
 from scipy.spatial import distance
 
-from guided_diffusion_core.results.fusion import binarize, fuse_mean
 from guided_diffusion_core.evaluation.metrics import count, pixel_agreement
+from guided_diffusion_core.results.fusion import binarize, fuse_mean
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_scores_are_scipys(seed):
     generator = np.random.default_rng(seed)
-    prediction, truth = (generator.random((2, 7, 9, 3)) < generator.uniform(0.05, 0.95, (2, 1, 1, 1)))
+    prediction, truth = generator.random((2, 7, 9, 3)) < generator.uniform(0.05, 0.95, (2, 1, 1, 1))
     counts = count(prediction, truth)
     assert counts.dice == pytest.approx(1 - distance.dice(prediction.ravel(), truth.ravel()), abs=1e-12)
     assert counts.iou == pytest.approx(1 - distance.jaccard(prediction.ravel(), truth.ravel()), abs=1e-12)
     assert pixel_agreement(prediction, truth) == pytest.approx(
-        1 - distance.hamming(prediction.ravel(), truth.ravel()), abs=1e-12)
+        1 - distance.hamming(prediction.ravel(), truth.ravel()), abs=1e-12
+    )
 
 
 def test_counts():

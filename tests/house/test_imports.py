@@ -1,4 +1,5 @@
 """Who may import whom, by reading the sources and by importing in fresh processes."""
+
 import ast
 import subprocess
 import sys
@@ -66,8 +67,11 @@ def test_sources_keep_the_import_rules(folder):
     # the example's networks are what the harness loads in a backend's own process
     paths = sorted(path for path in (ROOT / folder).rglob("*.py") if not path.name.endswith("_unet.py"))
     assert paths
-    broken = {str(path.relative_to(ROOT)): found for path in paths
-              if (found := FORBIDDEN[folder] & set(imported(ast.parse(path.read_text()))))}
+    broken = {
+        str(path.relative_to(ROOT)): found
+        for path in paths
+        if (found := FORBIDDEN[folder] & set(imported(ast.parse(path.read_text()))))
+    }
     assert not broken
 
 

@@ -1,4 +1,5 @@
 """The ledger of differences names tests that exist."""
+
 import ast
 import dataclasses
 

@@ -3,6 +3,7 @@
 The exceptions are `parity.ledger.MIRROR_DIFFERENCES`, to the letter, and the name of a module's
 forward pass: `forward` in PyTorch, `execute` in Jittor.
 """
+
 import ast
 
 from conftest import ROOT
@@ -54,15 +55,20 @@ def twins():
     jittor = package_names("guided_diffusion_jt")
     assert not [name for name in pytorch if name.endswith(".execute")]
     assert not [name for name in jittor if name.endswith(".forward")]
-    renamed = {f"{name.removesuffix('.execute')}.forward" if name.endswith(".execute") else name: value
-               for name, value in jittor.items()}
+    renamed = {
+        f"{name.removesuffix('.execute')}.forward" if name.endswith(".execute") else name: value
+        for name, value in jittor.items()
+    }
     return pytorch, renamed
 
 
 def test_backends_differ_exactly_where_the_ledger_says():
     pytorch, jittor = twins()
-    found = {(name, pytorch.get(name), jittor.get(name)) for name in pytorch.keys() | jittor.keys()
-             if pytorch.get(name) != jittor.get(name)}
+    found = {
+        (name, pytorch.get(name), jittor.get(name))
+        for name in pytorch.keys() | jittor.keys()
+        if pytorch.get(name) != jittor.get(name)
+    }
     accepted = {(row.name, row.pytorch, row.jittor) for row in MIRROR_DIFFERENCES}
     assert found - accepted == set(), "(name, PyTorch, Jittor) not in parity/ledger.py"
     assert accepted - found == set(), "stale rows of parity/ledger.py"
@@ -78,5 +84,8 @@ def test_comparison_sees_parameters_defaults_and_methods():
 
     assert names("def f(x, *, y: int = 1): pass") == {"m.f": "(x, *, y=1)"}
     assert names("class C:\n  k = 1\n  def __init__(self, a=0): pass\n  def _g(self): pass") == {
-        "m.C": "", "m.C.k": "", "m.C.__init__": "(self, a=0)"}
+        "m.C": "",
+        "m.C.k": "",
+        "m.C.__init__": "(self, a=0)",
+    }
     assert names("_p = 1\nRATE: float = 2\nclass _D:\n  def h(self): pass") == {"m.RATE": ""}

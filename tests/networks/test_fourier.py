@@ -1,4 +1,5 @@
 """The FF-Parser's filter: against numpy's transform in float64, its gradients, and in float32."""
+
 import numpy as np
 import pytest
 
@@ -45,8 +46,11 @@ def filtered(backend, x, weight, factors, dtype):
 def test_filter_and_gradients_in_float64(backend, float64, size):
     """Both backends against the same numbers, and so against each other."""
     x, weight, factors = data(*size)
-    expected = [oracle(x, weight), slopes(lambda value: (oracle(value, weight) * factors).sum(), x),
-                slopes(lambda value: (oracle(x, value) * factors).sum(), weight)]
+    expected = [
+        oracle(x, weight),
+        slopes(lambda value: (oracle(value, weight) * factors).sum(), x),
+        slopes(lambda value: (oracle(x, value) * factors).sum(), weight),
+    ]
     for found, truth in zip(filtered(backend, x, weight, factors, "float64"), expected):
         assert found.dtype == np.float64 and found.shape == truth.shape
         assert np.abs(found - truth).max() <= TOLERANCE * np.abs(truth).max()

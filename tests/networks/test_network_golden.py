@@ -1,5 +1,6 @@
 """The full-size network of each version against the original's recorded values: outputs and every
 module's samples."""
+
 import json
 import math
 
@@ -8,8 +9,8 @@ import pytest
 from support.golden_rules import GOLDEN, golden_weight, relative_rms, rms, samples, settings
 
 from guided_diffusion_core.config import ModelConfig, setting_names
-from guided_diffusion_core.networks.medsegdiff.state_shapes import BOTTLENECK_EMBED, is_buffer, state_shapes
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import BOTTLENECK_EMBED, is_buffer, state_shapes
 
 TOLERANCE = 1e-5  # relative RMS; the original differs from itself by 1.6e-6 (golden README)
 SAMPLES = 32
@@ -54,6 +55,7 @@ def forward(request, backend):
                 found[name] = samples(array, SAMPLES), rms(array)
                 if name in UNUSED_ANCHORS.values():
                     sources[name] = output
+
         return hook
 
     for name, module in model.named_modules():

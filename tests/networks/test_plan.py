@@ -1,4 +1,5 @@
 """The plan of the network, the names and shapes that follow from it, and the initial weights."""
+
 import math
 
 import numpy as np
@@ -7,8 +8,14 @@ import pytest
 from guided_diffusion_core.config import ModelConfig
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.networks.medsegdiff.initialization import initial_state, moved_by_one_ulp
+from guided_diffusion_core.networks.medsegdiff.plan import (
+    AttentionPlan,
+    DownsamplePlan,
+    JoinPlan,
+    default_channel_mult,
+    make_plan,
+)
 from guided_diffusion_core.networks.medsegdiff.state_shapes import is_buffer, state_shapes
-from guided_diffusion_core.networks.medsegdiff.plan import AttentionPlan, DownsamplePlan, JoinPlan, default_channel_mult, make_plan
 
 SMALL = {"image_size": 32, "num_channels": 32, "num_heads": 1, "attention_resolutions": "16"}
 
@@ -40,16 +47,25 @@ def test_every_image_size_has_a_whole_resolution_at_each_level(size):
 @pytest.mark.parametrize("size", range(32, 1025, 32))
 def test_both_networks_of_version_1_meet_at_the_same_resolutions_and_widths(size, width):
     coarsest = size // 2 ** (len(default_channel_mult(size)) - 1)
-    plan = make_plan(ModelConfig(**{**SMALL, "image_size": size, "num_channels": width, "version": "1",
-                                    "attention_resolutions": str(coarsest)}))
+    plan = make_plan(
+        ModelConfig(
+            **{
+                **SMALL,
+                "image_size": size,
+                "num_channels": width,
+                "version": "1",
+                "attention_resolutions": str(coarsest),
+            }
+        )
+    )
     highway = plan.highway
     halvings = 0
     joins = []
     for index, block in enumerate(plan.input_blocks):
         if isinstance(block[0], DownsamplePlan):
             halvings += 1
-            joins.append(JoinPlan(index, block[0].channels, highway.context[halvings - 1][-1][1], size // 2 ** halvings))
-    assert size // 2 ** highway.poolings == coarsest and list(highway.joins) == joins[:-1]
+            joins.append(JoinPlan(index, block[0].channels, highway.context[halvings - 1][-1][1], size // 2**halvings))
+    assert size // 2**highway.poolings == coarsest and list(highway.joins) == joins[:-1]
     assert highway.embed == (highway.context[-1][-1][1], plan.middle_block[0].channels)
     assert highway.anchor_scales == ()
 
@@ -67,21 +83,27 @@ def test_every_skip_is_joined_once(version):
     assert skips == []
 
 
-@pytest.mark.parametrize("settings, named", [
-    ({"image_size": 50}, "--image_size: found 50"),
-    ({"num_channels": 48}, "--num_channels: found 48"),
-    ({"attention_resolutions": "24"}, "expected resolutions of this network: 32, 16, 8, 4"),
-    ({"attention_resolutions": "16;8"}, "--attention_resolutions"),
-    ({"channel_mult": "1,x"}, "--channel_mult"),
-    ({"channel_mult": "1,1,1,1,1,1,1"}, "--channel_mult: found 7 multipliers"),
-    ({"num_heads": 3}, "--num_heads: found 3"),
-    ({"num_head_channels": 24}, "--num_head_channels: found 24"),
-    ({"num_res_blocks": 0}, "--num_res_blocks: found 0"),
-    ({"in_ch": 1}, "--in_ch: found 1"),
-    ({"in_ch": 3, "mask_channels": 3}, "--in_ch: found 3; expected at least one image channel and the 3"),
-    ({"mask_channels": 0}, "--mask_channels: found 0"),
-    ({"version": "1", "channel_mult": "2", "attention_resolutions": "32"}, "--channel_mult: found '2' with --version 1"),
-])
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        ({"image_size": 50}, "--image_size: found 50"),
+        ({"num_channels": 48}, "--num_channels: found 48"),
+        ({"attention_resolutions": "24"}, "expected resolutions of this network: 32, 16, 8, 4"),
+        ({"attention_resolutions": "16;8"}, "--attention_resolutions"),
+        ({"channel_mult": "1,x"}, "--channel_mult"),
+        ({"channel_mult": "1,1,1,1,1,1,1"}, "--channel_mult: found 7 multipliers"),
+        ({"num_heads": 3}, "--num_heads: found 3"),
+        ({"num_head_channels": 24}, "--num_head_channels: found 24"),
+        ({"num_res_blocks": 0}, "--num_res_blocks: found 0"),
+        ({"in_ch": 1}, "--in_ch: found 1"),
+        ({"in_ch": 3, "mask_channels": 3}, "--in_ch: found 3; expected at least one image channel and the 3"),
+        ({"mask_channels": 0}, "--mask_channels: found 0"),
+        (
+            {"version": "1", "channel_mult": "2", "attention_resolutions": "32"},
+            "--channel_mult: found '2' with --version 1",
+        ),
+    ],
+)
 def test_settings_that_make_no_network_are_refused(settings, named):
     with pytest.raises(UserError) as error:
         make_plan(ModelConfig(**{**SMALL, **settings}))
@@ -114,7 +136,7 @@ def test_initial_weights_follow_their_distributions(shapes):
             if kind == "bias":
                 assert not value.any(), name
             else:
-                expected = math.sqrt(2 / (1 + 0.01 ** 2) / math.prod(value.shape[1:]))
+                expected = math.sqrt(2 / (1 + 0.01**2) / math.prod(value.shape[1:]))
                 assert abs(value.std() / expected - 1) < 5 / math.sqrt(value.size), name
         elif layer == "label_emb":
             assert abs(value.std() - 1) < 5 / math.sqrt(value.size)

@@ -1,19 +1,26 @@
 """Gradient checkpointing: the same numbers, with the activations computed again instead of kept."""
+
 import numpy as np
 import pytest
 from conftest import BACKENDS, Backend
 from support.small import NETWORK, NETWORK_V1, RandomDataset, computing, random_state, small_config
 
-from guided_diffusion_core.networks.medsegdiff.state_shapes import is_buffer, state_shapes
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import is_buffer, state_shapes
 
 NETWORKS = {"new": NETWORK, "1": NETWORK_V1}
 
 
 def create(backend, use_checkpoint, version="new", **settings):
     """A training loop of a small network."""
-    settings = {**NETWORKS[version], "use_checkpoint": use_checkpoint, "dropout": 0.3, "highway_dropout": 0.5,
-                "batch_size": 4, **settings}
+    settings = {
+        **NETWORKS[version],
+        "use_checkpoint": use_checkpoint,
+        "dropout": 0.3,
+        "highway_dropout": 0.5,
+        "batch_size": 4,
+        **settings,
+    }
     loop = backend.module("train_util").create_train_loop(small_config(**settings), RandomDataset())
     # weights without zeros: with the initial ones most gradients are zero
     shapes = state_shapes(make_plan(small_config(**settings).model))
@@ -48,7 +55,8 @@ def test_numbers_are_the_same(backend, version):
     with computing("float64", backend):
         (kept, gradients, buffers), (again, others, other_buffers) = (
             first_step(backend, use_checkpoint=flag, version=version, batch_size=batch_size, microbatch=2)
-            for flag in (False, True))
+            for flag in (False, True)
+        )
     assert again == pytest.approx(kept, rel=0 if backend.name == "pytorch" else 1e-13, abs=0)
     scale = max(np.abs(value).max() for value in gradients.values())
     for name, gradient in gradients.items():
@@ -66,6 +74,7 @@ def test_numbers_are_the_same(backend, version):
 @pytest.mark.parametrize("version", ["new", "1"])
 def test_every_convolution_but_the_mask_heads_runs_twice(backend, version):
     """Jittor computes a convolution outside a checkpoint by a way that takes far more memory."""
+
     def calls(flag):
         loop = create(backend, flag, version=version, microbatch=4)
         counts = {}
@@ -80,6 +89,7 @@ def test_every_convolution_but_the_mask_heads_runs_twice(backend, version):
         def forward(*given):
             counts[name] = counts.get(name, 0) + 1
             return inner(*given)
+
         return forward
 
     kept = calls(False)

@@ -1,4 +1,5 @@
 """The command `python -m parity`: what it refuses and how, resuming, recording alone, listing."""
+
 import os
 import signal
 import subprocess
@@ -26,21 +27,27 @@ def test_list_names_every_case_with_what_it_is():
     assert all(case.about in line for case, line in zip(CASES, lines))
 
 
-@pytest.mark.parametrize("args, message", [
-    (["run", "forwards"], "CASE 'forwards': found no case of that name; expected all, or one of weights/new"),
-    (["run", "all", "--backends", "pytorch,tensorflow"], "--backends: found 'tensorflow'; expected names among"),
-    (["run", "all", "--precision", "float16"], "--precision: found 'float16'; expected names among float64, float32"),
-    (["run", "all", "--suite", "no.such.suite"], "--suite no.such.suite: found no module"),
-    (["run", "all", "--suite", "json"], "--suite json: found a module without CASES, weights, inputs, open_port"),
-    (["run", "all", "--threads", "0"], "--threads: found 0; expected at least 1"),
-    (["run", "all", "--presision", "float64"], "unknown flag --presision; did you mean --precision?"),
-    (["compare", "nowhere", "nowhere"], "nowhere/manifest.json: found no readable file"),
-    (["report", "nowhere"], "nowhere/result.json: found no result"),
-    (["mutate", "no-such-fault"], "FAULT 'no-such-fault': found no fault of that name"),
-    (["mutate", "--part", "3/2"], "--part: found '3/2'; expected I/N"),
-    (["nothing"], "invalid choice: 'nothing'"),
-    ([], "required: COMMAND"),
-])
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["run", "forwards"], "CASE 'forwards': found no case of that name; expected all, or one of weights/new"),
+        (["run", "all", "--backends", "pytorch,tensorflow"], "--backends: found 'tensorflow'; expected names among"),
+        (
+            ["run", "all", "--precision", "float16"],
+            "--precision: found 'float16'; expected names among float64, float32",
+        ),
+        (["run", "all", "--suite", "no.such.suite"], "--suite no.such.suite: found no module"),
+        (["run", "all", "--suite", "json"], "--suite json: found a module without CASES, weights, inputs, open_port"),
+        (["run", "all", "--threads", "0"], "--threads: found 0; expected at least 1"),
+        (["run", "all", "--presision", "float64"], "unknown flag --presision; did you mean --precision?"),
+        (["compare", "nowhere", "nowhere"], "nowhere/manifest.json: found no readable file"),
+        (["report", "nowhere"], "nowhere/result.json: found no result"),
+        (["mutate", "no-such-fault"], "FAULT 'no-such-fault': found no fault of that name"),
+        (["mutate", "--part", "3/2"], "--part: found '3/2'; expected I/N"),
+        (["nothing"], "invalid choice: 'nothing'"),
+        ([], "required: COMMAND"),
+    ],
+)
 def test_wrong_input_is_one_clear_error(tmp_path, args, message):
     done = parity(*args, cwd=tmp_path)
     assert done.returncode == 2, done.stdout
@@ -54,8 +61,13 @@ def test_a_backend_that_fails_ends_the_run_with_its_message(tmp_path):
     hidden.mkdir(parents=True)
     (hidden / "__init__.py").write_text(f"raise ModuleNotFoundError('hidden', name='{hidden.name}')")
     environment = {**os.environ, "PYTHONPATH": f"{hidden.parent}{os.pathsep}{ROOT}"}
-    done = subprocess.run([sys.executable, "-m", "parity", "run", "weights/new", "--backends", BACKENDS[0]],
-                          cwd=tmp_path, env=environment, text=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "parity", "run", "weights/new", "--backends", BACKENDS[0]],
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        capture_output=True,
+    )
     assert done.returncode == 2, done.stdout
     assert "is not installed" in done.stderr and "Traceback" not in done.stderr
 
@@ -67,8 +79,12 @@ def test_one_backend_is_recorded_for_a_later_comparison(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "compare it with: python -m parity compare" in done.stdout
     dump = read_dump(out_dir / name)
-    assert set(dump.files) == {(case, precision, variant) for case in ("table/linear", "weights/new")
-                               for precision in ("float64", "float32") for variant in (PLAIN, *MOVED[PLAIN])}
+    assert set(dump.files) == {
+        (case, precision, variant)
+        for case in ("table/linear", "weights/new")
+        for precision in ("float64", "float32")
+        for variant in (PLAIN, *MOVED[PLAIN])
+    }
     done = parity("compare", out_dir / name, out_dir / name)
     assert done.returncode == 0 and done.stdout.endswith(f"agree: {name} against {name}, 4 comparisons, 610 tensors\n")
 
@@ -90,8 +106,14 @@ def test_an_interrupted_run_goes_on(tmp_path):
     command = [sys.executable, "-m", "parity", "run", *cases, "--out_dir", str(tmp_path / "run")]
     manifest = tmp_path / "run" / BACKENDS[0] / "manifest.json"
     # a job in the background of a shell is started with the signal ignored, and hands that down
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         while not manifest.exists() and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
@@ -120,7 +142,10 @@ def test_layers_alone_of_the_reference_are_recorded_with_their_own_error():
     case = next(case for case in CASES if case.name == "gradients/new")
     jobs = run.layer_jobs(case, "folder", True)
     assert [(job.precision, job.variant) for job in jobs] == [
-        ("float32", LAYERS), ("float64", LAYERS), *(("float32", variant) for variant in MOVED[LAYERS])]
+        ("float32", LAYERS),
+        ("float64", LAYERS),
+        *(("float32", variant) for variant in MOVED[LAYERS]),
+    ]
     assert {job.source for job in jobs} == {"folder/gradients-new-float32-plain"}
     assert [job.truth for job in jobs] == [None, None, *["folder/gradients-new-float64-layers"] * len(MOVED[LAYERS])]
     assert [job.variant for job in run.layer_jobs(case, "folder", False, "fault")] == [LAYERS, LAYERS]
@@ -143,7 +168,9 @@ def test_every_number_of_a_moved_run_moves_by_one_ulp():
                 np.testing.assert_array_equal(np.delete((found[name] == up) | (found[name] == down), 7), True)
                 directions[variant, precision, name] = np.delete(found[name] == up, 7)
     up, down = MOVED[PLAIN]
-    assert all(np.all(directions[up, "float32", name]) and not np.any(directions[down, "float32", name]) for name in "ab")
+    assert all(
+        np.all(directions[up, "float32", name]) and not np.any(directions[down, "float32", name]) for name in "ab"
+    )
     drawn = [directions[variant, "float32", name] for variant in MOVED[LAYERS] for name in "ab"]
     assert all(450 < np.sum(one) < 550 for one in drawn), "as many up as down"
     assert all(one[7] == one[8] for one in drawn), "equal numbers stay equal"
@@ -151,7 +178,9 @@ def test_every_number_of_a_moved_run_moves_by_one_ulp():
 
 
 def test_comparing_imports_no_framework():
-    code = ("import sys, parity.compare, parity.locate, parity.result, parity.mutate, parity.report, parity.__main__\n"
-            "print(sorted({'torch', 'jittor', 'guided_diffusion_pt', 'guided_diffusion_jt'} & sys.modules.keys()))")
+    code = (
+        "import sys, parity.compare, parity.locate, parity.result, parity.mutate, parity.report, parity.__main__\n"
+        "print(sorted({'torch', 'jittor', 'guided_diffusion_pt', 'guided_diffusion_jt'} & sys.modules.keys()))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
     assert done.stdout == "[]\n", done.stderr

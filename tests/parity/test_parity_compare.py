@@ -1,4 +1,5 @@
 """Comparing dumps: complete or failed. The dumps are made here; no framework takes part."""
+
 import copy
 import json
 
@@ -24,31 +25,50 @@ def made_section(precision="float32", variant=PLAIN, error=1e-7):
     truth = np.random.default_rng(3)
     tensors = {}
     entries = []
-    for rung, site, shape in (("input", "first#0", (2, 8)), ("output", "first#0", (2, 8)), ("output", "second#0", (2, 4)),
-                              ("gradient", "first.weight", (8, 8)), ("loss", "total", ())):
-        value = np.asarray(truth.standard_normal(shape) * (1 + error * generator.standard_normal(shape) *
-                                                           (precision == "float32")))
+    for rung, site, shape in (
+        ("input", "first#0", (2, 8)),
+        ("output", "first#0", (2, 8)),
+        ("output", "second#0", (2, 4)),
+        ("gradient", "first.weight", (8, 8)),
+        ("loss", "total", ()),
+    ):
+        value = np.asarray(
+            truth.standard_normal(shape) * (1 + error * generator.standard_normal(shape) * (precision == "float32"))
+        )
         name = f"{rung}/{site}"
         tensors[name] = value.astype(precision)
         entries.append(Entry(rung, site, name, precision, shape))
-    return Section(CASE, precision, variant, entries, copy.deepcopy(DRAWS), {}, {"first": "Linear", "second": "Linear"},
-                   tensors=tensors, checks={"recording changes nothing": True},
-                   arguments={"first#0": {"pass": 0, "given": [{"input": 0}]}})
+    return Section(
+        CASE,
+        precision,
+        variant,
+        entries,
+        copy.deepcopy(DRAWS),
+        {},
+        {"first": "Linear", "second": "Linear"},
+        tensors=tensors,
+        checks={"recording changes nothing": True},
+        arguments={"first#0": {"pass": 0, "given": [{"input": 0}]}},
+    )
 
 
 def made_dump(folder, change=lambda section: None, keys=None, suite="made"):
     """A dump with every run that a reference needs; change(section) is applied to each."""
     folder.mkdir(parents=True, exist_ok=True)
     dump = Dump(folder, folder.name, {"framework": "1"}, {"suite": suite})
-    for precision, variant in keys or [(precision, variant) for precision in ("float64", "float32")
-                                       for variant in (PLAIN, *MOVED[PLAIN])]:
+    for precision, variant in keys or [
+        (precision, variant) for precision in ("float64", "float32") for variant in (PLAIN, *MOVED[PLAIN])
+    ]:
         section = made_section(precision, variant)
         change(section)
         if variant in MOVED[PLAIN]:
             truth = made_section("float64", PLAIN)
             change(truth)
-            section.errors = {entry.key: list(distance(truth.array(entry), section.array(entry)))
-                              for entry in section.entries if section.array(entry).dtype.kind == "f"}
+            section.errors = {
+                entry.key: list(distance(truth.array(entry), section.array(entry)))
+                for entry in section.entries
+                if section.array(entry).dtype.kind == "f"
+            }
             section.entries = []
             section.tensors = {}
         write_section(folder, section)
@@ -84,6 +104,7 @@ def test_a_wrong_tensor_is_the_first_difference(reference, tmp_path, precision, 
     def change(section):
         section.tensors["output/second#0"][0, 1] += size
         section.tensors["gradient/first.weight"] *= 2
+
     verdict = verdict_of(reference, tmp_path, change, precision)
     assert verdict.state == DIVERGED
     assert (verdict.first.rung, verdict.first.site) == ("output", "second#0")
@@ -121,16 +142,19 @@ STRUCTURE = {
     "module second is missing": lambda section: section.types.pop("second"),
     "module third is not in the reference": lambda section: section.types.update(third="Linear"),
     "module second is never called in the candidate": lambda section: section.uncalled.append("second"),
-    "candidate: the check 'recording changes nothing' failed":
-        lambda section: section.checks.update({"recording changes nothing": False}),
+    "candidate: the check 'recording changes nothing' failed": lambda section: section.checks.update(
+        {"recording changes nothing": False}
+    ),
     "call first#0 is missing": lambda section: section.arguments.clear(),
     "call first#0 has other arguments": lambda section: section.arguments["first#0"].update(given=[None]),
     "forward passes in other contexts": lambda section: section.contexts.append({"step": 1}),
     "1 missing, 0 more than in the reference; first at number 2: dropout/x": lambda section: section.draws.pop(),
     "0 missing, 1 more than in the reference; first at number 3": lambda section: section.draws.append(
-        ["late", 0, "0", 0, "dd"]),
+        ["late", 0, "0", 0, "dd"]
+    ),
     "draws in another order; first at number 0: train/noise, step 0, case 1": lambda section: section.draws.insert(
-        0, section.draws.pop(1)),
+        0, section.draws.pop(1)
+    ),
     "1 missing, 1 more": lambda section: section.draws.__setitem__(0, ["train/noise", 1, "0", 0, "aa"]),
 }
 
@@ -150,6 +174,7 @@ def test_a_repeated_draw_more_than_in_the_reference_fails(reference, tmp_path):
 def test_zeros_in_both_fail(tmp_path):
     def zero(section):
         section.tensors["output/second#0"][:] = 0
+
     verdict = compare_case(made_dump(tmp_path / "a", zero), made_dump(tmp_path / "b", zero), CASE, "float32")
     assert verdict.first.problem == "all zero in both"
 
@@ -158,14 +183,17 @@ def test_other_precision_than_the_runs_fails(tmp_path):
     def narrow(section):
         section.tensors["output/second#0"] = section.tensors["output/second#0"].astype(np.float32)
         replace_entry(section, "output/second#0", dtype="float32")
+
     verdict = compare_case(made_dump(tmp_path / "a", narrow), made_dump(tmp_path / "b", narrow), CASE, "float64")
     assert verdict.first.problem == "float32 in a run in float64"
 
 
 def test_accepted_gaps_are_used_and_stale_ones_fail(tmp_path, monkeypatch):
-    rows = [AcceptedGap("uncalled", "forward/*", "sec*", "why", "where", "made"),
-            AcceptedGap("all zero", "forward/*", "output/never", "why", "where", "made"),
-            AcceptedGap("all zero", "forward/*", "output/never", "why", "where", "another suite")]
+    rows = [
+        AcceptedGap("uncalled", "forward/*", "sec*", "why", "where", "made"),
+        AcceptedGap("all zero", "forward/*", "output/never", "why", "where", "made"),
+        AcceptedGap("all zero", "forward/*", "output/never", "why", "where", "another suite"),
+    ]
     monkeypatch.setattr(compare, "ACCEPTED_GAPS", tuple(rows))
     monkeypatch.setattr("parity.result.ACCEPTED_GAPS", tuple(rows))
     change = STRUCTURE["module second is never called in the candidate"]
@@ -176,11 +204,14 @@ def test_accepted_gaps_are_used_and_stale_ones_fail(tmp_path, monkeypatch):
     assert state_of([verdict], stale) == DIVERGED
 
 
-@pytest.mark.parametrize("keys, missing", [
-    ([("float32", PLAIN)], "reference in float64"),
-    ([("float64", PLAIN), ("float32", PLAIN)], "own error"),
-    ([("float64", PLAIN), ("float32", PLAIN), ("float32", MOVED[PLAIN][0])], "own error"),
-])
+@pytest.mark.parametrize(
+    "keys, missing",
+    [
+        ([("float32", PLAIN)], "reference in float64"),
+        ([("float64", PLAIN), ("float32", PLAIN)], "own error"),
+        ([("float64", PLAIN), ("float32", PLAIN), ("float32", MOVED[PLAIN][0])], "own error"),
+    ],
+)
 def test_a_reference_without_its_runs_is_incomplete(tmp_path, keys, missing):
     reference = made_dump(tmp_path / "reference", keys=keys)
     verdict = compare_case(reference, made_dump(tmp_path / "candidate"), CASE, "float32")
@@ -206,13 +237,16 @@ def summed_alone(folder, errors, who):
     return read_dump(folder)
 
 
-@pytest.mark.parametrize("error, draws, state", [
-    (1e-5, (0.0, 0.0, 0.0), DIVERGED),
-    (1e-5, (2e-6, 1e-8, 0.0), AGREE),
-    (1e-5, (0.0, 1e-8, 2e-6), AGREE),
-    (1e-4, (0.0, 1e-8, 2e-6), DIVERGED),
-    (0.0, (2e-6, 2e-6), INCOMPLETE),
-])
+@pytest.mark.parametrize(
+    "error, draws, state",
+    [
+        (1e-5, (0.0, 0.0, 0.0), DIVERGED),
+        (1e-5, (2e-6, 1e-8, 0.0), AGREE),
+        (1e-5, (0.0, 1e-8, 2e-6), AGREE),
+        (1e-4, (0.0, 1e-8, 2e-6), DIVERGED),
+        (0.0, (2e-6, 2e-6), INCOMPLETE),
+    ],
+)
 def test_one_lucky_run_of_a_layer_alone_does_not_decide(tmp_path, error, draws, state):
     """The reference's plain run has the number right to the bit, by luck; any draw that has not says what is allowed."""
     reference = summed_alone(tmp_path / "a", {LAYERS: 0.0, **dict(zip(MOVED[LAYERS], draws))}, "reference")
@@ -235,9 +269,12 @@ def test_a_candidate_that_did_not_run_is_incomplete(reference, tmp_path):
 def test_a_case_that_only_one_has_is_incomplete(reference, tmp_path):
     def rename(section):
         section.case = "forward/other"
+
     verdicts = compare_dumps(reference, made_dump(tmp_path / "candidate", rename))
     assert {(verdict.case, verdict.state) for verdict in verdicts} == {
-        (CASE, INCOMPLETE), ("forward/other", INCOMPLETE)}
+        (CASE, INCOMPLETE),
+        ("forward/other", INCOMPLETE),
+    }
 
 
 def test_empty_and_zero_dumps_are_errors(reference, tmp_path):
@@ -247,6 +284,7 @@ def test_empty_and_zero_dumps_are_errors(reference, tmp_path):
     def zero(section):
         for array in section.tensors.values():
             array[...] = 0
+
     with pytest.raises(UserError, match="found no entry"):
         verdict_of(reference, tmp_path, empty)
     with pytest.raises(UserError, match="found nothing but zeros"):
@@ -302,21 +340,30 @@ def made_masks(flipped=(), score=None):
             mask[place] = ~mask[place]
         truth = np.random.default_rng(5).uniform(0, 1, (6, 6)) > 0.5
         overlap = 2 * np.sum(mask & truth) / (np.sum(mask) + np.sum(truth))
-        arrays = {"probability/a": probability.astype(np.float32), "mask/a": mask, "truth/a": truth,
-                  "score/a dice": np.float64(overlap if score is None else score),
-                  "table/threshold": np.float64(0.5)}
+        arrays = {
+            "probability/a": probability.astype(np.float32),
+            "mask/a": mask,
+            "truth/a": truth,
+            "score/a dice": np.float64(overlap if score is None else score),
+            "table/threshold": np.float64(0.5),
+        }
         section.tensors = {name: np.asarray(value) for name, value in arrays.items()}
-        section.entries = [Entry(*name.split("/"), name, str(value.dtype), value.shape)
-                           for name, value in section.tensors.items()]
+        section.entries = [
+            Entry(*name.split("/"), name, str(value.dtype), value.shape) for name, value in section.tensors.items()
+        ]
+
     return change
 
 
-@pytest.mark.parametrize("flipped, score, first", [
-    ((), None, None),
-    (((0, 0),), None, None),
-    (((1, 1),), None, ("mask", "a")),
-    ((), 0.123, ("score", "a dice")),
-])
+@pytest.mark.parametrize(
+    "flipped, score, first",
+    [
+        ((), None, None),
+        (((0, 0),), None, None),
+        (((1, 1),), None, ("mask", "a")),
+        ((), 0.123, ("score", "a dice")),
+    ],
+)
 def test_masks_and_scores(tmp_path, flipped, score, first):
     reference = made_dump(tmp_path / "reference", made_masks())
     verdict = compare_case(reference, made_dump(tmp_path / "candidate", made_masks(flipped, score)), CASE, "float32")

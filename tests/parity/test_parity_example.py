@@ -1,4 +1,5 @@
 """The worked example of `parity/README.md`, by the public command."""
+
 import pytest
 from conftest import BACKENDS, ROOT
 from support.parity_runs import parity, result_of
@@ -11,7 +12,10 @@ def test_the_port_agrees(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     result = result_of(tmp_path / "run")
     assert [row["case"] for row in result["verdicts"][::2]] == [
-        "weights/example", "forward/example", "gradients/example"]
+        "weights/example",
+        "forward/example",
+        "gradients/example",
+    ]
     sites = {row["site"] for verdict in result["verdicts"] for row in verdict["rows"]}
     assert {"act#0", "act#5", "head#0"} <= sites, "one module called six times; one that the ports name differently"
     last_line = done.stdout.splitlines()[-1]
@@ -22,7 +26,7 @@ def test_the_port_agrees(tmp_path):
 def test_the_mistake_is_located(tmp_path, case):
     done = parity("locate", case, "--suite", "parity.example.faulty_suite", "--out_dir", tmp_path / "run")
     assert done.returncode == 1, done.stdout + done.stderr
-    located, = result_of(tmp_path / "run")["located"]
+    (located,) = result_of(tmp_path / "run")["located"]
     assert located["site"] == "up#0" and located["direction"] == "forward"
     assert f"{case}: up#0 adds the first error" in done.stdout
 

@@ -3,6 +3,7 @@
 float64 leaves no room for rounding to hide a difference: two right implementations agree here to
 about 1e-12, and a wrong one cannot come near 1e-9.
 """
+
 import numpy as np
 import pytest
 from conftest import BACKENDS, Backend
@@ -11,16 +12,24 @@ from support.small import NETWORK, NETWORK_V1, computing, random_state
 from guided_diffusion_core.config import ModelConfig
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.networks.medsegdiff.initialization import initial_state
-from guided_diffusion_core.noise import NoiseTape
-from guided_diffusion_core.networks.medsegdiff.state_shapes import is_buffer, state_shapes
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import is_buffer, state_shapes
+from guided_diffusion_core.noise import NoiseTape
 
 FORWARD_TOLERANCE = 1e-9  # of a tensor's largest value
 GRADIENT_TOLERANCE = 1e-7
 FLAGS_TURNED = {
-    "use_scale_shift_norm": True, "resblock_updown": True, "use_new_attention_order": True,
-    "class_cond": True, "num_head_channels": 16, "in_ch": 2, "learn_sigma": False, "use_checkpoint": True,
-    "dropout": 0.0, "num_res_blocks": 2}
+    "use_scale_shift_norm": True,
+    "resblock_updown": True,
+    "use_new_attention_order": True,
+    "class_cond": True,
+    "num_head_channels": 16,
+    "in_ch": 2,
+    "learn_sigma": False,
+    "use_checkpoint": True,
+    "dropout": 0.0,
+    "num_res_blocks": 2,
+}
 VARIANTS = {
     "plain": {},
     "all-flags-turned": FLAGS_TURNED,
@@ -47,11 +56,14 @@ def inputs(plan, batch=2):
 
 def record_types(model, types):
     """Collect in `types` (name -> set) the types of every layer's outputs."""
+
     def hook_of(name):
         def hook(module, given, output):
             values = output if isinstance(output, (tuple, list)) else [output]
             types.setdefault(name, set()).update(
-                str(value.dtype).removeprefix("torch.") for value in values if hasattr(value, "dtype"))
+                str(value.dtype).removeprefix("torch.") for value in values if hasattr(value, "dtype")
+            )
+
         return hook
 
     for name, module in model.named_modules():
@@ -99,7 +111,8 @@ def test_forward_and_gradients(variant):
     backends = [Backend(name) for name in BACKENDS]
     with computing("float64", *backends):
         (out, cal, gradients, types), (other_out, other_cal, other_gradients, other_types) = (
-            run(backend, plan) for backend in backends)
+            run(backend, plan) for backend in backends
+        )
     for layers in (types, other_types):
         assert len(layers) > 80 and set().union(*layers.values()) == {"float64"}
     for first, second in ((out, other_out), (cal, other_cal)):
@@ -124,10 +137,17 @@ def compare_gradients(gradients, others):
 @pytest.mark.parametrize("width, size, resolutions, in_ch", [(64, 96, "24", 5), (96, 160, "20,10", 2)])
 def test_widths_and_sizes_between(width, size, resolutions, in_ch, version):
     """Any multiple of 32; at the smaller one the other backend computes the same."""
-    settings = {**NETWORK, "num_channels": width, "image_size": size, "channel_mult": "", "in_ch": in_ch,
-                "attention_resolutions": resolutions, "version": version}
+    settings = {
+        **NETWORK,
+        "num_channels": width,
+        "image_size": size,
+        "channel_mult": "",
+        "in_ch": in_ch,
+        "attention_resolutions": resolutions,
+        "version": version,
+    }
     plan = make_plan(ModelConfig(**settings))
-    backends = [Backend(name) for name in BACKENDS][:1 if width == 96 else 2]
+    backends = [Backend(name) for name in BACKENDS][: 1 if width == 96 else 2]
     x, t, _, _ = inputs(plan)
     found = []
     with computing("float32", *backends):
@@ -151,8 +171,7 @@ def test_labels_must_fit_the_network(backend):
         x, t, _, _ = inputs(plan)
         y = None if labels is None else runtime.to_tensor(labels)
         with pytest.raises(ValueError, match="class-conditional"):
-            backend.module("unet").make_network(plan)(
-                runtime.to_tensor(x, "float32"), runtime.to_tensor(t), y)
+            backend.module("unet").make_network(plan)(runtime.to_tensor(x, "float32"), runtime.to_tensor(t), y)
 
 
 def test_created_network_has_the_initial_weights_of_its_seed(backend):

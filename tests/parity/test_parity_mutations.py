@@ -1,4 +1,5 @@
 """Every planted fault is found and named, no control raises an alarm, and the table says so."""
+
 import re
 import types
 
@@ -12,12 +13,47 @@ from parity.mutate import COLUMNS, Outcome, names, select_faults
 
 TABLE = ROOT / "parity" / "MUTATIONS.md"
 # The kinds of faults that ports are known for; each has to be among those planted.
-KINDS = ("eps", "groups", "gelu", "relu", "transposed", "swapped-weights", "attention-scale", "softmax-axis",
-         "swapped-skip", "dropped-skip", "off-by-one", "sine", "schedule", "variance-branch", "posterior", "zero-grad",
-         "bias-correction", "eps-under-root", "coupled", "average-off", "average-before", "detached", "align-corners",
-         "nearest", "momentum", "biased-variance", "evaluating", "dropout-scale", "nan", "stale-buffer", "batch-order",
-         "dropped-microbatch", "clipped", "detached-fourier", "late-restart", "resumed-without", "validation-leaves",
-         "augmentation-left-out", "augmented-image")
+KINDS = (
+    "eps",
+    "groups",
+    "gelu",
+    "relu",
+    "transposed",
+    "swapped-weights",
+    "attention-scale",
+    "softmax-axis",
+    "swapped-skip",
+    "dropped-skip",
+    "off-by-one",
+    "sine",
+    "schedule",
+    "variance-branch",
+    "posterior",
+    "zero-grad",
+    "bias-correction",
+    "eps-under-root",
+    "coupled",
+    "average-off",
+    "average-before",
+    "detached",
+    "align-corners",
+    "nearest",
+    "momentum",
+    "biased-variance",
+    "evaluating",
+    "dropout-scale",
+    "nan",
+    "stale-buffer",
+    "batch-order",
+    "dropped-microbatch",
+    "clipped",
+    "detached-fourier",
+    "late-restart",
+    "resumed-without",
+    "validation-leaves",
+    "augmentation-left-out",
+    "augmented-image",
+)
 
 
 def rows(text):
@@ -69,13 +105,22 @@ def test_faults_can_be_planted_in_either_backend():
     assert done.stdout.count("ok ") == 3
 
 
-@pytest.mark.parametrize("site, expected, right", [
-    ("out.0#0", "out.0", True), ("out.0#0[1]", "out.0", True), ("out.01#0", "out.0", False), ("out#0", "out.0", False),
-    ("network#0", "network", True), ("update x, step 0", "update *", True), ("updates x", "update *", False),
-    ("noise tape: draws 1 missing", "noise tape: *", True), ("gradient a.b, step 1", "gradient a.b, step 1", True),
-    ("gradient a.b, step 0", "gradient a.b, step 1", False),
-    ("state diffusion._variance#0 given 0", "state diffusion._variance#0.0", False),
-])
+@pytest.mark.parametrize(
+    "site, expected, right",
+    [
+        ("out.0#0", "out.0", True),
+        ("out.0#0[1]", "out.0", True),
+        ("out.01#0", "out.0", False),
+        ("out#0", "out.0", False),
+        ("network#0", "network", True),
+        ("update x, step 0", "update *", True),
+        ("updates x", "update *", False),
+        ("noise tape: draws 1 missing", "noise tape: *", True),
+        ("gradient a.b, step 1", "gradient a.b, step 1", True),
+        ("gradient a.b, step 0", "gradient a.b, step 1", False),
+        ("state diffusion._variance#0 given 0", "state diffusion._variance#0.0", False),
+    ],
+)
 def test_a_site_is_the_expected_one(site, expected, right):
     assert names(site, expected) is right
 

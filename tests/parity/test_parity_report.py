@@ -1,9 +1,9 @@
 """The report of a comparison: what it says, and that it needs nothing from outside."""
+
 import base64
 import io
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -17,6 +17,7 @@ from parity.compare import Row, Verdict
 from parity.dump import Dump, Entry, Section, write_section
 from parity.report import write_report
 
+
 def row(rung, site, ratio=0.05, error=1e-7, own=2e-7, problem=""):
     return Row(rung, site, ratio, error, own, (0.0, 0.0, 0.0), 1.0, problem)
 
@@ -26,23 +27,43 @@ def verdict(case, rows, precision="float32", variant="plain", **more):
 
 
 def result_of(verdicts, state="agree", **more):
-    sides = {side: {"backend": backend, "versions": {"python": "3.11", backend: "2.0"},
-                    "flags": {"threads": "1"}}
-             for side, backend in (("reference", "pytorch"), ("candidate", "jittor"))}
+    sides = {
+        side: {"backend": backend, "versions": {"python": "3.11", backend: "2.0"}, "flags": {"threads": "1"}}
+        for side, backend in (("reference", "pytorch"), ("candidate", "jittor"))
+    }
     rule = {"multiple": 8.0, "last_places": 16.0, "gate_last_places": 512.0, "calibration": "two machines"}
-    return {"state": state, "suite": "a.suite", "rule": rule, **sides, "verdicts": verdicts, "located": [],
-            "stale": [], "problems": [], **more}
+    return {
+        "state": state,
+        "suite": "a.suite",
+        "rule": rule,
+        **sides,
+        "verdicts": verdicts,
+        "located": [],
+        "stale": [],
+        "problems": [],
+        **more,
+    }
 
 
-LAYERS = verdict("forward/a", variant="layers", rows=[
-    row("output", "network#0", 0.2), row("output", "stem.0#0", 0.123),
-    row("output", "deep.1.inner.conv#0[1]", 7.5), row("output", "deep.1.inner.norm#0"),
-    row("buffer", "deep.1.inner.norm#0.running_mean", 0.9),
-    row("gradient", "deep.1.inner.norm#0.weight", math.inf)])
-PLAIN = verdict("forward/a", [row("output", f"stem.0#{k}", 0.3, error) for k, error in enumerate(
-    (1e-7, 0.0, math.nan, math.inf, 1e9))])
-STEPS = verdict("steps/a", [row(rung, f"w, step {step}") for step in range(2)
-                            for rung in ("loss", "update", "gradient")])
+LAYERS = verdict(
+    "forward/a",
+    variant="layers",
+    rows=[
+        row("output", "network#0", 0.2),
+        row("output", "stem.0#0", 0.123),
+        row("output", "deep.1.inner.conv#0[1]", 7.5),
+        row("output", "deep.1.inner.norm#0"),
+        row("buffer", "deep.1.inner.norm#0.running_mean", 0.9),
+        row("gradient", "deep.1.inner.norm#0.weight", math.inf),
+    ],
+)
+PLAIN = verdict(
+    "forward/a",
+    [row("output", f"stem.0#{k}", 0.3, error) for k, error in enumerate((1e-7, 0.0, math.nan, math.inf, 1e9))],
+)
+STEPS = verdict(
+    "steps/a", [row(rung, f"w, step {step}") for step in range(2) for rung in ("loss", "update", "gradient")]
+)
 SAMPLING = verdict("sampling/a", [row("state", f"diffusion.ddim_sample#{k}.sample") for k in range(3)])
 MASKS = verdict("masks/a", [row("mask", "first"), row("mask", "second")])
 
@@ -65,11 +86,14 @@ def dump(folder, backend, masks=None):
 @pytest.fixture
 def page(tmp_path):
     """Function (result, reference's masks, candidate's masks) -> `Page` of its report."""
+
     def make(result, masks=None, others=None):
         path = tmp_path / "report.html"
-        write_report(result, dump(tmp_path / "reference", "pytorch", masks),
-                     dump(tmp_path / "candidate", "jittor", others), path)
+        write_report(
+            result, dump(tmp_path / "reference", "pytorch", masks), dump(tmp_path / "candidate", "jittor", others), path
+        )
         return Page(path)
+
     return make
 
 
@@ -84,28 +108,52 @@ def content(image, mime):
     return base64.b64decode(data)
 
 
-CULPRIT = {"case": "forward/a", "site": "deep.1#0", "direction": "forward", "precision": "float32",
-           "ratio": 7.5, "text": "deep.1#0 adds the first error"}
+CULPRIT = {
+    "case": "forward/a",
+    "site": "deep.1#0",
+    "direction": "forward",
+    "precision": "float32",
+    "ratio": 7.5,
+    "text": "deep.1#0 adds the first error",
+}
 UNRECORDED = verdict("forward/a", [], missing=["forward/a: no record of jittor in float32"])
 
 
-@pytest.mark.parametrize("result, head", [
-    (result_of([PLAIN, STEPS, SAMPLING]),
-     "Agree 3 cases, 14 tensors compared; largest ratio 0.3, the rule allows 1. Cases"),
-    (result_of([PLAIN, LAYERS], "diverged", located=[CULPRIT]),
-     "Diverged 1 case, 11 tensors compared; largest ratio inf, the rule allows 1. First: deep.1#0 adds"),
-    (result_of([PLAIN, LAYERS], "diverged"),
-     "First: forward/a in float32: output deep.1.inner.conv#0[1]: ratio 7.5"),
-    (result_of([verdict("forward/a", [row("output", "x#0", math.nan, problem="NaN there")])], "diverged"),
-     "largest ratio nan, the rule allows 1. First: forward/a in float32: output x#0: ratio nan, NaN there"),
-    (result_of([verdict("forward/a", [row("output", "x#0")], problems=["module y is missing"])], "diverged"),
-     "First: forward/a in float32: module y is missing"),
-    (result_of([UNRECORDED], "incomplete", problems=UNRECORDED["missing"]),
-     "Incomplete 1 case, 0 tensors compared. First: forward/a: no record of jittor in float32 Cases"),
-    (result_of([PLAIN], "diverged", stale=["an old row"]),
-     "First: an old row Ledger rows that no case needed an old row"),
-    (result_of([], "incomplete"), "Incomplete 0 cases, 0 tensors compared. Cases No case was compared."),
-], ids=["agree", "located", "first row", "nan", "problem", "incomplete", "stale", "empty"])
+@pytest.mark.parametrize(
+    "result, head",
+    [
+        (
+            result_of([PLAIN, STEPS, SAMPLING]),
+            "Agree 3 cases, 14 tensors compared; largest ratio 0.3, the rule allows 1. Cases",
+        ),
+        (
+            result_of([PLAIN, LAYERS], "diverged", located=[CULPRIT]),
+            "Diverged 1 case, 11 tensors compared; largest ratio inf, the rule allows 1. First: deep.1#0 adds",
+        ),
+        (
+            result_of([PLAIN, LAYERS], "diverged"),
+            "First: forward/a in float32: output deep.1.inner.conv#0[1]: ratio 7.5",
+        ),
+        (
+            result_of([verdict("forward/a", [row("output", "x#0", math.nan, problem="NaN there")])], "diverged"),
+            "largest ratio nan, the rule allows 1. First: forward/a in float32: output x#0: ratio nan, NaN there",
+        ),
+        (
+            result_of([verdict("forward/a", [row("output", "x#0")], problems=["module y is missing"])], "diverged"),
+            "First: forward/a in float32: module y is missing",
+        ),
+        (
+            result_of([UNRECORDED], "incomplete", problems=UNRECORDED["missing"]),
+            "Incomplete 1 case, 0 tensors compared. First: forward/a: no record of jittor in float32 Cases",
+        ),
+        (
+            result_of([PLAIN], "diverged", stale=["an old row"]),
+            "First: an old row Ledger rows that no case needed an old row",
+        ),
+        (result_of([], "incomplete"), "Incomplete 0 cases, 0 tensors compared. Cases No case was compared."),
+    ],
+    ids=["agree", "located", "first row", "nan", "problem", "incomplete", "stale", "empty"],
+)
 def test_verdict_and_what_to_look_at_first(page, result, head):
     found = page(result)
     assert head in found.text
@@ -136,11 +184,24 @@ def test_the_page_asks_for_nothing_from_outside(page):
 def test_every_text_is_escaped(page):
     case = f"forward/{HOSTILE}"
     masks = {HOSTILE: np.eye(4, dtype=bool)}
-    verdicts = [verdict(case, [row("output", f"{HOSTILE}.x#0", 3.0, problem=HOSTILE), row("output", "y#0")],
-                        variant=variant, problems=[f"problem {HOSTILE}"], missing=[f"missing {HOSTILE}"])
-                for variant in ("plain", "layers")] + [MASKS]
-    result = result_of(verdicts, "diverged", located=[{**CULPRIT, "text": HOSTILE, "site": HOSTILE}],
-                       stale=[HOSTILE], problems=[HOSTILE], suite=HOSTILE)
+    verdicts = [
+        verdict(
+            case,
+            [row("output", f"{HOSTILE}.x#0", 3.0, problem=HOSTILE), row("output", "y#0")],
+            variant=variant,
+            problems=[f"problem {HOSTILE}"],
+            missing=[f"missing {HOSTILE}"],
+        )
+        for variant in ("plain", "layers")
+    ] + [MASKS]
+    result = result_of(
+        verdicts,
+        "diverged",
+        located=[{**CULPRIT, "text": HOSTILE, "site": HOSTILE}],
+        stale=[HOSTILE],
+        problems=[HOSTILE],
+        suite=HOSTILE,
+    )
     result["candidate"] |= {"backend": HOSTILE, "versions": {HOSTILE: HOSTILE}, "flags": {HOSTILE: HOSTILE}}
     result["rule"]["calibration"] = HOSTILE
     found = page(result, masks, {HOSTILE: ~masks[HOSTILE]})
@@ -168,9 +229,14 @@ def test_tree_shows_what_each_layer_adds(page):
 
 
 def test_tree_of_the_case_as_it_ran_where_no_layer_ran_alone(page):
-    rows = [row("output", "a.0#0", 0.01), row("gradient", "a.0.weight", 0.2),
-            row("input gradient", "a.0#0", 0.3), row("gradient", "scale", 0.5),
-            row("output gradient", "a.0#0", 9.0), row("result", "out", 9.0)]
+    rows = [
+        row("output", "a.0#0", 0.01),
+        row("gradient", "a.0.weight", 0.2),
+        row("input gradient", "a.0#0", 0.3),
+        row("gradient", "scale", 0.5),
+        row("output gradient", "a.0#0", 9.0),
+        row("result", "out", 9.0),
+    ]
     found = page(result_of([verdict("gradients/a", rows, precision) for precision in ("float64", "float32")]))
     assert "it includes what a layer inherits" in found.text
     assert found.modules["a.0"] == (["0.01", "0.01", "0.3", "0.3"], True)
@@ -186,7 +252,7 @@ def test_tree_only_where_layers_were_recorded(page):
 def test_problems_of_a_case_stand_below_it_many_of_them_folded(page):
     problems = [f"gone {k}" for k in range(9)]
     found = page(result_of([verdict("forward/a", [row("output", "x#0")], problems=problems)], "diverged"))
-    table = found.source[found.source.index("<tbody>"):]
+    table = found.source[found.source.index("<tbody>") :]
     before, after = table.split("<summary>4 more</summary>")
     assert [re.findall("<li>(.*)</li>", part) for part in (before, after)] == [problems[:5], problems[5:]]
 
@@ -195,24 +261,31 @@ def test_curves_for_the_families_that_were_compared(page):
     rows = [row("output", f"x#{error}", error=error) for error in (math.inf, 5.0)]
     gate = verdict("forward/a", rows, "float64")
     found = page(result_of([gate, PLAIN, LAYERS, STEPS, SAMPLING]))
-    for title in ("Error against depth: forward/a", "Error against training step: steps/a",
-                  "Error against sampling step: sampling/a"):
+    for title in (
+        "Error against depth: forward/a",
+        "Error against training step: steps/a",
+        "Error against sampling step: sampling/a",
+    ):
         assert found.text.count(title) == 1
     assert len(found.images) == 3
     for image in found.images:
         assert b"<svg" in content(image, "image/svg+xml")
     depth, training, _ = [image["alt"] for image in found.images]
     # inf and NaN are left out, 1e9 is drawn at the edge
-    assert depth == ("Relative error against call number. float64: largest 5 of jittor, 2e-07 of pytorch; "
-                     "float32: largest 1e+03 of jittor, 2e-07 of pytorch.")
+    assert depth == (
+        "Relative error against call number. float64: largest 5 of jittor, 2e-07 of pytorch; "
+        "float32: largest 1e+03 of jittor, 2e-07 of pytorch."
+    )
     assert training == (
         "Relative error against training step. float32, loss: largest 1e-07 of jittor, 2e-07 of pytorch; "
-        "float32, update: largest 1e-07 of jittor, 2e-07 of pytorch.")
+        "float32, update: largest 1e-07 of jittor, 2e-07 of pytorch."
+    )
 
 
 def test_no_curves_without_rows(page):
-    found = page(result_of([verdict("weights/a", [row("weight", "x")]), MASKS,
-                            verdict("forward/a", [], missing=["no record"])]))
+    found = page(
+        result_of([verdict("weights/a", [row("weight", "x")]), MASKS, verdict("forward/a", [], missing=["no record"])])
+    )
     assert not found.images and "Error on the way" not in found.text
 
 
@@ -238,7 +311,7 @@ def test_masks_that_differ_are_shown_in_red(page):
     pixels = picture(found.images[0])
     red = np.count_nonzero((pixels[..., 0] > 150) & (pixels[..., 1:].max(-1) < 60))
     panel = pixels.shape[1] / 4  # width of one of four
-    assert 0.5 * 2 / 64 * panel ** 2 < red < 2 / 64 * panel ** 2
+    assert 0.5 * 2 / 64 * panel**2 < red < 2 / 64 * panel**2
 
 
 def test_of_a_volume_at_most_four_slices_are_shown(page):
@@ -246,7 +319,7 @@ def test_of_a_volume_at_most_four_slices_are_shown(page):
     mask[0] = True
     other = mask.copy()
     for z in (1, 2, 3, 5, 8):
-        other[1:2 + z, 3, z] = True
+        other[1 : 2 + z, 3, z] = True
     found = page(result_of([MASKS], "diverged"), {"first": mask}, {"first": other})
     assert "first: 19 of 432 pixels differ; slices 2, 3, 5, 8 of 5 that differ." in found.text
 
@@ -273,15 +346,30 @@ def test_versions_flags_and_rule(page):
 
 def test_a_browser_shows_it(page, browser, tmp_path):
     masks = {"first": np.eye(8, dtype=bool)}
-    page(result_of([PLAIN, LAYERS, STEPS, SAMPLING, MASKS], "diverged", located=[CULPRIT]), masks,
-         {"first": ~masks["first"]})
+    page(
+        result_of([PLAIN, LAYERS, STEPS, SAMPLING, MASKS], "diverged", located=[CULPRIT]),
+        masks,
+        {"first": ~masks["first"]},
+    )
 
     def run(*flags):
         return subprocess.run(
-            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-             "--window-size=1000,3000", f"--user-data-dir={tmp_path / 'profile'}", *flags,
-             (tmp_path / "report.html").as_uri()],
-            check=True, capture_output=True, text=True, timeout=120).stdout
+            [
+                browser,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--hide-scrollbars",
+                "--window-size=1000,3000",
+                f"--user-data-dir={tmp_path / 'profile'}",
+                *flags,
+                (tmp_path / "report.html").as_uri(),
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        ).stdout
 
     shown = tmp_path / "shown.html"
     shown.write_text(run("--dump-dom"), encoding="utf-8")

@@ -1,4 +1,5 @@
 """The rule: free of scale, sees one wrong element, NaN, and noise where truth is zero."""
+
 import numpy as np
 import pytest
 
@@ -23,8 +24,10 @@ def tensors(scale=1.0, own=1e-6, error=1e-6):
 
 def own_errors(truth, references):
     """The largest distance of the runs of each precision from the truth."""
-    return {precision: np.max([distance(truth, run) for run in runs] or np.zeros((1, 2)), axis=0)
-            for precision, runs in references.items()}
+    return {
+        precision: np.max([distance(truth, run) for run in runs] or np.zeros((1, 2)), axis=0)
+        for precision, runs in references.items()
+    }
 
 
 def ratio(candidate, beside, truth, references, precision="float32", **keywords):

@@ -1,4 +1,5 @@
 """The whole ladder on both backends, run as a user runs it; and the harness against itself."""
+
 import shutil
 
 import numpy as np
@@ -61,7 +62,9 @@ def test_modules_draws_and_repeated_calls_are_recorded(ladder):
     assert {"train/order", "train/timestep", "train/noise"} < sites
     assert any(site.startswith("dropout/hwm.") for site in sites)
     assert {site for site, *_ in dump.load("sampling/ancestral", "float32", PLAIN).draws} == {
-        "sample/initial", "sample/step"}
+        "sample/initial",
+        "sample/step",
+    }
     assert dump.load("forward/new", "float32", PLAIN).checks == {"recording changes nothing": True}
 
 
@@ -119,6 +122,7 @@ def test_inputs_of_layers_alone_are_the_references(ladder):
             # came last in memory, in which PyTorch's normalisations round more: measured 1.2e-5 of the largest
             expected = free.array(entries[entry.key])
             np.testing.assert_allclose(
-                alone.array(entry), expected, rtol=0, atol=5e-5 * abs(expected).max(), err_msg=entry.key)
+                alone.array(entry), expected, rtol=0, atol=5e-5 * abs(expected).max(), err_msg=entry.key
+            )
             compared += 1
     assert compared > 200

@@ -5,15 +5,16 @@ rounding: AdamW turns a gradient near zero into a full step, a leaky ReLU change
 zero, and a batch norm over two values divides by their difference. So the yardstick is PyTorch
 against itself from weights that lie one ulp beside: up, down, and in random directions.
 """
+
 import numpy as np
 import pytest
 from conftest import BACKENDS, Backend
 from support.small import RandomDataset, computing, small_config
 
 from guided_diffusion_core.networks.medsegdiff.initialization import initial_state, moved_by_one_ulp
-from guided_diffusion_core.noise import NoiseTape
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.noise import NoiseTape
 
 STEPS = 10
 FIRST_STEP_TOLERANCE = 1e-6  # nothing but one forward pass in float32
@@ -31,8 +32,10 @@ def moved_at_random(state):
     generator = np.random.default_rng(8)
     up = moved_by_one_ulp(state)
     down = moved_down(state)
-    return {name: np.where(generator.uniform(size=value.shape) < 0.5, value, down[name]).astype(value.dtype)
-            for name, value in up.items()}
+    return {
+        name: np.where(generator.uniform(size=value.shape) < 0.5, value, down[name]).astype(value.dtype)
+        for name, value in up.items()
+    }
 
 
 def create_loop(name, config):
@@ -103,7 +106,8 @@ def inputs_of_steps(name, steps):
 def test_batches_time_steps_noise_and_weights_are_equal_to_the_bit():
     with computing("float32"):
         (calls, places, weights), (others, other_places, other_weights) = (
-            inputs_of_steps(name, 2) for name in BACKENDS)
+            inputs_of_steps(name, 2) for name in BACKENDS
+        )
     assert len(calls) == len(others) == 4
     for first, second in zip(calls, others):
         for value, other in zip(first, second):

@@ -1,4 +1,5 @@
 """Sampling: a case's mask depends on its image, the seed and the network alone, in either backend."""
+
 import json
 
 import numpy as np
@@ -9,8 +10,8 @@ from support.small import RandomDataset, small_config
 from guided_diffusion_core import checkpoints
 from guided_diffusion_core.config import resolve
 from guided_diffusion_core.data import open_dataset
-from guided_diffusion_core.data.phantoms import write_brats_phantom
 from guided_diffusion_core.data.formats.volumes import read_geometry
+from guided_diffusion_core.data.phantoms import write_brats_phantom
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.results.outputs import MASK, PROBABILITY, UNCERTAINTY, find_output, read_output
@@ -47,8 +48,10 @@ def sampler_of(backend, path, **settings):
 def sampled(sampler, dataset, out_dir, batch_size):
     """Case name -> (mask, probability) as written."""
     run_sampling(sampler, dataset, out_dir, batch_size, 0.5, "{}")
-    return {case.name: tuple(read_output(find_output(out_dir, case.name, kind)) for kind in (MASK, PROBABILITY))
-            for case in dataset.cases()}
+    return {
+        case.name: tuple(read_output(find_output(out_dir, case.name, kind)) for kind in (MASK, PROBABILITY))
+        for case in dataset.cases()
+    }
 
 
 def test_masks_depend_on_neither_batch_size_nor_order(backend, weights, tmp_path):
@@ -76,8 +79,10 @@ def test_parts_and_neighbours_do_not_change_a_bit(backend, weights, tmp_path):
 
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
 def test_both_backends_sample_the_same_masks_from_one_checkpoint(weights, tmp_path):
-    found = [sampled(sampler_of(Backend(name), weights), RandomDataset(), tmp_path / name, 2)
-             for name in ("pytorch", "jittor")]
+    found = [
+        sampled(sampler_of(Backend(name), weights), RandomDataset(), tmp_path / name, 2)
+        for name in ("pytorch", "jittor")
+    ]
     for name, (mask, probability) in found[0].items():
         assert (found[1][name][0] == mask).mean() >= 0.999
         np.testing.assert_allclose(found[1][name][1], probability, atol=TWO_FRAMEWORKS)
@@ -93,10 +98,17 @@ def test_members_differ_and_their_spread_is_the_uncertainty(backend, weights, tm
     np.testing.assert_allclose(spread, members.std(axis=0)[0, 0], atol=ROUNDING)
 
 
-@pytest.mark.parametrize("settings", [
-    {"sample_steps": 1}, {"sample_steps": 0, "eta": 1.0}, {"use_ddim": False, "sample_steps": 4},
-    {"use_ddim": False, "sample_steps": 0}, {"dpm_solver": True, "sample_steps": 1},
-    {"dpm_solver": True, "sample_steps": 7, "dynamic_thresholding": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sample_steps": 1},
+        {"sample_steps": 0, "eta": 1.0},
+        {"use_ddim": False, "sample_steps": 4},
+        {"use_ddim": False, "sample_steps": 0},
+        {"dpm_solver": True, "sample_steps": 1},
+        {"dpm_solver": True, "sample_steps": 7, "dynamic_thresholding": True},
+    ],
+)
 def test_any_number_of_steps_of_either_sampler(backend, tmp_path, settings):
     config = small_config(preset="fast", diffusion_steps=30, num_ensemble=1, **settings)
     loop = backend.module("train_util").create_train_loop(config, RandomDataset())

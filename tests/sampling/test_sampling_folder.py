@@ -1,4 +1,5 @@
 """One run's masks in a folder: killed and gone on with, shared among processes, never mixed with another's."""
+
 import json
 import os
 import signal
@@ -20,11 +21,19 @@ from guided_diffusion_core.data.phantoms import write_brats_phantom
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.results.outputs import CaseWriter
-from guided_diffusion_core.sampling.run import run_sampling
 from guided_diffusion_core.sampling.folder import part_of
+from guided_diffusion_core.sampling.run import run_sampling
 
-SETTINGS = {"backend": "none", "seed": 1, "batch_size": 4, "sampling": {"eta": 0.0, "num_ensemble": 3},
-            "out_dir": "here", "model_path": "run", "model_sha256": "ab", "images": 11}
+SETTINGS = {
+    "backend": "none",
+    "seed": 1,
+    "batch_size": 4,
+    "sampling": {"eta": 0.0, "num_ensemble": 3},
+    "out_dir": "here",
+    "model_path": "run",
+    "model_sha256": "ab",
+    "images": 11,
+}
 
 
 def drawn(images, keys):
@@ -88,8 +97,9 @@ def whole(tmp_path_factory):
     files = contents(run(tmp_path_factory.mktemp("whole")))
     kinds = ("mask.nii.gz", "probability.nii.gz", "uncertainty.nii.gz", "overlay.png")
     expected = {f"v{k}_{kind}" for k in range(4) for kind in kinds}
-    assert files.keys() == expected | {f"picture_{kind}" for kind in (
-        "mask.png", "probability.tiff", "uncertainty.tiff", "overlay.png")}
+    assert files.keys() == expected | {
+        f"picture_{kind}" for kind in ("mask.png", "probability.tiff", "uncertainty.tiff", "overlay.png")
+    }
     return files
 
 
@@ -190,10 +200,11 @@ tests.run(Path(sys.argv[1]))
 @pytest.mark.parametrize("resume", [True, False])
 def test_the_half_written_file_of_a_killed_process_is_removed(tmp_path, whole, resume):
     """Not what a process that lives, or one of another machine, is writing."""
-    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_IT_WRITES, str(tmp_path)], cwd=ROOT,
-                            stderr=subprocess.DEVNULL)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_IT_WRITES, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
     assert killed.returncode == -signal.SIGKILL
-    left, = (path for path in tmp_path.iterdir() if ".writing-" in path.name)
+    (left,) = (path for path in tmp_path.iterdir() if ".writing-" in path.name)
     assert left.name.startswith("v2_mask.nii.gz.writing-")
     start, dead = left.name.rpartition("-")[::2]
     others = {f"{start}-{os.getppid()}", f"v1_mask.nii.gz.writing-of-another.machine-{dead}", "notes.writing-down"}
@@ -227,10 +238,16 @@ class TestOtherSettings:
     """A folder keeps the masks of one run, whether it goes on or begins again."""
 
     @pytest.mark.parametrize("resume", [False, True])
-    @pytest.mark.parametrize("change, text", [
-        ({"seed": 2}, "--seed: found 2; expected 1"), ({"sampling": {"eta": 0.5, "num_ensemble": 3}}, "--eta: found 0.5"),
-        ({"model_sha256": "cd"}, "--model_path"), ({"images": 12}, "--data_dir"), ({"new": 1}, "--new: found 1; expected none"),
-    ])
+    @pytest.mark.parametrize(
+        "change, text",
+        [
+            ({"seed": 2}, "--seed: found 2; expected 1"),
+            ({"sampling": {"eta": 0.5, "num_ensemble": 3}}, "--eta: found 0.5"),
+            ({"model_sha256": "cd"}, "--model_path"),
+            ({"images": 12}, "--data_dir"),
+            ({"new": 1}, "--new: found 1; expected none"),
+        ],
+    )
     def test_are_refused_by_name_and_nothing_is_touched(self, tmp_path, change, text, resume):
         before = contents(run(tmp_path))
         report = (tmp_path / "run_report.json").read_bytes()
@@ -263,6 +280,7 @@ class TestOtherSettings:
 
 def test_cases_whose_files_would_collide_are_refused(tmp_path):
     """Case a with label b_c and case a_b with label c."""
+
     class Colliding(RandomDataset):
         def cases(self):
             return [Case(name, (k,), (32, 32)) for k, name in enumerate(("a", "a_b", "x"))]

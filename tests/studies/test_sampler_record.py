@@ -1,4 +1,5 @@
 """The record of the sampler study, written from points whose masks and courses are made here."""
+
 import csv
 import json
 import re
@@ -20,8 +21,18 @@ from studies import samplers as sampler_record
 from studies.sampler_study import Point
 
 NETWORKS = ("epsilon", "x0")
-POINTS = [Point(network, sampler, evaluations) for network in NETWORKS for sampler, evaluations in (
-    ("ancestral", 1), ("ddim", 1), ("ancestral", 10), ("ddim", 10), ("ancestral", 1000), ("ancestral-limited", 10))]
+POINTS = [
+    Point(network, sampler, evaluations)
+    for network in NETWORKS
+    for sampler, evaluations in (
+        ("ancestral", 1),
+        ("ddim", 1),
+        ("ancestral", 10),
+        ("ddim", 10),
+        ("ancestral", 1000),
+        ("ancestral-limited", 10),
+    )
+]
 POINTS.append(Point("x0", "ddim", 10, "jittor"))
 SLICES = "2:7:2"  # three, all with a tumour
 STEPS = {"epsilon": 5, "x0": 10}
@@ -36,9 +47,17 @@ def course(point):
     """A course in which every number tells its point and evaluation."""
     share = POINTS.index(point) + 1
     steps = np.linspace(999, 0, point.evaluations).round().astype(int)
-    return [{"t": int(t), "alpha_bar": 0.5, "noise_ratio": None if k == 0 else share + k / 8,
-             "share": [0.0, share, share + 0.5], "noise_added": [0.0, 0.0, 0.0],
-             "dice_xstart": round(k / 2048, 4)} for k, t in enumerate(steps)]
+    return [
+        {
+            "t": int(t),
+            "alpha_bar": 0.5,
+            "noise_ratio": None if k == 0 else share + k / 8,
+            "share": [0.0, share, share + 0.5],
+            "noise_added": [0.0, 0.0, 0.0],
+            "dice_xstart": round(k / 2048, 4),
+        }
+        for k, t in enumerate(steps)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +70,20 @@ def made(tmp_path_factory):
     for name in NETWORKS:
         config = small_config(max_steps=10, lr_anneal_steps=20)
         checkpoints.save(work / name, STEPS[name], config, {checkpoints.NETWORK: {"a": np.ones(2, np.float32)}})
-        (work / name / "config.json").write_text(json.dumps(
-            {"training": {"max_steps": 10, "lr_anneal_steps": 20}, "out_dir": f"{work}/{name}"}))
+        (work / name / "config.json").write_text(
+            json.dumps({"training": {"max_steps": 10, "lr_anneal_steps": 20}, "out_dir": f"{work}/{name}"})
+        )
         for file in ("progress.jsonl", "progress.csv"):
             (work / name / file).write_text(f"{file} of {name}")
         (work / "points" / name).mkdir(parents=True)
-        (work / "points" / name / "probe.json").write_text(json.dumps([
-            {"t": 5, "pixels": 0.125, "error": 0.25, "share": 1.5, "asked": 2.5},
-            {"t": 999, "pixels": 0.0, "error": None, "share": None, "asked": None}]))
+        (work / "points" / name / "probe.json").write_text(
+            json.dumps(
+                [
+                    {"t": 5, "pixels": 0.125, "error": 0.25, "share": 1.5, "asked": 2.5},
+                    {"t": 999, "pixels": 0.0, "error": None, "share": None, "asked": None},
+                ]
+            )
+        )
     dice = {}
     for point in POINTS:
         folder = work / "points" / point.name
@@ -93,15 +118,24 @@ def write_mask(folder, truth, lost):
 def tables(text):
     """The tables of a Markdown text: lists of rows, lists of cells; the head first."""
     blocks = re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE)
-    return [[[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines() if "|---" not in line]
-            for block in blocks]
+    return [
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines() if "|---" not in line]
+        for block in blocks
+    ]
 
 
 def test_files_of_the_record(made):
     log, _, _ = made
     assert {path.relative_to(log).as_posix() for path in log.rglob("*") if path.is_file()} == {
-        "README.md", "table.csv", "report.json", "courses.json", "probe.json", "dice_vs_evaluations.png", "courses.png",
-        *(f"{name}/{file}" for name in NETWORKS for file in ("config.json", "progress.jsonl", "progress.csv"))}
+        "README.md",
+        "table.csv",
+        "report.json",
+        "courses.json",
+        "probe.json",
+        "dice_vs_evaluations.png",
+        "courses.png",
+        *(f"{name}/{file}" for name in NETWORKS for file in ("config.json", "progress.jsonl", "progress.csv")),
+    }
     for name in NETWORKS:
         assert json.loads((log / name / "config.json").read_text())["out_dir"] == name, "no path of this machine"
         assert (log / name / "progress.csv").read_text() == f"progress.csv of {name}"
@@ -122,7 +156,11 @@ def test_dice_is_the_mean_over_the_cases_on_the_scored_slices(made):
         assert float(line["dice"]) == row["dice"]
         for found in (row, line):
             assert [str(found[name]) for name in ("network", "backend", "sampler", "evaluations")] == [
-                point.network, point.backend, point.sampler, str(point.evaluations)]
+                point.network,
+                point.backend,
+                point.sampler,
+                str(point.evaluations),
+            ]
 
 
 def test_agreement_of_a_point_with_its_twin(made):
@@ -160,27 +198,38 @@ def test_tables_of_the_readme(made):
     first, second, probes, cause, _ = tables(text)
     for network, table in zip(NETWORKS, (first, second)):
         assert table[0] == ["evaluations", "1", "10", "1000"]
-        means = {(point.sampler, str(point.evaluations)): np.mean([dice[point, f"BraTS2021_0000{k}"] for k in (1, 2)])
-                 for point in POINTS if point.network == network and point.backend == "pytorch"}
+        means = {
+            (point.sampler, str(point.evaluations)): np.mean([dice[point, f"BraTS2021_0000{k}"] for k in (1, 2)])
+            for point in POINTS
+            if point.network == network and point.backend == "pytorch"
+        }
         for sampler, row in zip(sampler_record.TITLES, table[1:], strict=True):
             assert row[0] == sampler_record.TITLES[sampler]
-            assert row[1:] == [f"{means[sampler, number]:.3f}" if (sampler, number) in means else ""
-                               for number in table[0][1:]]
-    assert probes[1:] == [row for name in NETWORKS for row in (
-        [name, "5", "12.5%", "0.25", "1.50", "2.50"], [name, "999", "0.0%", "-", "-", "-"])]
+            assert row[1:] == [
+                f"{means[sampler, number]:.3f}" if (sampler, number) in means else "" for number in table[0][1:]
+            ]
+    assert probes[1:] == [
+        row
+        for name in NETWORKS
+        for row in ([name, "5", "12.5%", "0.25", "1.50", "2.50"], [name, "999", "0.0%", "-", "-", "-"])
+    ]
     shown = {(row[0], row[1], row[2]): row[3:] for row in cause[1:]}
     assert len(shown) == len(cause) - 1 == 8
     share = POINTS.index(Point("x0", "ancestral", 10)) + 1
     assert shown["x0", sampler_record.TITLES["ancestral"], "10"] == [
-        f"{share + 0.5:.2f}", ", ".join(f"{share + k / 8:.3g}" for k in (7, 8, 9)),
-        ", ".join(f"{round(k / 2048, 4):.3g}" for k in (7, 8, 9))]
+        f"{share + 0.5:.2f}",
+        ", ".join(f"{share + k / 8:.3g}" for k in (7, 8, 9)),
+        ", ".join(f"{round(k / 2048, 4):.3g}" for k in (7, 8, 9)),
+    ]
 
 
 def test_trainings_and_slices_in_words(made):
     text = " ".join((made[0] / "README.md").read_text().split())
-    assert ("`epsilon`, the network predicts epsilon, 10 optimizer steps (the learning rate falls over 20), "
-            "sampled from its checkpoint of step 5; `x0`, the network predicts x0, 10 optimizer steps (the "
-            "learning rate falls over 20).") in text
+    assert (
+        "`epsilon`, the network predicts epsilon, 10 optimizer steps (the learning rate falls over 20), "
+        "sampled from its checkpoint of step 5; `x0`, the network predicts x0, 10 optimizer steps (the "
+        "learning rate falls over 20)."
+    ) in text
     assert "(BraTS2021_00001: 2, 4, 6, BraTS2021_00002: 2, 4, 6)" in text
 
 
@@ -189,24 +238,30 @@ def test_curves_of_the_plots(made):
     for axes, network in zip(dice_figure.axes, NETWORKS, strict=True):
         assert axes.get_title() == sampler_record.OBJECTIVES[network]
         lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-        expected = [[point.evaluations, np.mean([dice[point, f"BraTS2021_0000{k}"] for k in (1, 2)])]
-                    for point in POINTS if (point.network, point.sampler) == (network, "ancestral")]
+        expected = [
+            [point.evaluations, np.mean([dice[point, f"BraTS2021_0000{k}"] for k in (1, 2)])]
+            for point in POINTS
+            if (point.network, point.sampler) == (network, "ancestral")
+        ]
         np.testing.assert_allclose(lines[sampler_record.TITLES["ancestral"]], expected)
         assert lines[sampler_record.TITLES["dpm-solver"]] == []
     upper = course_figure.axes[1]
     point = Point("x0", "ddim", 10)
     lines = {line.get_label(): line.get_xydata() for line in upper.lines}
     found = lines[f"{sampler_record.TITLES['ddim']}, 10 evaluations"]
-    np.testing.assert_array_equal(found, np.array([[1 + entry["t"], entry["noise_ratio"]] for entry in course(point)],
-                                                  np.float64))
+    np.testing.assert_array_equal(
+        found, np.array([[1 + entry["t"], entry["noise_ratio"]] for entry in course(point)], np.float64)
+    )
 
 
 def test_the_kept_record_says_what_its_own_files_say():
     log = ROOT / "logs" / "samplers-brats2021-64px"
     report = json.loads((log / "report.json").read_text())
     with open(log / "table.csv", newline="") as file:
-        listed = {tuple(row[name] for name in ("network", "backend", "sampler", "evaluations")): float(row["dice"])
-                  for row in csv.DictReader(file)}
+        listed = {
+            tuple(row[name] for name in ("network", "backend", "sampler", "evaluations")): float(row["dice"])
+            for row in csv.DictReader(file)
+        }
     assert len(listed) == len(report["points"])
     for row in report["points"]:
         assert listed[row["network"], row["backend"], row["sampler"], str(row["evaluations"])] == row["dice"]
@@ -215,5 +270,7 @@ def test_the_kept_record_says_what_its_own_files_say():
     for network, (head, *rows) in zip(("x0", "epsilon"), tables((log / "README.md").read_text())):
         cells = {(titles[title], number): cell for title, *values in rows for number, cell in zip(head[1:], values)}
         assert {key: cell for key, cell in cells.items() if cell} == {
-            (sampler, number): f"{value:.3f}" for (name, backend, sampler, number), value in listed.items()
-            if (name, backend) == (network, "pytorch")}
+            (sampler, number): f"{value:.3f}"
+            for (name, backend, sampler, number), value in listed.items()
+            if (name, backend) == (network, "pytorch")
+        }

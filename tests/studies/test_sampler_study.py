@@ -1,4 +1,5 @@
 """The study of the samplers: its points, what is measured on the way, and what is not done again."""
+
 import importlib.util
 import json
 
@@ -12,10 +13,10 @@ from guided_diffusion_core import checkpoints
 from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.data.phantoms import write_brats_phantom
 from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
 from studies import sampler_study
 from studies.sampler_study import PROBED, Point, Watched, measure, probe
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
-from guided_diffusion_core.networks.medsegdiff.plan import make_plan
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +31,18 @@ def script():
 def test_points_of_the_study(script):
     points = script.points(["x0", "epsilon"], 1000)
     pytorch = {(point.network, point.sampler, point.evaluations) for point in points if point.backend == "pytorch"}
-    expected = {(network, sampler, count) for network in ("x0", "epsilon")
-                for sampler, counts in (*((name, (1, 2, 3, 5, 10, 20, 50, 100, 250, 1000)) for name in (
-                    "ancestral", "ddim", "ddim-eta1", "dpm-solver")), ("ancestral-limited", (10, 20, 50, 100)))
-                for count in counts}
+    expected = {
+        (network, sampler, count)
+        for network in ("x0", "epsilon")
+        for sampler, counts in (
+            *(
+                (name, (1, 2, 3, 5, 10, 20, 50, 100, 250, 1000))
+                for name in ("ancestral", "ddim", "ddim-eta1", "dpm-solver")
+            ),
+            ("ancestral-limited", (10, 20, 50, 100)),
+        )
+        for count in counts
+    }
     assert pytorch == expected
     jittor = {(point.network, point.sampler, point.evaluations) for point in points if point.backend != "pytorch"}
     assert len(jittor) == 8 and jittor < pytorch, "each has its twin"
@@ -46,7 +55,8 @@ def test_points_of_the_study(script):
 def test_fewer_points(script):
     every = script.points(["x0", "epsilon"], 1000)
     assert script.points(["epsilon"], 10) == [
-        point for point in every if point.network == "epsilon" and point.evaluations <= 10]
+        point for point in every if point.network == "epsilon" and point.evaluations <= 10
+    ]
     assert script.points(["x0"], 0) == []
 
 
@@ -104,7 +114,7 @@ def test_an_evaluation_in_numbers(backend, t, share, size):
     np.testing.assert_allclose(entry["share"], [share] * 3, rtol=1e-6)
     posterior = np.exp(process.posterior_log_variance_clipped[t])
     beta = process.betas[t]
-    expected = np.sqrt(posterior ** (1 - share) * beta ** share) if t else 0.0
+    expected = np.sqrt(posterior ** (1 - share) * beta**share) if t else 0.0
     np.testing.assert_allclose(entry["noise_added"], [expected] * 3, rtol=1e-5)
     assert entry["dice_xstart"] == 1.0
 
@@ -152,6 +162,7 @@ def test_the_share_that_is_asked_for_minimises_the_bound(backend, t):
     def bound(asked):
         logarithm = low + asked * (high - low)
         return logarithm + square * np.exp(-logarithm)
+
     best = minimize_scalar(bound, bracket=(found["asked"] - 1, found["asked"] + 0.5)).x
     assert found["asked"] == pytest.approx(best, rel=1e-4)
     assert (found["t"], found["pixels"], found["share"]) == (t, 0.5, 3.0)
@@ -163,8 +174,10 @@ def trained(tmp_path_factory):
     """(folder of a run with a checkpoint of random weights, `DataConfig` of two slices of a phantom)."""
     folder = tmp_path_factory.mktemp("study")
     config = small_config(in_ch=5, data_name="BRATS", predict_xstart=True)
-    state = {name: value.astype(np.float32) if value.dtype.kind == "f" else value
-             for name, value in random_state(state_shapes(make_plan(config.model))).items()}
+    state = {
+        name: value.astype(np.float32) if value.dtype.kind == "f" else value
+        for name, value in random_state(state_shapes(make_plan(config.model))).items()
+    }
     checkpoints.save(folder / "net", 1, config, {checkpoints.NETWORK: state})
     write_brats_phantom(folder / "data", "BraTS2021_00001", (40, 40, 8), seed=1)
     return folder / "net", DataConfig(data_name="BRATS", data_dir=str(folder / "data"), slices="2:6:2")
@@ -177,10 +190,16 @@ def test_a_finished_point_is_kept_and_an_unfinished_one_begun_anew(backend, trai
     folder.mkdir()
     (folder / "BraTS2021_00009_mask.nii.gz").write_bytes(b"of an interrupted one")
     measure(point, network, data, folder)
-    assert sorted(path.name for path in folder.iterdir()) == sorted([
-        *(f"BraTS2021_00001_{kind}" for kind in (
-            "mask.nii.gz", "probability.nii.gz", "uncertainty.nii.gz", "overlay.png")),
-        "course.json", "run_report.json"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [
+            *(
+                f"BraTS2021_00001_{kind}"
+                for kind in ("mask.nii.gz", "probability.nii.gz", "uncertainty.nii.gz", "overlay.png")
+            ),
+            "course.json",
+            "run_report.json",
+        ]
+    )
     course = json.loads((folder / "course.json").read_text())
     assert [entry["t"] for entry in course] == [999, 500, 0]
     # pure noise of 2048 values: its deviation is 1 to within 1 / sqrt(2 * 2048) = 0.016, here 4 times that

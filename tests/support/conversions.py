@@ -1,17 +1,11 @@
 """What the tests of conversion share: a network's weights, archives, and the command in this process."""
+
 import io
-import runpy
-import sys
 import zipfile
 
-import numpy as np
 import pytest
-from conftest import BACKENDS, ROOT
-from support.small import random_state, small_config
-
-from guided_diffusion_core.conversion import convert
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
-from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from conftest import BACKENDS
+from support.small import small_config
 
 FORMATS = (".pt", ".pth", ".pkl", ".safetensors")
 CONFIG = small_config(normalisation="RGB / 255", data_name="ISIC")
@@ -20,32 +14,6 @@ FLAGS = [text for name, value in GIVEN.items() for text in (f"--{name}", str(val
 
 needs_pytorch = pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch is not among MEDSEGDIFF_BACKENDS")
 needs_jittor = pytest.mark.skipif("jittor" not in BACKENDS, reason="Jittor is not among MEDSEGDIFF_BACKENDS")
-
-
-@pytest.fixture(scope="module")
-def weights():
-    state = random_state(state_shapes(make_plan(CONFIG.model)))
-    return {name: value if value.dtype == np.int64 else value.astype(np.float32) for name, value in state.items()}
-
-
-@pytest.fixture
-def source(weights):
-    return convert.Checkpoint(weights, CONFIG, "ema_0.9999", 700, ())
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run the command in this process: function of its arguments, returns (exit code, stdout, stderr)."""
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["convert_checkpoint", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            runpy.run_path(str(ROOT / "scripts" / "convert_checkpoint.py"), run_name="__main__")
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return (code, *capsys.readouterr())
-    return run
 
 
 def assert_bitwise(found, expected):

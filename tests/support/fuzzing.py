@@ -1,4 +1,5 @@
 """What an action makes of damaged files: it loads or refuses them, in time, and every other end is a failure."""
+
 import contextlib
 import signal
 import traceback
@@ -28,7 +29,7 @@ def time_limit():
 
 
 def outcome(action, what):
-    """"loaded" or "refused"; every other end of an action fails the test."""
+    """ "loaded" or "refused"; every other end of an action fails the test."""
     try:
         with time_limit():
             action()

@@ -1,4 +1,5 @@
 """How the golden values of `tests/golden` were made: weights by name, inputs by seed, samples."""
+
 import json
 import zlib
 from pathlib import Path

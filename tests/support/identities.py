@@ -1,4 +1,5 @@
 """What the tests of the diffusion's identities share: a toy batch, its noise, and the process in numpy."""
+
 import numpy as np
 from support.toy import ToyData, tensor
 
@@ -16,8 +17,10 @@ def posterior_mean(x_start, x_t, t):
 
 def noised(t):
     """The mask at t, noised by NOISE."""
-    return (per_case(TABLES.sqrt_alphas_cumprod, t) * X_START[:, -1:]
-            + per_case(TABLES.sqrt_one_minus_alphas_cumprod, t) * NOISE)
+    return (
+        per_case(TABLES.sqrt_alphas_cumprod, t) * X_START[:, -1:]
+        + per_case(TABLES.sqrt_one_minus_alphas_cumprod, t) * NOISE
+    )
 
 
 def per_case(table, t):
@@ -31,4 +34,3 @@ def network_like(backend, out):
 
 def close(found, expected, tolerance=1e-10):
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
-

@@ -5,6 +5,7 @@ arithmetic and negative in another, and each such element changes the gradients 
 about 1e-3 of their size. The golden gradients were recorded on another processor; which of
 those elements were positive there is found here, from a few samples of the gradients.
 """
+
 import numpy as np
 from support.golden_rules import samples
 
@@ -25,8 +26,7 @@ class KinkedHighway:
     def __init__(self, backend, plan, weights, image, mask):
         self.runtime, self.nn, self.optim = (backend.module(name) for name in ("runtime", "nn", "optim"))
         self.network = backend.module("highway").HighwayUNet(plan.highway)
-        self.weights = {name.removeprefix("hwm."): value for name, value in weights.items()
-                        if name.startswith("hwm.")}
+        self.weights = {name.removeprefix("hwm."): value for name, value in weights.items() if name.startswith("hwm.")}
         self.image = image
         self.mask = mask
 
@@ -42,8 +42,10 @@ class KinkedHighway:
         loss = 10 * self.nn.mean_flat(error * error).mean()
         named = [(name, param) for name, param in self.network.named_parameters() if not is_buffer(name)]
         found = self.optim.gradients(loss, [param for _, param in named])
-        return ({name: runtime.to_numpy(value) for (name, _), value in zip(named, found)},
-                {name: runtime.to_numpy(value) for name, value in inputs.items()})
+        return (
+            {name: runtime.to_numpy(value) for (name, _), value in zip(named, found)},
+            {name: runtime.to_numpy(value) for name, value in inputs.items()},
+        )
 
 
 def replace_slopes(module, nn, runtime, factors, inputs):
@@ -51,8 +53,9 @@ def replace_slopes(module, nn, runtime, factors, inputs):
     array of slopes) is given, multiply by those instead."""
     for name, layer in module.named_modules():
         if isinstance(layer, nn.LeakyReLU):
-            layer.__dict__["forward"] = layer.__dict__["execute"] = _leaky(name, type(layer), layer, runtime,
-                                                                            factors, inputs)
+            layer.__dict__["forward"] = layer.__dict__["execute"] = _leaky(
+                name, type(layer), layer, runtime, factors, inputs
+            )
 
 
 def restore_slopes(module, nn):
@@ -68,6 +71,7 @@ def _leaky(name, kind, layer, runtime, factors, inputs):
     def apply(x):
         inputs[name] = x
         return original(layer, x) if factors is None else x * runtime.to_tensor(factors[name])
+
     return apply
 
 
@@ -79,20 +83,29 @@ def golden_slopes(highway, golden, skipped):
     candidates; they are flipped one after the other while that brings the gradients nearer.
     Returns (name -> array of slopes, list of the inputs at the flipped elements).
     """
-    names = [key.removeprefix("gradnorm/hwm.") for key in golden.files
-             if key.startswith("gradnorm/hwm.") and not skipped(key.removeprefix("gradnorm/"))]
+    names = [
+        key.removeprefix("gradnorm/hwm.")
+        for key in golden.files
+        if key.startswith("gradnorm/hwm.") and not skipped(key.removeprefix("gradnorm/"))
+    ]
 
     def sampled(gradients):
-        return np.concatenate([samples(gradients[name], SAMPLES) / _scale(golden, name, gradients[name].size)
-                               for name in names]).astype(np.float64)
+        return np.concatenate(
+            [samples(gradients[name], SAMPLES) / _scale(golden, name, gradients[name].size) for name in names]
+        ).astype(np.float64)
 
     start, inputs = highway.gradients(highway.weights)
     _, moved = highway.gradients(moved_by_one_ulp(highway.weights))
     slopes = {name: np.where(value > 0, SLOPES[1], SLOPES[0]).astype(np.float32) for name, value in inputs.items()}
-    candidates = [(name, tuple(index)) for name, value in inputs.items()
-                  for index in np.argwhere(np.abs(value) <= np.abs(value - moved[name]).max())]
-    effects = [sampled(highway.gradients(highway.weights, _flipped(slopes, [candidate]))[0]) - sampled(start)
-               for candidate in candidates]
+    candidates = [
+        (name, tuple(index))
+        for name, value in inputs.items()
+        for index in np.argwhere(np.abs(value) <= np.abs(value - moved[name]).max())
+    ]
+    effects = [
+        sampled(highway.gradients(highway.weights, _flipped(slopes, [candidate]))[0]) - sampled(start)
+        for candidate in candidates
+    ]
     wanted = np.concatenate([golden[f"grad/hwm.{name}"] / _scale(golden, name, start[name].size) for name in names])
     chosen = _greedy(wanted.astype(np.float64) - sampled(start), effects)
     flips = [candidates[k] for k in chosen]

@@ -1,4 +1,5 @@
 """Damaged copies of files: flipped bytes, lost ends, holes and foreign bytes, the same from the same seed."""
+
 import gzip
 import zlib
 
@@ -51,10 +52,10 @@ def with_checksums(png):
     content = bytearray(png)
     place = PNG_SIGNATURE
     while place + 12 <= len(content):
-        length = int.from_bytes(content[place:place + 4], "big")
+        length = int.from_bytes(content[place : place + 4], "big")
         end = place + 8 + length
         if end + 4 > len(content):
             break
-        content[end:end + 4] = zlib.crc32(content[place + 4:end]).to_bytes(4, "big")
+        content[end : end + 4] = zlib.crc32(content[place + 4 : end]).to_bytes(4, "big")
         place = end + 4
     return bytes(content)

@@ -1,11 +1,43 @@
 """HTML pages, parsed: their tags, texts and pictures."""
+
 from html.parser import HTMLParser
 
 HOSTILE = "a<script>alert('1')</script>&\"$\\frac$"
 VOID = ("meta", "img", "col")
-TAGS = {"html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "h3", "p", "b", "i", "strong",
-        "code", "div", "span", "ul", "li", "details", "summary", "table", "colgroup", "col", "thead", "tbody",
-        "tr", "th", "td", "figure", "figcaption", "img"}
+TAGS = {
+    "html",
+    "head",
+    "meta",
+    "title",
+    "style",
+    "body",
+    "main",
+    "h1",
+    "h2",
+    "h3",
+    "p",
+    "b",
+    "i",
+    "strong",
+    "code",
+    "div",
+    "span",
+    "ul",
+    "li",
+    "details",
+    "summary",
+    "table",
+    "colgroup",
+    "col",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "figure",
+    "figcaption",
+    "img",
+}
 
 
 class Page(HTMLParser):

@@ -1,4 +1,5 @@
 """Running the public command `python -m parity` in the tests."""
+
 import json
 import os
 import subprocess
@@ -10,8 +11,9 @@ from conftest import ROOT
 def parity(*args, cwd=ROOT):
     """The finished process of `python -m parity ARGS`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-m", "parity", *map(str, args)], cwd=cwd, env=environment,
-                          text=True, capture_output=True)
+    return subprocess.run(
+        [sys.executable, "-m", "parity", *map(str, args)], cwd=cwd, env=environment, text=True, capture_output=True
+    )
 
 
 def result_of(out_dir):

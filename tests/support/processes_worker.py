@@ -2,6 +2,7 @@
 
 Usage: torchrun|mpirun ... tests/support/processes_worker.py BACKEND OUT_DIR. Each process writes what it has seen.
 """
+
 import sys
 from hashlib import sha256
 from pathlib import Path
@@ -17,14 +18,25 @@ STEPS = 2
 # Per process; the whole batch and its microbatches are as many times larger. At 32 px the deepest batch norm of version
 # new sees one value per channel and example. Time steps drawn by their losses, from the second step on, since there are
 # two; a last microbatch that is smaller; dropout in the highway network; augmentation.
-MICROBATCHES = {"schedule_sampler": "loss-second-moment", "timestep_respacing": "2", "batch_size": 3, "microbatch": 2,
-                "highway_dropout": 0.2, "weight_decay": 0.01, "augment_flip": "both", "ema_rate": "0.9,0.99",
-                "history_per_term": 3}
+MICROBATCHES = {
+    "schedule_sampler": "loss-second-moment",
+    "timestep_respacing": "2",
+    "batch_size": 3,
+    "microbatch": 2,
+    "highway_dropout": 0.2,
+    "weight_decay": 0.01,
+    "augment_flip": "both",
+    "ema_rate": "0.9,0.99",
+    "history_per_term": 3,
+}
 # What is slow in Jittor's float64 is left to PyTorch: the rest of a loop is the same code in both.
 TRAININGS = {
     "jittor": {"plain": {"batch_size": 2, "highway_dropout": 0.0}},
-    "pytorch": {"plain": {"batch_size": 2, "highway_dropout": 0.0}, "microbatches": MICROBATCHES,
-                "v1-checkpointed": {**NETWORK_V1, "batch_size": 2, "use_checkpoint": True, "highway_dropout": 0.0}},
+    "pytorch": {
+        "plain": {"batch_size": 2, "highway_dropout": 0.0},
+        "microbatches": MICROBATCHES,
+        "v1-checkpointed": {**NETWORK_V1, "batch_size": 2, "use_checkpoint": True, "highway_dropout": 0.0},
+    },
 }
 
 
@@ -48,8 +60,12 @@ def trained(backend, name, processes):
     seen = {}
 
     def recording(gradients, lr):
-        seen.update({f"gradient/{loop.step}/{parameter}": backend.module("runtime").to_numpy(gradient)
-                     for parameter, gradient in zip(loop.names, gradients)})
+        seen.update(
+            {
+                f"gradient/{loop.step}/{parameter}": backend.module("runtime").to_numpy(gradient)
+                for parameter, gradient in zip(loop.names, gradients)
+            }
+        )
         step(gradients, lr)
 
     loop.opt.step = recording

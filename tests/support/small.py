@@ -1,4 +1,5 @@
 """A small network (32 px, width 32) and data without files, for the tests of training and sampling."""
+
 import os
 from contextlib import contextmanager
 
@@ -9,8 +10,15 @@ from guided_diffusion_core.config import resolve
 from guided_diffusion_core.data.dataset import Case, Example
 
 NETWORK = {
-    "image_size": 32, "num_channels": 32, "num_res_blocks": 1, "num_heads": 2, "in_ch": 4,
-    "channel_mult": "1,2", "attention_resolutions": "16", "use_scale_shift_norm": False, "learn_sigma": True,
+    "image_size": 32,
+    "num_channels": 32,
+    "num_res_blocks": 1,
+    "num_heads": 2,
+    "in_ch": 4,
+    "channel_mult": "1,2",
+    "attention_resolutions": "16",
+    "use_scale_shift_norm": False,
+    "learn_sigma": True,
 }
 TRAINING = {"batch_size": 2, "max_steps": 10, "dropout": 0.1, "seed": 3}
 

@@ -1,4 +1,5 @@
 """The toy network and data of `tests/golden/diffusion.npz`, for either backend."""
+
 import importlib
 
 import numpy as np
@@ -61,8 +62,8 @@ class ToyNetwork:
         # in numpy: Jittor would round the factors to float32
         cosine = tensor(self.backend, np.cos(0.01 * times), self.dtype)
         shift = tensor(self.backend, 0.001 * times, self.dtype)
-        mask = x[:, -self.masks:]
-        image = x[:, :-self.masks].mean(1).unsqueeze(1)
+        mask = x[:, -self.masks :]
+        image = x[:, : -self.masks].mean(1).unsqueeze(1)
         w = self.weights
         out = [w[0] * mask + w[1] * image * cosine]
         if self.learn_sigma:
@@ -74,21 +75,36 @@ class ToyNetwork:
         return gradient_of(self.backend, loss, self.weights)
 
 
-def make_diffusion(backend, steps=100, respacing=None, mean=ModelMeanType.EPSILON,
-                   variance=ModelVarType.LEARNED_RANGE, loss=LossType.MSE, rescale_timesteps=False, masks=1):
+def make_diffusion(
+    backend,
+    steps=100,
+    respacing=None,
+    mean=ModelMeanType.EPSILON,
+    variance=ModelVarType.LEARNED_RANGE,
+    loss=LossType.MSE,
+    rescale_timesteps=False,
+    masks=1,
+):
     """A `SpacedDiffusion` on the linear schedule; respacing: as of `space_timesteps`, None for all."""
     return backend.module("respace").SpacedDiffusion(
-        space_timesteps(steps, respacing or [steps]), betas=get_named_beta_schedule("linear", steps),
-        model_mean_type=mean, model_var_type=variance, loss_type=loss, rescale_timesteps=rescale_timesteps,
-        mask_channels=masks)
+        space_timesteps(steps, respacing or [steps]),
+        betas=get_named_beta_schedule("linear", steps),
+        model_mean_type=mean,
+        model_var_type=variance,
+        loss_type=loss,
+        rescale_timesteps=rescale_timesteps,
+        mask_channels=masks,
+    )
 
 
-def process_through(backend, alphas_cumprod, times, mean=ModelMeanType.EPSILON,
-                    variance=ModelVarType.LEARNED_RANGE):
+def process_through(backend, alphas_cumprod, times, mean=ModelMeanType.EPSILON, variance=ModelVarType.LEARNED_RANGE):
     """A process of any alpha_bar, descending, at whose steps the network is given `times`, whole or not."""
     diffusion = backend.module("gaussian_diffusion").GaussianDiffusion(
-        betas=1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]), model_mean_type=mean,
-        model_var_type=variance, loss_type=LossType.MSE)
+        betas=1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]),
+        model_mean_type=mean,
+        model_var_type=variance,
+        loss_type=LossType.MSE,
+    )
     diffusion.timestep_map = tuple(times)
     return diffusion
 
@@ -119,4 +135,4 @@ def relative_rms(found, expected):
     found = np.asarray(found, np.float64)
     expected = np.asarray(expected, np.float64)
     assert found.shape == expected.shape
-    return np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected ** 2))
+    return np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))

@@ -1,4 +1,5 @@
 """The noise tape: every draw is a function of its place alone."""
+
 import numpy as np
 from scipy import stats
 
@@ -12,8 +13,9 @@ def test_a_draw_does_not_depend_on_the_draws_before_it():
     second = NoiseTape(3)
     second.normal(TRAIN_NOISE, (100,), step=9)
     second.permutation(TRAIN_ORDER, 50)
-    assert np.array_equal(first.normal(TRAIN_NOISE, SHAPE, step=1, case=2),
-                          second.normal(TRAIN_NOISE, SHAPE, step=1, case=2))
+    assert np.array_equal(
+        first.normal(TRAIN_NOISE, SHAPE, step=1, case=2), second.normal(TRAIN_NOISE, SHAPE, step=1, case=2)
+    )
 
 
 def test_a_batch_is_its_cases_draws_in_any_company_and_order():
@@ -27,8 +29,10 @@ def test_a_batch_is_its_cases_draws_in_any_company_and_order():
 
 def test_each_part_of_a_place_gives_other_numbers():
     places = [dict(seed=0, site="a", step=0, case=0, member=0)]
-    places += [{**places[0], **change} for change in (
-        {"seed": 1}, {"site": "b"}, {"step": 1}, {"case": 1}, {"member": 1}, {"case": "BraTS/1"})]
+    places += [
+        {**places[0], **change}
+        for change in ({"seed": 1}, {"site": "b"}, {"step": 1}, {"case": 1}, {"member": 1}, {"case": "BraTS/1"})
+    ]
     draws = [NoiseTape(place.pop("seed")).normal(place.pop("site"), SHAPE, **place) for place in places]
     for index, draw in enumerate(draws):
         assert not any(np.array_equal(draw, other) for other in draws[:index])

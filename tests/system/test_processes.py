@@ -1,4 +1,5 @@
 """Several processes: k of them with batch b equal one with batch k * b, share the cases, and end together."""
+
 import json
 import os
 import shutil
@@ -13,22 +14,26 @@ from conftest import ROOT
 from support.processes_worker import TRAININGS
 from support.small import NETWORK, RandomDataset, small_config
 
-from guided_diffusion_core import checkpoints
-from guided_diffusion_core.system import processes
-from guided_diffusion_core import training
+from guided_diffusion_core import checkpoints, training
 from guided_diffusion_core.data.phantoms import write_isic_phantoms
-from guided_diffusion_core.training.stream import TrainingStream
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.networks.medsegdiff.initialization import initial_state
+from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
 from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.sampling.folder import require_one_sharing
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
-from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.system import processes
+from guided_diffusion_core.training.stream import TrainingStream
 
 STOPPED_WITHIN = 60  # seconds; torchrun gives its processes 30, mpirun 1
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
-               "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+}
 
 
 def launcher(backend, count=2):
@@ -85,7 +90,7 @@ def test_two_processes_equal_one_with_twice_the_batch(backend, tmp_path):
 def test_slots_of_the_processes_make_the_microbatches_of_one(count, microbatch, size):
     shares = [processes.own_slots(count, microbatch, rank, size) for rank in range(size)]
     for start in range(0, count, microbatch):
-        together = sorted(slot for share in shares for slot in share[start:start + microbatch])
+        together = sorted(slot for share in shares for slot in share[start : start + microbatch])
         assert together == list(range(start * size, min(start + microbatch, count) * size))
     assert processes.own_slots(count, microbatch, 0, 1) == list(range(count))
 
@@ -106,16 +111,25 @@ def test_streams_of_the_processes_are_one():
                     np.testing.assert_array_equal(found[0], expected[0])
 
 
-@pytest.mark.parametrize("variables, expected", [
-    ({}, processes.Processes()),
-    ({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"},
-     processes.Processes(1, 4, 0, "torchrun")),
-    ({"RANK": "1", "WORLD_SIZE": "4"}, processes.Processes()),
-    ({"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
-     processes.Processes(2, 3, 1, "mpirun")),
-    ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
-     processes.Processes()),
-])
+@pytest.mark.parametrize(
+    "variables, expected",
+    [
+        ({}, processes.Processes()),
+        (
+            {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"},
+            processes.Processes(1, 4, 0, "torchrun"),
+        ),
+        ({"RANK": "1", "WORLD_SIZE": "4"}, processes.Processes()),
+        (
+            {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
+            processes.Processes(2, 3, 1, "mpirun"),
+        ),
+        (
+            {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
+            processes.Processes(),
+        ),
+    ],
+)
 def test_what_the_launchers_say(monkeypatch, variables, expected):
     for names, others in processes._VARIABLES.values():
         for name in (*names, *others):
@@ -127,8 +141,11 @@ def test_what_the_launchers_say(monkeypatch, variables, expected):
         if expected.size == 1 or expected.launcher == launcher_of:
             assert processes.launched_for(backend) == expected
         else:
-            with pytest.raises(UserError, match=f"--backend {backend}: found {expected.size} processes of "
-                                                f"{expected.launcher}; expected {launcher_of}"):
+            with pytest.raises(
+                UserError,
+                match=f"--backend {backend}: found {expected.size} processes of "
+                f"{expected.launcher}; expected {launcher_of}",
+            ):
                 processes.launched_for(backend)
 
 
@@ -138,8 +155,9 @@ def test_another_number_of_processes_goes_on_with_the_same_batches(tmp_path):
     for size, shares in ((1, (12, 8)), (2, (6, 4)), (4, (3, 2))):
         resumed = training.resumed_config(str(folder), "", {}, size)[1]
         assert (resumed.training.batch_size, resumed.training.microbatch) == shares and resumed.processes == size
-    with pytest.raises(UserError, match="found 3 processes; expected a number that divides the --microbatch of the "
-                                        "whole training, 8"):
+    with pytest.raises(
+        UserError, match="found 3 processes; expected a number that divides the --microbatch of the whole training, 8"
+    ):
         training.resumed_config(str(folder), "", {}, 3)
     with pytest.raises(UserError, match="--batch_size: found 6; expected 12"):
         training.resumed_config(str(folder), "", {"batch_size": 6}, 1)
@@ -153,8 +171,23 @@ def isic(tmp_path_factory):
 
 def train(isic, out_dir, backend, *flags):
     network = [text for name, value in NETWORK.items() if name != "in_ch" for text in (f"--{name}", str(value))]
-    return ["scripts/segmentation_train.py", "--backend", backend.name, "--data_name", "ISIC", "--data_dir", isic[0],
-            "--out_dir", out_dir, *network, "--batch_size", "2", "--save_interval", "1", *flags]
+    return [
+        "scripts/segmentation_train.py",
+        "--backend",
+        backend.name,
+        "--data_name",
+        "ISIC",
+        "--data_dir",
+        isic[0],
+        "--out_dir",
+        out_dir,
+        *network,
+        "--batch_size",
+        "2",
+        "--save_interval",
+        "1",
+        *flags,
+    ]
 
 
 def test_a_killed_process_ends_the_run_which_goes_on(backend, isic, tmp_path):
@@ -162,8 +195,20 @@ def test_a_killed_process_ends_the_run_which_goes_on(backend, isic, tmp_path):
     out_dir = tmp_path / "run"
     with open(tmp_path / "errors", "w+") as errors:
         started = subprocess.Popen(
-            [*map(str, [*launcher(backend), *train(isic, out_dir, backend, "--max_steps", "100000", "--keep_checkpoints", "2")])],
-            cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=errors)
+            [
+                *map(
+                    str,
+                    [
+                        *launcher(backend),
+                        *train(isic, out_dir, backend, "--max_steps", "100000", "--keep_checkpoints", "2"),
+                    ],
+                )
+            ],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+        )
         while not (out_dir / "checkpoints" / "last").exists() and started.poll() is None:
             time.sleep(0.05)
         os.kill(process_of_rank(started.pid, 1), signal.SIGKILL)
@@ -180,15 +225,27 @@ def test_a_killed_process_ends_the_run_which_goes_on(backend, isic, tmp_path):
 
 
 def resumed(isic, out_dir, backend, steps):
-    return ["scripts/segmentation_train.py", "--backend", backend.name, "--data_dir", isic[0], "--out_dir", out_dir,
-            "--resume", "last", "--max_steps", steps]
+    return [
+        "scripts/segmentation_train.py",
+        "--backend",
+        backend.name,
+        "--data_dir",
+        isic[0],
+        "--out_dir",
+        out_dir,
+        "--resume",
+        "last",
+        "--max_steps",
+        steps,
+    ]
 
 
 def process_of_rank(launcher_pid, rank):
     """The number of a launched process, by its environment."""
     variables = {f"RANK={rank}", f"OMPI_COMM_WORLD_RANK={rank}"}
-    for child in subprocess.run(["ps", "--ppid", str(launcher_pid), "-o", "pid="], text=True,
-                                capture_output=True).stdout.split():
+    for child in subprocess.run(
+        ["ps", "--ppid", str(launcher_pid), "-o", "pid="], text=True, capture_output=True
+    ).stdout.split():
         with open(f"/proc/{child}/environ") as file:
             if variables & set(file.read().split("\0")):
                 return int(child)
@@ -198,14 +255,31 @@ def process_of_rank(launcher_pid, rank):
 def test_sampling_is_shared(backend, isic, tmp_path):
     """Two processes write the masks of one, to the bit, and one report."""
     config = small_config(preset="fast", normalisation="RGB / 255", data_name="ISIC")
-    checkpoints.save(tmp_path / "run", 1, config,
-                    {"model": initial_state(state_shapes(make_plan(config.model)), config.seed)})
-    flags = ["scripts/segmentation_sample.py", "--backend", backend.name, "--data_dir", isic[1], "--model_path",
-             tmp_path / "run", "--num_ensemble", "2", "--sample_steps", "2", "--batch_size", "2", "--out_dir"]
+    checkpoints.save(
+        tmp_path / "run", 1, config, {"model": initial_state(state_shapes(make_plan(config.model)), config.seed)}
+    )
+    flags = [
+        "scripts/segmentation_sample.py",
+        "--backend",
+        backend.name,
+        "--data_dir",
+        isic[1],
+        "--model_path",
+        tmp_path / "run",
+        "--num_ensemble",
+        "2",
+        "--sample_steps",
+        "2",
+        "--batch_size",
+        "2",
+        "--out_dir",
+    ]
     run([*launcher(backend), *flags, tmp_path / "both"])
     run([sys.executable, *flags, tmp_path / "one"])
-    found, expected = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()
-                        if path.name != "run_report.json"} for name in ("both", "one"))
+    found, expected = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.name != "run_report.json"}
+        for name in ("both", "one")
+    )
     assert len(expected) == 12 and found == expected
     reports = [json.loads((tmp_path / name / "run_report.json").read_text()) for name in ("both", "one")]
     differing = {name for name in reports[1] if reports[0][name] != reports[1][name]}

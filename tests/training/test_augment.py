@@ -1,4 +1,5 @@
 """Augmentation: identities of its transformations, and the same draws whatever surrounds an example."""
+
 import dataclasses
 
 import numpy as np
@@ -7,9 +8,11 @@ from skimage.exposure import adjust_gamma
 from skimage.transform import rotate
 from support.small import RandomDataset, computing, small_config
 
-from guided_diffusion_core import checkpoints
-from guided_diffusion_core import training
+from guided_diffusion_core import checkpoints, training
 from guided_diffusion_core.config import TrainingConfig, resolve
+from guided_diffusion_core.data.formats.transforms import RGB_RULE, ZSCORE_RULE, zscore
+from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.training.augment import (
     LINEAR,
     NEAREST,
@@ -19,12 +22,15 @@ from guided_diffusion_core.training.augment import (
     warp,
 )
 from guided_diffusion_core.training.stream import TrainingStream
-from guided_diffusion_core.data.formats.transforms import RGB_RULE, ZSCORE_RULE, zscore
-from guided_diffusion_core.errors import UserError
-from guided_diffusion_core.noise import NoiseTape
 
-EVERYTHING = {"augment_flip": "both", "augment_rotation": 30.0, "augment_scale": 0.2, "augment_brightness": 0.1,
-              "augment_contrast": 0.2, "augment_gamma": 0.3}
+EVERYTHING = {
+    "augment_flip": "both",
+    "augment_rotation": 30.0,
+    "augment_scale": 0.2,
+    "augment_brightness": 0.1,
+    "augment_contrast": 0.2,
+    "augment_gamma": 0.3,
+}
 SHAPES_ONLY = {"augment_flip": "both", "augment_rotation": 180.0, "augment_scale": 0.3}
 
 
@@ -72,7 +78,8 @@ def test_quarter_turns_are_exact(order, size):
     pictures = np.random.default_rng(1).random((2, size, size)).astype(np.float32)
     for turns in range(-2, 5):
         np.testing.assert_allclose(
-            warp(pictures, 90 * turns, 1, order), np.rot90(pictures, turns, axes=(1, 2)), atol=1e-6)
+            warp(pictures, 90 * turns, 1, order), np.rot90(pictures, turns, axes=(1, 2)), atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("degrees", [17.0, -63.0])
@@ -143,8 +150,9 @@ def test_amounts_stay_in_their_ranges(monkeypatch, pictures, masks):
 
     seen = []
     monkeypatch.setattr(augment, "change_intensity", lambda image, rule, *drawn: seen.append(list(drawn)) or image)
-    monkeypatch.setattr(augment, "warp", lambda pictures, degrees, scale, order: seen[-1].extend([degrees, scale])
-                        or pictures)
+    monkeypatch.setattr(
+        augment, "warp", lambda pictures, degrees, scale, order: seen[-1].extend([degrees, scale]) or pictures
+    )
     run = augmentation(**EVERYTHING)
     for place in range(400):
         run(pictures, masks, place)
@@ -189,10 +197,18 @@ def test_one_setting_does_not_change_the_draws_of_another():
         np.testing.assert_array_equal(stream()[k][1], with_more[k][1])
 
 
-@pytest.mark.parametrize("name, value", [
-    ("augment_rotation", 181.0), ("augment_rotation", -1.0), ("augment_scale", 1.0), ("augment_contrast", -0.1),
-    ("augment_gamma", 1.0), ("augment_brightness", -0.5), ("augment_flip", "diagonal"),
-])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("augment_rotation", 181.0),
+        ("augment_rotation", -1.0),
+        ("augment_scale", 1.0),
+        ("augment_contrast", -0.1),
+        ("augment_gamma", 1.0),
+        ("augment_brightness", -0.5),
+        ("augment_flip", "diagonal"),
+    ],
+)
 def test_settings_out_of_range(name, value):
     with pytest.raises(UserError, match=f"--{name}: found "):
         resolve({name: value})

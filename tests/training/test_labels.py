@@ -1,4 +1,5 @@
 """Masks of several labels: each label's channel is treated as if it were alone, from the loss to the files."""
+
 import numpy as np
 import pytest
 from conftest import BACKENDS, Backend
@@ -7,13 +8,13 @@ from support.toy import ToyData, ToyNetwork, array, make_diffusion, tensor
 
 from guided_diffusion_core import checkpoints
 from guided_diffusion_core.config import ModelConfig
+from guided_diffusion_core.diffusion.schedule import LossType, ModelMeanType, ModelVarType
 from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
 from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.sampling.run import check_dataset, sampling_config
-from guided_diffusion_core.diffusion.schedule import LossType, ModelMeanType, ModelVarType
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
 from guided_diffusion_core.training import fit_to_data
-from guided_diffusion_core.networks.medsegdiff.plan import make_plan
 
 LABELS = ("whole_tumour", "tumour_core", "enhancing")
 THREE = {"mask_channels": 3, "in_ch": 6}
@@ -25,8 +26,10 @@ def masks_of(data):
     """Masks and noise of three labels (2, 3, 8, 8), the first one the toy data's own."""
     generator = np.random.default_rng(8)
     shape = (2, 2, 8, 8)
-    return (np.concatenate([data.mask, generator.random(shape) > 0.7], axis=1),
-            np.concatenate([data.noise, generator.standard_normal(shape)], axis=1))
+    return (
+        np.concatenate([data.mask, generator.random(shape) > 0.7], axis=1),
+        np.concatenate([data.noise, generator.standard_normal(shape)], axis=1),
+    )
 
 
 @pytest.mark.parametrize("version", ["new", "1"])
@@ -36,8 +39,12 @@ def test_names_and_shapes_of_the_network(version, learn_sigma):
     network = {**(NETWORK_V1 if version == "1" else NETWORK), "learn_sigma": learn_sigma}
     one, three = (state_shapes(make_plan(ModelConfig(**{**network, **settings}))) for settings in ({}, THREE))
     outputs = 6 if learn_sigma else 3
-    wider = {"input_blocks.0.0.weight": (32, 6, 3, 3), "out.2.weight": (outputs, 32, 3, 3), "out.2.bias": (outputs,),
-             "hwm.seg_outputs.0.weight": (3, *one["hwm.seg_outputs.0.weight"][1:])}
+    wider = {
+        "input_blocks.0.0.weight": (32, 6, 3, 3),
+        "out.2.weight": (outputs, 32, 3, 3),
+        "out.2.bias": (outputs,),
+        "hwm.seg_outputs.0.weight": (3, *one["hwm.seg_outputs.0.weight"][1:]),
+    }
     assert three == {**one, **wider} and list(three) == list(one)
 
 
@@ -58,9 +65,13 @@ def test_forward_shapes_and_the_highway_sees_no_mask(backend):
     np.testing.assert_array_equal(found[0][1], found[1][1])
 
 
-@pytest.mark.parametrize("mean, variance, loss", [
-    (ModelMeanType.EPSILON, ModelVarType.LEARNED_RANGE, LossType.MSE),
-    (ModelMeanType.START_X, ModelVarType.FIXED_LARGE, LossType.RESCALED_KL)])
+@pytest.mark.parametrize(
+    "mean, variance, loss",
+    [
+        (ModelMeanType.EPSILON, ModelVarType.LEARNED_RANGE, LossType.MSE),
+        (ModelMeanType.START_X, ModelVarType.FIXED_LARGE, LossType.RESCALED_KL),
+    ],
+)
 def test_losses_are_the_means_of_the_labels(backend, float64, mean, variance, loss):
     """So labels that are alike have the loss of one."""
     data = ToyData()
@@ -72,8 +83,12 @@ def test_losses_are_the_means_of_the_labels(backend, float64, mean, variance, lo
         diffusion = make_diffusion(backend, mean=mean, variance=variance, loss=loss, masks=len(chosen))
         x_start = np.concatenate([data.img, masks[:, chosen]], axis=1)
         terms, prediction = diffusion.training_losses_segmentation(
-            network, None, tensor(backend, x_start, "float64"), tensor(backend, np.array([0, 60])),
-            noise=tensor(backend, noise[:, chosen], "float64"))
+            network,
+            None,
+            tensor(backend, x_start, "float64"),
+            tensor(backend, np.array([0, 60])),
+            noise=tensor(backend, noise[:, chosen], "float64"),
+        )
         assert prediction.shape[1] == len(chosen)
         return {name: array(backend, value) for name, value in terms.items()}
 
@@ -86,8 +101,10 @@ def test_losses_are_the_means_of_the_labels(backend, float64, mean, variance, lo
         np.testing.assert_allclose(losses([1, 1, 1])[name], alone[1][name], rtol=TOLERANCE)
 
 
-@pytest.mark.parametrize("sampler, settings", [
-    ("p", {}), ("ddim", {"eta": 0.5}), ("dpm_solver", {}), ("dpm_solver", {"dynamic_thresholding": True})])
+@pytest.mark.parametrize(
+    "sampler, settings",
+    [("p", {}), ("ddim", {"eta": 0.5}), ("dpm_solver", {}), ("dpm_solver", {"dynamic_thresholding": True})],
+)
 def test_samplers_treat_each_label_as_if_it_were_alone(backend, float64, sampler, settings):
     data = ToyData()
 
@@ -98,15 +115,22 @@ def test_samplers_treat_each_label_as_if_it_were_alone(backend, float64, sampler
         def draw(site, step):
             values = NoiseTape(7).normal(site, (2, 3, 8, 8), step=step)[:, chosen]
             return tensor(backend, 3 * values if site == "initial" else values, "float64")
+
         loop = getattr(diffusion, f"{sampler}_sample_loop_known")
-        found = loop(ToyNetwork(backend, True, "float64", masks=len(chosen)), None, tensor(backend, img, "float64"),
-                     draw("initial", 0), lambda t: draw("step", t), **settings)
+        found = loop(
+            ToyNetwork(backend, True, "float64", masks=len(chosen)),
+            None,
+            tensor(backend, img, "float64"),
+            draw("initial", 0),
+            lambda t: draw("step", t),
+            **settings,
+        )
         return [array(backend, found[k]) for k in (0, 3, 4)]  # sample, calibration mask and their blend
 
     for k in range(3):
         for together, alone in zip(sample([0, 1, 2]), sample([k])):
             assert together.shape == (2, 3, 8, 8)
-            np.testing.assert_allclose(together[:, k:k + 1], alone, rtol=0, atol=TOLERANCE)
+            np.testing.assert_allclose(together[:, k : k + 1], alone, rtol=0, atol=TOLERANCE)
 
 
 def test_calibration_is_blended_label_by_label(backend):
@@ -140,8 +164,12 @@ def test_gradients_against_finite_differences(backend, float64):
     def total(arrays):
         runtime.load_state(model, arrays)
         terms, _ = diffusion.training_losses_segmentation(
-            model, None, runtime.to_tensor(x_start, "float64"), runtime.to_tensor(np.array([10, 640])),
-            noise=runtime.to_tensor(noise, "float64"))
+            model,
+            None,
+            runtime.to_tensor(x_start, "float64"),
+            runtime.to_tensor(np.array([10, 640])),
+            noise=runtime.to_tensor(noise, "float64"),
+        )
         return backend.module("gaussian_diffusion").total_loss(terms, runtime.to_tensor(np.ones(2), "float64"))
 
     loss = total(state)
@@ -151,8 +179,9 @@ def test_gradients_against_finite_differences(backend, float64):
     for name, gradient in zip(names, map(runtime.to_numpy, found)):
         direction = generator.standard_normal(state[name].shape)
         step = 1e-5 / np.linalg.norm(direction)
-        higher, lower = (runtime.to_numpy(total({**state, name: state[name] + sign * step * direction})).item()
-                         for sign in (1, -1))
+        higher, lower = (
+            runtime.to_numpy(total({**state, name: state[name] + sign * step * direction})).item() for sign in (1, -1)
+        )
         # the rounding of the loss (1e-15 of about 4, over 1e-5) and the curvature: measured 1e-10
         slope = (gradient * direction).sum() / np.linalg.norm(direction)
         norm = np.linalg.norm(gradient)
@@ -184,8 +213,9 @@ def test_training_and_sampling(tmp_path):
     samples are compared with these in the suite's cases, parity/medsegdiff.py."""
     backend = Backend(BACKENDS[0])
     dataset = RandomDataset(labels=LABELS)
-    config = fit_to_data(small_config(preset="fast", max_steps=2, num_ensemble=2, sample_steps=2),
-                         dataset, in_ch_given=False)
+    config = fit_to_data(
+        small_config(preset="fast", max_steps=2, num_ensemble=2, sample_steps=2), dataset, in_ch_given=False
+    )
     loop = backend.module("train_util").create_train_loop(config, dataset)
     values = [values for _, values in loop.run_loop(2)]
     assert np.isfinite([value["total"] for value in values]).all()

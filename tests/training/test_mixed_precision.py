@@ -1,4 +1,5 @@
 """Layers in 16 bits: PyTorch's autocast, the loss scale of float16, and Jittor's refusal."""
+
 import os
 import subprocess
 import sys
@@ -8,20 +9,26 @@ import pytest
 from conftest import BACKENDS, ROOT, Backend
 from support.small import NETWORK, NETWORK_V1, RandomDataset, random_state, small_config
 
-from guided_diffusion_core import config
-from guided_diffusion_core import checkpoints
-from guided_diffusion_core import sampling
+from guided_diffusion_core import checkpoints, config, sampling
 from guided_diffusion_core.data.phantoms import write_isic_phantoms
 from guided_diffusion_core.errors import UserError
-from guided_diffusion_core.training.loss_scale import GROWTH_STEPS, LossScale
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.training.loss_scale import GROWTH_STEPS, LossScale
 
-EPS = {"bf16": 2.0 ** -8, "fp16": 2.0 ** -11}  # of one rounding
-TOO_LARGE = 2.0 ** 20  # a loss scale with which the first step's gradients are infinite
+EPS = {"bf16": 2.0**-8, "fp16": 2.0**-11}  # of one rounding
+TOO_LARGE = 2.0**20  # a loss scale with which the first step's gradients are infinite
 # The least network that there is, since a CPU without instructions for 16 bits is slow in them.
-LEAST = {**NETWORK, "version": "1", "channel_mult": "1,1", "batch_size": 2, "microbatch": 1, "lr": 1e-2,
-         "predict_xstart": True, "ema_rate": "0.5"}
+LEAST = {
+    **NETWORK,
+    "version": "1",
+    "channel_mult": "1,1",
+    "batch_size": 2,
+    "microbatch": 1,
+    "lr": 1e-2,
+    "predict_xstart": True,
+    "ema_rate": "0.5",
+}
 halves = pytest.mark.parametrize("mixed_precision", list(EPS))
 with_pytorch = pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch is not among MEDSEGDIFF_BACKENDS")
 PYTORCH = Backend("pytorch")
@@ -131,7 +138,8 @@ def test_training(mixed_precision, tmp_path):
     assert found.keys() == expected.keys()
     for kind, arrays in expected.items():
         assert {name: value.tobytes() for name, value in found[kind].items()} == {
-            name: value.tobytes() for name, value in arrays.items()}
+            name: value.tobytes() for name, value in arrays.items()
+        }
     assert np.mean([value["total"] for value in values[-2:]]) < 0.94 * values[0]["total"]
 
 
@@ -151,14 +159,17 @@ def test_a_step_whose_gradients_overflow_changes_nothing():
 
 def test_loss_scale():
     scale = LossScale()
-    assert not scale.update(False) and scale.factor == 2.0 ** 15
+    assert not scale.update(False) and scale.factor == 2.0**15
     for _ in range(GROWTH_STEPS - 1):
         assert scale.update(True)
-    assert scale.factor == 2.0 ** 15
+    assert scale.factor == 2.0**15
     other = LossScale()
     other.restore(scale.state())
-    assert other.update(True) and other.factor == 2.0 ** 16 and vars(other) == {
-        "factor": 2.0 ** 16, "good_steps": 0, "skipped": 1}
+    assert (
+        other.update(True)
+        and other.factor == 2.0**16
+        and vars(other) == {"factor": 2.0**16, "good_steps": 0, "skipped": 1}
+    )
     for _ in range(16):
         other.update(False)
     assert other.factor == 1
@@ -167,7 +178,9 @@ def test_loss_scale():
 
 
 def test_sampling_is_in_float32_unless_the_command_line_says_otherwise(tmp_path):
-    folder = checkpoints.save(tmp_path, 1, small_config(mixed_precision="bf16"), {"model": {"a": np.ones(2, np.float32)}})
+    folder = checkpoints.save(
+        tmp_path, 1, small_config(mixed_precision="bf16"), {"model": {"a": np.ones(2, np.float32)}}
+    )
     path = checkpoints.find(folder)
     assert checkpoints.read_config(path).compute.mixed_precision == "bf16"
     assert sampling.sampling_config(path, {}).compute.mixed_precision == "no"
@@ -185,10 +198,33 @@ def test_checkpoints_from_before_are_in_float32():
 def test_jittor_refuses_before_it_writes(mixed_precision, tmp_path):
     write_isic_phantoms(tmp_path / "data", train=2, test=0, size=40, seed=1)
     done = subprocess.run(
-        [sys.executable, "scripts/segmentation_train.py", "--backend", "jittor", "--data_name", "ISIC", "--data_dir",
-         tmp_path / "data", "--out_dir", tmp_path / "run", "--image_size", "32", "--batch_size", "2", "--channel_mult",
-         "1,2", "--attention_resolutions", "16", "--mixed_precision", mixed_precision],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, capture_output=True)
+        [
+            sys.executable,
+            "scripts/segmentation_train.py",
+            "--backend",
+            "jittor",
+            "--data_name",
+            "ISIC",
+            "--data_dir",
+            tmp_path / "data",
+            "--out_dir",
+            tmp_path / "run",
+            "--image_size",
+            "32",
+            "--batch_size",
+            "2",
+            "--channel_mult",
+            "1,2",
+            "--attention_resolutions",
+            "16",
+            "--mixed_precision",
+            mixed_precision,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        capture_output=True,
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"--mixed_precision: found {mixed_precision} with --backend jittor; expected no" in done.stderr
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,5 @@
 """Resuming: a killed run that goes on equals one that was never interrupted, to the bit."""
+
 import json
 import os
 import shutil
@@ -12,15 +13,23 @@ import pytest
 from conftest import ROOT
 from support.small import NETWORK, RandomDataset, small_config
 
-from guided_diffusion_core import checkpoints
-from guided_diffusion_core import training
+from guided_diffusion_core import checkpoints, training
 from guided_diffusion_core.data.phantoms import write_isic_phantoms
 from guided_diffusion_core.errors import UserError
 
 # 3 time steps, so that the history of their losses is full, and decides, within the first steps
-SETTINGS = {"schedule_sampler": "loss-second-moment", "timestep_respacing": "3", "max_steps": 18, "microbatch": 2,
-            "batch_size": 4, "ema_rate": "0.9,0.99", "weight_decay": 0.01,
-            "lr_anneal_steps": 20, "lr_schedule": "cosine", "highway_dropout": 0.5}
+SETTINGS = {
+    "schedule_sampler": "loss-second-moment",
+    "timestep_respacing": "3",
+    "max_steps": 18,
+    "microbatch": 2,
+    "batch_size": 4,
+    "ema_rate": "0.9,0.99",
+    "weight_decay": 0.01,
+    "lr_anneal_steps": 20,
+    "lr_schedule": "cosine",
+    "highway_dropout": 0.5,
+}
 
 
 def create(backend, **keywords):
@@ -57,8 +66,10 @@ def test_a_resumed_loop_equals_an_uninterrupted_one(backend, tmp_path):
 def test_what_does_not_fit_is_refused(backend):
     loop = create(backend)
     networks = loop.networks()
-    broken = {**networks, "trainer": {name: value for name, value in networks["trainer"].items()
-                                      if name != "second_moment/out.2.bias"}}
+    broken = {
+        **networks,
+        "trainer": {name: value for name, value in networks["trainer"].items() if name != "second_moment/out.2.bias"},
+    }
     with pytest.raises(UserError, match="1 missing: second_moment/out.2.bias"):
         loop.restore(3, broken)
 
@@ -70,8 +81,13 @@ TINY = {"model": {"a": np.arange(40, dtype=np.float32)}, "trainer": {"first_mome
 def saved(tmp_path):
     """The second of two checkpoints, which is the best one too."""
     for step, dice in ((4, 0.25), (5, 0.5)):
-        folder = checkpoints.save(tmp_path / "run", step, small_config(max_steps=9), TINY,
-                                 validation={"step": step, "best": {"step": step, "dice": dice}})
+        folder = checkpoints.save(
+            tmp_path / "run",
+            step,
+            small_config(max_steps=9),
+            TINY,
+            validation={"step": step, "best": {"step": step, "dice": dice}},
+        )
     return folder
 
 
@@ -80,7 +96,11 @@ def test_a_checkpoint_cut_at_any_byte_is_never_taken_for_whole(saved, tmp_path):
     assert checkpoints.find_whole("last", tmp_path / "run") == saved
     files = sorted(saved.iterdir())
     assert [path.name for path in files] == [
-        "contents.json", "model.safetensors", "trainer.safetensors", "validation.json"]
+        "contents.json",
+        "model.safetensors",
+        "trainer.safetensors",
+        "validation.json",
+    ]
     for path in files:
         content = path.read_bytes()
         assert len(content) > 40
@@ -134,20 +154,22 @@ def test_a_changed_byte_is_found(saved):
         checkpoints.find_whole(saved, "")
 
 
-@pytest.mark.parametrize("given, message", [
-    ({"lr": 1.0}, "--lr: found 1.0; expected 0.0001"),
-    ({"num_channels": 64}, "--num_channels: found 64; expected 32"),
-    ({"seed": 9}, "--seed: found 9; expected 3"),
-    ({"max_steps": 5}, "found a checkpoint of step 5, where this training ends"),
-])
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"lr": 1.0}, "--lr: found 1.0; expected 0.0001"),
+        ({"num_channels": 64}, "--num_channels: found 64; expected 32"),
+        ({"seed": 9}, "--seed: found 9; expected 3"),
+        ({"max_steps": 5}, "found a checkpoint of step 5, where this training ends"),
+    ],
+)
 def test_a_flag_that_contradicts_the_checkpoint(saved, given, message):
     with pytest.raises(UserError, match=message):
         training.resumed_config(str(saved), "", given)
 
 
 def test_the_checkpoint_decides_but_for_where_it_ends(saved):
-    step, config, networks, validated = training.resumed_config(
-        str(saved), "", {"max_steps": 20, "save_interval": 2})
+    step, config, networks, validated = training.resumed_config(str(saved), "", {"max_steps": 20, "save_interval": 2})
     assert validated == {"step": 5, "best": {"step": 5, "dice": 0.5}}
     assert training.resumed_config(str(saved), "", {"max_steps": 20, "val_cases": 1})[3] is None
     assert (step, config) == (5, small_config(max_steps=20, save_interval=2))
@@ -180,11 +202,24 @@ def test_the_best_checkpoint_stays(tmp_path):
 
 
 def command(data, out_dir, backend, *more):
-    flags = {**NETWORK, "data_name": "ISIC", "data_dir": data, "out_dir": out_dir, "batch_size": 2, "max_steps": 8,
-             "save_interval": 2, "log_interval": 1, "backend": backend}
+    flags = {
+        **NETWORK,
+        "data_name": "ISIC",
+        "data_dir": data,
+        "out_dir": out_dir,
+        "batch_size": 2,
+        "max_steps": 8,
+        "save_interval": 2,
+        "log_interval": 1,
+        "backend": backend,
+    }
     del flags["in_ch"]
-    return [sys.executable, "scripts/segmentation_train.py",
-            *(str(part) for name, value in flags.items() for part in (f"--{name}", value)), *map(str, more)]
+    return [
+        sys.executable,
+        "scripts/segmentation_train.py",
+        *(str(part) for name, value in flags.items() for part in (f"--{name}", value)),
+        *map(str, more),
+    ]
 
 
 def test_kill_and_resume_on_the_command_line(backend, tmp_path):
@@ -193,19 +228,30 @@ def test_kill_and_resume_on_the_command_line(backend, tmp_path):
     whole = tmp_path / "whole"
     killed = tmp_path / "killed"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command(tmp_path / "data", whole, backend.name), cwd=ROOT, env=environment, text=True,
-                          capture_output=True)
+    done = subprocess.run(
+        command(tmp_path / "data", whole, backend.name), cwd=ROOT, env=environment, text=True, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
-    process = subprocess.Popen(command(tmp_path / "data", killed, backend.name), cwd=ROOT, env=environment,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(tmp_path / "data", killed, backend.name),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     while not (killed / "checkpoints" / "last").exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     stopped = int((killed / "checkpoints" / "last").read_text().strip().removeprefix("step_"))
     assert stopped < 8, "killed on the way"
-    done = subprocess.run(command(tmp_path / "data", killed, backend.name, "--resume", "last"), cwd=ROOT,
-                          env=environment, text=True, capture_output=True)
+    done = subprocess.run(
+        command(tmp_path / "data", killed, backend.name, "--resume", "last"),
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        capture_output=True,
+    )
     assert done.returncode == 0, done.stderr
     assert f"from step {stopped} on" in done.stderr
     expected, found = (checkpoints.load_all(folder / "checkpoints" / "step_000008") for folder in (whole, killed))

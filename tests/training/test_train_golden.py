@@ -5,15 +5,16 @@ with one thread and without oneDNN): AdamW turns a gradient near zero into a ful
 learning rate, so that rounding grows from step to step. In the first step the signs at the
 kinks of the leaky ReLUs are those of the golden run (`kinks.py`).
 """
+
 import numpy as np
 import pytest
 from support.golden_rules import GOLDEN, golden_weight, relative_rms, samples, settings
 from support.kinks import KinkedHighway, golden_slopes, replace_slopes, restore_slopes
 
 from guided_diffusion_core.config import ModelConfig, setting_names
-from guided_diffusion_core.noise import NoiseTape
-from guided_diffusion_core.networks.medsegdiff.state_shapes import is_buffer, state_shapes
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import is_buffer, state_shapes
+from guided_diffusion_core.noise import NoiseTape
 
 SAMPLES = 8
 TERMS = ("vb", "loss_diff", "loss_cal", "loss")
@@ -68,8 +69,15 @@ def run(backend):
     runtime.load_state(model, weights)
     timesteps = FixedTimesteps(runtime)
     loop = backend.module("train_util").TrainLoop(
-        model=model, diffusion=script_util.create_gaussian_diffusion(learn_sigma=True), data=(), tape=None,
-        batch_size=2, lr=float(golden["lr"]), ema_rate=(float(golden["ema_rate"]),), schedule_sampler=timesteps)
+        model=model,
+        diffusion=script_util.create_gaussian_diffusion(learn_sigma=True),
+        data=(),
+        tape=None,
+        batch_size=2,
+        lr=float(golden["lr"]),
+        ema_rate=(float(golden["ema_rate"]),),
+        schedule_sampler=timesteps,
+    )
     losses = []
     gradients = None
     replace_slopes(model.hwm, nn, runtime, slopes, {})
@@ -112,7 +120,8 @@ def _terms(loop, runtime, image, mask):
     t, _ = loop.schedule_sampler.sample(np.zeros(2))
     with runtime.no_grad():
         terms, _ = loop.diffusion.training_losses_segmentation(
-            loop.model, None, _whole(runtime, image, mask), t, noise=runtime.to_tensor(loop.tape.noise))
+            loop.model, None, _whole(runtime, image, mask), t, noise=runtime.to_tensor(loop.tape.noise)
+        )
         found = {name: runtime.to_numpy(value) for name, value in terms.items()}
     runtime.load_state(loop.model, state)
     return found
@@ -151,17 +160,23 @@ def test_gradients_of_the_first_step(run):
         assert error <= GRADIENT_TOLERANCE, (name, error)
 
 
-@pytest.mark.parametrize("kind, network, median, largest", [
-    ("param", "model", 9e-7, 5e-3),  # the spread of the original against itself
-    ("ema", "ema_0.9999", 9e-7, 5e-3),
-    ("buffer", "model", 2e-4, 4e-3),
-])
+@pytest.mark.parametrize(
+    "kind, network, median, largest",
+    [
+        ("param", "model", 9e-7, 5e-3),  # the spread of the original against itself
+        ("ema", "ema_0.9999", 9e-7, 5e-3),
+        ("buffer", "model", 2e-4, 4e-3),
+    ],
+)
 def test_state_after_three_steps(run, kind, network, median, largest):
     golden, _, _, networks, _ = run
     names = [key.removeprefix(f"{kind}/") for key in golden.files if key.startswith(f"{kind}/")]
     expected = {name for name in networks[network] if is_buffer(name) == (kind == "buffer")}
     assert {name for name in expected if "tracked" not in name} == set(names)
-    errors = sorted(relative_rms(samples(networks[network][name], SAMPLES), golden[f"{kind}/{name}"])
-                    for name in names if not feeds_batch_norm(name))
+    errors = sorted(
+        relative_rms(samples(networks[network][name], SAMPLES), golden[f"{kind}/{name}"])
+        for name in names
+        if not feeds_batch_norm(name)
+    )
     assert errors[len(errors) // 2] <= median
     assert errors[-1] <= largest

@@ -1,4 +1,5 @@
 """The training loop of either backend, and what surrounds it: log, checkpoints, NaN, Ctrl-C."""
+
 import csv
 import json
 import os
@@ -12,13 +13,12 @@ import pytest
 from conftest import BACKENDS, ROOT, Backend
 from support.small import NETWORK, RandomDataset, computing, small_config
 
-from guided_diffusion_core import checkpoints
-from guided_diffusion_core import training
+from guided_diffusion_core import checkpoints, training
 from guided_diffusion_core.data.phantoms import write_isic_phantoms
 from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.networks.medsegdiff.state_shapes import is_buffer
 from guided_diffusion_core.noise import TRAIN_NOISE, TRAIN_TIMESTEP, NoiseTape
 from guided_diffusion_core.system.processes import Alone
-from guided_diffusion_core.networks.medsegdiff.state_shapes import is_buffer
 
 
 @pytest.fixture(autouse=True)
@@ -54,10 +54,12 @@ def gradients_of_slots(backend, loop, batch, slots):
     noise = tape.normal_batch(TRAIN_NOISE, (1, *batch.shape[2:]), step=0, cases=slots)
     backend.module("nn").set_dropout_noise(loop.model, tape, 0, slots)
     terms, _ = loop.diffusion.training_losses_segmentation(
-        loop.model, None, runtime.to_tensor(batch[slots]), t, noise=runtime.to_tensor(noise))
+        loop.model, None, runtime.to_tensor(batch[slots]), t, noise=runtime.to_tensor(noise)
+    )
     total = backend.module("gaussian_diffusion").total_loss(terms, weights)
     return arrays(backend, loop, backend.module("optim").gradients(total, loop.params)), float(
-        runtime.to_numpy(total).reshape(()))
+        runtime.to_numpy(total).reshape(())
+    )
 
 
 def test_every_microbatch_takes_part_by_its_share(backend):
@@ -68,7 +70,8 @@ def test_every_microbatch_takes_part_by_its_share(backend):
     values, found = loop.forward_backward(backend.module("runtime").to_tensor(batch))
     found = arrays(backend, loop, found)
     (first, loss), (second, other_loss) = (
-        gradients_of_slots(backend, loop, batch, slots) for slots in ([0, 1, 2], [3, 4]))
+        gradients_of_slots(backend, loop, batch, slots) for slots in ([0, 1, 2], [3, 4])
+    )
     assert values["total"] == pytest.approx(0.6 * loss + 0.4 * other_loss, rel=1e-5)
     scale = max(np.abs(value).max() for value in found.values())
     assert max(np.abs(first[name] - second[name]).max() for name in found) > 0.01 * scale, "they differ"
@@ -86,7 +89,7 @@ def test_the_loop_tells_its_sampler_the_losses_of_the_whole_batch(backend):
     sampler.update_with_all_losses = lambda ts, losses: seen.append((ts, losses)) or update(ts, losses)
     uniforms = [float(loop.tape.uniform(TRAIN_TIMESTEP, step=0, case=slot)) for slot in range(5)]
     values = run(loop, 1)[0]
-    (ts, losses), = seen
+    ((ts, losses),) = seen
     assert ts.tolist() == [int(30 * value) for value in uniforms]
     assert losses.shape == (5,) and len(set(losses.tolist())) == 5
     assert values["loss"] == pytest.approx(losses.mean(), rel=1e-6)
@@ -143,9 +146,10 @@ def test_learning_rates_are_those_of_torch():
     import torch
 
     for schedule, cycles, name, settings in (
-            ("cosine", 1, "CosineAnnealingLR", {"T_max": 12}),
-            ("cosine-restarts", 3, "CosineAnnealingWarmRestarts", {"T_0": 4}),
-            ("linear", 1, "LinearLR", {"start_factor": 1.0, "end_factor": 0.0, "total_iters": 12})):
+        ("cosine", 1, "CosineAnnealingLR", {"T_max": 12}),
+        ("cosine-restarts", 3, "CosineAnnealingWarmRestarts", {"T_0": 4}),
+        ("linear", 1, "LinearLR", {"start_factor": 1.0, "end_factor": 0.0, "total_iters": 12}),
+    ):
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
         scheduler = getattr(torch.optim.lr_scheduler, name)(optimizer, **settings)
         for step in range(12):
@@ -167,8 +171,7 @@ def test_running_statistics_are_not_the_optimizers(backend):
     assert not [name for name in loop.names if is_buffer(name)]
     runtime = backend.module("runtime")
     image, mask = next(iter(loop.data))
-    other.forward_backward(runtime.to_tensor(np.concatenate(
-        [runtime.to_numpy(image), runtime.to_numpy(mask)], axis=1)))
+    other.forward_backward(runtime.to_tensor(np.concatenate([runtime.to_numpy(image), runtime.to_numpy(mask)], axis=1)))
     loop.run_step(image, mask)
     stepped = runtime.state_arrays(loop.model)
     passed = runtime.state_arrays(other.model)
@@ -210,8 +213,10 @@ def test_loader_gives_the_stream_in_order(backend, workers):
     dataset = RandomDataset()
     stream = backend.module("train_util").TrainingStream(dataset, NoiseTape(5), batch_size=4, max_steps=3)
     runtime = backend.module("runtime")
-    batches = [(runtime.to_numpy(image), runtime.to_numpy(mask))
-               for image, mask in backend.module("train_util").make_loader(stream, 4, workers)]
+    batches = [
+        (runtime.to_numpy(image), runtime.to_numpy(mask))
+        for image, mask in backend.module("train_util").make_loader(stream, 4, workers)
+    ]
     assert len(batches) == 3
     for number, (image, mask) in enumerate(batches):
         assert image.dtype == mask.dtype == np.float32
@@ -273,7 +278,7 @@ class FakeLoop:
         return {"model": {"a": np.ones(2, np.float32)}, "ema_0.9999": {"a": np.zeros(2, np.float32)}}
 
 
-def checkpoints(folder):
+def checkpoint_folders(folder):
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
@@ -288,17 +293,20 @@ def test_log_and_checkpoints(tmp_path):
     with open(tmp_path / "progress.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [{name: float(value) for name, value in row.items()} for row in rows] == lines
-    assert checkpoints(tmp_path) == ["last", "step_000005", "step_000007"]
+    assert checkpoint_folders(tmp_path) == ["last", "step_000005", "step_000007"]
     assert saved == tmp_path / "checkpoints" / "step_000007"
     assert sorted(path.name for path in saved.iterdir()) == [
-        "contents.json", "ema_0.9999.safetensors", "model.safetensors"]
+        "contents.json",
+        "ema_0.9999.safetensors",
+        "model.safetensors",
+    ]
 
 
 def test_nan_stops_training_and_leaves_the_checkpoints_before(tmp_path):
     config = small_config(max_steps=10, save_interval=1)
     with pytest.raises(UserError, match="step 3 gave total = nan; expected a finite number. Lower --lr"):
         training.run_training(FakeLoop(nan_from=2), config, tmp_path)
-    assert checkpoints(tmp_path) == ["last", "step_000001", "step_000002"]
+    assert checkpoint_folders(tmp_path) == ["last", "step_000001", "step_000002"]
     assert checkpoints.find(tmp_path).parent.name == "step_000002"
 
 
@@ -310,7 +318,7 @@ def test_ctrl_c_during_a_step_saves_that_step(tmp_path):
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         training.run_training(FakeLoop(after_step=press), small_config(max_steps=10), tmp_path)
-    assert checkpoints(tmp_path) == ["last", "step_000003"]
+    assert checkpoint_folders(tmp_path) == ["last", "step_000003"]
     assert json.loads((tmp_path / "progress.jsonl").read_text())["step"] == 3
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -319,13 +327,27 @@ def test_ctrl_c_during_a_step_saves_that_step(tmp_path):
 def test_ctrl_c_on_the_command_line(tmp_path):
     """As a terminal does it: the signal goes to the loader's processes too."""
     write_isic_phantoms(tmp_path / "data", train=4, test=0, size=40, seed=1)
-    flags = {**NETWORK, "data_name": "ISIC", "data_dir": tmp_path / "data", "out_dir": tmp_path / "out",
-             "batch_size": 2, "num_workers": 2, "log_interval": 1}
+    flags = {
+        **NETWORK,
+        "data_name": "ISIC",
+        "data_dir": tmp_path / "data",
+        "out_dir": tmp_path / "out",
+        "batch_size": 2,
+        "num_workers": 2,
+        "log_interval": 1,
+    }
     del flags["in_ch"]
     command = [sys.executable, "scripts/segmentation_train.py"]
     command += [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
-    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     log = tmp_path / "out" / "progress.jsonl"
     while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 2):
         time.sleep(0.1)

@@ -1,4 +1,5 @@
 """Validation during training: its Dice, the best checkpoint, and that training does not notice it."""
+
 import csv
 import json
 import os
@@ -9,15 +10,14 @@ import pytest
 from PIL import Image
 from support.small import small_config
 
-from guided_diffusion_core import checkpoints
-from guided_diffusion_core import training
+from guided_diffusion_core import checkpoints, training
 from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.data import list_truths, open_dataset
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.evaluation import evaluate
 from guided_diffusion_core.noise import NoiseTape
-from guided_diffusion_core.system.processes import Alone
 from guided_diffusion_core.sampling.run import run_sampling
+from guided_diffusion_core.system.processes import Alone
 from guided_diffusion_core.training.validation import Validation, open_validation
 
 SIZE = 32
@@ -34,16 +34,28 @@ def data(tmp_path_factory):
         for number in numbers:
             image = generator.integers(0, 255, (SIZE, SIZE, 3), np.uint8)
             mask = np.zeros((SIZE, SIZE), np.uint8)
-            mask[4:12 + 2 * number, 6:20] = 255
+            mask[4 : 12 + 2 * number, 6:20] = 255
             Image.fromarray(image).save(root / split / f"{split}_Data" / f"ISIC_000000{number}.png")
             Image.fromarray(mask).save(root / split / f"{split}_GroundTruth" / f"ISIC_000000{number}_Segmentation.png")
     return str(root / "Training"), str(root / "Test")
 
 
 def settings(data, **changed):
-    return small_config(**{"data_name": "ISIC", "data_dir": data[0], "val_dir": data[1], "val_interval": 2,
-                           "batch_size": 2, "log_interval": 3, "save_interval": 5, "max_steps": 8, "normalisation": "RGB / 255",
-                           "preset": "fast", **changed})
+    return small_config(
+        **{
+            "data_name": "ISIC",
+            "data_dir": data[0],
+            "val_dir": data[1],
+            "val_interval": 2,
+            "batch_size": 2,
+            "log_interval": 3,
+            "save_interval": 5,
+            "max_steps": 8,
+            "normalisation": "RGB / 255",
+            "preset": "fast",
+            **changed,
+        }
+    )
 
 
 def truth_masks(data):
@@ -74,6 +86,7 @@ class FakeLoop:
         def sample(images, keys):
             self.asked.append((step, tuple(keys)))
             return np.stack([self.predict(step, self.truths[key]) for key in keys])[None].astype(np.float32)
+
         return sample
 
     def networks(self):
@@ -194,27 +207,40 @@ def test_some_cases_alone(data, tmp_path):
     assert [keys for _, keys in loop.asked] == [("ISIC_0000004",)] * 4
 
 
-@pytest.mark.parametrize("changed, message", [
-    ({"val_interval": 9}, "--val_interval: found 9; expected at most 8"),
-    ({"val_dir": "nowhere"}, "nowhere"),
-    ({"val_steps": 1001}, "1001"),
-    ({"val_slices": "odd"}, "all"),
-])
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"val_interval": 9}, "--val_interval: found 9; expected at most 8"),
+        ({"val_dir": "nowhere"}, "nowhere"),
+        ({"val_steps": 1001}, "1001"),
+        ({"val_slices": "odd"}, "all"),
+    ],
+)
 def test_what_cannot_be_validated_is_refused_before_training(data, tmp_path, changed, message):
     with pytest.raises(UserError, match=message):
         open_validation(settings(data, **changed), tmp_path, 8)
 
 
-@pytest.mark.parametrize("changed, steps", [({}, 5), ({"sample_steps": 40}, 10), ({"sample_steps": 0}, 10),
-                                            ({"val_steps": 25}, 25), ({"timestep_respacing": "4"}, 4)])
+@pytest.mark.parametrize(
+    "changed, steps",
+    [
+        ({}, 5),
+        ({"sample_steps": 40}, 10),
+        ({"sample_steps": 0}, 10),
+        ({"val_steps": 25}, 25),
+        ({"timestep_respacing": "4"}, 4),
+    ],
+)
 def test_few_network_evaluations(data, tmp_path, changed, steps):
     assert Validation(settings(data, **changed), tmp_path).sampling.sample_steps == steps
 
 
 def test_the_ancestral_sampler_is_not_used_in_fewer_steps_than_trained(data, tmp_path):
     """Its learned variance spoils them after a short training."""
-    few, every = (Validation(settings(data, use_ddim=False, diffusion_steps=30, val_steps=steps), tmp_path).sampling
-                  for steps in (0, 30))
+    few, every = (
+        Validation(settings(data, use_ddim=False, diffusion_steps=30, val_steps=steps), tmp_path).sampling
+        for steps in (0, 30)
+    )
     assert (few.use_ddim, few.eta, few.sample_steps) == (True, 1.0, 10)
     assert (every.use_ddim, every.sample_steps) == (False, 30)
 

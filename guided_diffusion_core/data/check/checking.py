@@ -1,4 +1,5 @@
 """All problems of a data set at once, and its fingerprint: what `scripts/check_data.py` reports."""
+
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -6,8 +7,8 @@ from dataclasses import asdict
 import numpy as np
 from tqdm import tqdm
 
-from guided_diffusion_core.data.dataset import listed
 from guided_diffusion_core.data.check.examine import ERROR, WARNING, Problem, as_problem, examine
+from guided_diffusion_core.data.dataset import listed
 from guided_diffusion_core.data.formats.volumes import AFFINE_TOLERANCE
 
 QUANTILES = (0.5, 25, 50, 75, 99.5)  # percent, of the fingerprint's intensities
@@ -53,8 +54,9 @@ class Check:
         counts = Counter((problem.severity, problem.kind) for problem in self.problems)
         return {
             "files": {name: len(results) for name, results in self.examined.items()},
-            "counts": [{"severity": severity, "kind": kind, "problems": count}
-                       for (severity, kind), count in counts.items()],
+            "counts": [
+                {"severity": severity, "kind": kind, "problems": count} for (severity, kind), count in counts.items()
+            ],
             "problems": [asdict(problem) for problem in self.problems],
         }
 
@@ -83,16 +85,30 @@ def _disagreements(results):
     labels = [result for result in results if result.shares is not None]
     for name in labels[0].shares if labels else ():
         if not any(result.shares.get(name) for result in labels):
-            problems.append(Problem(
-                WARNING, "empty mask", labels[0].file.path, f"no pixel of {name!r} in case {labels[0].file.case}",
-                "some foreground", "Look at the case: it is right if there is nothing to segment."))
+            problems.append(
+                Problem(
+                    WARNING,
+                    "empty mask",
+                    labels[0].file.path,
+                    f"no pixel of {name!r} in case {labels[0].file.case}",
+                    "some foreground",
+                    "Look at the case: it is right if there is nothing to segment.",
+                )
+            )
     return problems
 
 
 def _other_grid(first, other):
     def problem(kind, found, expected):
-        return Problem(ERROR, kind, other.file.path, found, f"{expected} as in {first.file.path}",
-                       "Resample the files of a case to one grid, or use the one that belongs to it.")
+        return Problem(
+            ERROR,
+            kind,
+            other.file.path,
+            found,
+            f"{expected} as in {first.file.path}",
+            "Resample the files of a case to one grid, or use the one that belongs to it.",
+        )
+
     if first.shape != other.shape:
         return [problem("shape", f"the size {_numbers(other.shape)}", _numbers(first.shape))]
     if first.affine is None or other.affine is None:
@@ -101,17 +117,29 @@ def _other_grid(first, other):
         return [problem("spacing", f"a spacing of {_numbers(other.spacing)} mm", f"{_numbers(first.spacing)} mm")]
     if not np.allclose(first.affine, other.affine, rtol=0, atol=AFFINE_TOLERANCE):
         row = np.abs(first.affine - other.affine).max(axis=1).argmax()
-        return [problem("affine", f"another orientation or place: row {row} of the affine is "
-                        f"{_numbers(other.affine[row])}", _numbers(first.affine[row]))]
+        return [
+            problem(
+                "affine",
+                f"another orientation or place: row {row} of the affine is {_numbers(other.affine[row])}",
+                _numbers(first.affine[row]),
+            )
+        ]
     return []
 
 
 def _without_labels(name, inventory):
     if not inventory.unlabelled or name != "test":
         return []  # of a training set each lacking file is a problem of its own
-    return [Problem(WARNING, "no labels", f"{name} set", f"{len(inventory.unlabelled)} cases without labels "
-                    f"({listed(inventory.unlabelled)})", "labels, if these cases are to be scored",
-                    "Nothing is to be done for sampling alone.")]
+    return [
+        Problem(
+            WARNING,
+            "no labels",
+            f"{name} set",
+            f"{len(inventory.unlabelled)} cases without labels ({listed(inventory.unlabelled)})",
+            "labels, if these cases are to be scored",
+            "Nothing is to be done for sampling alone.",
+        )
+    ]
 
 
 def _duplicates(examined):
@@ -127,11 +155,16 @@ def _duplicates(examined):
                 continue
             same_case = (other_name, other.file.case) == (name, result.file.case)
             severe = other_name != name or same_case
-            problems.append(Problem(
-                ERROR if severe else WARNING, "duplicate", result.file.path,
-                f"the same values as in {other.file.path}",
-                "images that differ" + (", or scores of the test set mean nothing" if other_name != name else ""),
-                "Put the right file there." if same_case else "Take one of the two out."))
+            problems.append(
+                Problem(
+                    ERROR if severe else WARNING,
+                    "duplicate",
+                    result.file.path,
+                    f"the same values as in {other.file.path}",
+                    "images that differ" + (", or scores of the test set mean nothing" if other_name != name else ""),
+                    "Put the right file there." if same_case else "Take one of the two out.",
+                )
+            )
     return problems
 
 
@@ -141,9 +174,17 @@ def _shared_names(examined):
     names = [{result.file.case: result.file.path for result in reversed(results)} for results in examined.values()]
     if len(names) < 2:
         return []
-    return [Problem(WARNING, "name", names[1][case], f"the case name {case!r} in both sets",
-                    "different cases in the two sets", "Make sure that they are not of one patient.")
-            for case in sorted(names[0].keys() & names[1].keys())]
+    return [
+        Problem(
+            WARNING,
+            "name",
+            names[1][case],
+            f"the case name {case!r} in both sets",
+            "different cases in the two sets",
+            "Make sure that they are not of one patient.",
+        )
+        for case in sorted(names[0].keys() & names[1].keys())
+    ]
 
 
 def _fingerprint(results, inventory):
@@ -162,14 +203,21 @@ def _fingerprint(results, inventory):
             share = np.mean([result.shares.get(label, 0.0) for result in files])
             shares.setdefault(label, []).append(float(share))
     return {
-        "cases": len(inventory.cases), "files": len(results), "normalisation": inventory.normalisation,
+        "cases": len(inventory.cases),
+        "files": len(results),
+        "normalisation": inventory.normalisation,
         "sizes": [list(result.shape) for result in first_of_case.values()],
         "spacings": [list(result.spacing) for result in first_of_case.values() if result.spacing],
         "intensities": {channel: _intensities(found) for channel, found in channels.items()},
         "foreground_share": {
-            label: {"cases": values, "mean": float(np.mean(values)), "median": float(np.median(values)),
-                    "empty": sum(not value for value in values)}
-            for label, values in shares.items()},
+            label: {
+                "cases": values,
+                "mean": float(np.mean(values)),
+                "median": float(np.median(values)),
+                "empty": sum(not value for value in values),
+            }
+            for label, values in shares.items()
+        },
     }
 
 
@@ -182,7 +230,8 @@ def _intensities(results):
     return {
         "minimum": min(result.range[0] for result in results),
         "maximum": max(result.range[1] for result in results),
-        "mean": float(mean), "standard_deviation": float(np.sqrt(variance)),
+        "mean": float(mean),
+        "standard_deviation": float(np.sqrt(variance)),
         "quantiles": {str(q): float(value) for q, value in zip(QUANTILES, np.percentile(sample, QUANTILES))},
     }
 

@@ -1,7 +1,7 @@
 """What one file of a data set holds: read once, measured, and compared with what training expects."""
+
 import hashlib
 from dataclasses import dataclass, field
-from typing import Optional
 
 import numpy as np
 
@@ -50,14 +50,14 @@ class Examined:
 
     file: object
     problems: list = field(default_factory=list)
-    shape: Optional[tuple] = None
-    affine: Optional[np.ndarray] = None
-    spacing: Optional[tuple] = None
+    shape: tuple | None = None
+    affine: np.ndarray | None = None
+    spacing: tuple | None = None
     digest: str = ""
-    range: Optional[tuple] = None
-    sample: Optional[np.ndarray] = None
-    moments: Optional[tuple] = None
-    shares: Optional[dict] = None
+    range: tuple | None = None
+    sample: np.ndarray | None = None
+    moments: tuple | None = None
+    shares: dict | None = None
 
     def add(self, severity, kind, found, expected, mend):
         """Add a problem of this file."""
@@ -96,32 +96,47 @@ def _read(result):
         result.shape = tuple(values.shape[:2])
         turned = decode(path).getexif().get(ORIENTATION, 1)
         if turned != 1:
-            result.add(WARNING, "orientation", f"an EXIF orientation of {turned}, which readers differ on",
-                       "pixels stored upright", "Turn the pixels and remove the tag.")
+            result.add(
+                WARNING,
+                "orientation",
+                f"an EXIF orientation of {turned}, which readers differ on",
+                "pixels stored upright",
+                "Turn the pixels and remove the tag.",
+            )
     else:
         values, geometry = read_with_geometry(path)
         expected = 3 if result.file.place is None else 2
         if values.ndim == 3 and expected == 2 and values.shape[2] == 1:
             values = values[:, :, 0]
         if values.ndim != expected or not values.size:
-            result.add(ERROR, "shape", f"an array of shape {values.shape}", f"one of {expected} axes",
-                       "Write each channel into a file of its own.")
+            result.add(
+                ERROR,
+                "shape",
+                f"an array of shape {values.shape}",
+                f"one of {expected} axes",
+                "Write each channel into a file of its own.",
+            )
         result.shape = tuple(values.shape)
         result.affine = geometry.affine
         result.spacing = tuple(float(size) for size in np.linalg.norm(geometry.affine[:3, :3], axis=0))
         if not np.isfinite(geometry.affine).all() or not abs(np.linalg.det(geometry.affine[:3, :3])) > 0:
-            result.add(ERROR, "affine", "an affine that cannot be inverted", "a place in space for every voxel",
-                       "Mend the header.")
-    result.digest = hashlib.blake2b(np.ascontiguousarray(values, np.float32), digest_size=16,
-                                    key=repr(values.shape).encode()[:64]).hexdigest()
+            result.add(
+                ERROR,
+                "affine",
+                "an affine that cannot be inverted",
+                "a place in space for every voxel",
+                "Mend the header.",
+            )
+    result.digest = hashlib.blake2b(
+        np.ascontiguousarray(values, np.float32), digest_size=16, key=repr(values.shape).encode()[:64]
+    ).hexdigest()
     return values
 
 
 def _examine_image(result, values, normalisation):
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         bad = int(values.size - np.isfinite(values).sum())
-        result.add(ERROR, "not finite", f"{bad} values that are NaN or infinite", "finite numbers",
-                   "Replace the file.")
+        result.add(ERROR, "not finite", f"{bad} values that are NaN or infinite", "finite numbers", "Replace the file.")
         values = values[np.isfinite(values)]
     if not values.size:
         return
@@ -129,19 +144,28 @@ def _examine_image(result, values, normalisation):
     high = float(values.max())
     result.range = (low, high)
     if low == high and result.file.place is None:  # the outermost slices of a volume are empty
-        result.add(WARNING, "constant", f"the value {low:g} everywhere", "a picture of something",
-                   "Replace the file, or take the case out.")
+        result.add(
+            WARNING,
+            "constant",
+            f"the value {low:g} everywhere",
+            "a picture of something",
+            "Replace the file, or take the case out.",
+        )
     above_zero = normalisation == ZSCORE_RULE
     if above_zero and low < 0:
         percent = 100 * float((values < 0).mean())
-        result.add(WARNING, "negative", f"{percent:.3g}% of the values below 0, down to {low:g}",
-                   "intensities from 0, because all that is not above 0 counts as background",
-                   "Shift the intensities, or use a layout that scales all of them.")
+        result.add(
+            WARNING,
+            "negative",
+            f"{percent:.3g}% of the values below 0, down to {low:g}",
+            "intensities from 0, because all that is not above 0 counts as background",
+            "Shift the intensities, or use a layout that scales all of them.",
+        )
     inside = values[values > 0] if above_zero else values.reshape(-1)
     if inside.size:
         mean, deviation = (float(of(inside, dtype=np.float64)) for of in (np.mean, np.std))
         result.moments = (int(inside.size), mean, deviation)
-        result.sample = np.asarray(inside[::max(1, inside.size // SAMPLE)], np.float32)
+        result.sample = np.asarray(inside[:: max(1, inside.size // SAMPLE)], np.float32)
 
 
 def _examine_labels(result, values):
@@ -149,9 +173,13 @@ def _examine_labels(result, values):
     if stem(file.path) is None:
         masks = read_masks(file.path, label_map)
         if label_map.is_binary and len(found := np.unique(values)) > 2:
-            result.add(WARNING, "grey mask", f"{len(found)} different values from {found[0]:g} to {found[-1]:g}",
-                       "two, for background and foreground",
-                       "Write masks without lossy compression and without smoothing.")
+            result.add(
+                WARNING,
+                "grey mask",
+                f"{len(found)} different values from {found[0]:g} to {found[-1]:g}",
+                "two, for background and foreground",
+                "Write masks without lossy compression and without smoothing.",
+            )
     else:
         # a map of which only "above zero" was chosen still knows the layout's codes
         if len(label_map.allowed) > 1:

@@ -1,4 +1,5 @@
 """The picture of a data set's fingerprint."""
+
 import io
 
 import numpy as np

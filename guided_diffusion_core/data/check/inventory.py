@@ -1,6 +1,6 @@
 """What lies in a data folder: every file of every case, listed without stopping at the first problem."""
+
 from dataclasses import dataclass
-from typing import Optional
 
 from guided_diffusion_core.data.formats.labels import LabelMap
 from guided_diffusion_core.errors import UserError, collecting, found_expected, report
@@ -20,8 +20,8 @@ class ListedFile:
     case: str
     part: str
     path: str
-    label_map: Optional[LabelMap] = None
-    place: Optional[int] = None
+    label_map: LabelMap | None = None
+    place: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,23 @@ def files_of_pairs(pairs, label_map, need_masks):
     files = []
     for pair in pairs:
         if pair.image is None:
-            report(found_expected(pair.mask, "a mask without an image", "the image that it belongs to",
-                                  "Add the image, or take the mask out."))
+            report(
+                found_expected(
+                    pair.mask,
+                    "a mask without an image",
+                    "the image that it belongs to",
+                    "Add the image, or take the mask out.",
+                )
+            )
         elif pair.mask is None and need_masks:
-            report(found_expected(pair.image, "an image without a mask", "a mask for every image",
-                                  "Add the mask, or take the image out."))
+            report(
+                found_expected(
+                    pair.image,
+                    "an image without a mask",
+                    "a mask for every image",
+                    "Add the mask, or take the image out.",
+                )
+            )
         if pair.image is not None:
             files.append(ListedFile(pair.name, "image", pair.image))
         if pair.mask is not None:

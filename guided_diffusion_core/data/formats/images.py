@@ -1,4 +1,5 @@
 """Reading 2D images and masks: JPEG, PNG, TIFF and whatever else Pillow or tifffile opens."""
+
 import io
 
 import blobfile as bf
@@ -58,8 +59,12 @@ def read_picture(path, size):
     elif values.dtype.kind == "f" and values.min() >= 0 and values.max() <= 1:
         scale = 1
     else:
-        raise found_expected(path, f"{values.dtype} values from {values.min():g} to {values.max():g}",
-                             "8 or 16 bits without sign, or floating point from 0 to 1", "Convert the file.")
+        raise found_expected(
+            path,
+            f"{values.dtype} values from {values.min():g} to {values.max():g}",
+            "8 or 16 bits without sign, or floating point from 0 to 1",
+            "Convert the file.",
+        )
     planes = values[..., None] if values.ndim == 2 else values
     planes = planes[..., :3] if planes.shape[2] >= 3 else planes[..., :1].repeat(3, axis=2)
     return resize_linear(planes.transpose(2, 0, 1).astype(np.float32) / scale, (size, size))
@@ -153,12 +158,16 @@ def read_labels(path):
     has_alpha = values.shape[2] in (2, 4)
     colours = values[..., :-1] if has_alpha else values
     if values.shape[2] > 4 or (colours != colours[..., :1]).any():
-        raise found_expected(path, f"a mask in colour ({values.shape[2]} channels)",
-                             "grey values or a palette, a value for each label",
-                             "Write the labels' numbers into a grey PNG.")
+        raise found_expected(
+            path,
+            f"a mask in colour ({values.shape[2]} channels)",
+            "grey values or a palette, a value for each label",
+            "Write the labels' numbers into a grey PNG.",
+        )
     if has_alpha and (values[..., -1] != values[0, 0, -1]).any():
-        raise found_expected(path, "a mask that is transparent in places", "values that are all visible",
-                             "Save it without transparency.")
+        raise found_expected(
+            path, "a mask that is transparent in places", "values that are all visible", "Save it without transparency."
+        )
     return values[..., 0]
 
 
@@ -181,11 +190,16 @@ def read_mask(path, size=None, upstream_compat=False, plain=False):
     foreground = values > 0 if plain and values.max() == 1 else values >= FOREGROUND
     found = np.unique(values) if plain else ()
     if 2 < len(found) <= FEW:
-        raise found_expected(path, f"mask values {', '.join(map(str, found))}", "0 and 255, or 0 and 1",
-                             "If they are labels, name them in labels.json; if soft edges, save two values.")
+        raise found_expected(
+            path,
+            f"mask values {', '.join(map(str, found))}",
+            "0 and 255, or 0 and 1",
+            "If they are labels, name them in labels.json; if soft edges, save two values.",
+        )
     if values.any() and not foreground.any():
-        raise found_expected(path, f"mask values of at most {values.max()}", "0 and 255",
-                             "Scale the mask so that its foreground is 255.")
+        raise found_expected(
+            path, f"mask values of at most {values.max()}", "0 and 255", "Scale the mask so that its foreground is 255."
+        )
     return foreground if size is None else resize_nearest(foreground, (size, size))
 
 
@@ -205,10 +219,10 @@ def _is_tiff(path):
 
 
 def _several_pages(path, pages):
-    return found_expected(path, f"{pages} pages or frames", "one picture",
-                          "Write each page into a file of its own.")
+    return found_expected(path, f"{pages} pages or frames", "one picture", "Write each page into a file of its own.")
 
 
 def _not_an_image(path, error):
-    return found_expected(path, f"no complete image ({error})", "a JPEG or PNG image",
-                          "Replace the file, or take it out of the folder.")
+    return found_expected(
+        path, f"no complete image ({error})", "a JPEG or PNG image", "Replace the file, or take it out of the folder."
+    )

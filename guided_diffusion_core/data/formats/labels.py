@@ -2,6 +2,7 @@
 
 The K masks of a case are binary and may overlap: a tumour's core lies within the whole tumour.
 """
+
 import re
 from dataclasses import dataclass, replace
 
@@ -58,8 +59,9 @@ class LabelMap:
         names = split_names(spec) or tuple(default)
         unknown = [name for name in names if name not in self.names]
         if unknown:
-            raise found_expected("--labels", f"{', '.join(unknown)!r}", f"names out of {', '.join(self.names)}",
-                                 "Choose among these.")
+            raise found_expected(
+                "--labels", f"{', '.join(unknown)!r}", f"names out of {', '.join(self.names)}", "Choose among these."
+            )
         values = tuple(self.values[self.names.index(name)] for name in names)
         return replace(self, names=names, values=values, known=self.allowed)
 
@@ -83,8 +85,7 @@ class LabelMap:
         array = np.asarray(array)
         if not self.is_binary:
             self.check(np.unique(array), where)
-        return np.stack([array > 0 if values is None else np.isin(array, sorted(values))
-                         for values in self.values])
+        return np.stack([array > 0 if values is None else np.isin(array, sorted(values)) for values in self.values])
 
     def check(self, found, where):
         """Raise `UserError` if the distinct stored values `found` of a file are not the map's."""
@@ -93,13 +94,19 @@ class LabelMap:
         if unknown:
             shown = ", ".join(f"{value:g}" for value in unknown[:SHOWN_VALUES])
             more = f" and {len(unknown) - SHOWN_VALUES} more" if len(unknown) > SHOWN_VALUES else ""
-            raise found_expected(where, f"label values {shown}{more}", "values out of "
-                                 + ", ".join(f"{value:g}" for value in sorted(self.allowed)),
-                                 self.hint or "Correct the file, or choose the layout and labels that it is of.")
+            raise found_expected(
+                where,
+                f"label values {shown}{more}",
+                "values out of " + ", ".join(f"{value:g}" for value in sorted(self.allowed)),
+                self.hint or "Correct the file, or choose the layout and labels that it is of.",
+            )
         if len(both) > 1:
-            raise found_expected(where, f"the label values {' and '.join(map(str, both))} in one file",
-                                 "one of them, because they are two codes of the same label",
-                                 "Correct the file.")
+            raise found_expected(
+                where,
+                f"the label values {' and '.join(map(str, both))} in one file",
+                "one of them, because they are two codes of the same label",
+                "Correct the file.",
+            )
 
 
 def split_names(spec):
@@ -107,6 +114,10 @@ def split_names(spec):
     names = tuple(part.strip() for part in spec.split(",")) if spec.strip() else ()
     for name in names:
         if not NAME.fullmatch(name) or names.count(name) > 1:
-            raise found_expected("--labels", repr(spec), "different names of a to z, 0 to 9 and _, with commas between",
-                                 "Write for example whole_tumour,tumour_core.")
+            raise found_expected(
+                "--labels",
+                repr(spec),
+                "different names of a to z, 0 to 9 and _, with commas between",
+                "Write for example whole_tumour,tumour_core.",
+            )
     return names

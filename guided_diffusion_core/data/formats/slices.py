@@ -1,4 +1,5 @@
 """The grammar of `--slices`: which axial slices of a volume are used."""
+
 from dataclasses import dataclass
 
 from guided_diffusion_core.errors import found_expected

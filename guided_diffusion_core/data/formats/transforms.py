@@ -1,10 +1,12 @@
 """Resizing and intensity rules, on numpy arrays whose last two axes are the picture."""
+
 from functools import lru_cache
 
 import numpy as np
 
-ZSCORE_RULE = ("z-score per volume and modality: (v - mean) / standard deviation, both over the voxels "
-               "above 0; all others 0")
+ZSCORE_RULE = (
+    "z-score per volume and modality: (v - mean) / standard deviation, both over the voxels above 0; all others 0"
+)
 ZSCORE_ALL_RULE = "z-score per volume and channel: (v - mean) / standard deviation, both over all voxels"
 RGB_RULE = "RGB / 255"
 

@@ -1,4 +1,5 @@
 """Reading NIfTI volumes, from disk or a bucket, and keeping prepared ones within a memory limit."""
+
 import gzip
 import io
 import math
@@ -21,8 +22,17 @@ SUFFIXES = (".nii", ".nii.gz")
 AFFINE_TOLERANCE = 1e-3  # millimetres, and their change per voxel
 
 _GZIP_MAGIC = b"\x1f\x8b"
-_BROKEN = (EOFError, zlib.error, WrapStructError, HeaderDataError, ImageDataError, ImageFileError,
-           ValueError, OverflowError, *READ_ERRORS)
+_BROKEN = (
+    EOFError,
+    zlib.error,
+    WrapStructError,
+    HeaderDataError,
+    ImageDataError,
+    ImageFileError,
+    ValueError,
+    OverflowError,
+    *READ_ERRORS,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ def stem(name):
     """A file's name without .nii or .nii.gz, or None if it has neither (any case)."""
     for suffix in SUFFIXES:
         if name.lower().endswith(suffix):
-            return name[:-len(suffix)]
+            return name[: -len(suffix)]
     return None
 
 
@@ -125,8 +135,12 @@ def read_plane(path):
     if values.ndim == 3 and values.shape[2] == 1:
         return values[:, :, 0]
     if values.ndim != 2:
-        raise found_expected(path, f"an array of shape {values.shape}", "one slice, of two axes",
-                             "Use the layout of volumes for whole ones.")
+        raise found_expected(
+            path,
+            f"an array of shape {values.shape}",
+            "one slice, of two axes",
+            "Use the layout of volumes for whole ones.",
+        )
     return values
 
 
@@ -176,5 +190,6 @@ class VolumeCache:
 
 
 def _broken(path, error):
-    return found_expected(path, f"no complete NIfTI file ({error})", "a NIfTI volume (.nii or .nii.gz)",
-                          "Copy or download it again.")
+    return found_expected(
+        path, f"no complete NIfTI file ({error})", "a NIfTI volume (.nii or .nii.gz)", "Copy or download it again."
+    )

@@ -1,4 +1,5 @@
 """BraTS 2018 to 2023: folders of volumes, one NIfTI file per modality, used slice by slice."""
+
 import re
 
 import blobfile as bf
@@ -6,6 +7,7 @@ import blobfile as bf
 from guided_diffusion_core.data.check.inventory import files_of_volumes
 from guided_diffusion_core.data.formats.labels import LabelMap
 from guided_diffusion_core.data.formats.transforms import ZSCORE_RULE, zscore
+from guided_diffusion_core.data.formats.volumes import stem
 from guided_diffusion_core.data.volume_cases import (
     CACHE_BYTES,
     CaseFiles,
@@ -14,26 +16,38 @@ from guided_diffusion_core.data.volume_cases import (
     unique_cases,
     volume_truths,
 )
-from guided_diffusion_core.data.formats.volumes import stem
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.files import require_folder, walk_files
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")  # in the original's order of channels
 LABELS = "seg"
 # The last part of a file's name (any case): that of 2018 to 2021, and that of 2023.
-PARTS = {"t1": "t1", "t1n": "t1", "t1ce": "t1ce", "t1c": "t1ce", "t2": "t2", "t2w": "t2", "flair": "flair",
-         "t2f": "flair", "seg": LABELS}
+PARTS = {
+    "t1": "t1",
+    "t1n": "t1",
+    "t1ce": "t1ce",
+    "t1c": "t1ce",
+    "t2": "t2",
+    "t2w": "t2",
+    "flair": "flair",
+    "t2f": "flair",
+    "seg": LABELS,
+}
 FILE = re.compile(rf"(?:(?P<name>.*)[_-])?(?P<part>{'|'.join(PARTS)})", re.IGNORECASE)
 STRAY_LABELS = re.compile(r"_segm$", re.IGNORECASE)  # W39_1998.09.19_Segm.nii of BraTS20_Training_355
 # Up to 2021 the enhancing tumour has code 4, from 2023 on 3; edema is 2, the necrotic core 1.
 REGIONS = LabelMap(
     names=("whole_tumour", "tumour_core", "enhancing"),
     values=(None, frozenset({1, 3, 4}), frozenset({3, 4})),
-    known=frozenset({0, 2}), exclusive=frozenset({3, 4}))
+    known=frozenset({0, 2}),
+    exclusive=frozenset({3, 4}),
+)
 DEFAULT_LABELS = ("whole_tumour",)
 VOLUMES = VolumeLayout(MODALITIES, LABELS, (zscore,) * len(MODALITIES), ZSCORE_RULE)
-LAYOUT = ("folders of BraTS volumes such as BraTS2021_00000/BraTS2021_00000_flair.nii.gz, with "
-          f"{', '.join(MODALITIES)} and, for training and scoring, {LABELS}")
+LAYOUT = (
+    "folders of BraTS volumes such as BraTS2021_00000/BraTS2021_00000_flair.nii.gz, with "
+    f"{', '.join(MODALITIES)} and, for training and scoring, {LABELS}"
+)
 
 
 class BratsFiles(CaseFiles):
@@ -65,8 +79,7 @@ def find_cases(data_dir):
         elif name:
             others.setdefault(folder, []).append(file)
     if not groups:
-        raise found_expected(f"--data_dir {data_dir!r}", "no volume of a known modality", LAYOUT,
-                             "Check the path.")
+        raise found_expected(f"--data_dir {data_dir!r}", "no volume of a known modality", LAYOUT, "Check the path.")
     _adopt_stray_labels(groups, others)
     return unique_cases(groups, others, data_dir, BratsFiles)
 
@@ -88,16 +101,25 @@ class BratsDataset(VolumeDataset):
     labels:   value of `--labels`, names out of `REGIONS`. The rest as of `VolumeDataset`.
     """
 
-    def __init__(self, data_dir, size, slices="all", need_masks=True, upstream_compat=False,
-                 cache_bytes=CACHE_BYTES, labels=""):
-        super().__init__(find_cases(data_dir), VOLUMES, REGIONS.select(labels, DEFAULT_LABELS), size, slices,
-                         need_masks, upstream_compat, data_dir, cache_bytes)
+    def __init__(
+        self, data_dir, size, slices="all", need_masks=True, upstream_compat=False, cache_bytes=CACHE_BYTES, labels=""
+    ):
+        super().__init__(
+            find_cases(data_dir),
+            VOLUMES,
+            REGIONS.select(labels, DEFAULT_LABELS),
+            size,
+            slices,
+            need_masks,
+            upstream_compat,
+            data_dir,
+            cache_bytes,
+        )
 
 
 def open_dataset(config, size, split, need_masks):
     """See `data.open_dataset`; all cases are used, whatever the split."""
-    return BratsDataset(config.data_dir, size, config.slices, need_masks, config.upstream_compat,
-                        labels=config.labels)
+    return BratsDataset(config.data_dir, size, config.slices, need_masks, config.upstream_compat, labels=config.labels)
 
 
 def list_files(config, split, need_masks):

@@ -2,23 +2,26 @@
 
 The slices of a case are put together into its volume again, each at the place that its number names.
 """
+
 import re
 from dataclasses import dataclass
 
 import blobfile as bf
 import numpy as np
 
-from guided_diffusion_core.data.layouts.brats import DEFAULT_LABELS, LABELS, MODALITIES, REGIONS, VOLUMES
-from guided_diffusion_core.data.dataset import Truth, listed, require_unique
 from guided_diffusion_core.data.check.inventory import files_of_volumes
-from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, volume_truths
+from guided_diffusion_core.data.dataset import Truth, listed, require_unique
 from guided_diffusion_core.data.formats.volumes import AFFINE_TOLERANCE, Geometry, read_geometry, read_plane, stem
+from guided_diffusion_core.data.layouts.brats import DEFAULT_LABELS, LABELS, MODALITIES, REGIONS, VOLUMES
+from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, volume_truths
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.files import require_folder, walk_files
 
 FILE = re.compile(rf"(?P<case>.+)_(?P<part>{'|'.join((*MODALITIES, LABELS))})_(?P<slice>\d+)(_w)?", re.IGNORECASE)
-LAYOUT = ("folders of BraTS slices such as slice0001/brats_train_001_t1_123_w.nii.gz, with "
-          f"{', '.join(MODALITIES)} and, for training and scoring, {LABELS}")
+LAYOUT = (
+    "folders of BraTS slices such as slice0001/brats_train_001_t1_123_w.nii.gz, with "
+    f"{', '.join(MODALITIES)} and, for training and scoring, {LABELS}"
+)
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,12 @@ class SlicedCase(CaseFiles):
         super().require(wanted)
         lacking = [f"{part} of slice {z}" for z in self.numbers for part in wanted if z not in self.paths[part]]
         if lacking:
-            raise found_expected(f"case {self.name} in {self.folder}", f"no {listed(lacking)}",
-                                 f"{', '.join(wanted)} of every slice", "Add the files or take the slices out.")
+            raise found_expected(
+                f"case {self.name} in {self.folder}",
+                f"no {listed(lacking)}",
+                f"{', '.join(wanted)} of every slice",
+                "Add the files or take the slices out.",
+            )
 
     def present(self, slices):
         """Those of the slices that have files."""
@@ -66,9 +73,12 @@ class SlicedCase(CaseFiles):
             expected[:, 3] += step * (z - numbers[0]) * any(moves)
             agrees = np.allclose(found[z].affine, expected, rtol=0, atol=AFFINE_TOLERANCE)
             if found[z].shape != first.shape or not agrees:
-                raise found_expected(paths[z], f"another grid than in {paths[numbers[0]]}",
-                                     "one shape, and one affine or one that moves by a slice's thickness",
-                                     "Cut the slices out of one volume.")
+                raise found_expected(
+                    paths[z],
+                    f"another grid than in {paths[numbers[0]]}",
+                    "one shape, and one affine or one that moves by a slice's thickness",
+                    "Cut the slices out of one volume.",
+                )
         affine = first.affine.copy()
         affine[:, 3] -= step * numbers[0] * any(moves)
         shape = (*first.shape[:2], self.numbers[-1] + 1)
@@ -107,8 +117,9 @@ def find_cases(data_dir):
             claims.setdefault(key, []).append(bf.join(folder, file))
     if not claims:
         raise found_expected(f"--data_dir {data_dir!r}", "no slice of a known modality", LAYOUT, "Check the path.")
-    require_unique({f"{case}, {part}, slice {z}": paths for (case, part, z), paths in claims.items()},
-                   f"--data_dir {data_dir!r}")
+    require_unique(
+        {f"{case}, {part}, slice {z}": paths for (case, part, z), paths in claims.items()}, f"--data_dir {data_dir!r}"
+    )
     cases = {}
     for (case, part, z), [path, *_] in claims.items():
         cases.setdefault(case, {}).setdefault(part, {})[z] = path
@@ -117,14 +128,27 @@ def find_cases(data_dir):
 
 def open_dataset(config, size, split, need_masks):
     """See `data.open_dataset`; all cases are used, whatever the split."""
-    return VolumeDataset(find_cases(config.data_dir), VOLUMES, REGIONS.select(config.labels, DEFAULT_LABELS), size,
-                         config.slices, need_masks, config.upstream_compat, config.data_dir)
+    return VolumeDataset(
+        find_cases(config.data_dir),
+        VOLUMES,
+        REGIONS.select(config.labels, DEFAULT_LABELS),
+        size,
+        config.slices,
+        need_masks,
+        config.upstream_compat,
+        config.data_dir,
+    )
 
 
 def open_truths(config, split):
     """See `data.list_truths`."""
-    return volume_truths(find_cases(config.data_dir), VOLUMES, REGIONS.select(config.labels, DEFAULT_LABELS),
-                         config.slices, config.data_dir)
+    return volume_truths(
+        find_cases(config.data_dir),
+        VOLUMES,
+        REGIONS.select(config.labels, DEFAULT_LABELS),
+        config.slices,
+        config.data_dir,
+    )
 
 
 def list_files(config, split, need_masks):

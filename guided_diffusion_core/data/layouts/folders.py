@@ -1,4 +1,5 @@
 """Plain folders: files in `images/` beside files in `masks/`, or all in one folder, and their splits."""
+
 import json
 
 import blobfile as bf
@@ -45,7 +46,7 @@ def find_pairs(data_dir, split, stem, layout):
 
 def _place(data_dir, folder, name):
     """((whether in a folder of images or masks, the path of what holds it below data_dir), whether a mask)."""
-    parts = [part for part in folder[len(data_dir):].replace("\\", "/").split("/") if part]
+    parts = [part for part in folder[len(data_dir) :].replace("\\", "/").split("/") if part]
     for depth in range(len(parts) - 1, -1, -1):
         if parts[depth].lower() in IMAGE_FOLDERS + MASK_FOLDERS:
             return (True, tuple(parts[:depth])), parts[depth].lower() in MASK_FOLDERS
@@ -56,13 +57,17 @@ def _place(data_dir, folder, name):
 def _of_split(places, split, data_dir):
     def has(place, *words):
         return any(word in part.lower() for part in place[1] for word in words)
+
     chosen = [place for place in places if has(place, SPLIT_WORDS[split])]
     chosen = chosen or [place for place in places if not has(place, *OTHER_SPLITS)]
     if not chosen:
         found = sorted({"/".join(place[1]) for place in places})
-        raise found_expected(f"--data_dir {data_dir!r}", f"only {', '.join(found)}",
-                             f"a folder with {SPLIT_WORDS[split]!r} in its name",
-                             "Give the folder that is meant.")
+        raise found_expected(
+            f"--data_dir {data_dir!r}",
+            f"only {', '.join(found)}",
+            f"a folder with {SPLIT_WORDS[split]!r} in its name",
+            "Give the folder that is meant.",
+        )
     return chosen
 
 
@@ -79,8 +84,9 @@ def folder_labels(data_dir, spec, need_values, plain=False):
         return known.select(spec, known.names)
     names = split_names(spec) or (SINGLE,)
     if names != (SINGLE,) and need_values:
-        raise found_expected("--labels", repr(spec), f"the values of these labels in {path}: {LABELS_FORM}",
-                             "Write that file.")
+        raise found_expected(
+            "--labels", repr(spec), f"the values of these labels in {path}: {LABELS_FORM}", "Write that file."
+        )
     return LabelMap(names, (None,) * len(names), plain=plain)
 
 
@@ -94,5 +100,6 @@ def _read_labels_file(path):
         background = values.pop(BACKGROUND, frozenset({0}))
         return LabelMap(tuple(values), tuple(values.values()), background)
     except (ValueError, TypeError, AttributeError) as error:
-        raise found_expected(path, f"something else ({error})", f"{LABELS_FORM}, names of a to z, 0 to 9 and _",
-                             "Correct the file.") from error
+        raise found_expected(
+            path, f"something else ({error})", f"{LABELS_FORM}, names of a to z, 0 to 9 and _", "Correct the file."
+        ) from error

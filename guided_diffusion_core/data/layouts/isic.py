@@ -1,15 +1,16 @@
 """ISIC 2016 to 2018: folders of images beside folders of masks, a csv of pairs, or a plain folder."""
+
 import csv
 import re
 
 import blobfile as bf
 
+from guided_diffusion_core.data.check.inventory import files_of_pairs
 from guided_diffusion_core.data.dataset import require_unique
 from guided_diffusion_core.data.formats.images import read_rgb
-from guided_diffusion_core.data.check.inventory import files_of_pairs
 from guided_diffusion_core.data.formats.labels import SINGLE, LabelMap
-from guided_diffusion_core.data.pairs import Pair, PairDataset, pair_truths
 from guided_diffusion_core.data.formats.transforms import RGB_RULE
+from guided_diffusion_core.data.pairs import Pair, PairDataset, pair_truths
 from guided_diffusion_core.errors import found_expected, report
 from guided_diffusion_core.system.files import read_bytes, require_folder, walk_files
 
@@ -24,8 +25,10 @@ CSV_DELIMITERS = ",;\t|"
 CSV_COLUMNS = {"img": "img", "image": "img", "seg": "seg", "mask": "seg"}  # names in a header, and their meaning
 LABELS = LabelMap()
 DEFAULT_LABELS = (SINGLE,)
-LAYOUT = ("*_Data/ISIC_0000000.jpg beside *_GroundTruth/ISIC_0000000_Segmentation.png, or a csv "
-          "*_GroundTruth.csv with the header ,img,seg (a plain folder of images serves for sampling only)")
+LAYOUT = (
+    "*_Data/ISIC_0000000.jpg beside *_GroundTruth/ISIC_0000000_Segmentation.png, or a csv "
+    "*_GroundTruth.csv with the header ,img,seg (a plain folder of images serves for sampling only)"
+)
 
 
 def find_pairs(data_dir, split):
@@ -42,8 +45,7 @@ def find_pairs(data_dir, split):
     if pairs is None:
         pairs = _pairs_of_folders(data_dir, split)
     if not pairs:
-        raise found_expected(f"--data_dir {data_dir!r}", "no image (jpg, jpeg or png)", LAYOUT,
-                             "Check the path.")
+        raise found_expected(f"--data_dir {data_dir!r}", "no image (jpg, jpeg or png)", LAYOUT, "Check the path.")
     paths_by_name = {}
     for pair in pairs:
         paths_by_name.setdefault(pair.name, []).append(pair.image or pair.mask)
@@ -77,8 +79,10 @@ def _read_csv(path):
     else:
         raise found_expected(path, "text of an unknown encoding", "utf-8 or gbk", "Save the file as utf-8.")
     delimiter = max(CSV_DELIMITERS, key=lines[0].count) if lines else ","
-    return [{CSV_COLUMNS.get((name or "").strip().lower(), name): value for name, value in row.items()}
-            for row in csv.DictReader(lines, delimiter=delimiter)]
+    return [
+        {CSV_COLUMNS.get((name or "").strip().lower(), name): value for name, value in row.items()}
+        for row in csv.DictReader(lines, delimiter=delimiter)
+    ]
 
 
 def _pair_of_row(data_dir, table, row):
@@ -91,8 +95,14 @@ def _pair_of_row(data_dir, table, row):
     if name is None:
         report(found_expected(table, f"{image}, which is no image", "a jpg, jpeg or png file", "Mend the csv."))
     elif not bf.exists(image):
-        report(found_expected(table, f"{image}, which is not there", "paths relative to the csv's folder",
-                              "Mend the csv or add the file."))
+        report(
+            found_expected(
+                table,
+                f"{image}, which is not there",
+                "paths relative to the csv's folder",
+                "Mend the csv or add the file.",
+            )
+        )
     else:
         return Pair(name, image, mask if row["seg"] and bf.exists(mask) else None)
     return None
@@ -165,8 +175,15 @@ class IsicDataset(PairDataset):
     """
 
     def __init__(self, data_dir, size, split, need_masks=True, upstream_compat=False, labels=""):
-        super().__init__(find_pairs(data_dir, split), LABELS.select(labels, DEFAULT_LABELS), size, need_masks,
-                         upstream_compat, data_dir, LAYOUT)
+        super().__init__(
+            find_pairs(data_dir, split),
+            LABELS.select(labels, DEFAULT_LABELS),
+            size,
+            need_masks,
+            upstream_compat,
+            data_dir,
+            LAYOUT,
+        )
 
     def _read(self, pair):
         return read_rgb(pair.image, self.size)

@@ -2,6 +2,7 @@
 
 Format: https://github.com/MIC-DKFZ/nnUNet, documentation/dataset_format.md; that of version 1 is read, too.
 """
+
 import json
 import re
 from dataclasses import dataclass
@@ -9,15 +10,15 @@ from dataclasses import dataclass
 import blobfile as bf
 import numpy as np
 
+from guided_diffusion_core.data.check.inventory import files_of_volumes
 from guided_diffusion_core.data.dataset import listed
 from guided_diffusion_core.data.formats.images import channel_values, image_size
-from guided_diffusion_core.data.check.inventory import files_of_volumes
 from guided_diffusion_core.data.formats.labels import LabelMap
-from guided_diffusion_core.data.pairs import Pair, PairDataset, pair_truths
 from guided_diffusion_core.data.formats.slices import require_all_slices
 from guided_diffusion_core.data.formats.transforms import channel_rule, resize_linear
-from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, VolumeLayout, volume_truths
 from guided_diffusion_core.data.formats.volumes import SUFFIXES
+from guided_diffusion_core.data.pairs import Pair, PairDataset, pair_truths
+from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, VolumeLayout, volume_truths
 from guided_diffusion_core.errors import UserError, found_expected, report
 from guided_diffusion_core.system.files import read_bytes, require_folder
 
@@ -26,8 +27,10 @@ PICTURES = (".png", ".bmp", ".tif", ".tiff")
 FOLDERS = {"Training": ("imagesTr", "labelsTr"), "Test": ("imagesTs", "labelsTs")}
 LABEL = "label"  # the part of a case that holds its labels
 CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
-LAYOUT = ("an nnU-Net data set: dataset.json, imagesTr/CASE_0000.nii.gz (a number for each channel), "
-          "labelsTr/CASE.nii.gz, and imagesTs and labelsTs for testing")
+LAYOUT = (
+    "an nnU-Net data set: dataset.json, imagesTr/CASE_0000.nii.gz (a number for each channel), "
+    "labelsTr/CASE.nii.gz, and imagesTs and labelsTs for testing"
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,7 @@ class Description:
     @property
     def normalisation(self):
         """The channels' rules in words, for the checkpoint."""
-        return "; ".join(f"channel {part}: {channel_rule(name)[0]}"
-                         for part, name in zip(self.parts, self.channels))
+        return "; ".join(f"channel {part}: {channel_rule(name)[0]}" for part, name in zip(self.parts, self.channels))
 
     @property
     def scales(self):
@@ -66,12 +68,19 @@ def read_description(data_dir):
         names = tuple(str(channels[str(number)]) for number in range(len(channels)))
         description = Description(names, _label_map(tree["labels"]), tree.get("file_ending", SUFFIXES[1]))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise found_expected(path, f"something that cannot be read ({type(error).__name__}: {error})",
-                             'channel_names such as {"0": "T2"} and labels such as {"background": 0, "tumour": 1}',
-                             "Correct the file.") from error
+        raise found_expected(
+            path,
+            f"something that cannot be read ({type(error).__name__}: {error})",
+            'channel_names such as {"0": "T2"} and labels such as {"background": 0, "tumour": 1}',
+            "Correct the file.",
+        ) from error
     if not names or description.ending not in SUFFIXES + PICTURES:
-        raise found_expected(path, f"{len(names)} channels in files {description.ending}",
-                             f"at least one, in files {', '.join(SUFFIXES + PICTURES)}", "Convert the files.")
+        raise found_expected(
+            path,
+            f"{len(names)} channels in files {description.ending}",
+            f"at least one, in files {', '.join(SUFFIXES + PICTURES)}",
+            "Convert the files.",
+        )
     return description
 
 
@@ -110,20 +119,34 @@ def find_cases(data_dir, split, description, with_labels):
             cases.setdefault(match["case"], {})[match["channel"]] = path
         else:
             strange.append(path)
-    lacking = [f"{case}_{part}" for case, paths in cases.items() for part in description.parts
-               if part not in paths and not (part != "0000" and _holds_all_channels(description, paths))]
+    lacking = [
+        f"{case}_{part}"
+        for case, paths in cases.items()
+        for part in description.parts
+        if part not in paths and not (part != "0000" and _holds_all_channels(description, paths))
+    ]
     problems = [("files without a channel's number", strange), ("channels missing", lacking)]
     if with_labels:
-        problems += [("cases without labels", [case for case in cases if case not in labels]),
-                     ("labels without an image", [path for case, path in labels.items() if case not in cases])]
+        problems += [
+            ("cases without labels", [case for case in cases if case not in labels]),
+            ("labels without an image", [path for case, path in labels.items() if case not in cases]),
+        ]
         cases = {case: {**paths, LABEL: labels[case]} if case in labels else paths for case, paths in cases.items()}
     found = [f"{len(which)} {what} ({listed(which)})" for what, which in problems if which]
     if found or not cases:
-        each = [found_expected(which, what, LAYOUT, "Add what is missing or take the others out.")
-                for what, members in problems for which in members]
-        report(UserError(f"--data_dir {str(data_dir)!r}, {FOLDERS[split][0]}: found "
-                         f"{'; '.join(found) or 'no case'}; expected {LAYOUT}. Add what is missing or take the "
-                         "others out."), each)
+        each = [
+            found_expected(which, what, LAYOUT, "Add what is missing or take the others out.")
+            for what, members in problems
+            for which in members
+        ]
+        report(
+            UserError(
+                f"--data_dir {str(data_dir)!r}, {FOLDERS[split][0]}: found "
+                f"{'; '.join(found) or 'no case'}; expected {LAYOUT}. Add what is missing or take the "
+                "others out."
+            ),
+            each,
+        )
     folder = bf.join(str(data_dir), FOLDERS[split][0])
     return [CaseFiles(case, folder, paths) for case, paths in sorted(cases.items())]
 
@@ -138,8 +161,11 @@ def _files(data_dir, folder, ending):
     folder = bf.join(str(data_dir), folder)
     if not bf.isdir(folder):
         return {}
-    return {file[:-len(ending)]: bf.join(folder, file) for file in sorted(bf.listdir(folder))
-            if file.endswith(ending) and not file.startswith(".")}
+    return {
+        file[: -len(ending)]: bf.join(folder, file)
+        for file in sorted(bf.listdir(folder))
+        if file.endswith(ending) and not file.startswith(".")
+    }
 
 
 class PictureChannels(PairDataset):
@@ -152,24 +178,33 @@ class PictureChannels(PairDataset):
         self.in_channels = len(description.channels)
         self.normalisation = description.normalisation
         self._scales = description.scales
-        self._files = {files.name: [files.paths[part] for part in description.parts if part in files.paths]
-                       for files in cases}
+        self._files = {
+            files.name: [files.paths[part] for part in description.parts if part in files.paths] for files in cases
+        }
         super().__init__(_pairs(cases), label_map, size, need_masks, upstream_compat, data_dir, LAYOUT)
 
     def _checked_shape(self, pair):
         shape = super()._checked_shape(pair)
         for path in self._files[pair.name]:
             if image_size(path) != shape:
-                raise found_expected(path, f"{image_size(path)} pixels (height, width)",
-                                     f"{shape} as in {pair.image}", "Bring the channels to one size.")
+                raise found_expected(
+                    path,
+                    f"{image_size(path)} pixels (height, width)",
+                    f"{shape} as in {pair.image}",
+                    "Bring the channels to one size.",
+                )
         return shape
 
     def _read(self, pair):
         paths = self._files[pair.name]
         planes = np.concatenate([channel_values(path) for path in paths])  # (C, H, W)
         if len(planes) != self.in_channels:
-            raise found_expected(paths[0], f"{len(planes)} channels in {len(paths)} files",
-                                 f"{self.in_channels} as in {DESCRIPTION}", "Correct the files or dataset.json.")
+            raise found_expected(
+                paths[0],
+                f"{len(planes)} channels in {len(paths)} files",
+                f"{self.in_channels} as in {DESCRIPTION}",
+                "Correct the files or dataset.json.",
+            )
         try:
             scaled = np.stack([scale(plane) for scale, plane in zip(self._scales, planes)])
         except ValueError as error:
@@ -184,10 +219,10 @@ def open_dataset(config, size, split, need_masks):
     cases = find_cases(config.data_dir, split, description, need_masks)
     if description.ending in PICTURES:
         require_all_slices(config.slices)
-        return PictureChannels(cases, description, label_map, size, need_masks, config.upstream_compat,
-                               config.data_dir)
-    return VolumeDataset(cases, _layout(description), label_map, size, config.slices, need_masks,
-                         config.upstream_compat, config.data_dir)
+        return PictureChannels(cases, description, label_map, size, need_masks, config.upstream_compat, config.data_dir)
+    return VolumeDataset(
+        cases, _layout(description), label_map, size, config.slices, need_masks, config.upstream_compat, config.data_dir
+    )
 
 
 def open_truths(config, split):

@@ -1,11 +1,14 @@
 """Plain folders of pictures: `images/` beside `masks/`, PNG, JPEG, TIFF or BMP."""
-from guided_diffusion_core.data.layouts.folders import find_pairs, folder_labels
-from guided_diffusion_core.data.check.inventory import files_of_pairs
-from guided_diffusion_core.data.pairs import PairDataset, pair_truths, picture_stem
-from guided_diffusion_core.data.formats.transforms import RGB_RULE
 
-LAYOUT = ("images/NAME.png beside masks/NAME.png (or NAME_mask.png, …; jpg, tif and bmp too), with labels.json "
-          "beside where the masks hold several labels")
+from guided_diffusion_core.data.check.inventory import files_of_pairs
+from guided_diffusion_core.data.formats.transforms import RGB_RULE
+from guided_diffusion_core.data.layouts.folders import find_pairs, folder_labels
+from guided_diffusion_core.data.pairs import PairDataset, pair_truths, picture_stem
+
+LAYOUT = (
+    "images/NAME.png beside masks/NAME.png (or NAME_mask.png, …; jpg, tif and bmp too), with labels.json "
+    "beside where the masks hold several labels"
+)
 
 
 def open_dataset(config, size, split, need_masks):

@@ -1,19 +1,22 @@
 """Plain folders of volumes: `images/NAME.nii.gz` beside `masks/NAME.nii.gz`, one channel."""
+
 import blobfile as bf
 
-from guided_diffusion_core.data.layouts.folders import find_pairs, folder_labels
 from guided_diffusion_core.data.check.inventory import files_of_pairs
-from guided_diffusion_core.data.pairs import require_paired
 from guided_diffusion_core.data.formats.transforms import ZSCORE_ALL_RULE, zscore_all
-from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, VolumeLayout, volume_truths
 from guided_diffusion_core.data.formats.volumes import stem
+from guided_diffusion_core.data.layouts.folders import find_pairs, folder_labels
+from guided_diffusion_core.data.pairs import require_paired
+from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, VolumeLayout, volume_truths
 from guided_diffusion_core.errors import found_expected
 
 IMAGE = "image"
 MASK = "mask"
 PLAIN = VolumeLayout((IMAGE,), MASK, (zscore_all,), ZSCORE_ALL_RULE)
-LAYOUT = ("images/NAME.nii.gz beside masks/NAME.nii.gz (or NAME_mask.nii.gz, …; .nii too), with labels.json "
-          "beside where the masks hold several labels")
+LAYOUT = (
+    "images/NAME.nii.gz beside masks/NAME.nii.gz (or NAME_mask.nii.gz, …; .nii too), with labels.json "
+    "beside where the masks hold several labels"
+)
 
 
 def open_dataset(config, size, split, need_masks):
@@ -25,8 +28,9 @@ def open_dataset(config, size, split, need_masks):
         require_paired(pairs, config.data_dir, LAYOUT)
     label_map = folder_labels(config.data_dir, config.labels, need_masks)
     cases = [_files(pair) for pair in pairs if pair.image is not None]
-    return VolumeDataset(cases, PLAIN, label_map, size, config.slices, need_masks, config.upstream_compat,
-                         config.data_dir)
+    return VolumeDataset(
+        cases, PLAIN, label_map, size, config.slices, need_masks, config.upstream_compat, config.data_dir
+    )
 
 
 def open_truths(config, split):

@@ -1,25 +1,29 @@
 """REFUGE and REFUGE2: fundus photographs, and masks that hold the optic disc and its cup as grey values."""
+
 import re
 
 import blobfile as bf
 
 from guided_diffusion_core.data.check.inventory import files_of_pairs
 from guided_diffusion_core.data.formats.labels import LabelMap
-from guided_diffusion_core.data.pairs import PairDataset, pair_by_stem, pair_truths, picture_stem
 from guided_diffusion_core.data.formats.transforms import RGB_RULE
+from guided_diffusion_core.data.pairs import PairDataset, pair_by_stem, pair_truths, picture_stem
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.files import require_folder, walk_files
 
 CUP = 0
 RIM = 128
 BACKGROUND = 255
-LABELS = LabelMap(names=("disc", "cup"), values=(frozenset({CUP, RIM}), frozenset({CUP})),
-                  known=frozenset({BACKGROUND}))
+LABELS = LabelMap(
+    names=("disc", "cup"), values=(frozenset({CUP, RIM}), frozenset({CUP})), known=frozenset({BACKGROUND})
+)
 DEFAULT_LABELS = ("disc", "cup")
 MASK_FOLDER = re.compile(r"(^|[_-])masks?$", re.IGNORECASE)
 ILLUSTRATIONS = re.compile(r"illustration", re.IGNORECASE)
-LAYOUT = ("pictures such as T0001.jpg, and in a folder Disc_Cup_Masks masks such as T0001.png or T0001.bmp, of "
-          "cup 0, rim 128 and background 255")
+LAYOUT = (
+    "pictures such as T0001.jpg, and in a folder Disc_Cup_Masks masks such as T0001.png or T0001.bmp, of "
+    "cup 0, rim 128 and background 255"
+)
 
 
 def find_pairs(data_dir):
@@ -36,7 +40,7 @@ def find_pairs(data_dir):
     for folder, file in walk_files(data_dir):
         name = picture_stem(file)
         path = bf.join(folder, file)
-        parts = folder[len(data_dir):].split("/")
+        parts = folder[len(data_dir) :].split("/")
         if name is None:
             continue
         if any(map(MASK_FOLDER.search, [*parts, bf.basename(data_dir.rstrip("/"))])):
@@ -52,14 +56,22 @@ def find_pairs(data_dir):
 
 def open_dataset(config, size, split, need_masks):
     """See `data.open_dataset`; all pictures are used, whatever the split."""
-    return PairDataset(find_pairs(config.data_dir), LABELS.select(config.labels, DEFAULT_LABELS), size, need_masks,
-                       config.upstream_compat, config.data_dir, LAYOUT)
+    return PairDataset(
+        find_pairs(config.data_dir),
+        LABELS.select(config.labels, DEFAULT_LABELS),
+        size,
+        need_masks,
+        config.upstream_compat,
+        config.data_dir,
+        LAYOUT,
+    )
 
 
 def open_truths(config, split):
     """See `data.list_truths`."""
-    return pair_truths(find_pairs(config.data_dir), LABELS.select(config.labels, DEFAULT_LABELS), config.data_dir,
-                       LAYOUT)
+    return pair_truths(
+        find_pairs(config.data_dir), LABELS.select(config.labels, DEFAULT_LABELS), config.data_dir, LAYOUT
+    )
 
 
 def list_files(config, split, need_masks):

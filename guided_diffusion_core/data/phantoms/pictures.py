@@ -1,4 +1,5 @@
 """Phantoms of the layouts of pictures: skin lesions, fundus photographs, ultrasound."""
+
 import io
 import json
 

@@ -1,4 +1,5 @@
 """Phantoms of the layouts of volumes: a head with a tumour, as BraTS, plain folders and nnU-Net store it."""
+
 import gzip
 import json
 
@@ -6,10 +7,10 @@ import blobfile as bf
 import nibabel as nib
 import numpy as np
 
+from guided_diffusion_core.data.formats.volumes import Geometry, volume_bytes
 from guided_diffusion_core.data.layouts.brats import LABELS, MODALITIES
 from guided_diffusion_core.data.layouts.nnunet import DESCRIPTION, FOLDERS
 from guided_diffusion_core.data.phantoms.pictures import encoded
-from guided_diffusion_core.data.formats.volumes import Geometry, volume_bytes
 from guided_diffusion_core.system.files import write_atomic
 
 _BRATS_AFFINE = np.array([[-1.0, 0, 0, 0], [0, -1.0, 0, 239], [0, 0, 1.0, 0], [0, 0, 0, 1]])
@@ -30,7 +31,7 @@ def head_phantom(shape, seed):
     x, y, z = np.meshgrid(*grid, indexing="ij")
     brain = x**2 / 0.6 + y**2 / 0.7 + z**2 / 0.7 < 1
     centre = generator.uniform(-0.25, 0.25, 3)
-    radius = np.sqrt((x - centre[0])**2 + (y - centre[1])**2 + (z - centre[2])**2)
+    radius = np.sqrt((x - centre[0]) ** 2 + (y - centre[1]) ** 2 + (z - centre[2]) ** 2)
     labels = np.where(radius < 0.15, 1, np.where(radius < 0.25, 4, 2)) * (radius < 0.4)
     volumes = {}
     for modality in MODALITIES:
@@ -102,7 +103,9 @@ def write_nnunet_phantoms(folder, train, test, shape, seed, ending=".nii.gz"):
     description = {
         "channel_names": {"0": "T1ce", "1": "FLAIR"},
         "labels": {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [1, 3], "enhancing": 3},
-        "regions_class_order": [2, 1, 3], "numTraining": train, "file_ending": ending,
+        "regions_class_order": [2, 1, 3],
+        "numTraining": train,
+        "file_ending": ending,
     }
     write_atomic(bf.join(str(folder), DESCRIPTION), json.dumps(description, indent=2).encode())
     return str(folder)

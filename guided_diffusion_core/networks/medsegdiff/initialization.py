@@ -5,12 +5,13 @@ distributions are the original's: PyTorch's default for convolutions, linear lay
 embeddings, He et al. 2015 (arXiv:1502.01852, eq. 15 with slope 0.01) in the highway network but for its way
 into the diffusion network, and zeros where guided diffusion starts a block as the identity.
 """
+
 import math
 
 import numpy as np
 
-from guided_diffusion_core.noise import INITIAL_WEIGHT, NoiseTape
 from guided_diffusion_core.networks.medsegdiff.state_shapes import BOTTLENECK_EMBED
+from guided_diffusion_core.noise import INITIAL_WEIGHT, NoiseTape
 
 HIGHWAY_SLOPE = 0.01  # of the leaky ReLU that He's gain is computed for
 FOURIER_DEVIATION = np.float32(0.02)  # of the weights of an FF-Parser
@@ -50,7 +51,7 @@ def _initial_value(name, shape, shapes, tape):
 def _he_normal(name, shape, kind, fan_in, tape):
     if kind == "bias":
         return np.zeros(shape, np.float32)
-    gain = math.sqrt(2 / (1 + HIGHWAY_SLOPE ** 2))
+    gain = math.sqrt(2 / (1 + HIGHWAY_SLOPE**2))
     return tape.normal(f"{INITIAL_WEIGHT}/{name}", shape) * np.float32(gain / math.sqrt(fan_in))
 
 
@@ -59,5 +60,9 @@ def moved_by_one_ulp(state):
 
     The yardstick of rounding: what such a move changes, no comparison of two frameworks can tell.
     """
-    return {name: np.where(value != 0, np.nextafter(value, np.float32(np.inf)), value)
-            if value.dtype == np.float32 else value for name, value in state.items()}
+    return {
+        name: np.where(value != 0, np.nextafter(value, np.float32(np.inf)), value)
+        if value.dtype == np.float32
+        else value
+        for name, value in state.items()
+    }

@@ -5,6 +5,7 @@ dict follow from it without a framework. The architecture is MedSegDiff's (Wu et
 arXiv:2211.00611): the U-Net of guided diffusion (Dhariwal & Nichol 2021, arXiv:2105.05233) and,
 beside it, the highway network (a 2D U-Net after Isensee et al. 2021) that sees the image alone.
 """
+
 from dataclasses import dataclass
 
 from guided_diffusion_core.config import NUM_CLASSES
@@ -18,6 +19,7 @@ HIGHWAY_MAX_WIDTH = 480
 @dataclass(frozen=True)
 class ConvPlan:
     """A 3x3 convolution of the network's input."""
+
     channels: int
     out_channels: int
 
@@ -25,6 +27,7 @@ class ConvPlan:
 @dataclass(frozen=True)
 class ResBlockPlan:
     """A residual block; `up` and `down` change the resolution by two."""
+
     channels: int
     out_channels: int
     up: bool = False
@@ -34,6 +37,7 @@ class ResBlockPlan:
 @dataclass(frozen=True)
 class AttentionPlan:
     """Self-attention over all positions."""
+
     channels: int
     num_heads: int
 
@@ -41,12 +45,14 @@ class AttentionPlan:
 @dataclass(frozen=True)
 class DownsamplePlan:
     """A 3x3 convolution of stride two."""
+
     channels: int
 
 
 @dataclass(frozen=True)
 class UpsamplePlan:
     """Nearest upsampling by two and a 3x3 convolution."""
+
     channels: int
 
 
@@ -57,6 +63,7 @@ class JoinPlan:
     block: index of the input block that they come from. channels: theirs, before a 1x1 convolution.
     out_channels: after it, as wide as the highway. size: side of both in pixels.
     """
+
     block: int
     channels: int
     out_channels: int
@@ -75,6 +82,7 @@ class HighwayPlan:
     joins:         version `1`: `JoinPlan` after each pooling but the last.
     embed:         version `1`: (in, out) channels of the bottleneck's way into the diffusion network.
     """
+
     context: tuple
     localization: tuple
     dropout: float
@@ -94,6 +102,7 @@ class HighwayPlan:
 class UNetPlan:
     """The whole network. `input_blocks` and `output_blocks` are tuples of blocks, a block is a
     tuple of layer plans; the output of each input block is joined by one output block."""
+
     version: str
     image_size: int
     in_channels: int
@@ -124,8 +133,12 @@ def make_plan(config):
     _check_sizes(config)
     channel_mult = _numbers("--channel_mult", config.channel_mult) or default_channel_mult(config.image_size)
     if config.image_size % 2 ** (len(channel_mult) - 1):
-        raise found_expected("--channel_mult", f"{len(channel_mult)} multipliers for {config.image_size} pixels",
-                             "a size divisible by two once per multiplier but the first", "Give fewer multipliers.")
+        raise found_expected(
+            "--channel_mult",
+            f"{len(channel_mult)} multipliers for {config.image_size} pixels",
+            "a size divisible by two once per multiplier but the first",
+            "Give fewer multipliers.",
+        )
     attention = _attention_downsampling(config, channel_mult)
     input_blocks, skips = _input_blocks(config, channel_mult, attention)
     width = skips[-1]
@@ -151,18 +164,24 @@ def make_plan(config):
 
 
 def _check_sizes(config):
-    for flag, value, unit in (("--image_size", config.image_size, "pixels"),
-                              ("--num_channels", config.num_channels, "channels")):
+    for flag, value, unit in (
+        ("--image_size", config.image_size, "pixels"),
+        ("--num_channels", config.num_channels, "channels"),
+    ):
         if value < 32 or value % 32:
-            raise found_expected(flag, value, f"a multiple of 32 {unit}",
-                                 f"Use {max(32, round(value / 32) * 32)}.")
+            raise found_expected(flag, value, f"a multiple of 32 {unit}", f"Use {max(32, round(value / 32) * 32)}.")
     if config.mask_channels < 1:
-        raise found_expected("--mask_channels", config.mask_channels, "at least 1",
-                             "Leave it out: it follows from the data.")
+        raise found_expected(
+            "--mask_channels", config.mask_channels, "at least 1", "Leave it out: it follows from the data."
+        )
     if config.in_ch <= config.mask_channels:
         masks = "the mask's" if config.mask_channels == 1 else f"the {config.mask_channels} of the mask"
-        raise found_expected("--in_ch", config.in_ch, f"at least one image channel and {masks}",
-                             "Leave it out: it follows from the data.")
+        raise found_expected(
+            "--in_ch",
+            config.in_ch,
+            f"at least one image channel and {masks}",
+            "Leave it out: it follows from the data.",
+        )
     if config.num_res_blocks < 1:
         raise found_expected("--num_res_blocks", config.num_res_blocks, "at least 1", "Use 2.")
 
@@ -179,25 +198,33 @@ def _numbers(flag, text):
 
 def _attention_downsampling(config, channel_mult):
     """The downsampling factors at which attention works, from resolutions in pixels."""
-    valid = [config.image_size // 2 ** level for level in range(len(channel_mult))]
+    valid = [config.image_size // 2**level for level in range(len(channel_mult))]
     wanted = _numbers("--attention_resolutions", config.attention_resolutions)
     for resolution in wanted:
         if resolution not in valid:
-            raise found_expected("--attention_resolutions", resolution,
-                                 f"resolutions of this network: {', '.join(map(str, valid))}",
-                                 "Choose among them, in pixels.")
+            raise found_expected(
+                "--attention_resolutions",
+                resolution,
+                f"resolutions of this network: {', '.join(map(str, valid))}",
+                "Choose among them, in pixels.",
+            )
     return {config.image_size // resolution for resolution in wanted}
 
 
 def _attention(config, channels, num_heads):
     if config.num_head_channels != -1:
         if config.num_head_channels < 1 or channels % config.num_head_channels:
-            raise found_expected("--num_head_channels", config.num_head_channels,
-                                 f"a divisor of the {channels} channels of an attention layer", "Use 32.")
+            raise found_expected(
+                "--num_head_channels",
+                config.num_head_channels,
+                f"a divisor of the {channels} channels of an attention layer",
+                "Use 32.",
+            )
         num_heads = channels // config.num_head_channels
     if num_heads < 1 or channels % num_heads:
-        raise found_expected("--num_heads", num_heads,
-                             f"a divisor of the {channels} channels of an attention layer", "Use 1, 4 or 8.")
+        raise found_expected(
+            "--num_heads", num_heads, f"a divisor of the {channels} channels of an attention layer", "Use 1, 4 or 8."
+        )
     return AttentionPlan(channels, num_heads)
 
 
@@ -209,7 +236,7 @@ def _input_blocks(config, channel_mult, attention):
         for _ in range(config.num_res_blocks):
             layers = [ResBlockPlan(width, mult * config.num_channels)]
             width = mult * config.num_channels
-            if 2 ** level in attention:
+            if 2**level in attention:
                 layers.append(_attention(config, width, config.num_heads))
             blocks.append(tuple(layers))
             skips.append(width)
@@ -228,7 +255,7 @@ def _output_blocks(config, channel_mult, attention, width, skips):
         for block in range(config.num_res_blocks + 1):
             layers = [ResBlockPlan(width + skips.pop(), mult * config.num_channels)]
             width = mult * config.num_channels
-            if 2 ** level in attention:
+            if 2**level in attention:
                 layers.append(_attention(config, width, heads))
             if level and block == config.num_res_blocks:
                 up = ResBlockPlan(width, width, up=True) if config.resblock_updown else UpsamplePlan(width)
@@ -242,7 +269,7 @@ def _highway_stages(config, poolings):
     `new` the anchors added to the first features are base + base + 2 base wide."""
     base = config.num_channels // 4
     cap = max(HIGHWAY_MAX_WIDTH, 2 * base)
-    widths = [min(base * 2 ** stage, cap) for stage in range(poolings + 1)]
+    widths = [min(base * 2**stage, cap) for stage in range(poolings + 1)]
     context = []
     previous = config.in_ch - config.mask_channels
     for width in widths[:-1]:
@@ -260,21 +287,37 @@ def _highway_stages(config, poolings):
 def _highway_new(config):
     context, localization = _highway_stages(config, HIGHWAY_POOLINGS)
     scales = tuple(2 ** (HIGHWAY_POOLINGS - 1 - stage) for stage in range(HIGHWAY_POOLINGS - 1))
-    return HighwayPlan(context, localization, config.highway_dropout, config.mask_channels, config.use_checkpoint,
-                       anchor_scales=scales)
+    return HighwayPlan(
+        context, localization, config.highway_dropout, config.mask_channels, config.use_checkpoint, anchor_scales=scales
+    )
 
 
 def _highway_v1(config, input_blocks, width):
     """One pooling for each downsampling of the diffusion network, so that both meet at the same
     resolutions; at 256 and 512 px these are the original's five. width: of the diffusion network's bottleneck."""
-    downsamplings = [index for index, block in enumerate(input_blocks)
-                     if isinstance(block[0], DownsamplePlan) or getattr(block[0], "down", False)]
+    downsamplings = [
+        index
+        for index, block in enumerate(input_blocks)
+        if isinstance(block[0], DownsamplePlan) or getattr(block[0], "down", False)
+    ]
     if not downsamplings:
-        raise found_expected("--channel_mult", f"{config.channel_mult!r} with --version 1", "two multipliers or more",
-                             "Write for example 1,2, or use --version new.")
+        raise found_expected(
+            "--channel_mult",
+            f"{config.channel_mult!r} with --version 1",
+            "two multipliers or more",
+            "Write for example 1,2, or use --version new.",
+        )
     context, localization = _highway_stages(config, len(downsamplings))
     joins = tuple(
         JoinPlan(block, input_blocks[block][0].channels, context[stage][-1][-1], config.image_size // 2 ** (stage + 1))
-        for stage, block in enumerate(downsamplings[:-1]))
-    return HighwayPlan(context, localization, config.highway_dropout, config.mask_channels, config.use_checkpoint,
-                       joins=joins, embed=(context[-1][-1][-1], width))
+        for stage, block in enumerate(downsamplings[:-1])
+    )
+    return HighwayPlan(
+        context,
+        localization,
+        config.highway_dropout,
+        config.mask_channels,
+        config.use_checkpoint,
+        joins=joins,
+        embed=(context[-1][-1][-1], width),
+    )

@@ -3,6 +3,7 @@
 They are the original's to the letter, so that its checkpoints load strictly; the batch norms of
 the highway network are called `instnorm` there.
 """
+
 from guided_diffusion_core.networks.medsegdiff.plan import AttentionPlan, ConvPlan, DownsamplePlan, ResBlockPlan
 
 BOTTLENECK_EMBED = "hwm.bottleneck_embed"  # version `1`; the original draws this layer anew in every call

@@ -1,0 +1,42 @@
+"""Fixtures of the conversion: a network's weights, a checkpoint, the command."""
+
+import runpy
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from support.conversions import CONFIG
+from support.small import random_state
+
+from guided_diffusion_core.conversion import convert
+from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+
+
+@pytest.fixture(scope="module")
+def weights():
+    state = random_state(state_shapes(make_plan(CONFIG.model)))
+    return {name: value if value.dtype == np.int64 else value.astype(np.float32) for name, value in state.items()}
+
+
+@pytest.fixture
+def source(weights):
+    return convert.Checkpoint(weights, CONFIG, "ema_0.9999", 700, ())
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run the command in this process: function of its arguments, returns (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["convert_checkpoint", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            runpy.run_path(str(ROOT / "scripts" / "convert_checkpoint.py"), run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        return (code, *capsys.readouterr())
+
+    return run
