@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+LISTED_NAMES = 8  # names that an error lists before it says how many more there are
 _COLLECTED = ContextVar("collected", default=None)  # the list of `collecting`, None outside
 
 
@@ -52,3 +53,10 @@ def report(error, each=None):
     if problems is None:
         raise error
     problems.extend(each or [error])
+
+
+def listed(names):
+    """The first few names in one line, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(str(name) for name in names[:LISTED_NAMES])
+    return shown + (f" and {len(names) - LISTED_NAMES} more" if len(names) > LISTED_NAMES else "")

@@ -10,14 +10,7 @@ import jittor as jt
 from jittor import nn
 
 from guided_diffusion_jt.fourier import spectral_filter
-from guided_diffusion_jt.nn import (
-    BatchNorm2d,
-    BilinearUpsample,
-    Dropout2d,
-    LeakyReLU,
-    MaxPool2d,
-    channel_mean,
-)
+from guided_diffusion_jt.nn import BatchNorm2d, BilinearUpsample, Dropout2d, LeakyReLU, MaxPool2d, channel_mean
 from guided_diffusion_jt.recompute import checkpoint
 
 

@@ -11,14 +11,7 @@ import torch.nn as nn
 
 from guided_diffusion_pt import runtime
 from guided_diffusion_pt.fourier import spectral_filter
-from guided_diffusion_pt.nn import (
-    BatchNorm2d,
-    BilinearUpsample,
-    Dropout2d,
-    LeakyReLU,
-    MaxPool2d,
-    channel_mean,
-)
+from guided_diffusion_pt.nn import BatchNorm2d, BilinearUpsample, Dropout2d, LeakyReLU, MaxPool2d, channel_mean
 from guided_diffusion_pt.recompute import checkpoint
 
 

@@ -13,13 +13,7 @@ from guided_diffusion_core import checkpoints
 from guided_diffusion_core.config import SamplingConfig, resolve
 from guided_diffusion_core.conversion import convert
 from parity.families import record_state
-from parity.medsegdiff_families import (
-    Images,
-    record_forward_backward,
-    record_steps,
-    training_config,
-    training_loop,
-)
+from parity.medsegdiff_families import Images, record_forward_backward, record_steps, training_config, training_loop
 
 
 def run_resume(port, case, weights, inputs, recorder):

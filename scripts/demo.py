@@ -12,10 +12,7 @@ from pathlib import Path
 SCRIPTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(SCRIPTS.parent))
 
-from guided_diffusion_core import (
-    command_line,
-    evaluation,
-)
+from guided_diffusion_core import command_line, evaluation
 from guided_diffusion_core.config import DataConfig  # noqa: E402
 from guided_diffusion_core.data import list_truths  # noqa: E402
 from guided_diffusion_core.data.layouts.isic import find_pairs  # noqa: E402

@@ -6,11 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guided_diffusion_core import (
-    checkpoints,
-    command_line,
-    sampling,
-)
+from guided_diffusion_core import checkpoints, command_line, sampling
 from guided_diffusion_core.backends import backend_module
 from guided_diffusion_core.data import open_dataset
 from guided_diffusion_core.noise import NoiseTape

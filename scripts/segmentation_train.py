@@ -5,10 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guided_diffusion_core import (
-    command_line,
-    training,
-)
+from guided_diffusion_core import command_line, training
 from guided_diffusion_core.backends import backend_module
 from guided_diffusion_core.config import resolve
 from guided_diffusion_core.data import open_dataset

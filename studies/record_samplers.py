@@ -17,11 +17,7 @@ from guided_diffusion_core import command_line  # noqa: E402
 from guided_diffusion_core.config import DataConfig  # noqa: E402
 from guided_diffusion_core.data import list_truths  # noqa: E402
 from guided_diffusion_core.errors import UserError  # noqa: E402
-from studies import (
-    brats,
-    sampler_study,
-    samplers,
-)
+from studies import brats, sampler_study, samplers
 from studies.sampler_study import Point  # noqa: E402
 
 # Name of the network -> predict_xstart, optimizer steps, those over which the rate falls, and those between

@@ -8,23 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from guided_diffusion_core.backends import BACKENDS, backend_module
-
-ROOT = Path(__file__).resolve().parents[1]
-
-# MEDSEGDIFF_BACKENDS=pytorch runs the tests of one backend alone, on a machine without the other.
-BACKENDS = tuple(os.environ.get("MEDSEGDIFF_BACKENDS", ",".join(BACKENDS)).split(","))
-
-
-class Backend:
-    """One implementation: name, and `module("unet")` for its module of that name."""
-
-    def __init__(self, name):
-        self.name = name
-
-    def module(self, name):
-        return backend_module(self.name, name)
+from support.backends import BACKENDS, ROOT, Backend
 
 
 def pytest_report_header(config):

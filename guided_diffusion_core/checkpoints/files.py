@@ -22,14 +22,13 @@ from safetensors.numpy import save_file
 
 from guided_diffusion_core import config as configuration
 from guided_diffusion_core.checkpoints import pointers
-from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.errors import UserError, found_expected, listed
 from guided_diffusion_core.networks.medsegdiff.state_shapes import BOTTLENECK_EMBED
 
 FORMAT = "medsegdiff-parity 1"
 NETWORK = "model"
 TRAINER = "trainer"
 VALIDATION = "validation.json"
-LISTED_NAMES = 8  # names of each kind that an error lists
 
 
 def average_name(rate):
@@ -274,7 +273,7 @@ def check_state(expected, arrays, where):
         if name in arrays and tuple(arrays[name].shape) != tuple(shape)
     ]
     problems = [
-        f"{len(names)} {kind}: {_listed(names)}"
+        f"{len(names)} {kind}: {listed(names)}"
         for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
         if names
     ]
@@ -284,8 +283,3 @@ def check_state(expected, arrays, where):
             + "; ".join(problems)
             + ". Use the checkpoint of this architecture."
         )
-
-
-def _listed(names):
-    more = len(names) - LISTED_NAMES
-    return ", ".join(names[:LISTED_NAMES]) + (f" and {more} more" if more > 0 else "")

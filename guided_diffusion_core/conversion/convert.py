@@ -21,7 +21,7 @@ from guided_diffusion_core.config import Config
 from guided_diffusion_core.conversion.infer_config import infer
 from guided_diffusion_core.conversion.pickles import read_pkl, write_pkl
 from guided_diffusion_core.conversion.torch_files import read_pt, write_pt
-from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.errors import found_expected, listed
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan
 from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
 from guided_diffusion_core.system.files import READ_ERRORS, read_bytes, write_atomic
@@ -210,10 +210,9 @@ def _check_types(arrays, path):
         if value.dtype not in ((np.int64,) if name.endswith(COUNTER) else (np.float32, np.float64))
     ]
     if wrong:
-        listed = ", ".join(wrong[: checkpoints.LISTED_NAMES])
         raise found_expected(
             path,
-            f"{len(wrong)} tensors of another type: {listed}",
+            f"{len(wrong)} tensors of another type: {listed(wrong)}",
             f"float32 or float64, and int64 for {COUNTER}",
             "Save the network again.",
         )

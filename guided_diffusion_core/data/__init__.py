@@ -4,7 +4,10 @@ import re
 
 import blobfile as bf
 
-from guided_diffusion_core.data import (
+from guided_diffusion_core.data.dataset import Case, Dataset, Example, Truth
+from guided_diffusion_core.data.formats.slices import require_all_slices
+from guided_diffusion_core.data.formats.volumes import stem
+from guided_diffusion_core.data.layouts import (
     brats,
     brats_slices,
     ddti,
@@ -14,9 +17,6 @@ from guided_diffusion_core.data import (
     plain_volumes,
     refuge2,
 )
-from guided_diffusion_core.data.dataset import Case, Dataset, Example, Truth
-from guided_diffusion_core.data.formats.slices import require_all_slices
-from guided_diffusion_core.data.formats.volumes import stem
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.system.files import walk_files
 

@@ -6,9 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from guided_diffusion_core.data.formats.labels import LabelMap
-from guided_diffusion_core.errors import UserError, found_expected, report
-
-LISTED_NAMES = 8  # names that an error lists before it says how many more there are
+from guided_diffusion_core.errors import LISTED_NAMES, UserError, found_expected, listed, report
 
 
 @dataclass(frozen=True)
@@ -97,13 +95,6 @@ class Truth:
     slices: tuple | None = None
     label_map: LabelMap = LabelMap()
     planes: tuple | None = None
-
-
-def listed(names):
-    """The first few names in one line, and how many more there are."""
-    names = list(names)
-    shown = ", ".join(str(name) for name in names[:LISTED_NAMES])
-    return shown + (f" and {len(names) - LISTED_NAMES} more" if len(names) > LISTED_NAMES else "")
 
 
 def require_unique(paths_by_name, where):

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from guided_diffusion_core.data.dataset import Case, Example, Truth, listed, require_unique
+from guided_diffusion_core.data.dataset import Case, Example, Truth, require_unique
 from guided_diffusion_core.data.formats.images import image_size, read_masks, read_picture
 from guided_diffusion_core.data.formats.transforms import RGB_RULE
-from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.errors import UserError, found_expected, listed
 
 PICTURE_SUFFIX = re.compile(r"\.(jpg|jpeg|png|bmp|tif|tiff)$", re.IGNORECASE)
 MASK_ENDING = re.compile(r"[_-](mask|masks|segmentation|seg|label|labels|gt|groundtruth)$", re.IGNORECASE)

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from guided_diffusion_core.data.dataset import Case, Example, Truth, listed, require_unique
+from guided_diffusion_core.data.dataset import Case, Example, Truth, require_unique
 from guided_diffusion_core.data.formats.slices import parse_slices
 from guided_diffusion_core.data.formats.transforms import resize_linear, resize_nearest
 from guided_diffusion_core.data.formats.volumes import VolumeCache, read_geometry, read_volume, slices_above_zero
-from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.errors import UserError, found_expected, listed
 
 CACHE_BYTES = 4 << 30  # of prepared volumes, in each process that reads data
 

@@ -7,8 +7,8 @@ import blobfile as bf
 import numpy as np
 from tqdm import tqdm
 
-from guided_diffusion_core.data.dataset import Truth, listed
-from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.data.dataset import Truth
+from guided_diffusion_core.errors import UserError, found_expected, listed
 from guided_diffusion_core.evaluation import scores, statistics
 from guided_diffusion_core.evaluation.metrics import count, pixel_agreement
 from guided_diffusion_core.evaluation.predictions import (

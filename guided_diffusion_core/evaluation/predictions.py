@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from nibabel.affines import voxel_sizes
 
-from guided_diffusion_core.data.dataset import listed
 from guided_diffusion_core.data.formats.volumes import read_geometry
 from guided_diffusion_core.data.truths import read_truth_masks
-from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.errors import UserError, found_expected, listed
 from guided_diffusion_core.results.fusion import binarize
 from guided_diffusion_core.results.outputs import MASK, PROBABILITY, UNCERTAINTY, find_output, read_output
 from guided_diffusion_core.system.files import require_folder

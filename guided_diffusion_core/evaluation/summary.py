@@ -5,14 +5,9 @@ from collections import Counter
 
 from tqdm import tqdm
 
-from guided_diffusion_core.data.dataset import listed
+from guided_diffusion_core.errors import listed
 from guided_diffusion_core.evaluation import calibration, scores, statistics
-from guided_diffusion_core.evaluation.predictions import (
-    common_labels,
-    find_predictions,
-    read_scored,
-    spacing_of,
-)
+from guided_diffusion_core.evaluation.predictions import common_labels, find_predictions, read_scored, spacing_of
 from guided_diffusion_core.results.outputs import MASK
 from guided_diffusion_core.system.files import write_atomic
 

@@ -13,7 +13,7 @@ import blobfile as bf
 import numpy as np
 from PIL import Image
 
-from guided_diffusion_core.data.dataset import listed
+from guided_diffusion_core.errors import listed
 from guided_diffusion_core.data.formats.images import decode
 from guided_diffusion_core.data.formats.transforms import resize_linear
 from guided_diffusion_core.data.formats.volumes import Geometry, read_volume, volume_bytes

@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, ROOT
+from support.backends import BACKENDS, ROOT
 
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.system import environment

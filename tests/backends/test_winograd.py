@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import BACKENDS
 from scipy.signal import correlate2d
+from support.backends import BACKENDS
 
 from guided_diffusion_core.networks import winograd
 

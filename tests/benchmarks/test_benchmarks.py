@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, ROOT, Backend
+from support.backends import BACKENDS, ROOT, Backend
 
 from benchmarks import operations, ours, report, run, scaling
 from benchmarks.cases import SCALING, Case, make_cases, plan, settings

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from support.backends import ROOT
 
 from guided_diffusion_core import command_line, config
 from guided_diffusion_core.backends import BACKENDS, backend_module
@@ -30,7 +30,7 @@ def end_of(body):
     """Exit code, stdout and stderr of a command with this body of `main`."""
     code = (
         "from guided_diffusion_core import command_line\nfrom guided_diffusion_core.errors import UserError\n"
-        f"def main():\n    {body}\ncli.run_command(main)"
+        f"def main():\n    {body}\ncommand_line.run_command(main)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
     return done.returncode, done.stdout, done.stderr
@@ -190,7 +190,7 @@ def test_unexpected_error_keeps_its_traceback():
 
 
 def test_reader_that_leaves_early_is_no_error():
-    code = "from guided_diffusion_core import command_line\ncli.run_command(lambda: print('x\\n' * 10**6))"
+    code = "from guided_diffusion_core import command_line\ncommand_line.run_command(lambda: print('x\\n' * 10**6))"
     writer = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     writer.stdout.readline()
     writer.stdout.close()

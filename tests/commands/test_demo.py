@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
+from support.backends import ROOT
 
 from guided_diffusion_core import checkpoints, config
 from guided_diffusion_core.data import list_truths, open_dataset

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from support.backends import ROOT
 from support.conversions import CONFIG
 from support.small import random_state
 

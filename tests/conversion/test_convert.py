@@ -8,7 +8,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from support.backends import ROOT
 from support.conversions import CONFIG, FORMATS, GIVEN, assert_bitwise, in_order, without_counters
 from support.small import NETWORK
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import BACKENDS, ROOT
+from support.backends import BACKENDS, ROOT
 from support.conversions import FLAGS
 
 from guided_diffusion_core import checkpoints

@@ -4,12 +4,13 @@ import re
 import shlex
 
 import pytest
-from conftest import ROOT
+from support.backends import ROOT
 
 from guided_diffusion_core import command_line
 from guided_diffusion_core.config import DataConfig, setting_names
-from guided_diffusion_core.data import LAYOUTS, brats, folders, isic, known_layout, nnunet, pairs, refuge2
+from guided_diffusion_core.data import LAYOUTS, known_layout, pairs
 from guided_diffusion_core.data.formats.transforms import CHANNEL_RULES, RGB_RULE, ZSCORE_ALL_RULE, ZSCORE_RULE
+from guided_diffusion_core.data.layouts import brats, folders, isic, nnunet, refuge2
 
 PAGE = (ROOT / "docs" / "data.md").read_text()
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))

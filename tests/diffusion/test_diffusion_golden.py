@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from support.backends import ROOT
 from support.toy import ToyData, ToyNetwork, array, draws, make_diffusion, process_through, relative_rms, tensor
 
 from guided_diffusion_core.diffusion.schedule import (

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, Backend
+from support.backends import BACKENDS, Backend
 from support.toy import ToyData, ToyNetwork, array, gradient_of, make_diffusion, tensor
 
 from guided_diffusion_core.diffusion.schedule import LossType, ModelMeanType, ModelVarType

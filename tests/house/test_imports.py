@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import BACKENDS, ROOT
+from support.backends import BACKENDS, ROOT
 
 FRAMEWORKS = {"torch", "jittor", "jittor_utils"}
 PACKAGES = {"guided_diffusion_pt", "guided_diffusion_jt"}

@@ -4,7 +4,7 @@ import ast
 import dataclasses
 
 import pytest
-from conftest import ROOT
+from support.backends import ROOT
 
 from parity.ledger import UPSTREAM_DIFFERENCES
 

@@ -6,7 +6,7 @@ forward pass: `forward` in PyTorch, `execute` in Jittor.
 
 import ast
 
-from conftest import ROOT
+from support.backends import ROOT
 
 from parity.ledger import MIRROR_DIFFERENCES
 

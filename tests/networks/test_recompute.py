@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, Backend
+from support.backends import BACKENDS, Backend
 from support.small import NETWORK, NETWORK_V1, RandomDataset, computing, random_state, small_config
 
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, ROOT
+from support.backends import BACKENDS, ROOT
 from support.parity_runs import parity, result_of
 
 from parity import run

@@ -1,7 +1,7 @@
 """The worked example of `parity/README.md`, by the public command."""
 
 import pytest
-from conftest import BACKENDS, ROOT
+from support.backends import BACKENDS, ROOT
 from support.parity_runs import parity, result_of
 
 pytestmark = pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")

@@ -6,7 +6,7 @@ about 1e-12, and a wrong one cannot come near 1e-9.
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, Backend
+from support.backends import BACKENDS, Backend
 from support.small import NETWORK, NETWORK_V1, computing, random_state
 
 from guided_diffusion_core.config import ModelConfig

@@ -4,7 +4,7 @@ import re
 import types
 
 import pytest
-from conftest import BACKENDS, ROOT
+from support.backends import BACKENDS, ROOT
 from support.parity_runs import parity
 
 from guided_diffusion_core.errors import UserError

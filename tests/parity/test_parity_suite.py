@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import BACKENDS
+from support.backends import BACKENDS
 from support.parity_runs import parity, result_of
 
 from parity import run

@@ -8,7 +8,7 @@ against itself from weights that lie one ulp beside: up, down, and in random dir
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, Backend
+from support.backends import BACKENDS, Backend
 from support.small import RandomDataset, computing, small_config
 
 from guided_diffusion_core.networks.medsegdiff.initialization import initial_state, moved_by_one_ulp

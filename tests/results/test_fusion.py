@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from support.backends import ROOT
 
 from guided_diffusion_core.config import FUSIONS
 from guided_diffusion_core.results.fusion import STAPLE_ITERATIONS, binarize, fuse

@@ -12,6 +12,7 @@ from support.small import small_config
 
 from guided_diffusion_core import evaluation
 from guided_diffusion_core import checkpoints
+from guided_diffusion_core.checkpoints import files
 from guided_diffusion_core import sampling
 from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.conversion import convert
@@ -72,7 +73,7 @@ def test_checkpoints(weights, tmp_path):
 def test_any_value_of_a_setting_in_a_checkpoint(weights, tmp_path, monkeypatch, value):
     """A whole file whose configuration says something else of one setting."""
     written = []
-    monkeypatch.setattr(checkpoint, "_metadata", lambda step, config, network: {
+    monkeypatch.setattr(files, "_metadata", lambda step, config, network: {
         "format": checkpoints.FORMAT, "step": "3", "config": json.dumps(written[-1]), "network": network})
     path = tmp_path / "model.safetensors"
     seen = Counter()

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, Backend
+from support.backends import BACKENDS, Backend
 from support.small import RandomDataset, small_config
 
 from guided_diffusion_core import checkpoints

@@ -10,8 +10,8 @@ import time
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
+from support.backends import ROOT
 from support.small import RandomDataset
 
 from guided_diffusion_core.config import resolve

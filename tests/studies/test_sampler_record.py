@@ -7,8 +7,8 @@ import re
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
+from support.backends import ROOT
 from support.small import small_config
 
 from guided_diffusion_core import checkpoints

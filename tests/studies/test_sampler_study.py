@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, ROOT
 from scipy.optimize import minimize_scalar
+from support.backends import BACKENDS, ROOT
 from support.small import random_state, small_config
 
 from guided_diffusion_core import checkpoints

@@ -4,7 +4,7 @@ import io
 import zipfile
 
 import pytest
-from conftest import BACKENDS
+from support.backends import BACKENDS
 from support.small import small_config
 
 FORMATS = (".pt", ".pth", ".pkl", ".safetensors")

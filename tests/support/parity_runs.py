@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from conftest import ROOT
+from support.backends import ROOT
 
 
 def parity(*args, cwd=ROOT):

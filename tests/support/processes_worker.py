@@ -11,7 +11,7 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
-from conftest import Backend  # noqa: E402
+from support.backends import Backend  # noqa: E402
 from support.small import NETWORK_V1, RandomDataset, computing, small_config  # noqa: E402
 
 STEPS = 2

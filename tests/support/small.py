@@ -4,7 +4,7 @@ import os
 from contextlib import contextmanager
 
 import numpy as np
-from conftest import BACKENDS, Backend
+from support.backends import BACKENDS, Backend
 
 from guided_diffusion_core.config import resolve
 from guided_diffusion_core.data.dataset import Case, Example

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from support.backends import ROOT
 from support.processes_worker import TRAININGS
 from support.small import NETWORK, RandomDataset, small_config
 

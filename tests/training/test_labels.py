@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, Backend
+from support.backends import BACKENDS, Backend
 from support.small import NETWORK, NETWORK_V1, RandomDataset, random_state, small_config
 from support.toy import ToyData, ToyNetwork, array, make_diffusion, tensor
 

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, ROOT, Backend
+from support.backends import BACKENDS, ROOT, Backend
 from support.small import NETWORK, NETWORK_V1, RandomDataset, random_state, small_config
 
 from guided_diffusion_core import checkpoints, config, sampling

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, ROOT, Backend
+from support.backends import BACKENDS, ROOT, Backend
 from support.small import NETWORK, RandomDataset, computing, small_config
 
 from guided_diffusion_core import checkpoints, training

@@ -8,8 +8,8 @@ import numpy as np
 from tqdm import tqdm
 
 from guided_diffusion_core.data.check.examine import ERROR, WARNING, Problem, as_problem, examine
-from guided_diffusion_core.data.dataset import listed
 from guided_diffusion_core.data.formats.volumes import AFFINE_TOLERANCE
+from guided_diffusion_core.errors import listed
 
 QUANTILES = (0.5, 25, 50, 75, 99.5)  # percent, of the fingerprint's intensities
 

@@ -10,11 +10,11 @@ import blobfile as bf
 import numpy as np
 
 from guided_diffusion_core.data.check.inventory import files_of_volumes
-from guided_diffusion_core.data.dataset import Truth, listed, require_unique
+from guided_diffusion_core.data.dataset import Truth, require_unique
 from guided_diffusion_core.data.formats.volumes import AFFINE_TOLERANCE, Geometry, read_geometry, read_plane, stem
 from guided_diffusion_core.data.layouts.brats import DEFAULT_LABELS, LABELS, MODALITIES, REGIONS, VOLUMES
 from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, volume_truths
-from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.errors import found_expected, listed
 from guided_diffusion_core.system.files import require_folder, walk_files
 
 FILE = re.compile(rf"(?P<case>.+)_(?P<part>{'|'.join((*MODALITIES, LABELS))})_(?P<slice>\d+)(_w)?", re.IGNORECASE)

@@ -11,7 +11,6 @@ import blobfile as bf
 import numpy as np
 
 from guided_diffusion_core.data.check.inventory import files_of_volumes
-from guided_diffusion_core.data.dataset import listed
 from guided_diffusion_core.data.formats.images import channel_values, image_size
 from guided_diffusion_core.data.formats.labels import LabelMap
 from guided_diffusion_core.data.formats.slices import require_all_slices
@@ -19,7 +18,7 @@ from guided_diffusion_core.data.formats.transforms import channel_rule, resize_l
 from guided_diffusion_core.data.formats.volumes import SUFFIXES
 from guided_diffusion_core.data.pairs import Pair, PairDataset, pair_truths
 from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, VolumeLayout, volume_truths
-from guided_diffusion_core.errors import UserError, found_expected, report
+from guided_diffusion_core.errors import UserError, found_expected, listed, report
 from guided_diffusion_core.system.files import read_bytes, require_folder
 
 DESCRIPTION = "dataset.json"
