@@ -1,41 +1,41 @@
-"""The one error that a user of the command lines is meant to see."""
+"""The one kind of error that a user of the command line is meant to see."""
 
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-LISTED_NAMES = 8  # names that an error lists before it says how many more there are
-_COLLECTED = ContextVar("collected", default=None)  # the list of `collecting`, None outside
+MAX_NAMES = 8  # names that an error spells out before it only counts the rest
+_COLLECTED = ContextVar("collected", default=None)  # the list of the innermost `collecting`; None outside
 
 
 class UserError(Exception):
-    """Something that the user gave is wrong: a file, a folder or a flag.
+    """An error in something that the user gave: a file, a folder or a flag.
 
-    The message is one clear sentence or a short list: which file or flag, what was found,
-    what was expected and how to mend it. Command lines print it without a traceback and exit
+    The message is one clear sentence or a short list. It says which file or flag is wrong, what was
+    found, what was expected and how to fix it. Command lines print it without a traceback and exit
     with code 2.
 
-    parts: (where, found, expected, mend) as texts, of an error made by `found_expected`; else None.
+    parts: (where, found, expected, fix) as texts if `found_expected` made the error, otherwise None.
     """
 
     parts = None
 
 
-def found_expected(where, found, expected, mend):
-    """Return the `UserError` of the house's one form.
+def found_expected(where, found, expected, fix):
+    """Return a `UserError` in the common form "where: found X; expected Y. Fix."
 
     where:    the file or flag that is wrong.
     found:    what is there now.
     expected: what should be there.
-    mend:     what the user can do, an imperative sentence.
+    fix:      what the user can do, as an imperative sentence.
     """
-    error = UserError(f"{where}: found {found}; expected {expected}. {mend}")
-    error.parts = tuple(map(str, (where, found, expected, mend)))
+    error = UserError(f"{where}: found {found}; expected {expected}. {fix}")
+    error.parts = (str(where), str(found), str(expected), str(fix))
     return error
 
 
 @contextmanager
 def collecting():
-    """Inside, `report` appends to the list that this yields and returns, so that all problems come to light."""
+    """Make `report` collect errors instead of raising the first one; yields the list that they go to."""
     problems = []
     token = _COLLECTED.set(problems)
     try:
@@ -45,9 +45,9 @@ def collecting():
 
 
 def report(error, each=None):
-    """Raise a `UserError`, or inside `collecting` keep it; the caller then goes on as well as it can.
+    """Raise a `UserError`, or add it to the list of `collecting`, after which the caller goes on as well as it can.
 
-    each: the single errors that `error` sums up, which are kept in its place.
+    each: the single errors that `error` summarises; they are collected in its place.
     """
     problems = _COLLECTED.get()
     if problems is None:
@@ -55,8 +55,9 @@ def report(error, each=None):
     problems.extend(each or [error])
 
 
-def listed(names):
-    """The first few names in one line, and how many more there are."""
+def join_names(names):
+    """Return the first names as one line, followed by the number of those left out."""
     names = list(names)
-    shown = ", ".join(str(name) for name in names[:LISTED_NAMES])
-    return shown + (f" and {len(names) - LISTED_NAMES} more" if len(names) > LISTED_NAMES else "")
+    line = ", ".join(str(name) for name in names[:MAX_NAMES])
+    rest = len(names) - MAX_NAMES
+    return f"{line} and {rest} more" if rest > 0 else line

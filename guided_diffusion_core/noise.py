@@ -2,13 +2,13 @@
 
 A draw is keyed by (seed, site, step, case, member) and made by a counter-based generator
 (Philox; Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). No draw depends on
-another one, so the numbers are the same whatever the batch size, the order of the cases, the
-device, the number of processes and the framework.
+another one. So the numbers do not change with the batch size, the order of the cases, the device,
+the number of processes or the framework.
 
-Sites are names such as "train/noise" or "dropout/input_blocks.1.0.out_layers.2". In training a
-draw's case is the slot of the example in the whole batch (0, 1, ...); in sampling it is the
-name of the case, so that a case gets the same noise alone and among others. The steps of
-`TRAIN_AUGMENT` are the examples of the run, one after the other, whatever the batches.
+Sites are names such as "train/noise" or "dropout/input_blocks.1.0.out_layers.2". In training, a
+draw's case is the position of the example in the whole batch (0, 1, ...). In sampling it is the name
+of the case, so that a case gets the same noise by itself as among others. The steps of
+`TRAIN_AUGMENT` count the examples of the run, whatever the batches.
 """
 
 import hashlib
@@ -23,64 +23,68 @@ SAMPLE_INITIAL = "sample/initial"
 SAMPLE_STEP = "sample/step"
 INITIAL_WEIGHT = "initial_weight"
 
+_CHUNK = 2**15  # numbers drawn at a time
 
-_PIECE = 2**15  # numbers that are drawn at a time
 
+def _draw_float32(shape, draw):
+    """Return a float32 array of the numbers that `draw(count)` gives as float64.
 
-def _filled(shape, draw):
-    """A float32 array of what `draw(count)` gives as float64, a piece at a time: memory for all of it takes as long
-    as the numbers."""
+    The numbers are drawn in chunks: to get memory for all of them at once takes as long as to draw them.
+    """
     values = np.empty(shape, np.float32)
     flat = values.reshape(-1)
-    for start in range(0, flat.size, _PIECE):
-        piece = flat[start : start + _PIECE]
-        piece[...] = draw(piece.size)
+    for start in range(0, flat.size, _CHUNK):
+        chunk = flat[start : start + _CHUNK]
+        chunk[...] = draw(chunk.size)
     return values
 
 
 class NoiseTape:
     """Random numbers by place, from one seed.
 
-    seed: int, any size and sign.
+    seed: int, of any size and sign.
     """
 
     def __init__(self, seed):
         self.seed = int(seed)
 
     def _generator(self, site, step, case, member):
+        # The hash of the whole place is the generator's key, so that nearby places share nothing.
         place = repr((self.seed, str(site), int(step), str(case), int(member)))
         key = hashlib.blake2b(place.encode(), digest_size=16).digest()
         return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
 
     def normal(self, site, shape, *, step=0, case=0, member=0):
-        """Standard normal values, float32, of the given shape."""
-        return _filled(shape, self._generator(site, step, case, member).standard_normal)
+        """Draw standard normal values: float32 of the given shape."""
+        return _draw_float32(shape, self._generator(site, step, case, member).standard_normal)
 
     def uniform(self, site, shape=(), *, step=0, case=0, member=0):
-        """Values of U[0, 1), float64, of the given shape."""
+        """Draw values from U[0, 1): float64 of the given shape."""
         return self._generator(site, step, case, member).random(shape)
 
     def symmetric_uniform(self, site, shape, bound):
-        """Values of U[-bound, bound), float32, of the given shape."""
+        """Draw values from U[-bound, bound): float32 of the given shape."""
         generator = self._generator(site, 0, 0, 0)
-        return _filled(shape, lambda count: (2 * generator.random(count) - 1) * bound)
+        return _draw_float32(shape, lambda count: (2 * generator.random(count) - 1) * bound)
 
     def permutation(self, site, n, *, step=0):
-        """The numbers 0 to n - 1 in random order, int64."""
+        """Draw a random order of the numbers 0 to n - 1: int64 (n,)."""
         return self._generator(site, step, 0, 0).permutation(n)
 
     def normal_batch(self, site, shape, *, step, cases, members=None):
-        """One draw of `shape` for each case, stacked: float32 (len(cases), *shape).
+        """Draw standard normal values of `shape` for each case: float32 (len(cases), *shape).
 
-        members: the ensemble member of each row; 0 for all if None.
+        members: the ensemble member of each row; None means 0 for all rows.
         """
-        members = [0] * len(cases) if members is None else members
-        return np.stack(
-            [self.normal(site, shape, step=step, case=case, member=member) for case, member in zip(cases, members)]
-        )
+        if members is None:
+            members = [0] * len(cases)
+        rows = [self.normal(site, shape, step=step, case=case, member=member) for case, member in zip(cases, members)]
+        return np.stack(rows)
 
     def keep_mask(self, site, shape, rate, *, step, cases):
-        """Inverted-dropout masks (Srivastava et al. 2014): 0 with probability `rate`, else
-        1 / (1 - rate); float32 (len(cases), *shape)."""
+        """Draw inverted-dropout masks (Srivastava et al. 2014): float32 (len(cases), *shape).
+
+        A value is 0 with probability `rate`, otherwise 1 / (1 - rate).
+        """
         kept = np.stack([self.uniform(site, shape, step=step, case=case) >= rate for case in cases])
         return (kept / (1.0 - rate)).astype(np.float32)

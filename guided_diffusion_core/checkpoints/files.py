@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from guided_diffusion_core import config as configuration
 from guided_diffusion_core.checkpoints import pointers
-from guided_diffusion_core.errors import UserError, found_expected, listed
+from guided_diffusion_core.errors import UserError, found_expected, join_names
 from guided_diffusion_core.networks.medsegdiff.state_shapes import BOTTLENECK_EMBED
 
 FORMAT = "medsegdiff-parity 1"
@@ -273,7 +273,7 @@ def check_state(expected, arrays, where):
         if name in arrays and tuple(arrays[name].shape) != tuple(shape)
     ]
     problems = [
-        f"{len(names)} {kind}: {listed(names)}"
+        f"{len(names)} {kind}: {join_names(names)}"
         for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
         if names
     ]

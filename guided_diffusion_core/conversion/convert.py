@@ -21,7 +21,7 @@ from guided_diffusion_core.config import Config
 from guided_diffusion_core.conversion.infer_config import infer
 from guided_diffusion_core.conversion.pickles import read_pkl, write_pkl
 from guided_diffusion_core.conversion.torch_files import read_pt, write_pt
-from guided_diffusion_core.errors import found_expected, listed
+from guided_diffusion_core.errors import found_expected, join_names
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan
 from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
 from guided_diffusion_core.system.files import READ_ERRORS, read_bytes, write_atomic
@@ -212,7 +212,7 @@ def _check_types(arrays, path):
     if wrong:
         raise found_expected(
             path,
-            f"{len(wrong)} tensors of another type: {listed(wrong)}",
+            f"{len(wrong)} tensors of another type: {join_names(wrong)}",
             f"float32 or float64, and int64 for {COUNTER}",
             "Save the network again.",
         )
@@ -233,15 +233,19 @@ def _setting(config, name):
 
 
 def _explained(config, assumed):
-    """What is said about a configuration that was not in the file."""
+    """Return the notes for a configuration that was not in the file."""
 
-    def listed(names):
-        values = {name: _setting(config, name) for name in names}
-        return ", ".join(f"{name} {value if value != '' else 'empty'}" for name, value in values.items())
+    def values(names):
+        parts = []
+        for name in names:
+            value = _setting(config, name)
+            shown = "empty" if value == "" else value
+            parts.append(f"{name} {shown}")
+        return ", ".join(parts)
 
-    shown = [name for name in configuration.setting_names("model") if name not in assumed]
+    inferred = [name for name in configuration.setting_names("model") if name not in assumed]
     return [
-        f"From names and shapes or flags: {listed(shown)}.",
-        "Not to be seen in weights, taken from the original's defaults (give a flag where yours "
-        f"differs): {listed(assumed)}.",
+        f"From names and shapes or flags: {values(inferred)}.",
+        "Not visible in the weights, taken from the original's defaults (give a flag where yours differs): "
+        f"{values(assumed)}.",
     ]

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from guided_diffusion_core.data.formats.labels import LabelMap
-from guided_diffusion_core.errors import LISTED_NAMES, UserError, found_expected, listed, report
+from guided_diffusion_core.errors import MAX_NAMES, UserError, found_expected, join_names, report
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def require_unique(paths_by_name, where):
     """
     doubled = {name: paths for name, paths in paths_by_name.items() if len(paths) > 1}
     if doubled:
-        shown = list(doubled.items())[:LISTED_NAMES]
-        lines = "\n".join(f"  {name}: {listed(paths)}" for name, paths in shown)
+        shown = list(doubled.items())[:MAX_NAMES]
+        lines = "\n".join(f"  {name}: {join_names(paths)}" for name, paths in shown)
         each = [
             found_expected(
                 path,

@@ -8,7 +8,7 @@ import numpy as np
 from guided_diffusion_core.data.dataset import Case, Example, Truth, require_unique
 from guided_diffusion_core.data.formats.images import image_size, read_masks, read_picture
 from guided_diffusion_core.data.formats.transforms import RGB_RULE
-from guided_diffusion_core.errors import UserError, found_expected, listed
+from guided_diffusion_core.errors import UserError, found_expected, join_names
 
 PICTURE_SUFFIX = re.compile(r"\.(jpg|jpeg|png|bmp|tif|tiff)$", re.IGNORECASE)
 MASK_ENDING = re.compile(r"[_-](mask|masks|segmentation|seg|label|labels|gt|groundtruth)$", re.IGNORECASE)
@@ -66,9 +66,9 @@ def require_paired(pairs, data_dir, layout):
     images = len(pairs) - len(orphans)
     found = []
     if bare:
-        found.append(f"{len(bare)} of {images} images without a mask ({listed(bare)})")
+        found.append(f"{len(bare)} of {images} images without a mask ({join_names(bare)})")
     if orphans:
-        found.append(f"{len(orphans)} masks without an image ({listed(orphans)})")
+        found.append(f"{len(orphans)} masks without an image ({join_names(orphans)})")
     if found:
         raise UserError(
             f"--data_dir {str(data_dir)!r}: found {' and '.join(found)}; expected {layout}. "

@@ -8,7 +8,7 @@ from guided_diffusion_core.data.dataset import Case, Example, Truth, require_uni
 from guided_diffusion_core.data.formats.slices import parse_slices
 from guided_diffusion_core.data.formats.transforms import resize_linear, resize_nearest
 from guided_diffusion_core.data.formats.volumes import VolumeCache, read_geometry, read_volume, slices_above_zero
-from guided_diffusion_core.errors import UserError, found_expected, listed
+from guided_diffusion_core.errors import UserError, found_expected, join_names
 
 CACHE_BYTES = 4 << 30  # of prepared volumes, in each process that reads data
 
@@ -26,7 +26,7 @@ class CaseFiles:
         """Raise `UserError` naming the case and what it lacks of the parts `wanted`."""
         missing = [part for part in wanted if part not in self.paths]
         if missing:
-            also = f" (and {listed(self.others)} of unknown meaning)" if self.others else ""
+            also = f" (and {join_names(self.others)} of unknown meaning)" if self.others else ""
             raise found_expected(
                 f"case {self.name} in {self.folder}",
                 f"only {', '.join(sorted(self.paths))}{also}; {', '.join(missing)} missing",

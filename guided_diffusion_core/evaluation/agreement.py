@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from guided_diffusion_core.data.dataset import Truth
-from guided_diffusion_core.errors import UserError, found_expected, listed
+from guided_diffusion_core.errors import UserError, found_expected, join_names
 from guided_diffusion_core.evaluation import scores, statistics
 from guided_diffusion_core.evaluation.metrics import count, pixel_agreement
 from guided_diffusion_core.evaluation.predictions import (
@@ -155,7 +155,7 @@ def _require_comparable(first, second):
         alone = sorted(set(slices[0]) ^ set(slices[1]))
         raise UserError(
             f"{first.folder} and {second.folder}: found {len(alone)} cases in only one of the two "
-            f"({listed(alone)}); expected the same cases. Sample and score the same data in both."
+            f"({join_names(alone)}); expected the same cases. Sample and score the same data in both."
         )
     for case, chosen in slices[0].items():
         _require_same(first, second, f"slices of {case}", chosen, slices[1][case])

@@ -11,7 +11,7 @@ from nibabel.affines import voxel_sizes
 
 from guided_diffusion_core.data.formats.volumes import read_geometry
 from guided_diffusion_core.data.truths import read_truth_masks
-from guided_diffusion_core.errors import UserError, found_expected, listed
+from guided_diffusion_core.errors import UserError, found_expected, join_names
 from guided_diffusion_core.results.fusion import binarize
 from guided_diffusion_core.results.outputs import MASK, PROBABILITY, UNCERTAINTY, find_output, read_output
 from guided_diffusion_core.system.files import require_folder
@@ -80,7 +80,7 @@ def require_outputs(folder, truths, kinds, labels):
     if missing:
         raise UserError(
             f"predictions {str(folder)!r}: found none for {len(missing)} of {len(truths)} cases "
-            f"({listed(missing)}); expected one for each case of the ground truth. Sample the missing cases."
+            f"({join_names(missing)}); expected one for each case of the ground truth. Sample the missing cases."
         )
 
 

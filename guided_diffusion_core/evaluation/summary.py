@@ -5,7 +5,7 @@ from collections import Counter
 
 from tqdm import tqdm
 
-from guided_diffusion_core.errors import listed
+from guided_diffusion_core.errors import join_names
 from guided_diffusion_core.evaluation import calibration, scores, statistics
 from guided_diffusion_core.evaluation.predictions import common_labels, find_predictions, read_scored, spacing_of
 from guided_diffusion_core.results.outputs import MASK
@@ -165,7 +165,7 @@ def format_table(summary):
     if from_mask:
         text.append(
             f"{len(from_mask)} cases without a probability file: their mask file was scored as it is "
-            f"({listed(from_mask)})"
+            f"({join_names(from_mask)})"
         )
     return "\n".join(text)
 

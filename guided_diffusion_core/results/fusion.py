@@ -1,4 +1,5 @@
 """Fusion of an ensemble of sampled masks into one probability and its uncertainty: the rules of `config.FUSIONS`."""
+
 import numpy as np
 
 from guided_diffusion_core.errors import UserError
@@ -9,16 +10,19 @@ DEFINITIONS = {
     "mean": {"probability": "mean of the samples, clipped to [0, 1]", "uncertainty": _SPREAD},
     "majority": {
         "probability": "share v of the samples that vote for the pixel, a value of at least 0.5; at the threshold 0.5 "
-                       "a tie is foreground",
-        "uncertainty": "standard deviation of the votes, sqrt(v (1 - v))"},
+        "a tie is foreground",
+        "uncertainty": "standard deviation of the votes, sqrt(v (1 - v))",
+    },
     "staple": {
         "probability": "w, probability of foreground given the votes (values of at least 0.5), by STAPLE (Warfield, Zou "
-                       "& Wells 2004) of each picture and label; where all samples agree, their mask",
-        "uncertainty": "standard deviation of a truth that is 1 with probability w, sqrt(w (1 - w))"},
+        "& Wells 2004) of each picture and label; where all samples agree, their mask",
+        "uncertainty": "standard deviation of a truth that is 1 with probability w, sqrt(w (1 - w))",
+    },
     "upstream": {
         "probability": "mean of sample times mean of the samples, which is the square of their mean, clipped to [0, 1]: "
-                       "what the original calls STAPLE",
-        "uncertainty": _SPREAD},
+        "what the original calls STAPLE",
+        "uncertainty": _SPREAD,
+    },
 }
 
 VOTE = 0.5  # from here on a member's value is a vote for the pixel

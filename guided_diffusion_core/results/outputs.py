@@ -7,20 +7,20 @@ several labels lie in one file for each, `<case>_<label>_mask.png` and so on. `<
 the outlines of the masks on the image; of a volume on the slice in which they are largest, x to the
 right and y up.
 """
+
 import io
 
 import blobfile as bf
 import numpy as np
 from PIL import Image
 
-from guided_diffusion_core.errors import listed
 from guided_diffusion_core.data.formats.images import decode
 from guided_diffusion_core.data.formats.transforms import resize_linear
 from guided_diffusion_core.data.formats.volumes import Geometry, read_volume, volume_bytes
-from guided_diffusion_core.errors import UserError, found_expected
-from guided_diffusion_core.system.files import make_writable_folder, write_atomic
+from guided_diffusion_core.errors import UserError, found_expected, join_names
 from guided_diffusion_core.results.fusion import binarize
 from guided_diffusion_core.results.overlay import draw_overlay, shown_slice
+from guided_diffusion_core.system.files import make_writable_folder, write_atomic
 
 MASK = "mask"
 PROBABILITY = "probability"
@@ -101,12 +101,17 @@ class CaseWriter:
         shared = {path: names for path, names in owners.items() if len(names) > 1}
         if shared:
             names = sorted(set.union(*shared.values()))
-            raise UserError(f"--labels: found cases whose files would have one name, {listed(sorted(shared))}, of "
-                            f"{listed(names)}; expected a file for each. Rename these cases.")
+            raise UserError(
+                f"--labels: found cases whose files would have one name, {join_names(sorted(shared))}, of "
+                f"{join_names(names)}; expected a file for each. Rename these cases."
+            )
 
     def _paths(self, case, kinds):
-        return {output_path(self.out_dir, case.name, kind, case.is_volume, None if kind == OVERLAY else label)
-                for kind in kinds for label in self._in_names}
+        return {
+            output_path(self.out_dir, case.name, kind, case.is_volume, None if kind == OVERLAY else label)
+            for kind in kinds
+            for label in self._in_names
+        }
 
     def _to_native(self, case, values):
         """(n, K, S, S) -> native (K, H, W), or (K, X, Y, Z) with zeros where no slice was sampled."""
@@ -140,8 +145,12 @@ def read_output(path):
         return values > 0
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # NaN, too
-        raise found_expected(path, f"values from {low:g} to {high:g}", "probabilities or deviations from 0 to 1",
-                             "Sample the case again.")
+        raise found_expected(
+            path,
+            f"values from {low:g} to {high:g}",
+            "probabilities or deviations from 0 to 1",
+            "Sample the case again.",
+        )
     return values.astype(np.float32)
 
 

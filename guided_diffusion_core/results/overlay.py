@@ -1,4 +1,5 @@
 """The overlay picture of a case: the outlines of its masks on its image, to look at, not to measure on."""
+
 import numpy as np
 from scipy.ndimage import binary_erosion
 

@@ -1,7 +1,7 @@
-"""What has to be on the machine before anything is installed or compiled.
+"""Checks of the machine before anything is installed or compiled.
 
-Run as `python3 -m guided_diffusion_core.system.environment FOLDER` by the Makefile, with the system's
-Python and nothing installed, so it uses the standard library alone.
+The Makefile runs `python3 -m guided_diffusion_core.system.environment FOLDER` with the system's Python
+before anything is installed. So this module uses only the standard library.
 """
 
 import os
@@ -14,13 +14,15 @@ from pathlib import Path
 from guided_diffusion_core.errors import UserError, found_expected
 
 PYTHON_VERSIONS = ((3, 11), (3, 12))  # Jittor 1.3.11 fails on 3.13; the pinned packages need 3.11
-NEEDED_BYTES = 4 * 2**30  # .venv 1.6 GB with a CPU build of torch and as much while unpacking, Jittor's cache
+# The virtual environment takes 1.6 GB with a CPU build of torch, and as much again while packages are
+# unpacked; the rest is for Jittor's cache.
+NEEDED_BYTES = 4 * 2**30
 
 PYTHON = "python{}.{}".format(*sys.version_info[:2])
 
 
 def check_python():
-    """Raise `UserError` unless this Python is one that every pinned package supports."""
+    """Raise `UserError` unless every pinned package supports this version of Python."""
     low, high = PYTHON_VERSIONS
     if not low <= sys.version_info[:2] <= high:
         raise found_expected(
@@ -33,7 +35,7 @@ def check_python():
 
 
 def check_compiler():
-    """Raise `UserError` unless there is a C++ compiler, with which Jittor builds its operators."""
+    """Raise `UserError` unless there is a C++ compiler; Jittor builds its operators with it."""
     compiler = os.environ.get("cc_path") or "g++"
     if not shutil.which(compiler):
         raise found_expected(
@@ -45,16 +47,17 @@ def check_compiler():
 
 
 def python_config():
-    """Path of the `python3.X-config` of the Python under this virtual environment.
+    """Return the path of the `python3.X-config` of the Python that this virtual environment is made from.
 
     Raises `UserError` if it or Python.h is missing.
     """
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
-    beside = [Path(sys.base_prefix) / "bin" / f"{name}-config" for name in (PYTHON, "python3")]
-    found = [path for path in beside if path.is_file()]
+    bin_folder = Path(sys.base_prefix) / "bin"
+    candidates = [bin_folder / f"{PYTHON}-config", bin_folder / "python3-config"]
+    found = [path for path in candidates if path.is_file()]
     if not header.is_file() or not found:
         raise found_expected(
-            header if not header.is_file() else beside[0],
+            header if not header.is_file() else candidates[0],
             "no such file",
             "the headers of Python, which Jittor compiles against",
             f"Install them: apt-get install {PYTHON}-dev",
@@ -68,7 +71,7 @@ def check_venv():
         raise found_expected(
             sys.executable,
             "no module ensurepip",
-            "one that makes virtual environments",
+            "a Python that can make virtual environments",
             f"Install it: apt-get install {PYTHON}-venv",
         )
 
@@ -86,7 +89,7 @@ def check_disk(folder):
 
 
 def main(folder):
-    """Check everything; return the exit code, after one message per missing thing."""
+    """Run all checks, print one message for each missing thing and return the exit code (0 or 2)."""
     problems = []
     for check in (check_python, check_venv, check_compiler, python_config, lambda: check_disk(folder)):
         try:

@@ -1,8 +1,8 @@
 """Reading and writing of whole files, on disk or in a bucket (gs://, https://*.blob.core...).
 
-Paths go through blobfile. A local file is written under a temporary name in its own folder and
-renamed; an object in a bucket appears only when its upload is complete. So no reader ever sees
-half a file, wherever it lies.
+Paths go through blobfile. A local file is written under a temporary name in the same folder and then
+renamed. An object in a bucket appears only when its upload is complete. So no reader ever sees half
+a file.
 """
 
 import os
@@ -11,23 +11,24 @@ from contextlib import contextmanager, suppress
 
 import blobfile as bf
 
-from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.errors import UserError, found_expected
 
-READ_ERRORS = (OSError, bf.Error)  # what a path that cannot be read or written raises
+READ_ERRORS = (OSError, bf.Error)  # raised for a path that cannot be read or written
 
-_WRITING = f".writing-{platform.node()}-"  # and the number of the process: end of a file's name while it is written
-_HELD = {}  # path -> content, of `held`
+# A file's name ends in this and the process's number while the file is being written.
+_WRITING = f".writing-{platform.node()}-"
+_IN_MEMORY = {}  # path -> content of the files that `read_once` keeps
 
 
 def is_local(path):
-    """Whether a path lies on this machine's disks rather than in a bucket."""
+    """Return True if a path is on this machine's disks, not in a bucket."""
     return "://" not in str(path)
 
 
 def read_bytes(path):
-    """The content of a file. Raises `UserError` if it cannot be read."""
-    if str(path) in _HELD:
-        return _HELD[str(path)]
+    """Return the content of a file. Raises `UserError` if it cannot be read."""
+    if str(path) in _IN_MEMORY:
+        return _IN_MEMORY[str(path)]
     try:
         return bf.read_bytes(str(path))
     except READ_ERRORS as error:
@@ -35,17 +36,21 @@ def read_bytes(path):
 
 
 @contextmanager
-def held(path):
-    """Read a file once: inside, `read_bytes` returns what was read then. Raises `UserError` as that does."""
-    _HELD[str(path)] = read_bytes(path)
+def read_once(path):
+    """Read a file and keep its content in memory, where `read_bytes` finds it inside the block; yields the content.
+
+    Raises `UserError` if the file cannot be read.
+    """
+    content = read_bytes(path)
+    _IN_MEMORY[str(path)] = content
     try:
-        yield _HELD[str(path)]
+        yield content
     finally:
-        _HELD.pop(str(path), None)
+        _IN_MEMORY.pop(str(path), None)
 
 
 def write_atomic(path, content):
-    """Write bytes to a file that appears at once and whole.
+    """Write bytes to a file that appears only when it is complete.
 
     Raises `UserError` if its folder cannot be written; then nothing is left behind.
     """
@@ -68,19 +73,21 @@ def write_atomic(path, content):
 
 
 def clear_unfinished(folder):
-    """Remove what processes that were killed while they wrote (`write_atomic`) have left in a folder, those of this
-    machine alone: which of another machine's live cannot be seen from here."""
+    """Remove the temporary files that killed processes have left in a folder (`write_atomic`).
+
+    Only files of this machine's processes are removed, because a process of another machine may still run.
+    """
     if not is_local(folder):
         return
     for name in os.listdir(folder):
         number = name.rpartition(_WRITING)[2] if _WRITING in name else ""
         if number.isdecimal() and not _is_running(int(number)):
-            with suppress(FileNotFoundError):  # another process has been quicker
+            with suppress(FileNotFoundError):  # another process may have removed it already
                 os.remove(os.path.join(folder, name))
 
 
 def _is_running(number):
-    """Whether a process of that number is there, other than this one, which begins."""
+    """Return True if another process has this number. The present one does not count: it has written nothing yet."""
     if number == os.getpid():
         return False
     try:
@@ -88,15 +95,15 @@ def _is_running(number):
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True  # of another user
+        return True  # it runs, as another user
     return True
 
 
 def make_writable_folder(folder, flag):
-    """Make a folder if it is not there, and prove by a trial file that it can be written.
+    """Make a folder if it does not exist, check with a trial file that it can be written, and return its path.
 
     flag: the command-line flag that names the folder, for the error.
-    Raises `UserError` if it cannot.
+    Raises `UserError` if it cannot be written.
     """
     folder = str(folder)
     try:
@@ -112,10 +119,9 @@ def make_writable_folder(folder, flag):
 
 
 def require_folder(folder, flag, expected):
-    """The path of a folder that must be there and hold something, as a string.
+    """Return the path of a folder as a string; raise `UserError` if the folder is missing or empty.
 
-    flag: the command-line flag that names it. expected: the layout that it should have.
-    Raises `UserError` if it is missing or empty.
+    flag: the command-line flag that names the folder. expected: the layout that it should have.
     """
     folder = str(folder)
     if not folder or not bf.isdir(folder):
@@ -127,8 +133,10 @@ def require_folder(folder, flag, expected):
 
 
 def walk_files(folder):
-    """All files under a folder in the order of their paths: pairs (folder, name). Hidden ones
-    (a leading dot, as macOS and unfinished copies leave behind) are passed over."""
+    """Yield all files under a folder as pairs (folder, name), in the order of their paths.
+
+    Hidden files and folders (a leading dot) are skipped: macOS and unfinished copies leave such files.
+    """
     for root, folders, names in bf.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -137,6 +145,4 @@ def walk_files(folder):
 
 
 def _unwritable(where, error):
-    return found_expected(
-        where, f"that it cannot be written ({error})", "a folder that can be written", "Choose another folder."
-    )
+    return UserError(f"{where}: cannot be written ({error}); expected a writable folder. Choose another folder.")

@@ -1,4 +1,4 @@
-"""Ctrl-C as a request that a run answers when it has reached a whole state."""
+"""Ctrl-C as a request that a run answers at the end of its current step."""
 
 import contextlib
 import os
@@ -12,27 +12,29 @@ from guided_diffusion_core.system.processes import TORCHRUN, launched
 
 @contextlib.contextmanager
 def stop_requested():
-    """Yield a function that tells whether Ctrl-C was pressed; the second press ends at once.
+    """Yield a function that tells whether Ctrl-C was pressed; a second press ends the process at once.
 
-    Under torchrun, which leaves its processes half a minute, SIGTERM counts as Ctrl-C.
+    Under torchrun, SIGTERM counts as Ctrl-C: torchrun kills its processes half a minute after it.
     """
     pressed = []
     process = os.getpid()
 
     def handler(signum, frame):
         if os.getpid() != process:
-            return  # a loader's process has this handler too; its parent ends it
+            return  # a data loader's process inherits this handler; its parent ends it
         if pressed:
             signal.default_int_handler(signum, frame)
         pressed.append(True)
         if launched().rank:
-            return  # the first process speaks
+            return  # only the first process prints the message
         tqdm.write(
             "Ctrl-C: finishing this step and writing a checkpoint; press again to stop at once.", file=sys.stderr
         )
 
-    answered = [signal.SIGINT] + [signal.SIGTERM] * (launched().launcher == TORCHRUN)
-    previous = {number: signal.signal(number, handler) for number in answered}
+    signals = [signal.SIGINT]
+    if launched().launcher == TORCHRUN:
+        signals.append(signal.SIGTERM)
+    previous = {number: signal.signal(number, handler) for number in signals}
     try:
         yield lambda: bool(pressed)
     finally:

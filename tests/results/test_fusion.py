@@ -1,4 +1,5 @@
 """The rules of fusion: against the original's recorded values, STAPLE's definition, and votes counted by hand."""
+
 import subprocess
 import sys
 
@@ -40,7 +41,7 @@ def raters(count, errors, size=24, seed=0):
     """Votes (count, size, size) of raters that see a square and err in a share of the pixels, rising to `errors`."""
     generator = np.random.default_rng(seed)
     truth = np.zeros((size, size), bool)
-    truth[size // 4:size // 2, size // 3:] = True
+    truth[size // 4 : size // 2, size // 3 :] = True
     return truth ^ (generator.random((count, size, size)) < np.linspace(0.02, errors, count)[:, None, None])
 
 
@@ -60,7 +61,7 @@ def test_staple_is_its_definition(count, errors, seed):
     values = np.where(votes, 0.7, 0.3)  # what a vote is, not what a value is, decides
     probability, uncertainty = fuse(values, "staple")
     np.testing.assert_allclose(probability, expected, rtol=0, atol=TOLERANCE)
-    np.testing.assert_allclose(uncertainty ** 2, expected * (1 - expected), rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(uncertainty**2, expected * (1 - expected), rtol=0, atol=TOLERANCE)
     assert probability.dtype == uncertainty.dtype == np.float32
 
 
@@ -115,13 +116,15 @@ def test_every_rule_keeps_shapes_and_ranges(rule):
     members = np.random.default_rng(0).normal(0.5, 0.6, (4, 2, 3, 8, 8)).astype(np.float32)
     probability, uncertainty = fuse(members, rule)
     assert probability.shape == uncertainty.shape == (2, 3, 8, 8)
-    assert 0 <= probability.min() and probability.max() <= 1
-    assert 0 <= uncertainty.min() and uncertainty.max() <= 0.5
+    assert probability.min() >= 0 and probability.max() <= 1
+    assert uncertainty.min() >= 0 and uncertainty.max() <= 0.5
 
 
 def test_only_staple_imports_simpleitk():
-    code = ("import sys, numpy as np; from guided_diffusion_core.results.fusion import fuse; votes = np.eye(2)[:, None]; "
-            "fuse(votes, 'mean'), fuse(votes, 'majority'), fuse(votes, 'upstream'); assert 'SimpleITK' not in sys.modules;"
-            "sys.modules['SimpleITK'] = None; fuse(votes, 'staple')")
+    code = (
+        "import sys, numpy as np; from guided_diffusion_core.results.fusion import fuse; votes = np.eye(2)[:, None]; "
+        "fuse(votes, 'mean'), fuse(votes, 'majority'), fuse(votes, 'upstream'); assert 'SimpleITK' not in sys.modules;"
+        "sys.modules['SimpleITK'] = None; fuse(votes, 'staple')"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert "UserError: --fusion staple: SimpleITK is not installed" in result.stderr

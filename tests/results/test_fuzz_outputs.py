@@ -1,4 +1,5 @@
 """Damaged checkpoints, pictures to sample and predictions: refused by one clear error, and nothing half-written stays."""
+
 import contextlib
 import io
 import json
@@ -10,18 +11,16 @@ from support.fuzzing import outcome, pictures, try_all
 from support.mutants import inner_mutants, mutants
 from support.small import small_config
 
-from guided_diffusion_core import evaluation
-from guided_diffusion_core import checkpoints
+from guided_diffusion_core import checkpoints, evaluation, sampling
 from guided_diffusion_core.checkpoints import files
-from guided_diffusion_core import sampling
 from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.conversion import convert
 from guided_diffusion_core.data import list_truths, open_dataset, phantoms
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.networks.medsegdiff.initialization import initial_state
-from guided_diffusion_core.results.outputs import read_output
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.results.outputs import read_output
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries warn of what they find, each in its own way
 
@@ -73,12 +72,23 @@ def test_checkpoints(weights, tmp_path):
 def test_any_value_of_a_setting_in_a_checkpoint(weights, tmp_path, monkeypatch, value):
     """A whole file whose configuration says something else of one setting."""
     written = []
-    monkeypatch.setattr(files, "_metadata", lambda step, config, network: {
-        "format": checkpoints.FORMAT, "step": "3", "config": json.dumps(written[-1]), "network": network})
+    monkeypatch.setattr(
+        files,
+        "_metadata",
+        lambda step, config, network: {
+            "format": checkpoints.FORMAT,
+            "step": "3",
+            "config": json.dumps(written[-1]),
+            "network": network,
+        },
+    )
     path = tmp_path / "model.safetensors"
     seen = Counter()
-    for section, name in ((section, name) for section, tree in weights[0].to_dict().items()
-                          for name in (tree if isinstance(tree, dict) else [None])):
+    for section, name in (
+        (section, name)
+        for section, tree in weights[0].to_dict().items()
+        for name in (tree if isinstance(tree, dict) else [None])
+    ):
         changed = weights[0].to_dict()
         if name is None:
             changed[section] = value

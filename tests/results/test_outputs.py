@@ -1,4 +1,5 @@
 """The files of a case: lossless, of the native size and grid, whole or not there at all."""
+
 import gzip
 import os
 
@@ -8,13 +9,13 @@ import pytest
 from PIL import Image
 from skimage.transform import resize
 
-from guided_diffusion_core.system import files
-from guided_diffusion_core.results import outputs
-from guided_diffusion_core.data.layouts.brats import BratsDataset
 from guided_diffusion_core.data.dataset import Case
+from guided_diffusion_core.data.layouts.brats import BratsDataset
 from guided_diffusion_core.data.phantoms import write_brats_phantom
 from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.results import outputs
 from guided_diffusion_core.results.overlay import COLOURS, displayed
+from guided_diffusion_core.system import files
 from studies.overview import OverviewRow, write_overview
 
 IMAGE = Case("ISIC_0000001", (4,), (45, 71))
@@ -38,9 +39,13 @@ def volume_case(tmp_path_factory):
 def test_image_files(tmp_path, pictures):
     paths = outputs.CaseWriter(tmp_path).write(IMAGE, *pictures, threshold=0.5)
     assert sorted(os.listdir(tmp_path)) == [
-        "ISIC_0000001_mask.png", "ISIC_0000001_probability.tiff", "ISIC_0000001_uncertainty.tiff"]
+        "ISIC_0000001_mask.png",
+        "ISIC_0000001_probability.tiff",
+        "ISIC_0000001_uncertainty.tiff",
+    ]
     probability, uncertainty = (
-        resize(values[0], (45, 71), order=1, mode="edge", anti_aliasing=False) for values in pictures)
+        resize(values[0], (45, 71), order=1, mode="edge", anti_aliasing=False) for values in pictures
+    )
     written = outputs.read_output(paths["probability"])
     np.testing.assert_allclose(written, probability, atol=1e-6)
     np.testing.assert_allclose(outputs.read_output(paths["uncertainty"]), uncertainty, atol=1e-6)
@@ -62,14 +67,15 @@ def test_volume_files(tmp_path, volume_case):
     assert volume_case.slices == (3, 5, 7)
     probability = np.random.default_rng(0).random((3, 32, 32)).astype(np.float32)
     paths = outputs.CaseWriter(tmp_path).write(volume_case, probability, probability / 2, threshold=0.4)
-    assert sorted(os.listdir(tmp_path)) == [
-        "A_mask.nii.gz", "A_probability.nii.gz", "A_uncertainty.nii.gz"]
+    assert sorted(os.listdir(tmp_path)) == ["A_mask.nii.gz", "A_probability.nii.gz", "A_uncertainty.nii.gz"]
     expected = np.zeros((20, 24, 10))
     for z, values in zip((3, 5, 7), probability):
         expected[:, :, z] = np.asarray(Image.fromarray(values).resize((24, 20), Image.BILINEAR))
-    for kind, stored, values in (("probability", np.float32, expected),
-                                 ("uncertainty", np.float32, expected / 2),
-                                 ("mask", np.uint8, expected >= 0.4)):
+    for kind, stored, values in (
+        ("probability", np.float32, expected),
+        ("uncertainty", np.float32, expected / 2),
+        ("mask", np.uint8, expected >= 0.4),
+    ):
         image = nib.load(paths[kind])
         assert image.get_data_dtype() == stored
         np.testing.assert_array_equal(image.affine, volume_case.affine)
@@ -126,12 +132,22 @@ def test_files_of_several_labels(tmp_path):
     case = Case("c", (0,), (32, 32))
     assert not writer.is_complete(case)
     paths = writer.write(case, probability, probability / 2, 0.5, picture)
-    assert sorted(os.listdir(tmp_path)) == ["c_cup_mask.png", "c_cup_probability.tiff", "c_cup_uncertainty.tiff",
-                                            "c_disc_mask.png", "c_disc_probability.tiff", "c_disc_uncertainty.tiff",
-                                            "c_overlay.png"]
+    assert sorted(os.listdir(tmp_path)) == [
+        "c_cup_mask.png",
+        "c_cup_probability.tiff",
+        "c_cup_uncertainty.tiff",
+        "c_disc_mask.png",
+        "c_disc_probability.tiff",
+        "c_disc_uncertainty.tiff",
+        "c_overlay.png",
+    ]
     for k, label in enumerate(LABELS):
         assert paths[f"{label}_mask"] == outputs.find_output(tmp_path, "c", "mask", label)
-        for kind, values in (("probability", probability), ("uncertainty", probability / 2), ("mask", probability >= 0.5)):
+        for kind, values in (
+            ("probability", probability),
+            ("uncertainty", probability / 2),
+            ("mask", probability >= 0.5),
+        ):
             found = outputs.read_output(outputs.find_output(tmp_path, "c", kind, label))
             np.testing.assert_array_equal(found, values[0, k])
     assert writer.is_complete(case)
@@ -144,7 +160,8 @@ def test_volumes_of_several_labels(tmp_path, volume_case):
     paths = outputs.CaseWriter(tmp_path, LABELS).write(volume_case, probability, probability, threshold=0.5)
     for k, label in enumerate(LABELS):
         alone = outputs.CaseWriter(tmp_path / label).write(
-            volume_case, probability[:, k], probability[:, k], threshold=0.5)
+            volume_case, probability[:, k], probability[:, k], threshold=0.5
+        )
         for kind in ("probability", "uncertainty", "mask"):
             np.testing.assert_array_equal(nib.load(paths[f"{label}_{kind}"]).dataobj, nib.load(alone[kind]).dataobj)
 
@@ -160,7 +177,7 @@ class TestOverlay:
         outline = {k: np.zeros((32, 32), bool) for k in range(2)}
         for k, end in enumerate((20, 8)):
             outline[k][4:end, 4:end] = True
-            outline[k][5:end - 1, 5:end - 1] = False
+            outline[k][5 : end - 1, 5 : end - 1] = False
         expected = picture[0].copy()
         for k in range(2):
             expected[outline[k]] = COLOURS[k]
@@ -241,6 +258,7 @@ class TestUnwritable:
 
         def fail(*paths):
             raise OSError("no space left on device")
+
         monkeypatch.setattr(files.os, "replace", fail)
         with pytest.raises(UserError, match="summary.json.*no space left"):
             files.write_atomic(path, b"new")
@@ -249,6 +267,7 @@ class TestUnwritable:
     def test_ctrl_c_leaves_no_temporary_file(self, tmp_path, monkeypatch):
         def interrupt(*paths):
             raise KeyboardInterrupt
+
         monkeypatch.setattr(files.os, "replace", interrupt)
         with pytest.raises(KeyboardInterrupt):
             files.write_atomic(tmp_path / "summary.json", b"new")
@@ -259,9 +278,13 @@ class TestUnwritable:
 def test_overview(tmp_path, channels):
     generator = np.random.default_rng(0)
     rows = [
-        OverviewRow(f"case {i}", generator.random((channels, 24, 32)), truth,
-                    {"PyTorch": generator.random((24, 32)) > 0.5, "Jittor": generator.random((24, 32)) > 0.5},
-                    generator.random((24, 32)) / 2)
+        OverviewRow(
+            f"case {i}",
+            generator.random((channels, 24, 32)),
+            truth,
+            {"PyTorch": generator.random((24, 32)) > 0.5, "Jittor": generator.random((24, 32)) > 0.5},
+            generator.random((24, 32)) / 2,
+        )
         for i, truth in enumerate((np.ones((24, 32), bool), None))
     ]
     write_overview(tmp_path / "overview.png", rows)

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from guided_diffusion_core.data.check.examine import ERROR, WARNING, Problem, as_problem, examine
 from guided_diffusion_core.data.formats.volumes import AFFINE_TOLERANCE
-from guided_diffusion_core.errors import listed
+from guided_diffusion_core.errors import join_names
 
 QUANTILES = (0.5, 25, 50, 75, 99.5)  # percent, of the fingerprint's intensities
 
@@ -135,7 +135,7 @@ def _without_labels(name, inventory):
             WARNING,
             "no labels",
             f"{name} set",
-            f"{len(inventory.unlabelled)} cases without labels ({listed(inventory.unlabelled)})",
+            f"{len(inventory.unlabelled)} cases without labels ({join_names(inventory.unlabelled)})",
             "labels, if these cases are to be scored",
             "Nothing is to be done for sampling alone.",
         )

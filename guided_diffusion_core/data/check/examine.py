@@ -9,7 +9,7 @@ from guided_diffusion_core.data.formats.images import decode, read_masks, stored
 from guided_diffusion_core.data.formats.transforms import ZSCORE_RULE
 from guided_diffusion_core.data.formats.volumes import read_with_geometry, stem
 from guided_diffusion_core.errors import UserError
-from guided_diffusion_core.system.files import held
+from guided_diffusion_core.system.files import read_once
 
 ERROR = "error"
 WARNING = "warning"
@@ -77,7 +77,7 @@ def examine(file, normalisation):
     """
     result = Examined(file)
     try:
-        with held(file.path):
+        with read_once(file.path):
             values = _read(result)
             if file.label_map is None:
                 _examine_image(result, values, normalisation)

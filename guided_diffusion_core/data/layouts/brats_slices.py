@@ -14,7 +14,7 @@ from guided_diffusion_core.data.dataset import Truth, require_unique
 from guided_diffusion_core.data.formats.volumes import AFFINE_TOLERANCE, Geometry, read_geometry, read_plane, stem
 from guided_diffusion_core.data.layouts.brats import DEFAULT_LABELS, LABELS, MODALITIES, REGIONS, VOLUMES
 from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, volume_truths
-from guided_diffusion_core.errors import found_expected, listed
+from guided_diffusion_core.errors import found_expected, join_names
 from guided_diffusion_core.system.files import require_folder, walk_files
 
 FILE = re.compile(rf"(?P<case>.+)_(?P<part>{'|'.join((*MODALITIES, LABELS))})_(?P<slice>\d+)(_w)?", re.IGNORECASE)
@@ -40,7 +40,7 @@ class SlicedCase(CaseFiles):
         if lacking:
             raise found_expected(
                 f"case {self.name} in {self.folder}",
-                f"no {listed(lacking)}",
+                f"no {join_names(lacking)}",
                 f"{', '.join(wanted)} of every slice",
                 "Add the files or take the slices out.",
             )

@@ -18,7 +18,7 @@ from guided_diffusion_core.data.formats.transforms import channel_rule, resize_l
 from guided_diffusion_core.data.formats.volumes import SUFFIXES
 from guided_diffusion_core.data.pairs import Pair, PairDataset, pair_truths
 from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, VolumeLayout, volume_truths
-from guided_diffusion_core.errors import UserError, found_expected, listed, report
+from guided_diffusion_core.errors import UserError, found_expected, join_names, report
 from guided_diffusion_core.system.files import read_bytes, require_folder
 
 DESCRIPTION = "dataset.json"
@@ -131,7 +131,7 @@ def find_cases(data_dir, split, description, with_labels):
             ("labels without an image", [path for case, path in labels.items() if case not in cases]),
         ]
         cases = {case: {**paths, LABEL: labels[case]} if case in labels else paths for case, paths in cases.items()}
-    found = [f"{len(which)} {what} ({listed(which)})" for what, which in problems if which]
+    found = [f"{len(which)} {what} ({join_names(which)})" for what, which in problems if which]
     if found or not cases:
         each = [
             found_expected(which, what, LAYOUT, "Add what is missing or take the others out.")
