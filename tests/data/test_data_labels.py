@@ -38,7 +38,7 @@ def test_from_2023_on_code_4_is_no_tumour():
     """In BraTS-GLI of 2024 it is the resection cavity."""
     files = brats.BratsFiles("BraTS-GLI-00000-000", "folder", {})
     assert files.meaning(ALL).masks(np.array([3]), "seg").all()
-    with pytest.raises(UserError, match="label values 4; expected values out of 0, 1, 2, 3"):
+    with pytest.raises(UserError, match="label values 4; expected only the values 0, 1, 2, 3"):
         files.meaning(ALL).masks(np.array([0, 4]), "seg")
 
 
@@ -53,7 +53,7 @@ def test_refuge_cup_lies_in_the_disc_and_zero_is_no_background():
     assert masks.astype(int).tolist() == [[[1, 1], [0, 0]], [[1, 0], [0, 0]]]
     cup = refuge2.LABELS.select("cup", ()).masks(np.array([0, 128, 255]), "T0001.png")
     assert cup.astype(int).tolist() == [[1, 0, 0]]
-    with pytest.raises(UserError, match="T0001.png: found label values 127, 254; expected values out of 0, 128, 255"):
+    with pytest.raises(UserError, match="T0001.png: found label values 127, 254; expected only the values 0, 128, 255"):
         refuge2.LABELS.masks(np.array([0, 127, 128, 254, 255]), "T0001.png")
 
 
@@ -75,7 +75,7 @@ def test_labels_stored_as_floating_point():
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ("tumour", "'tumour'; expected names out of whole_tumour, tumour_core, enhancing"),
+        ("tumour", "'tumour'; expected some of whole_tumour, tumour_core, enhancing"),
         ("enhancing,enhancing", "different names"),
         ("Whole Tumour", "different names"),
         ("enhancing,", "different names"),

@@ -203,7 +203,7 @@ class TestPlainVolumes:
         (folder / "labels.json").write_text(json.dumps({"tumour": [1, 2, 4], "core": [1, 4]}))
         np.testing.assert_array_equal(truth("VOLUMES", folder), [labels > 0, np.isin(labels, (1, 4))])
         (folder / "labels.json").write_text(json.dumps({"tumour": [1, 2]}))
-        with pytest.raises(UserError, match="case000.nii.gz: found label values 4; expected values out of 0, 1, 2"):
+        with pytest.raises(UserError, match="case000.nii.gz: found label values 4; expected only the values 0, 1, 2"):
             opened("VOLUMES", folder)[0]
 
     def test_all_that_is_unpaired_in_one_error(self, folder):

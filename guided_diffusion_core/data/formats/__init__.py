@@ -1,1 +1,1 @@
-"""Files of images, volumes and labels, and what is done to their arrays."""
+"""Read images, volumes and label files, and resize and scale their arrays."""

@@ -1,6 +1,6 @@
 """Label maps: which stored values of a mask file belong to which named mask.
 
-The K masks of a case are binary and may overlap: a tumour's core lies within the whole tumour.
+The K masks of a case are binary and may overlap: the core of a tumour, for example, is part of the whole tumour.
 """
 
 import re
@@ -10,23 +10,23 @@ import numpy as np
 
 from guided_diffusion_core.errors import found_expected
 
-SINGLE = "mask"  # the name of the one mask of a layout without named labels
+SINGLE = "mask"  # the name of the one mask in a layout without named labels
 NAME = re.compile(r"[a-z0-9_]+")
 SHOWN_VALUES = 8  # unknown values that an error lists
 
 
 @dataclass(frozen=True)
 class LabelMap:
-    """The masks of a file of labels, by name.
+    """The masks that a label file holds, by name.
 
-    names:     K label names of [a-z0-9_]+, in the order of the mask's channels.
-    values:    for each name the frozenset of stored values that belong to it, or None for all that the
-               layout's binary rule calls foreground: what is above zero in a volume, what reaches half of
-               the largest value in a picture (`images.read_mask`).
-    known:     stored values that may occur beyond `values`: the background, and labels not chosen.
-    exclusive: stored values of which a file may hold one only, because they are two codes of one thing.
-    hint:      what to do about other values, where there is more to say.
-    plain:     whether a binary picture is of unknown origin, see `images.read_mask`.
+    names:     K label names that match [a-z0-9_]+, in the order of the mask's channels.
+    values:    for each name the frozenset of stored values that belong to it. None means the foreground of a
+               binary file: all values above zero in a volume, all values from half of the largest one on in a
+               picture (`images.read_mask`).
+    known:     stored values that may occur in addition to `values`: the background, and labels not chosen.
+    exclusive: stored values that must not occur together in one file, because they are two codes for one label.
+    hint:      advice for the error about unknown values, where the general advice is not enough.
+    plain:     True if a binary picture is of unknown origin, see `images.read_mask`.
     """
 
     names: tuple = (SINGLE,)
@@ -37,9 +37,10 @@ class LabelMap:
     plain: bool = False
 
     def __post_init__(self):
-        wrong = [name for name in self.names if not NAME.fullmatch(name)]
-        distinct = len(set(self.names)) == len(self.names) == len(self.values)
-        if wrong or not distinct or not self.names:
+        malformed = [name for name in self.names if not NAME.fullmatch(name)]
+        is_distinct = len(set(self.names)) == len(self.names)
+        is_complete = 0 < len(self.names) == len(self.values)
+        if malformed or not is_distinct or not is_complete:
             raise ValueError(f"label names {self.names} with {len(self.values)} sets of values")
 
     def __len__(self):
@@ -47,77 +48,88 @@ class LabelMap:
 
     @property
     def is_binary(self):
-        """Whether the stored values have no meaning beyond foreground and background."""
+        """Return True if the stored values mean only foreground and background."""
         return all(values is None for values in self.values)
 
     def select(self, spec, default):
-        """The map of the labels that a value of `--labels` names, in that order.
+        """Return the map of the labels that a value of `--labels` names, in that order.
 
-        spec: names separated by commas; empty for `default`, a tuple of names.
-        Raises `UserError` for a name that the map does not have, and for one given twice.
+        spec:    names separated by commas; empty for `default`.
+        default: tuple of names.
+        Raises `UserError` for a name that the map does not have, and for a name given twice.
         """
         names = split_names(spec) or tuple(default)
         unknown = [name for name in names if name not in self.names]
         if unknown:
             raise found_expected(
-                "--labels", f"{', '.join(unknown)!r}", f"names out of {', '.join(self.names)}", "Choose among these."
+                "--labels", f"{', '.join(unknown)!r}", f"some of {', '.join(self.names)}", "Choose from these names."
             )
         values = tuple(self.values[self.names.index(name)] for name in names)
         return replace(self, names=names, values=values, known=self.allowed)
 
     def without(self, value):
-        """The same map, in which a stored value does not occur."""
+        """Return the same map for files in which a stored value must not occur."""
         values = tuple(kept if kept is None else kept - {value} for kept in self.values)
         return replace(self, values=values, known=self.known - {value}, exclusive=self.exclusive - {value})
 
     @property
     def allowed(self):
-        """All stored values that may occur."""
-        return self.known.union(*(values for values in self.values if values is not None))
+        """Return the frozenset of all stored values that may occur."""
+        values_of_labels = [values for values in self.values if values is not None]
+        return self.known.union(*values_of_labels)
 
     def masks(self, array, where):
-        """The masks of an array of stored values: bool (K, *array.shape).
+        """Return the masks of an array of stored values: bool (K, *array.shape).
 
         where: the file, for the error.
-        Raises `UserError` for stored values that are not `allowed`, or of which two exclude each other,
-        unless the map is binary.
+        Raises `UserError` like `check`, unless the map is binary.
         """
         array = np.asarray(array)
         if not self.is_binary:
             self.check(np.unique(array), where)
-        return np.stack([array > 0 if values is None else np.isin(array, sorted(values)) for values in self.values])
+        masks = [array > 0 if values is None else np.isin(array, sorted(values)) for values in self.values]
+        return np.stack(masks)
 
     def check(self, found, where):
-        """Raise `UserError` if the distinct stored values `found` of a file are not the map's."""
-        unknown = sorted(set(np.asarray(found).tolist()) - self.allowed)
-        both = sorted(self.exclusive & set(np.asarray(found).tolist()))
+        """Raise `UserError` if a file holds values that are not `allowed`, or two that exclude each other.
+
+        found: the distinct stored values of the file.
+        where: the file, for the error.
+        """
+        found = set(np.asarray(found).tolist())
+        unknown = sorted(found - self.allowed)
         if unknown:
             shown = ", ".join(f"{value:g}" for value in unknown[:SHOWN_VALUES])
             more = f" and {len(unknown) - SHOWN_VALUES} more" if len(unknown) > SHOWN_VALUES else ""
+            allowed = ", ".join(f"{value:g}" for value in sorted(self.allowed))
             raise found_expected(
                 where,
                 f"label values {shown}{more}",
-                "values out of " + ", ".join(f"{value:g}" for value in sorted(self.allowed)),
-                self.hint or "Correct the file, or choose the layout and labels that it is of.",
+                f"only the values {allowed}",
+                self.hint or "Correct the file, or choose the layout and the labels that match it.",
             )
+        both = sorted(self.exclusive & found)
         if len(both) > 1:
             raise found_expected(
                 where,
                 f"the label values {' and '.join(map(str, both))} in one file",
-                "one of them, because they are two codes of the same label",
+                "only one of them, because they are two codes for the same label",
                 "Correct the file.",
             )
 
 
 def split_names(spec):
-    """The names of a `--labels` value, a tuple. Raises `UserError` for a malformed or repeated one."""
+    """Return the names in a value of `--labels`, a tuple.
+
+    Raises `UserError` for a malformed name and for a name given twice.
+    """
     names = tuple(part.strip() for part in spec.split(",")) if spec.strip() else ()
     for name in names:
         if not NAME.fullmatch(name) or names.count(name) > 1:
             raise found_expected(
                 "--labels",
                 repr(spec),
-                "different names of a to z, 0 to 9 and _, with commas between",
-                "Write for example whole_tumour,tumour_core.",
+                "different names made of a to z, 0 to 9 and _, separated by commas",
+                "For example, write whole_tumour,tumour_core.",
             )
     return names

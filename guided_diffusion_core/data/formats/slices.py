@@ -4,16 +4,16 @@ from dataclasses import dataclass
 
 from guided_diffusion_core.errors import found_expected
 
-GRAMMAR = "all, even, odd, brain, tumour or START:STOP:STEP, several separated by commas"
+GRAMMAR = "all, even, odd, brain, tumour or START:STOP:STEP, or several of these separated by commas"
 _WORDS = ("all", "even", "odd", "brain", "tumour")
 
 
 @dataclass(frozen=True)
 class SliceFilter:
-    """Conditions on an axial slice that must all hold.
+    """Conditions on an axial slice; a slice passes if all of them are true.
 
     words:  conditions from "all", "even", "odd", "brain", "tumour".
-    ranges: builtin slices over the axial slice numbers, Python's semantics.
+    ranges: builtin `slice` objects over the axial slice numbers, with Python's semantics.
     """
 
     words: tuple
@@ -21,20 +21,20 @@ class SliceFilter:
 
     @property
     def needs_brain(self):
-        """Whether the images must be read to know the slices."""
+        """Return True if the images must be read to find the slices."""
         return "brain" in self.words
 
     @property
     def needs_tumour(self):
-        """Whether the labels must be read to know the slices."""
+        """Return True if the labels must be read to find the slices."""
         return "tumour" in self.words
 
     def select(self, depth, brain=None, tumour=None):
-        """The slice numbers that pass, a rising tuple.
+        """Return the numbers of the slices that pass, a tuple in rising order.
 
         depth:  number of axial slices.
-        brain:  (depth,) bool, slices with some image voxel above zero; needed if `needs_brain`.
-        tumour: (depth,) bool, slices with some labelled voxel; needed if `needs_tumour`.
+        brain:  (depth,) bool, slices with at least one image voxel above zero; needed if `needs_brain`.
+        tumour: (depth,) bool, slices with at least one labelled voxel; needed if `needs_tumour`.
         """
         kept = set(range(depth))
         for span in self.ranges:
@@ -50,13 +50,14 @@ class SliceFilter:
 
 
 def parse_slices(spec):
-    """Read a `--slices` value such as "odd,tumour" or "brain,20:-20:3" into a `SliceFilter`.
+    """Parse a `--slices` value such as "odd,tumour" or "brain,20:-20:3" into a `SliceFilter`.
 
-    Raises `UserError` if it is not of the grammar.
+    Raises `UserError` if the value does not follow the grammar.
     """
     words = []
     ranges = []
-    for condition in (part.strip().lower() for part in spec.split(",")):
+    for part in spec.split(","):
+        condition = part.strip().lower()
         if condition in _WORDS:
             words.append(condition)
         else:
@@ -65,9 +66,9 @@ def parse_slices(spec):
 
 
 def require_all_slices(spec):
-    """Refuse a `--slices` value for 2D images. Raises `UserError`."""
+    """Raise `UserError` for a `--slices` value other than "all", which 2D images do not allow."""
     if spec != "all":
-        raise found_expected("--slices", f"{spec!r} for 2D images", "all", "Leave it out.")
+        raise found_expected("--slices", f"{spec!r} for 2D images", "all", "Remove the flag.")
 
 
 def _parse_range(text, spec):
@@ -75,6 +76,7 @@ def _parse_range(text, spec):
         bounds = [int(part) if part.strip() else None for part in text.split(":")]
     except ValueError:
         bounds = []
-    if len(bounds) not in (2, 3) or (len(bounds) == 3 and bounds[2] == 0):
-        raise found_expected("--slices", repr(spec), GRAMMAR, "Write for example odd,tumour or 20:130:2.")
+    has_zero_step = len(bounds) == 3 and bounds[2] == 0
+    if len(bounds) not in (2, 3) or has_zero_step:
+        raise found_expected("--slices", repr(spec), GRAMMAR, "For example, write odd,tumour or 20:130:2.")
     return slice(*bounds)

@@ -1,4 +1,4 @@
-"""Reading NIfTI volumes, from disk or a bucket, and keeping prepared ones within a memory limit."""
+"""Read and write NIfTI volumes, on disk or in a bucket, and cache prepared ones within a memory limit."""
 
 import gzip
 import io
@@ -19,9 +19,11 @@ from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.files import READ_ERRORS, read_bytes
 
 SUFFIXES = (".nii", ".nii.gz")
-AFFINE_TOLERANCE = 1e-3  # millimetres, and their change per voxel
+AFFINE_TOLERANCE = 1e-3  # millimetres for the origin, millimetres per voxel for the axes
+NIFTI2_HEADER_BYTES = 540  # a NIfTI-1 header has 348
 
 _GZIP_MAGIC = b"\x1f\x8b"
+# the errors that nibabel, gzip and the reading of files raise for a broken file
 _BROKEN = (
     EOFError,
     zlib.error,
@@ -37,20 +39,25 @@ _BROKEN = (
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a volume lies: shape (X, Y, Z) in voxels, affine (4, 4) to millimetres, nibabel header."""
+    """The voxel grid of a volume.
+
+    shape:  (X, Y, Z) in voxels.
+    affine: (4, 4), voxel indices to millimetres.
+    header: nibabel header.
+    """
 
     shape: tuple
     affine: np.ndarray
     header: Any
 
     def agrees_with(self, other):
-        """Whether two volumes lie on the same grid of voxels."""
-        same_place = np.allclose(self.affine, other.affine, rtol=0, atol=AFFINE_TOLERANCE)
-        return self.shape == other.shape and same_place
+        """Return True if two volumes have the same voxel grid."""
+        same_affine = np.allclose(self.affine, other.affine, rtol=0, atol=AFFINE_TOLERANCE)
+        return self.shape == other.shape and same_affine
 
 
 def stem(name):
-    """A file's name without .nii or .nii.gz, or None if it has neither (any case)."""
+    """Return a file name without .nii or .nii.gz (in any case), or None if it has neither."""
     for suffix in SUFFIXES:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
@@ -58,13 +65,14 @@ def stem(name):
 
 
 def read_geometry(path, of_slice=False):
-    """`Geometry` of a NIfTI file, from its header, and a cheap check that the file is complete.
+    """Return the `Geometry` of a NIfTI file from its header, and check that the file is complete.
 
-    of_slice: the file holds one slice, of two axes or with a third one of length 1; the shape is (X, Y, 1) then.
+    of_slice: the file holds one slice, with two axes or with a third axis of length 1. The shape is (X, Y, 1) then.
 
-    A gzip file ends in its uncompressed length (RFC 1952), which is compared with the header's
-    claim; only when they differ, as they do in a truncated file but also in one of several gzip
-    members, is the whole file read. Raises `UserError` for a broken or truncated file.
+    The check is cheap: a gzip file ends with its uncompressed length (RFC 1952), which must equal the length that
+    the header asks for. They differ in a truncated file, but also in a file of several gzip members, so the whole
+    file is read when they differ.
+    Raises `UserError` for a broken or truncated file.
     """
     try:
         with bf.BlobFile(str(path), "rb") as file:
@@ -74,46 +82,61 @@ def read_geometry(path, of_slice=False):
             trailer = file.read(4)
             file.seek(0)
             header_class = _header_class(file, compressed)
-            header = header_class.from_fileobj(gzip.GzipFile(fileobj=file) if compressed else file)
-            claimed = _claimed_length(header)
+            content = gzip.GzipFile(fileobj=file) if compressed else file
+            header = header_class.from_fileobj(content)
+            expected_length = _expected_length(header)
     except _BROKEN as error:
         raise _broken(path, error) from error
     shape = tuple(int(n) for n in header.get_data_shape())
     wanted = "a volume with three axes"
     if of_slice:
-        wanted = "one slice, of two axes"
-        shape = shape + (1,) * (len(shape) == 2)
+        wanted = "one slice with two axes"
+        if len(shape) == 2:
+            shape = (*shape, 1)
     if len(shape) != 3 or min(shape) < 1 or (of_slice and shape[2] > 1):
-        mend = "Write each channel into a file of its own." if len(shape) == 4 else "Replace the file."
-        raise found_expected(path, f"an array of shape {shape}", wanted, mend)
-    stored = int.from_bytes(trailer, "little") if compressed else length
-    if stored != claimed % 2**32 if compressed else stored < claimed:
+        advice = "Write each channel to a separate file." if len(shape) == 4 else "Replace the file."
+        raise found_expected(path, f"an array of shape {shape}", wanted, advice)
+    if compressed:
+        # the last four bytes of a gzip file are its uncompressed length modulo 2**32
+        is_complete = int.from_bytes(trailer, "little") == expected_length % 2**32
+    else:
+        is_complete = length >= expected_length
+    if not is_complete:
         read_volume(path)
     return Geometry(shape, header.get_best_affine(), header)
 
 
-def _claimed_length(header):
-    """Bytes that the file of a header must have, uncompressed."""
+def _expected_length(header):
+    """Return the uncompressed length in bytes of the file that a header describes."""
     shape = (int(n) for n in header.get_data_shape())
     return int(header["vox_offset"]) + math.prod(shape) * header.get_data_dtype().itemsize
 
 
 def _header_class(file, compressed):
-    """NIfTI-1 or NIfTI-2 by the length that a header begins with; leaves the file at its start."""
-    start = (gzip.GzipFile(fileobj=file) if compressed else file).read(4)
+    """Return nibabel's class for a NIfTI-1 or NIfTI-2 header, and rewind the file.
+
+    A header begins with its own length as a 32-bit number, in the byte order of the file.
+    """
+    content = gzip.GzipFile(fileobj=file) if compressed else file
+    start = content.read(4)
     file.seek(0)
-    sizes = {int.from_bytes(start, order) for order in ("little", "big")}
-    return nib.Nifti2Header if 540 in sizes else nib.Nifti1Header
+    lengths = {int.from_bytes(start, order) for order in ("little", "big")}
+    return nib.Nifti2Header if NIFTI2_HEADER_BYTES in lengths else nib.Nifti1Header
 
 
 def read_volume(path):
-    """The voxels of a NIfTI file, (X, Y, Z), in their stored type or scaled by the header's slope.
-    Raises `UserError` for a broken or truncated file."""
+    """Return the voxels of a NIfTI file, (X, Y, Z), in their stored type or scaled by the header's slope.
+
+    Raises `UserError` for a broken or truncated file.
+    """
     return read_with_geometry(path)[0]
 
 
 def read_with_geometry(path):
-    """(voxels, `Geometry`) of a NIfTI file of any number of axes, read once; as `read_volume`."""
+    """Return (voxels, `Geometry`) of a NIfTI file with any number of axes, read once.
+
+    Voxels and errors are those of `read_volume`.
+    """
     content = read_bytes(path)
     try:
         if content.startswith(_GZIP_MAGIC):
@@ -121,8 +144,10 @@ def read_with_geometry(path):
         header_class = _header_class(io.BytesIO(content), False)
         image_class = nib.Nifti2Image if header_class is nib.Nifti2Header else nib.Nifti1Image
         image = image_class.from_bytes(content)
-        if len(content) < _claimed_length(image.header):  # before room is made for what it claims
-            raise EOFError(f"{len(content)} of {_claimed_length(image.header)} bytes")
+        # a broken header may claim any size: check it before memory is allocated
+        expected_length = _expected_length(image.header)
+        if len(content) < expected_length:
+            raise EOFError(f"{len(content)} of {expected_length} bytes")
         values = np.asanyarray(image.dataobj)
         return values, Geometry(values.shape, image.header.get_best_affine(), image.header)
     except _BROKEN as error:
@@ -130,7 +155,10 @@ def read_with_geometry(path):
 
 
 def read_plane(path):
-    """The pixels of a NIfTI file of one slice, (X, Y). Raises `UserError` for a broken file or more slices."""
+    """Return the pixels of a NIfTI file with one slice, (X, Y).
+
+    Raises `UserError` for a broken file and for a file with several slices.
+    """
     values = read_volume(path)
     if values.ndim == 3 and values.shape[2] == 1:
         return values[:, :, 0]
@@ -138,34 +166,37 @@ def read_plane(path):
         raise found_expected(
             path,
             f"an array of shape {values.shape}",
-            "one slice, of two axes",
-            "Use the layout of volumes for whole ones.",
+            "one slice with two axes",
+            "Use a layout for whole volumes.",
         )
     return values
 
 
 def volume_bytes(array, geometry):
-    """A compressed NIfTI file of an array (X, Y, Z) on the grid of `geometry`; the same array gives
-    the same bytes."""
+    """Return a compressed NIfTI file of an array (X, Y, Z) on the grid of `geometry`.
+
+    The same array gives the same bytes.
+    """
     header = geometry.header.copy()
     header.set_data_dtype(array.dtype)
-    # the display range and the extensions speak of the source's intensities, not of this array
+    # the display range and the extensions describe the intensities of the source, not this array
     header["cal_min"] = header["cal_max"] = 0
     header.extensions.clear()
-    image = nib.Nifti1Image if isinstance(header, nib.Nifti1Header) else nib.Nifti2Image
-    return gzip.compress(image(array, geometry.affine, header).to_bytes(), compresslevel=3, mtime=0)
+    image_class = nib.Nifti1Image if isinstance(header, nib.Nifti1Header) else nib.Nifti2Image
+    content = image_class(array, geometry.affine, header).to_bytes()
+    return gzip.compress(content, compresslevel=3, mtime=0)  # mtime: no time of writing in the file
 
 
 def slices_above_zero(volume):
-    """(Z,) bool: which axial slices of (X, Y, Z) have a voxel above zero."""
+    """Return which axial slices of a volume (X, Y, Z) have a voxel above zero, (Z,) bool."""
     return (volume > 0).any(axis=(0, 1))
 
 
 class VolumeCache:
-    """Prepared volumes by name; the least recently used leave when the limit is passed.
+    """A cache of prepared volumes by name that drops the least recently used ones above a memory limit.
 
-    limit: bytes. The last volume asked for always stays. A copy that is sent to another process
-    starts empty, so that only names travel.
+    limit: bytes. The volume asked for last always stays, even above the limit.
+    A copy that is sent to another process starts empty, so that no volume has to be pickled.
     """
 
     def __init__(self, limit):
@@ -173,14 +204,21 @@ class VolumeCache:
         self._volumes = OrderedDict()
 
     def get(self, name, prepare):
-        """The volume of a name; `prepare()` makes it (with attribute `nbytes`) if it is not kept."""
+        """Return the volume of a name, which `prepare()` makes if it is not in the cache.
+
+        prepare: function without arguments that returns an object with the attribute `nbytes`.
+        """
         if name in self._volumes:
             self._volumes.move_to_end(name)
             return self._volumes[name]
-        volume = self._volumes[name] = prepare()
-        while len(self._volumes) > 1 and sum(kept.nbytes for kept in self._volumes.values()) > self.limit:
-            self._volumes.popitem(last=False)
+        volume = prepare()
+        self._volumes[name] = volume
+        while len(self._volumes) > 1 and self._used_bytes() > self.limit:
+            self._volumes.popitem(last=False)  # the least recently used one
         return volume
+
+    def _used_bytes(self):
+        return sum(volume.nbytes for volume in self._volumes.values())
 
     def __getstate__(self):
         return {"limit": self.limit}
