@@ -61,10 +61,10 @@ class EnsembleSampler:
 
     def _sample_loop(self, *args, **known):
         """The configured sampler's loop of the process."""
-        if self.sampling.dpm_solver:
+        if self.sampling.sampler == "dpm-solver++":
             return self.diffusion.dpm_solver_sample_loop_known(
                 *args, dynamic_thresholding=self.sampling.dynamic_thresholding, **known
             )
-        if self.sampling.use_ddim:
+        if self.sampling.sampler == "ddim":
             return self.diffusion.ddim_sample_loop_known(*args, eta=self.sampling.eta, **known)
         return self.diffusion.p_sample_loop_known(*args, **known)

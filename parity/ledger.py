@@ -103,7 +103,7 @@ UPSTREAM_DIFFERENCES = (
         "samples on a schedule of 50 steps, of which the network knows nothing; NaN with 20",
         "50 steps of the solver on the trained schedule, and a line that says so",
         "it is what the flags are used for",
-        "tests/sampling/test_sampling.py::test_diffusion_steps_beside_dpm_solver_are_the_solvers",
+        "tests/commands/test_cli.py::test_diffusion_steps_with_dpm_solver_are_the_solvers",
     ),
     UpstreamDifference(
         "dpm_solver.py, time steps",
@@ -370,7 +370,7 @@ UPSTREAM_DIFFERENCES = (
         "segmentation_sample.py, sampler",
         "the ancestral one, 1000 steps, if nothing else is said",
         "DDIM with eta 1, 20 steps: the ancestral one with the posterior's variance; the preset `original` and "
-        "--use_ddim False sample as the original",
+        "--sampler ancestral sample as the original",
         "the learned variance of a short training spoils the last of few ancestral steps, and a thousand are slow",
         "tests/diffusion/test_samplers.py::test_a_share_above_1_spoils_few_ancestral_steps_and_no_ddim_step",
     ),

@@ -78,7 +78,13 @@ def _sampler(name, about, steps=6, members=2, model=SMALL, **sampling):
         about,
         {
             "model": model,
-            "sampling": {"use_ddim": False, "eta": 0.0, "sample_steps": steps, "num_ensemble": members, **sampling},
+            "sampling": {
+                "sampler": "ancestral",
+                "eta": 0.0,
+                "sample_steps": steps,
+                "num_ensemble": members,
+                **sampling,
+            },
         },
         training=False,
     )
@@ -91,7 +97,7 @@ def _masks(layout, model, labels=""):
         {
             "layout": layout,
             "model": model,
-            "sampling": {"use_ddim": True, "eta": 0.0, "sample_steps": 3, "num_ensemble": 2},
+            "sampling": {"sampler": "ddim", "eta": 0.0, "sample_steps": 3, "num_ensemble": 2},
         },
         precisions=("float32",),
         training=False,
@@ -203,7 +209,7 @@ CASES = (
             "model": SMALL,
             "steps": 2,
             "training": {**TRAINING, "lr_schedule": "constant", "lr_anneal_steps": 0},
-            "sampling": {"use_ddim": True, "sample_steps": 2, "num_ensemble": 1},
+            "sampling": {"sampler": "ddim", "sample_steps": 2, "num_ensemble": 1},
         },
     ),
     Case(
@@ -224,15 +230,15 @@ CASES = (
         {"model": TWO_LABELS, "training": TRAINING, "steps": 2},
     ),
     _sampler("ancestral", "trajectory of the ancestral sampler, state by state"),
-    _sampler("ddim", "trajectory of DDIM", use_ddim=True),
+    _sampler("ddim", "trajectory of DDIM", sampler="ddim"),
     _sampler(
-        "ddim-noisy", "trajectory of DDIM with eta 1, without clipping", use_ddim=True, eta=1.0, clip_denoised=False
+        "ddim-noisy", "trajectory of DDIM with eta 1, without clipping", sampler="ddim", eta=1.0, clip_denoised=False
     ),
-    _sampler("dpm-solver", "trajectory of DPM-Solver++", dpm_solver=True),
+    _sampler("dpm-solver", "trajectory of DPM-Solver++", sampler="dpm-solver++"),
     _sampler(
         "dpm-solver-thresholding",
         "the same with dynamic thresholding instead of clipping",
-        dpm_solver=True,
+        sampler="dpm-solver++",
         dynamic_thresholding=True,
     ),
     _sampler("two-labels", "trajectory of the ancestral sampler with masks of two labels", model=TWO_LABELS),
@@ -240,7 +246,7 @@ CASES = (
         "two-labels-dpm-solver",
         "the same of DPM-Solver++ with dynamic thresholding",
         model=TWO_LABELS,
-        dpm_solver=True,
+        sampler="dpm-solver++",
         dynamic_thresholding=True,
     ),
     _masks("ISIC", SMALL),

@@ -21,9 +21,9 @@ HELD_OUT = ["--slices", "odd,tumour"]
 # Samples of the validation curve: one member each, since a curve needs many of them.
 CURVE = {
     "fast": ["--num_ensemble", "1"],
-    "original": ["--num_ensemble", "1", "--use_ddim", "True", "--sample_steps", "25"],
+    "original": ["--num_ensemble", "1", "--sampler", "ddim", "--sample_steps", "25"],
 }
-FULL = {"fast": [], "original": ["--use_ddim", "True", "--sample_steps", "25"]}
+FULL = {"fast": [], "original": ["--sampler", "ddim", "--sample_steps", "25"]}
 
 
 def main():

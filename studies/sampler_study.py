@@ -24,11 +24,11 @@ from guided_diffusion_core.system.files import write_atomic
 # Name -> settings of a sampler. DDIM with eta 1 is the ancestral one with the posterior's variance instead of the
 # learned one; the last is the ancestral one with a learned variance that stays between its two bounds.
 SAMPLERS = {
-    "ancestral": {"use_ddim": False, "dpm_solver": False},
-    "ddim": {"use_ddim": True, "eta": 0.0},
-    "ddim-eta1": {"use_ddim": True, "eta": 1.0},
-    "dpm-solver": {"dpm_solver": True},
-    "ancestral-limited": {"use_ddim": False, "dpm_solver": False},
+    "ancestral": {"sampler": "ancestral"},
+    "ddim": {"sampler": "ddim", "eta": 0.0},
+    "ddim-eta1": {"sampler": "ddim", "eta": 1.0},
+    "dpm-solver": {"sampler": "dpm-solver++"},
+    "ancestral-limited": {"sampler": "ancestral"},
 }
 PROBED = (1, 2, 5, 10, 20, 50, 100, 300, 999)  # time steps
 TRACED = ("t", "alpha_bar", "noise_ratio", "share", "noise_added", "dice_xstart")

@@ -1,7 +1,12 @@
-"""Flags of the original that have no function here: accepted at their default, refused with advice otherwise."""
+"""The original's flags: those that another flag replaces are translated; those without a function here are
+accepted at their default and refused with advice otherwise."""
 
 import argparse
 import dataclasses
+import sys
+
+from guided_diffusion_core.config import named_sampler
+from guided_diffusion_core.errors import found_expected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,3 +47,50 @@ class RefuseOriginal(argparse.Action):
     def __call__(self, parser, namespace, value, option_string=None):
         if value != self.flag.default:
             parser.error(f"{option_string} {value}: {self.flag.instead}")
+
+
+# The original's flags in place of --sampler, and their help.
+SAMPLER_FLAGS = {
+    "use_ddim": "the original's flag: True is --sampler ddim, False --sampler ancestral",
+    "dpm_solver": "the original's flag: True is --sampler dpm-solver++, and --diffusion_steps then means "
+    "--sample_steps; False leaves the sampler to the other flags",
+}
+
+
+def translated_sampler(given):
+    """Return the flags on a command line with `sampler` in place of `SAMPLER_FLAGS`.
+
+    given: dict of the flags that stand on the command line, by name.
+    As the original's users mean it, `diffusion_steps` with `dpm_solver` is the number of the solver's steps; the
+    schedule stays the trained one, and a line on stderr says so.
+    Raises `UserError` for two flags that name different samplers.
+    """
+    rest = {name: value for name, value in given.items() if name not in SAMPLER_FLAGS}
+    use_ddim = given.get("use_ddim")
+    dpm_solver = given.get("dpm_solver", False)
+    if use_ddim is None and not dpm_solver:
+        return rest
+    if use_ddim and dpm_solver:
+        raise found_expected("--dpm_solver", "True with --use_ddim True", "one sampler", "Leave one of them out.")
+    sampler = named_sampler(use_ddim, dpm_solver)
+    if rest.get("sampler", sampler) != sampler:
+        raise found_expected(
+            "--sampler", f"{rest['sampler']}, and the original's flags name {sampler}", "one sampler", "Leave one out."
+        )
+    rest["sampler"] = sampler
+    return _with_solver_steps(rest) if dpm_solver else rest
+
+
+def _with_solver_steps(given):
+    """Return the flags with `sample_steps` in place of a `diffusion_steps` that says the same."""
+    steps = given.get("diffusion_steps")
+    # with both flags and two numbers, diffusion_steps is the schedule's, which has to be the trained one
+    if steps is None or given.get("sample_steps", steps) != steps:
+        return given
+    print(
+        f"--diffusion_steps {steps} with --dpm_solver True: {steps} steps of the solver (as --sample_steps {steps}) "
+        "on the trained schedule, which keeps its steps",
+        file=sys.stderr,
+    )
+    rest = {name: value for name, value in given.items() if name != "diffusion_steps"}
+    return {**rest, "sample_steps": steps}

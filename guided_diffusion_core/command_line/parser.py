@@ -15,13 +15,18 @@ import sys
 
 from guided_diffusion_core import config
 from guided_diffusion_core.backends import BACKENDS
-from guided_diffusion_core.command_line.original_flags import ORIGINAL_FLAGS, RefuseOriginal
+from guided_diffusion_core.command_line.original_flags import (
+    ORIGINAL_FLAGS,
+    SAMPLER_FLAGS,
+    RefuseOriginal,
+    translated_sampler,
+)
 
 _METAVARS = {bool: "True|False", int: "INT", float: "NUMBER", str: "TEXT"}
 
 
 def boolean(text):
-    """The value of a flag such as `--use_ddim True`; yes/no, t/f, y/n and 1/0 too, in any case."""
+    """The value of a flag such as `--learn_sigma True`; yes/no, t/f, y/n and 1/0 too, in any case."""
     if text.lower() in ("true", "yes", "t", "y", "1"):
         return True
     if text.lower() in ("false", "no", "f", "n", "0"):
@@ -116,6 +121,11 @@ def build_parser(description, *sections):
         group = parser.add_argument_group(section, cls.__doc__.replace("%", "%%"))
         for field in dataclasses.fields(cls):
             _add_setting(group, field)
+        if section == "sampling":
+            for name, text in SAMPLER_FLAGS.items():
+                group.add_argument(
+                    f"--{name}", type=boolean, default=argparse.SUPPRESS, metavar=_METAVARS[bool], help=text
+                )
     for name, flag in ORIGINAL_FLAGS.items():
         parser.add_argument(
             f"--{name}",
@@ -154,12 +164,14 @@ def _add_setting(group, field):
 
 def given_settings(args):
     """Name -> value of the settings that stand on the command line: those of `config.SECTIONS`
-    that the parser has, and "seed".
+    that the parser has, and "seed". The original's flags for the sampler are translated.
 
     args: the namespace of a parser made by `build_parser`; what else it holds is left out.
+    Raises `UserError` for two flags that name different samplers.
     """
     names = {*config.setting_names(), "seed"}
-    return {name: value for name, value in vars(args).items() if name in names}
+    given = translated_sampler(vars(args))
+    return {name: value for name, value in given.items() if name in names}
 
 
 def chosen_preset(args):

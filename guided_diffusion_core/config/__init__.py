@@ -8,13 +8,14 @@ import dataclasses
 from dataclasses import dataclass
 
 from guided_diffusion_core.config.checks import check, ema_rates
+from guided_diffusion_core.config.older import current_sampling, named_sampler
 from guided_diffusion_core.config.presets import PRESET_NOTES, PRESETS
 from guided_diffusion_core.config.sections import (
     FUSIONS,
     LATER_SECTIONS,
     NUM_CLASSES,
+    SAMPLERS,
     SECTIONS,
-    SOLVERS,
     ComputeConfig,
     DataConfig,
     DiffusionConfig,
@@ -30,6 +31,7 @@ __all__ = [
     "NUM_CLASSES",
     "PRESETS",
     "PRESET_NOTES",
+    "SAMPLERS",
     "SECTIONS",
     "ComputeConfig",
     "Config",
@@ -39,15 +41,16 @@ __all__ = [
     "SamplingConfig",
     "TrainingConfig",
     "args_to_dict",
+    "current_sampling",
     "ema_rates",
     "from_dict",
     "model_and_diffusion_defaults",
     "model_and_diffusion_settings",
+    "named_sampler",
     "process_steps",
     "resolve",
     "setting_names",
     "split_settings",
-    "take_over",
 ]
 
 
@@ -90,8 +93,9 @@ def resolve(values, preset=None, base=None):
     base = base or Config()
     if preset is not None and preset not in PRESETS:
         raise found_expected("--preset", repr(preset), " or ".join(PRESETS), "Choose one of them.")
-    below = dataclasses.asdict(base.sampling)
-    merged = take_over(values, take_over(PRESETS[preset], below) if preset else below)
+    merged = dataclasses.asdict(base.sampling)
+    for layer in (PRESETS[preset] if preset else {}, values):
+        merged = _with_changes(merged, layer)
     where = setting_names()
     top = {"preset": preset or base.preset}
     changed = {section: {} for section in SECTIONS}
@@ -116,21 +120,20 @@ def process_steps(diffusion):
     return len(space_timesteps(diffusion.diffusion_steps, diffusion.timestep_respacing or every))
 
 
-def take_over(values, below):
-    """The settings `below` with `values` over them, both by name; a sampler that the values choose switches
-    the one below off, so that one flag is enough to change it. Where the values leave none but the ancestral
-    one, it takes all steps unless they say how many: a number meant for another sampler would spoil its masks.
+def _with_changes(settings, changes):
+    """Return `settings` with `changes` on top of them, both dicts by name.
+
+    Settings that were meant for another sampler do not survive a change of the sampler. Example: over
+    {"sampler": "dpm-solver++", "sample_steps": 10, "dynamic_thresholding": True} the change
+    {"sampler": "ancestral"} gives all steps ("sample_steps": 0) without thresholding, because ten steps
+    of the ancestral sampler would spoil the mask.
     """
-    if values.get("dpm_solver"):
-        below = {**below, "use_ddim": False}
-    elif values.get("use_ddim"):
-        below = {**below, "dpm_solver": False, "dynamic_thresholding": False}
-    elif "dpm_solver" in values:
-        below = {**below, "dynamic_thresholding": False}
-    chosen = {**below, **values}
-    if any(below.get(name) for name in SOLVERS) and not any(chosen[name] for name in SOLVERS if name in chosen):
-        chosen["sample_steps"] = values.get("sample_steps", 0)
-    return chosen
+    dropped = {}
+    if changes.get("sampler", settings["sampler"]) != settings["sampler"]:
+        dropped["dynamic_thresholding"] = False
+        if changes["sampler"] == "ancestral":
+            dropped["sample_steps"] = 0
+    return {**settings, **dropped, **changes}
 
 
 def from_dict(tree, where="configuration"):
@@ -140,6 +143,7 @@ def from_dict(tree, where="configuration"):
     """
     try:
         tree = {**{name: {} for name in LATER_SECTIONS}, **tree}
+        tree["sampling"] = current_sampling(tree["sampling"])
         sections = {name: cls(**tree[name]) for name, cls in SECTIONS.items()}
         config = Config(**{**tree, **sections})
         for name in ("preset", "seed", "normalisation", "processes"):

@@ -66,14 +66,12 @@ def check(config):
             "0",
             "Leave it out, and end the training by --max_steps.",
         )
-    if sampling.use_ddim and sampling.dpm_solver:
-        raise found_expected("--dpm_solver", "True beside --use_ddim True", "one sampler", "Leave one of them out.")
-    if sampling.dynamic_thresholding and not sampling.dpm_solver:
+    if sampling.dynamic_thresholding and sampling.sampler != "dpm-solver++":
         raise found_expected(
             "--dynamic_thresholding",
-            "True without --dpm_solver True",
-            "both, or neither",
-            "Add --dpm_solver True, which it is for.",
+            f"True with --sampler {sampling.sampler}",
+            "--sampler dpm-solver++, which it is for",
+            "Add it, or leave --dynamic_thresholding out.",
         )
     ema_rates(training)
 

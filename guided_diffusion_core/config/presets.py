@@ -4,8 +4,7 @@
 # parity/ledger.py, "recipe").
 PRESETS = {
     "original": {
-        "use_ddim": False,
-        "dpm_solver": False,
+        "sampler": "ancestral",
         "dynamic_thresholding": False,
         "eta": 0.0,
         "sample_steps": 0,
@@ -14,7 +13,7 @@ PRESETS = {
         "predict_xstart": True,
         "highway_dropout": 0.0,
         "ema_warmup": True,
-        "use_ddim": True,
+        "sampler": "ddim",
         "eta": 0.0,
         "sample_steps": 5,
     },

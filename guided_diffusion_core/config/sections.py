@@ -9,7 +9,7 @@ from dataclasses import dataclass
 NUM_CLASSES = 2  # classes of a class-conditional network, as in the original
 FLIPS = ("none", "vertical", "horizontal", "both")
 AUGMENT_SHARES = ("augment_scale", "augment_contrast", "augment_gamma")  # settings from 0 to below 1
-SOLVERS = ("use_ddim", "dpm_solver")  # settings that choose another sampler than the ancestral one
+SAMPLERS = ("ancestral", "ddim", "dpm-solver++")
 LR_SCHEDULES = ("constant", "linear", "cosine", "cosine-restarts")
 FUSIONS = ("mean", "majority", "staple", "upstream")  # `fusion.py`
 
@@ -154,15 +154,12 @@ class SamplingConfig:
     """How masks are sampled from a trained network."""
 
     # Why this sampler and so many steps: logs/samplers-brats2021-64px/README.md.
-    use_ddim: bool = option(
-        True,
-        "sample by DDIM; neither this nor dpm_solver: by the ancestral sampler, which takes all steps unless "
-        "sample_steps says otherwise: in fewer a learned variance can spoil the mask",
-    )
-    dpm_solver: bool = option(
-        False,
-        "sample by DPM-Solver++, for which 10 to 20 sample_steps do; diffusion_steps, given beside it, means "
-        "sample_steps then",
+    sampler: str = option(
+        "ddim",
+        "how masks are sampled: by DDIM; by DPM-Solver++, for which 10 to 20 sample_steps are enough; or by the "
+        "original's ancestral sampler, which takes all steps unless sample_steps is given, since in fewer steps a "
+        "learned variance can spoil the mask",
+        SAMPLERS,
     )
     dynamic_thresholding: bool = option(
         False, "DPM-Solver++: scale a predicted mask that leaves [-1, 1] by its 0.995 quantile instead of clipping it"

@@ -9,6 +9,7 @@ import json
 
 import blobfile as bf
 
+from guided_diffusion_core.config import current_sampling
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.files import read_bytes, write_atomic
 
@@ -94,7 +95,10 @@ def _reports(folder):
     reports = {}
     for path in (bf.join(folder, name) for name in names):
         try:
-            reports[path] = dict(json.loads(read_bytes(path)))
+            report = dict(json.loads(read_bytes(path)))
+            if "sampling" in report:
+                report["sampling"] = current_sampling(report["sampling"])
+            reports[path] = report
         except ValueError as error:
             raise found_expected(
                 path, f"no JSON object ({error})", "the report of a sampling", "Choose another --out_dir."

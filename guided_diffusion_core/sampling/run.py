@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from guided_diffusion_core import checkpoints
-from guided_diffusion_core.config import PRESETS, ComputeConfig, DataConfig, setting_names, take_over
+from guided_diffusion_core.config import PRESETS, ComputeConfig, DataConfig, setting_names
 from guided_diffusion_core.data.formats.labels import split_names
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.results.fusion import DEFINITIONS, fuse
@@ -29,21 +29,17 @@ def sampling_config(path, given, preset=None):
 
     path: safetensors file of the checkpoint. given: settings on the command line, by name.
     preset: a preset's name or None; it counts as if its settings had been given.
-    With DPM-Solver, `diffusion_steps` is the number of the solver's steps, as the original's users mean
-    it, and the schedule stays the trained one; a line on stderr says so.
     Raises `UserError` if a given setting of the network or the diffusion contradicts the checkpoint.
     """
     trained = checkpoints.read_config(path)
-    chosen = take_over(given, PRESETS[preset] if preset else {})
-    if chosen.get("dpm_solver", trained.sampling.dpm_solver):
-        chosen |= _solver_steps(given, trained.diffusion.diffusion_steps)
-    given = chosen
+    layers = (PRESETS[preset] if preset else {}, given)
+    chosen = {**layers[0], **given}
     for name, section in setting_names("model", "diffusion").items():
         expected = getattr(getattr(trained, section), name)
-        if name in given and given[name] != expected:
+        if name in chosen and chosen[name] != expected:
             raise found_expected(
                 f"--{name}",
-                given[name],
+                chosen[name],
                 f"{expected!r}, with which {path} was trained",
                 "Leave the flag out: the checkpoint decides.",
             )
@@ -56,30 +52,10 @@ def sampling_config(path, given, preset=None):
         )
     used = {"seed", *setting_names("data", "sampling", "compute")}
     fresh = {"slices": DataConfig.slices, "data_dir": "", "mixed_precision": ComputeConfig.mixed_precision}
-    return trained.replace(**{**fresh, **{name: value for name, value in given.items() if name in used}})
-
-
-def _solver_steps(given, trained_steps):
-    """The settings that `--diffusion_steps` stands for beside `--dpm_solver True`, {} where it is not given.
-
-    Raises `UserError` where `--sample_steps` says something else.
-    """
-    steps = given.get("diffusion_steps", trained_steps)
-    if "diffusion_steps" not in given or (steps == trained_steps and "sample_steps" in given):
-        return {}
-    if given.get("sample_steps", steps) != steps:
-        raise found_expected(
-            "--diffusion_steps",
-            f"{steps} beside --sample_steps {given['sample_steps']}",
-            "one number of steps for --dpm_solver True",
-            "Leave --diffusion_steps out.",
-        )
-    tqdm.write(
-        f"--diffusion_steps {steps} with --dpm_solver True: {steps} steps of the solver (as --sample_steps "
-        f"{steps}) on the trained schedule, which keeps its {trained_steps} steps",
-        file=sys.stderr,
-    )
-    return {"diffusion_steps": trained_steps, "sample_steps": steps}
+    config = trained.replace(**fresh)
+    for layer in layers:
+        config = config.replace(**{name: value for name, value in layer.items() if name in used})
+    return config
 
 
 def check_dataset(dataset, config, batch_size):
@@ -208,7 +184,7 @@ def _require_finite(members, keys):
             f"sampling of {keys[int(np.argmax(broken))]}",
             "values that are no numbers in the mask",
             "finite ones",
-            "Sample by DDIM (--use_ddim True), whose steps the learned variance "
+            "Sample by DDIM (--sampler ddim), whose steps the learned variance "
             "does not spoil, or in more --sample_steps; else train on.",
         )
 

@@ -119,8 +119,8 @@ def _sampling(config):
     steps = config.training.val_steps or few
     sampling_timesteps(trained, steps)  # refuses more than there are
     sampling = dataclasses.replace(config.sampling, num_ensemble=1, sample_steps=steps)
-    if steps < trained and not (sampling.use_ddim or sampling.dpm_solver):
-        sampling = dataclasses.replace(sampling, use_ddim=True, eta=1.0)
+    if steps < trained and sampling.sampler == "ancestral":
+        sampling = dataclasses.replace(sampling, sampler="ddim", eta=1.0)
     return sampling
 
 

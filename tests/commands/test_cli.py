@@ -48,19 +48,51 @@ def test_every_setting_is_a_flag_with_help_and_default():
 @pytest.mark.parametrize(
     "argv, used",
     [
-        (["--preset", "fast", "--dpm_solver", "True"], (False, True)),
-        (["--preset", "fast"], (True, False)),
-        (["--preset", "original", "--dpm_solver", "True"], (False, True)),
-        (["--dpm_solver", "False"], (True, False)),
-        ([], (True, False)),
-        (["--use_ddim", "False"], (False, False)),
-        (["--preset", "original"], (False, False)),
+        (["--preset", "fast", "--dpm_solver", "True"], "dpm-solver++"),
+        (["--preset", "fast", "--sampler", "dpm-solver++"], "dpm-solver++"),
+        (["--preset", "fast"], "ddim"),
+        (["--preset", "original", "--dpm_solver", "True"], "dpm-solver++"),
+        (["--preset", "original", "--dpm_solver", "False"], "ancestral"),
+        (["--preset", "original", "--use_ddim", "True"], "ddim"),
+        (["--dpm_solver", "False"], "ddim"),
+        (["--dpm_solver", "True", "--use_ddim", "False"], "dpm-solver++"),
+        (["--dpm_solver", "True", "--sampler", "dpm-solver++"], "dpm-solver++"),
+        (["--dpm_solver", "False", "--use_ddim", "True"], "ddim"),
+        (["--dpm_solver", "False", "--use_ddim", "False"], "ancestral"),
+        ([], "ddim"),
+        (["--use_ddim", "False"], "ancestral"),
+        (["--sampler", "ancestral"], "ancestral"),
+        (["--preset", "original"], "ancestral"),
     ],
 )
 def test_one_flag_changes_the_sampler(argv, used):
     args = command_line.build_parser("Test.", *SECTIONS).parse_args(argv)
     sampling = config.resolve(command_line.given_settings(args), getattr(args, "preset", None)).sampling
-    assert (sampling.use_ddim, sampling.dpm_solver) == used
+    assert sampling.sampler == used
+
+
+def test_two_samplers_are_refused():
+    with pytest.raises(UserError, match="one sampler"):
+        settings("--use_ddim", "True", "--dpm_solver", "True")
+    with pytest.raises(UserError, match="--sampler: found ancestral, .* name ddim"):
+        settings("--use_ddim", "True", "--sampler", "ancestral")
+
+
+def test_diffusion_steps_with_dpm_solver_are_the_solvers(capsys):
+    """As the original's users write it; the trained schedule stays."""
+    solver = {"sampler": "dpm-solver++"}
+    flags = ("--dpm_solver", "True", "--diffusion_steps")
+    assert settings(*flags, "50") == settings(*flags, "50", "--sample_steps", "50") == {**solver, "sample_steps": 50}
+    assert capsys.readouterr().err.count("50 steps of the solver") == 2
+    # two numbers: that of the schedule, which has to be the trained one, and that of the solver
+    assert settings(*flags, "1000", "--sample_steps", "20") == {
+        **solver,
+        "diffusion_steps": 1000,
+        "sample_steps": 20,
+    }
+    assert settings("--dpm_solver", "True", "--sample_steps", "9") == {**solver, "sample_steps": 9}
+    assert settings("--sampler", "dpm-solver++", "--diffusion_steps", "50") == {**solver, "diffusion_steps": 50}
+    assert not capsys.readouterr().err
 
 
 def test_only_given_flags_are_settings():
@@ -75,7 +107,7 @@ def test_only_given_flags_are_settings():
 def test_given_flags_override_the_preset_and_nothing_else():
     args = command_line.build_parser("Test.", *SECTIONS).parse_args(["--preset", "fast", "--sample_steps", "3"])
     resolved = config.resolve(command_line.given_settings(args), args.preset)
-    assert resolved.sampling.sample_steps == 3 and resolved.sampling.use_ddim and resolved.preset == "fast"
+    assert resolved.sampling.sample_steps == 3 and resolved.sampling.sampler == "ddim" and resolved.preset == "fast"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +124,7 @@ def test_given_flags_override_the_preset_and_nothing_else():
     ],
 )
 def test_booleans_are_written_as_in_the_original(text, value):
-    assert settings("--use_ddim", text) == {"use_ddim": value}
+    assert settings("--clip_denoised", text) == {"clip_denoised": value}
 
 
 def test_negative_numbers_are_values():

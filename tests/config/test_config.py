@@ -66,7 +66,7 @@ def test_a_configuration_survives_json():
 def test_presets_set_their_values_and_flags_override_them():
     # the default samples otherwise: the original's sampler spoils the masks of a short training
     original = resolve({}, preset="original")
-    assert original.sampling == SamplingConfig(use_ddim=False, sample_steps=0, eta=0.0)
+    assert original.sampling == SamplingConfig(sampler="ancestral", sample_steps=0, eta=0.0)
     assert dataclasses.replace(original, preset="none", sampling=SamplingConfig()) == Config()
     fast = resolve({}, preset="fast")
     names = setting_names()
@@ -117,28 +117,41 @@ def test_the_preset_without_attention_in_the_original_says_so(capsys):
 
 
 def test_a_chosen_sampler_replaces_the_one_below():
-    solver = resolve({"dpm_solver": True, "dynamic_thresholding": True}, preset="fast")
-    assert solver.sampling == SamplingConfig(
-        use_ddim=False, dpm_solver=True, dynamic_thresholding=True, sample_steps=5, eta=0.0
-    )
-    fast = SamplingConfig(use_ddim=True, sample_steps=5, eta=0.0)
-    assert solver.replace(use_ddim=True).sampling == resolve({}, preset="fast", base=solver).sampling == fast
+    solver = resolve({"sampler": "dpm-solver++", "dynamic_thresholding": True}, preset="fast")
+    assert solver.sampling == SamplingConfig(sampler="dpm-solver++", dynamic_thresholding=True, sample_steps=5, eta=0.0)
+    fast = SamplingConfig(sampler="ddim", sample_steps=5, eta=0.0)
+    assert solver.replace(sampler="ddim").sampling == resolve({}, preset="fast", base=solver).sampling == fast
     assert solver.replace(eta=0.0).sampling == solver.sampling
     assert resolve({}, preset="original", base=solver).sampling == SamplingConfig(
-        use_ddim=False, sample_steps=0, eta=0.0
+        sampler="ancestral", sample_steps=0, eta=0.0
     )
 
 
 def test_the_ancestral_sampler_takes_all_steps_unless_told():
     """The steps of another sampler, whether from the default, a preset or a checkpoint, are too few for it."""
-    all_steps = SamplingConfig(use_ddim=False, sample_steps=0)
-    solver = resolve({"dpm_solver": True})
-    assert resolve({"use_ddim": False}).sampling == all_steps
-    assert resolve({"use_ddim": False}, preset="fast").sampling == dataclasses.replace(all_steps, eta=0.0)
-    assert solver.replace(dpm_solver=False).sampling == all_steps
-    assert resolve({"use_ddim": False, "sample_steps": 9}).sampling.sample_steps == 9
-    assert resolve({"use_ddim": False, "sample_steps": 9}).replace(use_ddim=False).sampling.sample_steps == 9
-    assert resolve({"dpm_solver": False}).sampling == SamplingConfig()
+    all_steps = SamplingConfig(sampler="ancestral", sample_steps=0)
+    solver = resolve({"sampler": "dpm-solver++"})
+    assert resolve({"sampler": "ancestral"}).sampling == all_steps
+    assert resolve({"sampler": "ancestral"}, preset="fast").sampling == dataclasses.replace(all_steps, eta=0.0)
+    assert solver.replace(sampler="ancestral").sampling == all_steps
+    assert resolve({"sampler": "ancestral", "sample_steps": 9}).sampling.sample_steps == 9
+    assert resolve({"sampler": "ancestral", "sample_steps": 9}).replace(sampler="ancestral").sampling.sample_steps == 9
+
+
+@pytest.mark.parametrize(
+    "written, sampler",
+    [
+        ({"use_ddim": True, "dpm_solver": False}, "ddim"),
+        ({"use_ddim": False, "dpm_solver": True}, "dpm-solver++"),
+        ({"use_ddim": False, "dpm_solver": False}, "ancestral"),
+        ({}, SamplingConfig.sampler),
+    ],
+)
+def test_the_sampler_of_an_older_checkpoint(written, sampler):
+    tree = json.loads(json.dumps(resolve({"sample_steps": 7}).to_dict()))
+    del tree["sampling"]["sampler"]
+    tree["sampling"] |= written
+    assert from_dict(tree) == resolve({"sampler": sampler, "sample_steps": 7})
 
 
 @pytest.mark.parametrize(
@@ -180,8 +193,8 @@ def test_setting_names_are_unique_over_the_sections():
         ({"lr_schedule": "cosine"}, "--lr_anneal_steps"),
         ({"lr_schedule": "constant", "lr_anneal_steps": 5}, "--max_steps"),
         ({"lr_cycles": 0}, "--lr_cycles"),
-        ({"use_ddim": True, "dpm_solver": True}, "one sampler"),
-        ({"dynamic_thresholding": True}, "--dpm_solver True"),
+        ({"sampler": "euler"}, "--sampler"),
+        ({"dynamic_thresholding": True}, "--sampler dpm-solver"),
     ],
 )
 def test_values_out_of_range_are_refused(values, named):

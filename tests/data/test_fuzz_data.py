@@ -185,6 +185,7 @@ FLAGS = [
     "--num_heads",
     "--preset",
     "--use_ddim",
+    "--sampler",
     "--test_dir",
     "--jobs",
 ]

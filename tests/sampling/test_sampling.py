@@ -103,10 +103,10 @@ def test_members_differ_and_their_spread_is_the_uncertainty(backend, weights, tm
     [
         {"sample_steps": 1},
         {"sample_steps": 0, "eta": 1.0},
-        {"use_ddim": False, "sample_steps": 4},
-        {"use_ddim": False, "sample_steps": 0},
-        {"dpm_solver": True, "sample_steps": 1},
-        {"dpm_solver": True, "sample_steps": 7, "dynamic_thresholding": True},
+        {"sampler": "ancestral", "sample_steps": 4},
+        {"sampler": "ancestral", "sample_steps": 0},
+        {"sampler": "dpm-solver++", "sample_steps": 1},
+        {"sampler": "dpm-solver++", "sample_steps": 7, "dynamic_thresholding": True},
     ],
 )
 def test_any_number_of_steps_of_either_sampler(backend, tmp_path, settings):
@@ -155,20 +155,21 @@ def test_the_checkpoint_decides_and_the_command_line_may_only_add(weights):
         sampling_config(weights, {"noise_schedule": "cosine"})
 
 
-def test_diffusion_steps_beside_dpm_solver_are_the_solvers(weights, capsys):
-    """As the original's users write it; the trained schedule stays."""
-    config = sampling_config(weights, {"dpm_solver": True, "diffusion_steps": 50})
-    assert (config.sampling.dpm_solver, config.sampling.use_ddim, config.sampling.sample_steps) == (True, False, 50)
-    assert config.diffusion.diffusion_steps == 1000
-    assert "50 steps of the solver" in capsys.readouterr().err
-    flags = {"dpm_solver": True, "diffusion_steps": 1000, "sample_steps": 20}
-    assert sampling_config(weights, flags).sampling.sample_steps == 20
-    assert sampling_config(weights, {"dpm_solver": True, "diffusion_steps": 40}, "fast").sampling.sample_steps == 40
-    assert sampling_config(weights, {"dpm_solver": True}).sampling.sample_steps == 3, "as in the checkpoint"
-    assert capsys.readouterr().err.count("\n") == 1
-    with pytest.raises(UserError, match="--sample_steps 20"):
+def test_the_sampler_of_the_command_line_replaces_the_checkpoints(weights):
+    def sampling(given, preset=None):
+        chosen = sampling_config(weights, given, preset).sampling
+        return chosen.sampler, chosen.sample_steps
+
+    assert sampling({}) == ("ddim", 3), "as in the checkpoint"
+    assert sampling({"sampler": "dpm-solver++"}) == ("dpm-solver++", 3)
+    assert sampling({"sampler": "dpm-solver++", "sample_steps": 40}, "fast") == ("dpm-solver++", 40)
+    assert sampling({"sampler": "ancestral"}) == ("ancestral", 0)
+    assert sampling({"sampler": "ddim"}, "original") == ("ddim", 0)
+    flags = {"sampler": "dpm-solver++", "diffusion_steps": 1000, "sample_steps": 20}
+    assert sampling(flags) == ("dpm-solver++", 20)
+    with pytest.raises(UserError, match="--diffusion_steps: found 50"):
         sampling_config(weights, {**flags, "diffusion_steps": 50})
-    with pytest.raises(UserError, match="--diffusion_steps"):
+    with pytest.raises(UserError, match="--diffusion_steps: found 50"):
         sampling_config(weights, {"diffusion_steps": 50})
 
 

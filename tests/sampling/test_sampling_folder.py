@@ -21,7 +21,7 @@ from guided_diffusion_core.data.phantoms import write_brats_phantom
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.results.outputs import CaseWriter
-from guided_diffusion_core.sampling.folder import part_of
+from guided_diffusion_core.sampling.folder import part_of, report_path, require_same_run, write_report
 from guided_diffusion_core.sampling.run import run_sampling
 
 SETTINGS = {
@@ -127,7 +127,7 @@ def test_a_mask_of_no_numbers_is_refused_before_its_files(tmp_path):
             members[1, keys.index("picture"), 0, 3, 4] = np.nan
         return members
 
-    with pytest.raises(UserError, match="sampling of picture: found .*no numbers.*--use_ddim"):
+    with pytest.raises(UserError, match="sampling of picture: found .*no numbers.*--sampler ddim"):
         run(tmp_path, spoiled)
     assert not [name for name in contents(tmp_path) if name.startswith("picture")]
 
@@ -265,6 +265,16 @@ class TestOtherSettings:
         (tmp_path / "a").rename(tmp_path / "b")
         run(tmp_path / "b", settings={**SETTINGS, "out_dir": "there", "model_path": "moved"})
         assert contents(tmp_path / "b") == whole
+
+    def test_the_sampler_of_an_older_report_is_understood(self, tmp_path):
+        """Older versions wrote two booleans in place of the sampler's name."""
+        old = {**SETTINGS, "sampling": {"use_ddim": False, "dpm_solver": True}}
+        new = {**SETTINGS, "sampling": {"sampler": "dpm-solver++"}}
+        write_report(report_path(tmp_path), old)
+        writer = CaseWriter(tmp_path, ["mask"])
+        require_same_run(writer, [], new)
+        with pytest.raises(UserError, match="--sampler"):
+            require_same_run(writer, [], {**SETTINGS, "sampling": {"sampler": "ddim"}})
 
     def test_masks_without_a_report_are_refused(self, tmp_path):
         run(tmp_path)

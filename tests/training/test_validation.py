@@ -238,11 +238,11 @@ def test_few_network_evaluations(data, tmp_path, changed, steps):
 def test_the_ancestral_sampler_is_not_used_in_fewer_steps_than_trained(data, tmp_path):
     """Its learned variance spoils them after a short training."""
     few, every = (
-        Validation(settings(data, use_ddim=False, diffusion_steps=30, val_steps=steps), tmp_path).sampling
+        Validation(settings(data, sampler="ancestral", diffusion_steps=30, val_steps=steps), tmp_path).sampling
         for steps in (0, 30)
     )
-    assert (few.use_ddim, few.eta, few.sample_steps) == (True, 1.0, 10)
-    assert (every.use_ddim, every.sample_steps) == (False, 30)
+    assert (few.sampler, few.eta, few.sample_steps) == ("ddim", 1.0, 10)
+    assert (every.sampler, every.sample_steps) == ("ancestral", 30)
 
 
 def create(backend, config, **keywords):
