@@ -1,9 +1,11 @@
 # `make demo` and `make test` make .venv on first use, and again when requirements.txt changes.
-# make PYTHON=/path/to/python chooses the interpreter, make test ARGS="-k unet" some of the tests.
+# make PYTHON=/path/to/python chooses the interpreter, make test ARGS="-k unet" some of the tests, and
+# make test WORKERS=0 runs them in one process instead of one for each core.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell command -v $(name))))
 PY := .venv/bin/python
 INSTALLED := .venv/installed
 ARGS ?=
+WORKERS ?= auto
 
 .PHONY: demo test mutate venv check jittor
 
@@ -11,7 +13,7 @@ demo: jittor
 	$(PY) scripts/demo.py $(ARGS)
 
 test: jittor
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest --numprocesses $(WORKERS) --maxprocesses 8 $(ARGS)
 
 # Plants every fault of the parity suite in the Jittor backend and writes the table of what became of them.
 mutate: jittor

@@ -1,6 +1,11 @@
 """What the tests share: the backends, float64, and the folder of real data."""
 
 import os
+
+# Processes that share the tests (pytest-xdist) compute with one thread each; numpy reads this when it is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import runpy
 import shutil
 import signal
@@ -8,11 +13,25 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import schedule
 from support.backends import BACKENDS, ROOT, Backend
 
 
 def pytest_report_header(config):
     return f"backends: {', '.join(BACKENDS)}"
+
+
+def pytest_collection_modifyitems(config, items):
+    """Start the longest files first where processes share the tests; by hand the order stays."""
+    if hasattr(config, "workerinput"):
+        schedule.longest_file_first(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    # Otherwise the files with most tests would start first.
+    config.option.loadscopereorder = False
+    return schedule.FilesTogether(config, log)
 
 
 @pytest.fixture(scope="session", params=BACKENDS)
