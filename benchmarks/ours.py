@@ -23,7 +23,7 @@ GRADIENTS = ("out.2.weight", "middle_block.0.in_layers.2.weight", "input_blocks.
 class Ours:
     """What every implementation offers: `prepare` once, then `check` once and `repeat` again and again.
 
-    backend: "pytorch" or "jittor". threads: of the computation.
+    backend: its name in the table of `guided_diffusion_core/backends.py`. threads: of the computation.
     """
 
     def __init__(self, backend, threads):

@@ -12,6 +12,7 @@ from benchmarks.cases import WHAT, Case, plan
 from benchmarks.operations import evaluation_operations, training_operations
 from benchmarks.run import RESULTS
 from benchmarks.worker import PEER
+from guided_diffusion_core.backends import COMPARED
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.files import write_atomic
 
@@ -41,7 +42,7 @@ def summarise(row, results):
     """The figures of one row of the results.
 
     Returns a dict: case, implementation, seconds and cpu (medians, of one step, evaluation, case or image),
-    ratio and cpu_ratio to the reference (`PEER`, or PyTorch without one; the median of the ratios round by
+    ratio and cpu_ratio to the reference (`PEER`, or the reference among the backends without one; the median of the ratios round by
     round; None of the reference), memory, rate (operations per second of processor time) and share (of the
     machine's limit; both None where operations are not counted).
     """
@@ -70,7 +71,7 @@ def summarise(row, results):
 def _reference(row, rows):
     """The row of the same case that this one is compared with, or None."""
     same = {other["implementation"]: other for other in rows if other["case"] == row["case"]}
-    reference = same.get(PEER) or same.get("pytorch")
+    reference = same.get(PEER) or same.get(COMPARED[0])
     return None if reference is row else reference
 
 
@@ -92,7 +93,7 @@ Written by `python -m benchmarks` (`benchmarks/README.md` says what is measured 
 {machine["processor"]}, {machine["cores"]} cores; {settings["threads"]} thread(s) for each implementation; load of the
 machine at the start {machine["load"]:.1f}; up to {settings["repeats"]} rounds in which the implementations take turns.
 Seconds are medians over the rounds; a ratio is the median of the ratios round by round, to `{PEER}` (the
-original) where it was measured, else to PyTorch.
+original) where it was measured, else to {COMPARED[0]}.
 """
     ]
     parts += filter(None, [targets.table(summary)])

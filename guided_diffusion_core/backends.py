@@ -1,29 +1,68 @@
-"""The backends: which implementations there are, and how to import a module of one."""
+"""The table of backends: one implementation of the networks for each framework.
+
+Whatever depends on a backend reads this table, so that another one needs no change elsewhere: call `register`
+before it is used. `python -m parity --suite MODULE` imports the suite's module in every process, which is the
+place to register a backend that is compared there.
+"""
 
 import importlib
 import sys
+from dataclasses import dataclass
 
 from guided_diffusion_core.errors import UserError
 
-# Name -> package of the implementation, top-level module of the framework, its distribution.
-BACKENDS = {
-    "pytorch": ("guided_diffusion_pt", "torch", "torch"),
-    "jittor": ("guided_diffusion_jt", "jittor", "jittor"),
-}
+
+@dataclass(frozen=True)
+class Backend:
+    """An implementation of the networks in one framework.
+
+    name:         what the user types, such as `--backend pytorch`.
+    package:      the Python package with the implementation. Its modules have the same names in every backend.
+    framework:    the top-level module of the framework.
+    distribution: the name of the framework for pip.
+    launcher:     the program that starts several processes of it: "torchrun" or "mpirun".
+    forward:      the method of a layer that computes its result when the layer is called.
+    """
+
+    name: str
+    package: str
+    framework: str
+    distribution: str
+    launcher: str
+    forward: str = "forward"
 
 
-def backend_module(backend, name):
-    """The module `name` of a backend's package, such as backend_module("jittor", "unet").
+BACKENDS = {}  # name -> Backend
+
+
+def register(backend):
+    """Add a `Backend` to the table. Registering the same one again changes nothing.
+
+    Raises ValueError if another backend has its name.
+    """
+    if BACKENDS.setdefault(backend.name, backend) != backend:
+        raise ValueError(f"there is another backend of the name {backend.name}")
+
+
+register(Backend("pytorch", "guided_diffusion_pt", "torch", "torch", launcher="torchrun"))
+register(Backend("jittor", "guided_diffusion_jt", "jittor", "jittor", launcher="mpirun", forward="execute"))
+
+# The two that are compared where the user names none: the reference and the candidate.
+COMPARED = ("pytorch", "jittor")
+
+
+def backend_module(name, module):
+    """Import a module of a backend's package, such as backend_module("jittor", "unet").
 
     Raises `UserError` if the framework is not installed.
     """
-    package, framework, distribution = BACKENDS[backend]
+    backend = BACKENDS[name]
     try:
-        return importlib.import_module(f"{package}.{name}")
+        return importlib.import_module(f"{backend.package}.{module}")
     except ModuleNotFoundError as error:
-        if error.name not in (framework, f"{framework}_utils"):
+        if error.name not in (backend.framework, f"{backend.framework}_utils"):
             raise
         raise UserError(
-            f"--backend {backend}: {distribution} is not installed in {sys.prefix}. "
+            f"--backend {name}: {backend.distribution} is not installed in {sys.prefix}. "
             "Run: make venv, or: pip install -r requirements.txt"
         ) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from guided_diffusion_core import command_line
-from guided_diffusion_core.backends import BACKENDS
+from guided_diffusion_core.backends import BACKENDS, COMPARED
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.files import make_writable_folder, write_atomic
 from parity import run
@@ -40,7 +40,10 @@ def build_parser():
     mutate = commands.add_parser("mutate", help="plant every fault in one backend and see that each is found")
     mutate.add_argument("faults", nargs="*", metavar="FAULT", help="names of faults (default: all)")
     mutate.add_argument(
-        "--backend", choices=tuple(BACKENDS), default="jittor", help="the port that gets the faults (default: jittor)"
+        "--backend",
+        choices=COMPARED,
+        default=COMPARED[1],
+        help="the port that gets the faults (default: %(default)s)",
     )
     mutate.add_argument("--part", default="1/1", metavar="I/N", help="only every N-th fault, from the I-th on")
     mutate.add_argument("--table", default="", metavar="FILE", help="write the table of all faults here")
@@ -75,9 +78,9 @@ def _add_run(parser, many):
     )
     parser.add_argument(
         "--backends",
-        default=",".join(BACKENDS),
+        default=",".join(COMPARED),
         metavar="A,B",
-        help="the reference and the candidate; one alone is only recorded (default: pytorch,jittor)",
+        help="the reference and the candidate; one alone is only recorded (default: %(default)s)",
     )
     parser.add_argument(
         "--precision",

@@ -1,12 +1,13 @@
 """Recording what a network computes, layer by layer; runs in a backend's own process.
 
 Nothing is hooked into the framework: every module's own forward function is wrapped on the
-instance, which is the same in PyTorch (`forward`) and Jittor (`execute`).
+instance, which is the same for every backend (`Backend.forward`).
 """
 
 from dataclasses import dataclass, field
 
-FORWARD = {"pytorch": "forward", "jittor": "execute"}
+from guided_diffusion_core.backends import BACKENDS
+
 ROOT = "network"  # stands for the whole network, whose own name is empty
 
 
@@ -37,7 +38,7 @@ class Call:
 
 
 def is_tensor(value):
-    """Whether a value is an array of either framework."""
+    """Whether a value is an array of a framework."""
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
@@ -49,7 +50,7 @@ def flatten(values):
 
 
 def is_floating(tensor):
-    """Whether a tensor of either framework holds floating-point numbers."""
+    """Whether a tensor of a framework holds floating-point numbers."""
     return "float" in str(tensor.dtype)
 
 
@@ -79,7 +80,7 @@ class LayerCapture:
         self.calls = []
         self.events = []
         self.contexts = []
-        self._forward = FORWARD[port.backend]
+        self._forward = BACKENDS[port.backend].forward
         self._counts = {}
         self._undo = []
 

@@ -142,7 +142,6 @@ def run_layers(port, case, weights, source, recorder):
 
 def _run_layer(port, module, place, given, source, entries, recorder):
     verbs = recorder.verbs
-    optim = backend_module(port.backend, "optim")
     inputs = [verbs.to_tensor(array, _dtype(array, verbs)) for array in _numbered(source, entries, "input", place)]
     cotangents = _numbered(source, entries, "output gradient", place)
     backward = any(np.any(array) for array in cotangents)
@@ -163,7 +162,7 @@ def _run_layer(port, module, place, given, source, entries, recorder):
         )
         own = {key: param for key, param in parameters(port, module).items() if "." not in key}
         wanted = [tensor for tensor in tracked if is_floating(tensor)]
-        found = optim.gradients(loss, [*own.values(), *wanted])
+        found = backend_module(port.backend, "optim").gradients(loss, [*own.values(), *wanted])
         for key, gradient in zip(own, found):
             recorder.add("gradient", f"{place}.{key}", gradient)
         numbers = [k for k, tensor in enumerate(tracked) if is_floating(tensor)]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from guided_diffusion_core.backends import BACKENDS
+from guided_diffusion_core.backends import COMPARED
 from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.system.files import write_atomic
 from parity import run
@@ -107,8 +107,8 @@ class Laboratory:
     """The reference's records and the port that gets the faults, in a folder."""
 
     def __init__(self, port, folder):
-        others = [name for name in BACKENDS if name != port]
-        self.reference = run.Backend(others[0], run.SUITE, Path(folder) / "reference")
+        reference = next(name for name in COMPARED if name != port)
+        self.reference = run.Backend(reference, run.SUITE, Path(folder) / "reference")
         self.port = run.Backend(port, run.SUITE, Path(folder) / "port")
         self.cases = {case.name: case for case in run.select_cases(run.load_suite(run.SUITE), LADDER)}
 

@@ -5,8 +5,9 @@ A *suite* is a module that imports no framework. It has
     CASES                    tuple of `Case`, in the order of the ladder
     weights(case)            name -> numpy array, the parameters and buffers that both ports load
     inputs(case)             name -> numpy array, what both ports are given
-    open_port(backend)       the `Port` of "pytorch" or "jittor"; called in that backend's own process
+    open_port(backend)       the `Port` of the backend of that name; called in its own process
 
+A backend other than those of this software is registered by the suite (`guided_diffusion_core.backends.register`).
 `parity/medsegdiff.py` is the suite of this software, `parity/example/suite.py` a small one to start
 from. Families beside `weights`, `forward` and `gradients` are the port's own (`Port.families`).
 """

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from guided_diffusion_core import checkpoints
-from guided_diffusion_core.backends import BACKENDS, backend_module
+from guided_diffusion_core.backends import BACKENDS, COMPARED, backend_module
 from guided_diffusion_core.conversion import convert
 from guided_diffusion_core.errors import UserError, found_expected
 
@@ -25,8 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def check_installed():
     """Refuse `--verify` where a framework is missing; `UserError`."""
-    for backend, (_, framework, distribution) in BACKENDS.items():
-        if importlib.util.find_spec(framework) is None:
+    for name in COMPARED:
+        distribution = BACKENDS[name].distribution
+        if importlib.util.find_spec(BACKENDS[name].framework) is None:
             raise found_expected(
                 "--verify",
                 f"no {distribution}",
@@ -52,16 +53,16 @@ def verify(source_path, target_path, given, config):
         for name, one in (("IN", source), ("OUT", target)):
             content = checkpoints.to_bytes(one.step, config, one.network, one.arrays)
             (Path(folder) / f"{name}.safetensors").write_bytes(content)
-        outputs = {backend: _outputs(backend, folder) for backend in BACKENDS}
+        outputs = {backend: _outputs(backend, folder) for backend in COMPARED}
     worst = 0.0
     for backend, found in outputs.items():
         difference = _largest(found["IN"], found["OUT"])
         worst = max(worst, difference)
         print(f"--verify: {backend}, IN against OUT: largest difference {difference:.3g}")
-    pytorch, jittor = (outputs[backend]["OUT"] for backend in BACKENDS)
-    scale = max(float(np.abs(value).max()) for value in pytorch.values())
-    apart = _largest(pytorch, jittor)
-    print(f"--verify: OUT, {' against '.join(BACKENDS)}: largest difference {apart:.3g} (largest output {scale:.3g})")
+    reference, candidate = (outputs[backend]["OUT"] for backend in COMPARED)
+    scale = max(float(np.abs(value).max()) for value in reference.values())
+    apart = _largest(reference, candidate)
+    print(f"--verify: OUT, {' against '.join(COMPARED)}: largest difference {apart:.3g} (largest output {scale:.3g})")
     # "not <=" since a difference that is no number agrees with nothing
     return 1 if unequal or worst or not apart <= BACKENDS_AGREE * scale else 0
 

@@ -16,11 +16,11 @@ from importlib import util
 
 import numpy as np
 
+from guided_diffusion_core.backends import BACKENDS
 from guided_diffusion_core.errors import UserError, found_expected
 
 TORCHRUN = "torchrun"
 MPIRUN = "mpirun"
-LAUNCHERS = {"pytorch": TORCHRUN, "jittor": MPIRUN}  # backend -> the launcher whose processes it connects
 # (rank, size, rank on its machine), and what else must be there, of each launcher
 _VARIABLES = {
     TORCHRUN: (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("MASTER_ADDR", "MASTER_PORT")),
@@ -70,12 +70,13 @@ def launched():
 def launched_for(backend):
     """`launched()`; `UserError` if the backend cannot connect what that launcher has started."""
     found = launched()
-    if found.size > 1 and found.launcher != LAUNCHERS[backend]:
+    launcher = BACKENDS[backend].launcher
+    if found.size > 1 and found.launcher != launcher:
         raise found_expected(
             f"--backend {backend}",
             f"{found.size} processes of {found.launcher}",
-            f"{LAUNCHERS[backend]}, which connects those of this backend",
-            f"Start it with {LAUNCHERS[backend]}, or without a launcher.",
+            f"{launcher}, which connects those of this backend",
+            f"Start it with {launcher}, or without a launcher.",
         )
     return found
 

@@ -4,7 +4,7 @@ from unittest import mock
 
 import numpy as np
 
-from parity.capture import FORWARD
+from guided_diffusion_core.backends import BACKENDS
 from parity.faults.planting import (
     assign,
     changed_forward,
@@ -32,7 +32,7 @@ def group_norm_groups(port):
 @fault("GELU instead of SiLU", "middle_block.0.in_layers.1")
 def silu_to_gelu(port):
     def gelu(module, forward, x):
-        return x * (1.702 * x).sigmoid() if port.backend == "pytorch" else x * (x * 1.702).sigmoid()
+        return x * (x * 1.702).sigmoid()
 
     return changed_forward(port, "middle_block.0.in_layers.1", gelu)
 
@@ -113,7 +113,7 @@ def align_corners(port):
     _, functional = library(port)
     return mock.patch.object(
         port.nn.BilinearUpsample,
-        FORWARD[port.backend],
+        BACKENDS[port.backend].forward,
         lambda self, x: functional.interpolate(x, scale_factor=self.scale, mode="bilinear", align_corners=True),
     )
 
@@ -137,8 +137,9 @@ def batch_norm_biased_variance(port):
         result = forward(x)
         count = x.shape[0] * x.shape[2] * x.shape[3]
         kept = (1 - module.momentum) * old
-        added = port.runtime.to_numpy(module.running_var) - kept
-        if module.training if port.backend == "pytorch" else module.is_training():
+        new = port.runtime.to_numpy(module.running_var)
+        added = new - kept
+        if not np.array_equal(new, old):  # in training
             assign(port, module.running_var, (kept + added * (count - 1) / count).astype(old.dtype))
         return result
 

@@ -5,10 +5,11 @@ and runs has the fault. No source file is touched. All are written against what 
 so that either can be the port. `CONTROLS` are harmless changes, on which no alarm may be raised.
 """
 
+import importlib
 from dataclasses import dataclass
 from unittest import mock
 
-from parity.capture import FORWARD
+from guided_diffusion_core.backends import BACKENDS
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ def changed_forward(port, name, change):
         if name not in modules:
             return
         module = modules[name]
-        forward = getattr(module, FORWARD[port.backend])
-        module.__dict__[FORWARD[port.backend]] = lambda *args: change(module, forward, *args)
+        method = BACKENDS[port.backend].forward
+        forward = getattr(module, method)
+        module.__dict__[method] = lambda *args: change(module, forward, *args)
 
     return changed_model(port, replace)
 
@@ -84,11 +86,7 @@ def changed_weights(port, change):
 
 def assign(port, tensor, array):
     """Set a tensor's values in place, outside of any gradient."""
-    new = port.runtime.to_tensor(array, dtype=str(array.dtype))
-    if port.backend == "jittor":
-        tensor.update(new)
-    else:
-        tensor.data.copy_(new)
+    port.runtime.assign(tensor, array)
 
 
 def constant(port, array):
@@ -97,29 +95,29 @@ def constant(port, array):
 
 
 def library(port):
-    """The framework's own namespace, and its functions on layers."""
-    network = port.module("unet")
-    return network.jt if port.backend == "jittor" else network.th, (
-        network.nn if port.backend == "jittor" else network.nn.functional
-    )
+    """The framework's own namespace, and the one that holds its functions on layers."""
+    framework = importlib.import_module(BACKENDS[port.backend].framework)
+    return framework, getattr(framework.nn, "functional", framework.nn)
 
 
 def concatenated(port, change):
     """Let the network join skips by change(two tensors) instead of as they are."""
     framework, _ = library(port)
-    join = "concat" if port.backend == "jittor" else "cat"
-    original = getattr(framework, join)
+    network = port.module("unet")
+    # the name under which the network's module has imported the framework
+    alias = next(name for name, value in vars(network).items() if value is framework)
 
     class Changed:
         def __getattr__(self, name):
             return getattr(framework, name)
 
-    setattr(
-        Changed,
-        join,
-        staticmethod(lambda tensors, dim: original(change(tensors) if len(tensors) == 2 else tensors, dim=dim)),
-    )
-    return mock.patch.object(port.module("unet"), "jt" if port.backend == "jittor" else "th", Changed())
+        @staticmethod
+        def concat(tensors, dim):
+            return framework.concat(change(tensors) if len(tensors) == 2 else tensors, dim=dim)
+
+        cat = concat
+
+    return mock.patch.object(network, alias, Changed())
 
 
 def changed_adamw(port, change):

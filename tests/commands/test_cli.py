@@ -8,7 +8,7 @@ import pytest
 from support.backends import ROOT
 
 from guided_diffusion_core import command_line, config
-from guided_diffusion_core.backends import BACKENDS, backend_module
+from guided_diffusion_core.backends import BACKENDS, Backend, backend_module, register
 from guided_diffusion_core.errors import UserError
 
 SECTIONS = tuple(config.SECTIONS)
@@ -231,7 +231,8 @@ def test_reader_that_leaves_early_is_no_error():
 
 
 def test_missing_framework_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(BACKENDS, "none", ("no_such_framework", "no_such_framework", "no-such-framework"))
+    missing = Backend("none", "no_such_framework", "no_such_framework", "no-such-framework", launcher="mpirun")
+    monkeypatch.setitem(BACKENDS, "none", missing)
     with pytest.raises(UserError, match="no-such-framework is not installed.*make venv"):
         backend_module("none", "unet")
 
@@ -239,3 +240,10 @@ def test_missing_framework_says_how_to_install_it(monkeypatch):
 def test_missing_module_of_a_backend_is_not_a_missing_framework():
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         backend_module("pytorch", "no_such_module")
+
+
+def test_one_name_stands_for_one_backend(monkeypatch):
+    monkeypatch.setattr("guided_diffusion_core.backends.BACKENDS", dict(BACKENDS))
+    register(BACKENDS["jittor"])
+    with pytest.raises(ValueError, match="another backend of the name jittor"):
+        register(Backend("jittor", "other", "other", "other", launcher="mpirun"))

@@ -8,9 +8,9 @@ import sys
 from support.backends import ROOT
 
 
-def parity(*args, cwd=ROOT):
-    """The finished process of `python -m parity ARGS`."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def parity(*args, cwd=ROOT, modules=()):
+    """The finished process of `python -m parity ARGS`; modules: folders of further modules."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *modules)))}
     return subprocess.run(
         [sys.executable, "-m", "parity", *map(str, args)], cwd=cwd, env=environment, text=True, capture_output=True
     )

@@ -4,6 +4,7 @@ import importlib
 
 import numpy as np
 
+from guided_diffusion_core.backends import BACKENDS
 from guided_diffusion_core.diffusion.schedule import (
     LossType,
     ModelMeanType,
@@ -12,14 +13,13 @@ from guided_diffusion_core.diffusion.schedule import (
     space_timesteps,
 )
 
-FRAMEWORKS = {"pytorch": "torch", "jittor": "jittor"}
 WEIGHTS = (0.8, 0.2, 0.5, 2.0)
 
 
 def framework(backend):
     """torch or jittor."""
     backend.module("runtime")  # makes Jittor ready to be imported
-    return importlib.import_module(FRAMEWORKS[backend.name])
+    return importlib.import_module(BACKENDS[backend.name].framework)
 
 
 def tensor(backend, array, dtype=None):

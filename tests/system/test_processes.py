@@ -15,6 +15,7 @@ from support.processes_worker import TRAININGS
 from support.small import NETWORK, RandomDataset, small_config
 
 from guided_diffusion_core import checkpoints, training
+from guided_diffusion_core.backends import BACKENDS
 from guided_diffusion_core.data.phantoms import write_isic_phantoms
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.networks.medsegdiff.initialization import initial_state
@@ -137,16 +138,16 @@ def test_what_the_launchers_say(monkeypatch, variables, expected):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert processes.launched() == expected
-    for backend, launcher_of in processes.LAUNCHERS.items():
-        if expected.size == 1 or expected.launcher == launcher_of:
-            assert processes.launched_for(backend) == expected
+    for backend in BACKENDS.values():
+        if expected.size == 1 or expected.launcher == backend.launcher:
+            assert processes.launched_for(backend.name) == expected
         else:
             with pytest.raises(
                 UserError,
-                match=f"--backend {backend}: found {expected.size} processes of "
-                f"{expected.launcher}; expected {launcher_of}",
+                match=f"--backend {backend.name}: found {expected.size} processes of "
+                f"{expected.launcher}; expected {backend.launcher}",
             ):
-                processes.launched_for(backend)
+                processes.launched_for(backend.name)
 
 
 def test_another_number_of_processes_goes_on_with_the_same_batches(tmp_path):
