@@ -21,7 +21,7 @@ class OriginalFlag:
     instead: str
 
 
-# `parity/ledger.py` gives the reasons.
+# `docs/differences.md` gives the reasons.
 ORIGINAL_FLAGS = {
     "use_fp16": OriginalFlag(False, "use --mixed_precision fp16, or bf16, which needs no scaled loss."),
     "fp16_scale_growth": OriginalFlag(

@@ -1,7 +1,7 @@
 """Named sets of values. A flag on the command line overrides its preset."""
 
-# The original's recipe to the letter, and the one that learns in minutes (UPSTREAM rulings:
-# parity/ledger.py, "recipe").
+# The original's recipe to the letter, and the one that learns in minutes (see
+# docs/differences.md, "recipe").
 PRESETS = {
     "original": {
         "sampler": "ancestral",

@@ -1,0 +1,158 @@
+"""The pages that people read: links lead somewhere, commands can be typed, flags exist, the README stays short."""
+
+import argparse
+import re
+import runpy
+import shlex
+import sys
+
+import pytest
+from support.backends import ROOT
+
+from guided_diffusion_core import command_line
+from guided_diffusion_core.command_line.original_flags import ORIGINAL_FLAGS, SAMPLER_FLAGS
+from guided_diffusion_core.config import resolve, setting_names
+
+GUIDES = [
+    *ROOT.glob("*.md"),
+    *(ROOT / "docs").glob("*.md"),
+    ROOT / "parity" / "README.md",
+    ROOT / "benchmarks" / "README.md",
+]
+PAGES = [*GUIDES, *(ROOT / "logs").rglob("*.md"), *(ROOT / "parity").glob("*.md"), *(ROOT / "tests").rglob("*.md")]
+LINK = re.compile(r"\]\(([^()\s]+)\)")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
+# Flags of other programs that the pages name: torchrun, mpirun, pip, git.
+FOREIGN_FLAGS = {"--nproc_per_node", "--bind-to"}
+PROGRAMS = ("medsegdiff", "python", "torchrun", "mpirun", "make")
+README_WORDS = 900
+
+
+class Parsed(BaseException):
+    """The end of a command whose line was parsed: nothing runs. The argument is the namespace."""
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def without_code(text):
+    return re.sub(r"`[^`\n]*`", "", BLOCK.sub("", text))
+
+
+def anchors(text):
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def command_lines(text):
+    """The commands in the code blocks of a page, each a list of words, without comments and prompts."""
+    for language, block in BLOCK.findall(text):
+        if language not in ("", "sh", "bash"):
+            continue
+        for line in block.splitlines():
+            line = line.removeprefix("$ ")
+            if line.split(" ", 1)[0] in PROGRAMS:
+                yield shlex.split(line, comments=True)
+
+
+COMMANDS = [
+    pytest.param(words, id=f"{name_of(page)}: {' '.join(words)[:60]}")
+    for page in GUIDES
+    for words in command_lines(page.read_text())
+]
+
+
+def start(words):
+    """Start a Python command in this process, as the shell would; returns when it ends."""
+    if words[0] in ("torchrun", "mpirun"):  # what the launcher starts
+        first = next(index for index, word in enumerate(words) if word.endswith(".py"))
+        words = ["python", *words[first:]]
+    if words[0] == "medsegdiff":
+        words = ["python", "-m", *words]
+    if words[1] == "-m":
+        sys.argv = ["-m", *words[3:]]
+        runpy.run_module(words[2], run_name="__main__", alter_sys=True)
+    else:
+        path = str(ROOT / words[1])
+        sys.argv = [path, *words[2:]]
+        sys.path.insert(0, str((ROOT / words[1]).parent))
+        runpy.run_path(path, run_name="__main__")
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_command_can_be_typed(words, monkeypatch, capsys):
+    """The real parser takes the line, and its settings make a configuration. Nothing is computed."""
+    if words[0] == "medsegdiff" and not (ROOT / "medsegdiff").is_dir():
+        pytest.skip("the command is not there yet")
+    if words[0] == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert words[1] in targets
+        return
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(self, args=None, namespace=None):
+        raise Parsed(parse(self, args, namespace))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    try:
+        start(words)
+    except Parsed as parsed:
+        namespace = parsed.args[0]
+    except SystemExit:
+        pytest.fail(capsys.readouterr().err)
+    else:
+        assert words[1:3] == ["-m", "guided_diffusion_core.system.processes"], "a command without flags"
+        return
+    if hasattr(namespace, "backend") and hasattr(namespace, "dry_run"):
+        resolve(command_line.given_settings(namespace), preset=getattr(namespace, "preset", None))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_relative_links_lead_to_files_and_headings(page):
+    text = page.read_text()
+    for target in LINK.findall(without_code(text)):
+        if re.match(r"\w+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path) if path else page
+        assert file.exists(), f"{name_of(page)}: {target}"
+        if anchor:
+            assert anchor in anchors(file.read_text()), f"{name_of(page)}: {target}"
+
+
+def known_flags():
+    """Every flag that some program of this project has, by its literal in the sources."""
+    flags = {f"--{name}" for name in (*setting_names(), *ORIGINAL_FLAGS, *SAMPLER_FLAGS, "help")}
+    for folder in ("guided_diffusion_core", "medsegdiff", "scripts", "studies", "parity", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            flags |= set(re.findall(r"\"(--[a-z][\w-]*)\"", path.read_text()))
+    return flags
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=name_of)
+def test_flags_in_the_text_exist(page):
+    unknown = set(FLAG.findall(page.read_text())) - known_flags() - FOREIGN_FLAGS
+    assert not unknown
+
+
+def test_every_guide_is_reached_from_the_readme():
+    linked = set(LINK.findall((ROOT / "README.md").read_text()))
+    assert {name_of(page) for page in (ROOT / "docs").glob("*.md")} <= linked
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= README_WORDS
+
+
+def test_checks_see_what_they_should():
+    assert anchors("# A b: c_d (e)\n```\n# no\n```\n") == {"a-b-c_d-e"}
+    assert list(command_lines("```\n$ medsegdiff train --seed 1  # why\nls\n```\n")) == [
+        ["medsegdiff", "train", "--seed", "1"]
+    ]
+    assert LINK.findall(without_code("[a](b.md) `[c](d.md)` ![e](f.png)")) == ["b.md", "f.png"]
+    assert FLAG.findall("`--val_dir VAL` ---- `--bind-to`") == ["--val_dir", "--bind-to"]
