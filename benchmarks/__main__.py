@@ -4,7 +4,6 @@
 figures mean.
 """
 
-import argparse
 import datetime
 
 from benchmarks import peer
@@ -12,37 +11,24 @@ from benchmarks.cases import WHAT, make_cases
 from benchmarks.report import write_report
 from benchmarks.run import Benchmark
 from benchmarks.worker import PEER
-from guided_diffusion_core import command_line
 from guided_diffusion_core.backends import BACKENDS
+from guided_diffusion_core.command_line import Command, run_program
 from guided_diffusion_core.errors import found_expected
 
 
-class _Subparser(command_line.CommandParser):
-    """A `CommandParser` as argparse makes it for a command."""
-
-    def __init__(self, **keywords):
-        super().__init__(keywords.pop("description", None))
-        self.prog = keywords["prog"]
-
-
-def build_parser():
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Subparser)
-    run = commands.add_parser("run", help="measure, then write the report")
-    run.add_argument(
+def add_run_flags(parser):
+    """Add the flags of `run`."""
+    parser.add_argument(
         "--what",
         nargs="+",
         choices=tuple(WHAT),
         default=["evaluation", "training"],
         help="; ".join(f"{name}: {about}" for name, about in WHAT.items()) + " (default: evaluation training)",
     )
-    run.add_argument(
+    parser.add_argument(
         "--versions", nargs="+", choices=("new", "1"), default=["new"], help="of the network (default: new)"
     )
-    run.add_argument(
+    parser.add_argument(
         "--sizes",
         nargs="+",
         type=int,
@@ -50,45 +36,42 @@ def build_parser():
         metavar="PIXELS",
         help="sides of the network input (default: 64 256)",
     )
-    run.add_argument("--width", type=int, default=128, metavar="INT", help="base width of the network (default: 128)")
-    run.add_argument(
+    parser.add_argument(
+        "--width", type=int, default=128, metavar="INT", help="base width of the network (default: 128)"
+    )
+    parser.add_argument(
         "--batch", type=int, default=0, metavar="INT", help="examples at once (default: 4 at 64 px, else 1)"
     )
-    run.add_argument("--backends", nargs="*", choices=tuple(BACKENDS), default=list(BACKENDS), help="(default: all)")
-    run.add_argument("--peer", default="", metavar="FOLDER", help="the original's folder, to measure it as well")
-    run.add_argument("--repeats", type=int, default=5, metavar="INT", help="rounds (default: 5)")
-    run.add_argument(
+    parser.add_argument("--backends", nargs="*", choices=tuple(BACKENDS), default=list(BACKENDS), help="(default: all)")
+    parser.add_argument("--peer", default="", metavar="FOLDER", help="the original's folder, to measure it as well")
+    parser.add_argument("--repeats", type=int, default=5, metavar="INT", help="rounds (default: 5)")
+    parser.add_argument(
         "--seconds",
         type=int,
         default=120,
         metavar="INT",
         help="no round of a case begins after so many; at least one does (default: 120)",
     )
-    run.add_argument("--threads", type=int, default=1, metavar="INT", help="of each implementation (default: 1)")
-    run.add_argument(
+    parser.add_argument("--threads", type=int, default=1, metavar="INT", help="of each implementation (default: 1)")
+    parser.add_argument(
         "--cold", action="store_true", help="start: Jittor with an empty cache too, which takes minutes, once"
     )
-    run.add_argument("--resume", action="store_true", help="keep the cases that --out_dir holds already")
-    run.add_argument(
+    parser.add_argument("--resume", action="store_true", help="keep the cases that --out_dir holds already")
+    parser.add_argument(
         "--out_dir",
         default=f"logs/benchmark-{datetime.date.today()}",
         metavar="FOLDER",
         help="for the report (default: %(default)s)",
     )
-    report = commands.add_parser("report", help="write table and plots of a folder's results again")
-    report.add_argument("out_dir", metavar="FOLDER", help="folder that run has written")
-    return parser
 
 
-def main():
-    args = build_parser().parse_args()
-    if args.command == "run":
-        _run(args)
-    else:
-        write_report(args.out_dir)
+def add_report_flags(parser):
+    """Add the flags of `report`."""
+    parser.add_argument("out_dir", metavar="FOLDER", help="folder that run has written")
 
 
-def _run(args):
+def command_run(args):
+    """Measure, then write the report."""
     for name in ("repeats", "seconds", "threads", "width"):
         if getattr(args, name) < 1:
             raise found_expected(f"--{name}", getattr(args, name), "at least 1", "Use 1 or more.")
@@ -103,5 +86,16 @@ def _run(args):
         print(f"{case.name}: see {args.out_dir}/README.md", flush=True)
 
 
+def command_report(args):
+    """Write table and plots of a folder's results again."""
+    write_report(args.out_dir)
+
+
+COMMANDS = (
+    Command("run", "measure, then write the report", add_run_flags, command_run),
+    Command("report", "write table and plots of a folder's results again", add_report_flags, command_report),
+)
+
+
 if __name__ == "__main__":
-    command_line.run_command(main)
+    run_program("python -m benchmarks", __doc__, COMMANDS)

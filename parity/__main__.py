@@ -3,15 +3,14 @@
 Exit codes: 0 they agree, 1 they diverge, 2 something was not compared, or wrong input.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from guided_diffusion_core import command_line
 from guided_diffusion_core.backends import BACKENDS, COMPARED
+from guided_diffusion_core.command_line import Command, run_program
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.files import make_writable_folder, write_atomic
 from parity import run
@@ -25,57 +24,22 @@ RESULT = "result.json"
 REPORT = "report.html"
 
 
-def build_parser():
-    """The command line."""
-    parser = _Commands(__doc__)
-    parser.prog = "python -m parity"
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Subparser)
-    _add_run(commands.add_parser("run", help="record cases in both backends and compare them"), many=True)
-    _add_run(commands.add_parser("locate", help="run a case, then every layer alone, and name the culprit"), many=False)
-    compare = commands.add_parser("compare", help="compare two recorded dumps, from any machine")
-    compare.add_argument("reference", metavar="A", help="folder of the reference's dump")
-    compare.add_argument("candidate", metavar="B", help="folder of the candidate's dump")
-    compare.add_argument("--out_dir", default="", metavar="FOLDER", help="also write result.json and report.html here")
-    mutate = commands.add_parser("mutate", help="plant every fault in one backend and see that each is found")
-    mutate.add_argument("faults", nargs="*", metavar="FAULT", help="names of faults (default: all)")
-    mutate.add_argument(
-        "--backend",
-        choices=COMPARED,
-        default=COMPARED[1],
-        help="the port that gets the faults (default: %(default)s)",
-    )
-    mutate.add_argument("--part", default="1/1", metavar="I/N", help="only every N-th fault, from the I-th on")
-    mutate.add_argument("--table", default="", metavar="FILE", help="write the table of all faults here")
-    report = commands.add_parser("report", help="write report.html of a run's folder again")
-    report.add_argument("out_dir", metavar="FOLDER", help="folder that run or locate has written")
-    listing = commands.add_parser("list", help="show the cases")
-    listing.add_argument("--suite", default=run.SUITE, metavar="MODULE", help=f"(default: {run.SUITE})")
-    return parser
-
-
-class _Commands(command_line.CommandParser):
-    """The parser of the whole line; each command's own parser judges its flags."""
-
-    def parse_known_args(self, args=None, namespace=None):
-        return argparse.ArgumentParser.parse_known_args(self, args, namespace)
-
-
-class _Subparser(command_line.CommandParser):
-    """A `CommandParser` as argparse makes it for a command."""
-
-    def __init__(self, **keywords):
-        super().__init__(keywords.pop("description", None))
-        self.prog = keywords["prog"]
-
-
-def _add_run(parser, many):
+def add_run_flags(parser):
+    """Add the flags of `run`."""
+    parser.add_argument("cases", nargs="+", metavar="CASE", help="a case, a family, a pattern with * and ?, or all")
+    _add_recording(parser)
     parser.add_argument(
-        "cases",
-        nargs="+" if many else 1,
-        metavar="CASE",
-        help="a case, a family, a pattern with * and ?" + (", or all" if many else ""),
+        "--layers", action="store_true", help="run every layer of small networks alone too, as locate does"
     )
+
+
+def add_locate_flags(parser):
+    """Add the flags of `locate`."""
+    parser.add_argument("cases", nargs=1, metavar="CASE", help="a case, a family, a pattern with * and ?")
+    _add_recording(parser)
+
+
+def _add_recording(parser):
     parser.add_argument(
         "--backends",
         default=",".join(COMPARED),
@@ -102,22 +66,36 @@ def _add_run(parser, many):
     )
     parser.add_argument("--resume", action="store_true", help="keep what an interrupted run has recorded there")
     parser.add_argument("--threads", type=int, default=1, metavar="INT", help="of each process (default: 1)")
-    if many:
-        parser.add_argument(
-            "--layers", action="store_true", help="run every layer of small networks alone too, as locate does"
-        )
 
 
-def main():
-    args = build_parser().parse_args()
-    return {
-        "run": command_run,
-        "locate": command_run,
-        "compare": command_compare,
-        "mutate": command_mutate,
-        "report": command_report,
-        "list": command_list,
-    }[args.command](args)
+def add_compare_flags(parser):
+    """Add the flags of `compare`."""
+    parser.add_argument("reference", metavar="A", help="folder of the reference's dump")
+    parser.add_argument("candidate", metavar="B", help="folder of the candidate's dump")
+    parser.add_argument("--out_dir", default="", metavar="FOLDER", help="also write result.json and report.html here")
+
+
+def add_mutate_flags(parser):
+    """Add the flags of `mutate`."""
+    parser.add_argument("faults", nargs="*", metavar="FAULT", help="names of faults (default: all)")
+    parser.add_argument(
+        "--backend",
+        choices=COMPARED,
+        default=COMPARED[1],
+        help="the port that gets the faults (default: %(default)s)",
+    )
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="only every N-th fault, from the I-th on")
+    parser.add_argument("--table", default="", metavar="FILE", help="write the table of all faults here")
+
+
+def add_report_flags(parser):
+    """Add the flags of `report`."""
+    parser.add_argument("out_dir", metavar="FOLDER", help="folder that run or locate has written")
+
+
+def add_list_flags(parser):
+    """Add the flags of `list`."""
+    parser.add_argument("--suite", default=run.SUITE, metavar="MODULE", help=f"(default: {run.SUITE})")
 
 
 def command_list(args):
@@ -293,5 +271,15 @@ def command_mutate(args):
     return run_mutations(args.faults, args.backend, args.part, args.table)
 
 
+COMMANDS = (
+    Command("run", "record cases in both backends and compare them", add_run_flags, command_run),
+    Command("locate", "run a case, then every layer alone, and name the culprit", add_locate_flags, command_run),
+    Command("compare", "compare two recorded dumps, from any machine", add_compare_flags, command_compare),
+    Command("mutate", "plant every fault in one backend and see that each is found", add_mutate_flags, command_mutate),
+    Command("report", "write report.html of a run's folder again", add_report_flags, command_report),
+    Command("list", "show the cases", add_list_flags, command_list),
+)
+
+
 if __name__ == "__main__":
-    command_line.run_command(main)
+    run_program("python -m parity", __doc__, COMMANDS)

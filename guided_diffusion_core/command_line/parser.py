@@ -1,6 +1,6 @@
 """The command lines: flags from the configuration's fields.
 
-A command builds its parser with `build_parser`, adds flags of its own, and resolves its
+A command fills its parser with `add_run_flags`, adds flags of its own, and resolves its
 configuration from `given_settings`: only what stands on the command line overrides a preset or a
 checkpoint. Imports no framework, so that `--help` is quick and needs none.
 """
@@ -8,6 +8,7 @@ checkpoint. Imports no framework, so that `--help` is quick and needs none.
 import argparse
 import dataclasses
 import difflib
+import itertools
 import json
 import math
 import re
@@ -58,38 +59,59 @@ _CONVERTERS = {
 
 
 class CommandParser(argparse.ArgumentParser):
-    """argparse that suggests the nearest flag for an unknown one, and never abbreviates.
+    """argparse that suggests the nearest flag or command for an unknown one, and never abbreviates.
 
     A wrong command line ends the process with one or two lines on stderr and exit code 2.
+    fill: function of this parser that adds its flags when it is first used; None if the caller adds them.
+    commands: names of its commands (`commands.add_commands`); empty for a parser of flags.
     """
 
-    def __init__(self, description):
-        super().__init__(description=description, allow_abbrev=False)
+    def __init__(self, description=None, *, fill=None, **keywords):
+        super().__init__(description=description, allow_abbrev=False, **keywords)
+        self._fill = fill
+        self.commands = ()
 
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else list(args)
+        if self._fill:
+            fill = self._fill
+            self._fill = None
+            fill(self)
+        if self.commands:
+            # the command's own parser judges what follows its name
+            flags = list(itertools.takewhile(lambda token: token.startswith("-"), args))
+            self._check_flags(flags)
+            self._check_command(args[len(flags) :])
+        else:
+            self._check_flags(args)
+        return super().parse_known_args(args, namespace)
+
+    def _check_flags(self, args):
         known = self._option_string_actions
         for token in args:
             flag = token.split("=", 1)[0]
             if re.match(r"--?[A-Za-z]", flag) and flag not in known:
-                self.error(f"unknown flag {flag}{_suggestion(flag, known)}")
-        return super().parse_known_args(args, namespace)
+                self.error(f"unknown flag {flag}{_suggestion('--' + flag.lstrip('-'), known)}")
+
+    def _check_command(self, args):
+        if args and args[0] not in self.commands:
+            self.error(f"unknown command {args[0]}{_suggestion(args[0], self.commands)}")
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: {message}\n{self.prog} --help lists all flags.\n")
+        every = "commands" if self.commands else "flags"
+        self.exit(2, f"{self.prog}: {message}\n{self.prog} --help lists all {every}.\n")
 
 
-def _suggestion(flag, known):
-    near = difflib.get_close_matches("--" + flag.lstrip("-"), known, n=1)
+def _suggestion(word, known):
+    near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def build_parser(description, *sections):
-    """A parser with a flag for every setting of the sections, and those that all commands share.
+def add_run_flags(parser, *sections):
+    """Add a flag for every setting of the sections, and the flags that training and sampling share.
 
-    sections: names of `config.SECTIONS`, in the order in which the help shows them.
+    sections: names of `config.SECTIONS`, in the order in which the help shows them. Returns the parser.
     """
-    parser = CommandParser(description)
     parser.add_argument(
         "--backend", choices=tuple(BACKENDS), default="pytorch", help="framework that computes (default: pytorch)"
     )
@@ -166,7 +188,7 @@ def given_settings(args):
     """Name -> value of the settings that stand on the command line: those of `config.SECTIONS`
     that the parser has, and "seed". The original's flags for the sampler are translated.
 
-    args: the namespace of a parser made by `build_parser`; what else it holds is left out.
+    args: the namespace of a parser filled by `add_run_flags`; what else it holds is left out.
     Raises `UserError` for two flags that name different samplers.
     """
     names = {*config.setting_names(), "seed"}

@@ -1,16 +1,44 @@
 """Run a command: its exit code, and one message instead of a traceback for a user's mistake."""
 
+import argparse
 import os
 import sys
 
+from guided_diffusion_core.command_line.commands import add_commands
+from guided_diffusion_core.command_line.parser import CommandParser
 from guided_diffusion_core.errors import UserError
 
 
-def run_command(main):
-    """Run a command's `main()` and end the process with the exit code that it returns, if it does.
+def run_program(prog, description, commands, argv=None, version=None):
+    """Run the command that the command line names and end the process with its exit code.
 
-    0: done (also for None). 2: a `UserError`, whose message is printed without a traceback. 130: Ctrl-C.
-    141: the reader of the output has gone. Any other error keeps its traceback.
+    prog:     how the program is called, for its help and its messages.
+    commands: list of `Command`.
+    argv:     the arguments; None takes those of the process.
+    version:  what `--version` prints; None leaves the flag out.
+    """
+    parser = CommandParser(description, prog=prog, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if version:
+        parser.add_argument("--version", action="version", version=f"{prog} {version}")
+    add_commands(parser, commands)
+    args = parser.parse_args(argv)
+    run_command(lambda: args.run_command(args), args.prog)
+
+
+def run_single(command, argv=None):
+    """Run one command as a program of its own, called by the name of its script."""
+    parser = CommandParser()
+    command.add_flags(parser)
+    args = parser.parse_args(argv)
+    run_command(lambda: command.run(args), parser.prog)
+
+
+def run_command(main, prog=None):
+    """Run `main()` and end the process with the exit code that it returns; None means 0 and returns.
+
+    Exit codes: 0 done, 1 a check failed, 2 a `UserError`, whose message is printed without a traceback,
+    130 Ctrl-C, 141 the reader of the output has gone. Any other error keeps its traceback.
+    prog: the name at the start of messages; the script's by default.
     """
     try:
         code = main()
@@ -18,7 +46,7 @@ def run_command(main):
         if code:
             sys.exit(code)
     except UserError as error:
-        sys.exit(_leave(f"{_command_name()}: {error}", 2))
+        sys.exit(_leave(f"{prog or os.path.basename(sys.argv[0])}: {error}", 2))
     except KeyboardInterrupt:
         sys.exit(_leave("Interrupted.", 130))
     except BrokenPipeError:
@@ -27,13 +55,7 @@ def run_command(main):
         sys.exit(141)
 
 
-def _command_name():
-    """How the command was called: its file, or "python -m PACKAGE"."""
-    folder, name = os.path.split(sys.argv[0])
-    return f"python -m {os.path.basename(folder)}" if name == "__main__.py" else name
-
-
 def _leave(message, code):
-    """Print one message to stderr, below whatever progress bar stands there; return the code."""
+    """Print one message to stderr, below a progress bar if one stands there; return the code."""
     print(f"\n{message}" if sys.stderr.isatty() else message, file=sys.stderr)
     return code

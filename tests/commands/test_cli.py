@@ -15,7 +15,9 @@ SECTIONS = tuple(config.SECTIONS)
 
 
 def settings(*argv):
-    return command_line.given_settings(command_line.build_parser("Test.", *SECTIONS).parse_args(argv))
+    return command_line.given_settings(
+        command_line.add_run_flags(command_line.CommandParser("Test."), *SECTIONS).parse_args(argv)
+    )
 
 
 def refused(capsys, *argv):
@@ -37,7 +39,7 @@ def end_of(body):
 
 
 def test_every_setting_is_a_flag_with_help_and_default():
-    text = " ".join(command_line.build_parser("Test.", *SECTIONS).format_help().split())
+    text = " ".join(command_line.add_run_flags(command_line.CommandParser("Test."), *SECTIONS).format_help().split())
     for name in config.setting_names():
         assert f"--{name} " in text
     assert "(default: 0.0001; MedSegDiff-B: 5e-05)" in text
@@ -66,7 +68,7 @@ def test_every_setting_is_a_flag_with_help_and_default():
     ],
 )
 def test_one_flag_changes_the_sampler(argv, used):
-    args = command_line.build_parser("Test.", *SECTIONS).parse_args(argv)
+    args = command_line.add_run_flags(command_line.CommandParser("Test."), *SECTIONS).parse_args(argv)
     sampling = config.resolve(command_line.given_settings(args), getattr(args, "preset", None)).sampling
     assert sampling.sampler == used
 
@@ -105,7 +107,9 @@ def test_only_given_flags_are_settings():
 
 
 def test_given_flags_override_the_preset_and_nothing_else():
-    args = command_line.build_parser("Test.", *SECTIONS).parse_args(["--preset", "fast", "--sample_steps", "3"])
+    args = command_line.add_run_flags(command_line.CommandParser("Test."), *SECTIONS).parse_args(
+        ["--preset", "fast", "--sample_steps", "3"]
+    )
     resolved = config.resolve(command_line.given_settings(args), args.preset)
     assert resolved.sampling.sample_steps == 3 and resolved.sampling.sampler == "ddim" and resolved.preset == "fast"
 
@@ -192,7 +196,7 @@ def test_flags_of_the_original_without_function_say_what_to_do(capsys, argv, ins
 
 
 def test_dry_run_flag_needs_no_value():
-    parser = command_line.build_parser("Test.", "model")
+    parser = command_line.add_run_flags(command_line.CommandParser("Test."), "model")
     assert parser.parse_args(["--dry_run"]).dry_run is True
     assert parser.parse_args(["--dry_run", "False"]).dry_run is False
     assert parser.parse_args([]).dry_run is False

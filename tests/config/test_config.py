@@ -96,7 +96,7 @@ def test_presets_set_their_values_and_flags_override_them():
 )
 def test_presets_of_the_originals_readme(preset, flags, parameters):
     """The values on the README's command lines, but for the second one's attention."""
-    parser = command_line.build_parser("Test.", *configuration.SECTIONS)
+    parser = command_line.add_run_flags(command_line.CommandParser("Test."), *configuration.SECTIONS)
     given = command_line.given_settings(parser.parse_args(flags.split()))
     resolved = resolve({}, preset=preset)
     assert dataclasses.replace(resolve(given), preset=preset, sampling=resolved.sampling) == resolved
@@ -107,7 +107,7 @@ def test_presets_of_the_originals_readme(preset, flags, parameters):
 
 
 def test_the_preset_without_attention_in_the_original_says_so(capsys):
-    parser = command_line.build_parser("Test.", "model")
+    parser = command_line.add_run_flags(command_line.CommandParser("Test."), "model")
     assert command_line.chosen_preset(parser.parse_args(["--preset", "MedSegDiff++"])) == "MedSegDiff++"
     said = capsys.readouterr().err
     assert "attention at 16 px" in said and "attention_resolutions 24" in said and said.count("\n") == 1

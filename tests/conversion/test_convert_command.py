@@ -15,6 +15,8 @@ from guided_diffusion_core.errors import UserError
 CONVERT_WITHOUT = """
 import runpy, sys
 
+sys.path.insert(0, "scripts")
+
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {blocked!r}:

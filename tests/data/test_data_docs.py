@@ -82,7 +82,7 @@ def test_command(name):
     script, *flags = shlex.split(line)
     given = dict(zip(flags[::2], flags[1::2]))
     assert (ROOT / script).is_file() and known_layout(given["--data_name"]) == name == given["--data_name"]
-    parser = command_line.build_parser("", *("data", "model", "diffusion", "training"))
+    parser = command_line.add_run_flags(command_line.CommandParser(), *("data", "model", "diffusion", "training"))
     parser.add_argument("--out_dir")
     found = command_line.given_settings(parser.parse_args(flags))
     assert found["data_dir"] == "DIR" and found.keys() <= setting_names().keys()

@@ -7,19 +7,30 @@ import sys
 import pytest
 from support.backends import BACKENDS, ROOT
 
+from medsegdiff.commands import COMMANDS
+
 FRAMEWORKS = {"torch", "jittor", "jittor_utils"}
 PACKAGES = {"guided_diffusion_pt", "guided_diffusion_jt"}
 
 # Folder -> top-level packages that no module in it may import, anywhere in its code.
 FORBIDDEN = {
-    "guided_diffusion_core": FRAMEWORKS | PACKAGES | {"parity", "scripts", "tests"},
-    "guided_diffusion_pt": {"jittor", "jittor_utils", "guided_diffusion_jt", "parity", "scripts", "tests"},
-    "guided_diffusion_jt": {"torch", "guided_diffusion_pt", "parity", "scripts", "tests"},
-    "parity": FRAMEWORKS | PACKAGES | {"scripts", "tests"},
+    "guided_diffusion_core": FRAMEWORKS | PACKAGES | {"medsegdiff", "parity", "scripts", "tests"},
+    "guided_diffusion_pt": {
+        "jittor",
+        "jittor_utils",
+        "guided_diffusion_jt",
+        "medsegdiff",
+        "parity",
+        "scripts",
+        "tests",
+    },
+    "guided_diffusion_jt": {"torch", "guided_diffusion_pt", "medsegdiff", "parity", "scripts", "tests"},
+    "parity": FRAMEWORKS | PACKAGES | {"medsegdiff", "scripts", "tests"},
+    "medsegdiff": FRAMEWORKS | PACKAGES | {"scripts", "studies", "tests"},
     "benchmarks": {"jittor", "jittor_utils", "scripts", "tests"} | PACKAGES,
     "scripts": FRAMEWORKS | PACKAGES | {"tests"},
 }
-COMMANDS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
+SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("[!_]*.py"))
 
 IMPORT_ALL = """
 import importlib, pathlib, sys
@@ -37,9 +48,20 @@ print("imported", sorted({watched!r} & sys.modules.keys()))
 
 HELP = """
 import runpy, sys
+sys.path.insert(0, "scripts")
 sys.argv = [{path!r}, "--help"]
 try:
     runpy.run_path({path!r}, run_name="__main__")
+except SystemExit as leave:
+    print("left", leave.code, sorted({watched!r} & sys.modules.keys()))
+"""
+
+MEDSEGDIFF = """
+import sys
+from medsegdiff.__main__ import main
+sys.argv = {argv!r}
+try:
+    main()
 except SystemExit as leave:
     print("left", leave.code, sorted({watched!r} & sys.modules.keys()))
 """
@@ -94,11 +116,21 @@ def test_jittor_backend_works_without_torch():
     assert run_python(code) == "imported ['jittor']"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", SCRIPTS)
 def test_help_loads_no_framework(command):
     code = HELP.format(path=f"scripts/{command}", watched=FRAMEWORKS | PACKAGES)
     assert run_python(code) == "left 0 []"
 
 
+@pytest.mark.parametrize("command", [command.name for command in COMMANDS])
+def test_help_of_medsegdiff_loads_no_framework(command):
+    code = MEDSEGDIFF.format(argv=["medsegdiff", command, "--help"], watched=FRAMEWORKS | PACKAGES)
+    assert run_python(code) == "left 0 []"
+
+
+def test_importing_medsegdiff_loads_no_framework():
+    assert run_python(f"import sys, medsegdiff; print({FRAMEWORKS | PACKAGES} & sys.modules.keys())") == "set()"
+
+
 def test_commands_of_the_original_are_there():
-    assert {"segmentation_train.py", "segmentation_sample.py", "segmentation_env.py"} <= set(COMMANDS)
+    assert {"segmentation_train.py", "segmentation_sample.py", "segmentation_env.py"} <= set(SCRIPTS)

@@ -44,7 +44,7 @@ def test_list_names_every_case_with_what_it_is():
         (["report", "nowhere"], "nowhere/result.json: found no result"),
         (["mutate", "no-such-fault"], "FAULT 'no-such-fault': found no fault of that name"),
         (["mutate", "--part", "3/2"], "--part: found '3/2'; expected I/N"),
-        (["nothing"], "invalid choice: 'nothing'"),
+        (["lost"], "unknown command lost; did you mean list?"),
         ([], "required: COMMAND"),
     ],
 )

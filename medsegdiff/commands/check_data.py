@@ -1,0 +1,70 @@
+"""Find all problems of a data set at once, and take its fingerprint: sizes, spacings, intensities, foreground.
+
+Exit code 0: no error (there may be warnings); 1: errors found; 2: wrong input.
+"""
+
+import dataclasses
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+from guided_diffusion_core import command_line
+from guided_diffusion_core.config import DataConfig
+from guided_diffusion_core.data import list_files
+from guided_diffusion_core.data.check.checking import Check
+from guided_diffusion_core.data.check.fingerprint import fingerprint_png
+from guided_diffusion_core.data.check.inventory import take_inventory
+from guided_diffusion_core.system.files import make_writable_folder, write_atomic
+
+
+def add_flags(parser):
+    """Add the flags."""
+    parser.description = __doc__
+    command_line.add_settings(parser, DataConfig, "data_name", "data_dir", "labels")
+    parser.add_argument(
+        "--test_dir",
+        default="",
+        metavar="FOLDER",
+        help="folder of the test set, where labels may lack; what it shares with --data_dir is found",
+    )
+    parser.add_argument(
+        "--out_dir",
+        default="",
+        metavar="FOLDER",
+        help="folder for problems.json, fingerprint.json and fingerprint.png (default: none)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count(),
+        metavar="INT",
+        help="threads that read (default: one for each processor)",
+    )
+
+
+def run(args):
+    """Check the data; return 1 where errors were found."""
+    config = DataConfig(**command_line.given_settings(args))
+    inventories = {"train": take_inventory(partial(list_files, config, "Training", True))}
+    if args.test_dir:
+        test = dataclasses.replace(config, data_dir=args.test_dir)
+        inventories["test"] = take_inventory(partial(list_files, test, "Test", False))
+    out_dir = args.out_dir and Path(make_writable_folder(args.out_dir, "--out_dir"))
+    check = Check(inventories, max(1, args.jobs))
+    for problem in check.problems:
+        print(f"{problem.severity:<8}{problem}")
+    report = check.report()
+    for row in report["counts"]:
+        print(f"{row['problems']:>6} {row['severity']:<8} {row['kind']}")
+    print(f"{sum(report['files'].values())} files checked: " + ("errors found" if check.has_errors else "no errors"))
+    if out_dir:
+        write_atomic(out_dir / "problems.json", _json(report))
+        write_atomic(out_dir / "fingerprint.json", _json(check.fingerprint()))
+        write_atomic(out_dir / "fingerprint.png", fingerprint_png(check))
+        print(f"written to {out_dir}")
+    return int(check.has_errors)
+
+
+def _json(tree):
+    return (json.dumps(tree, indent=1) + "\n").encode()

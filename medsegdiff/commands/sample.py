@@ -1,0 +1,106 @@
+"""Sample masks for a folder of images with a trained network."""
+
+from hashlib import sha256
+
+from guided_diffusion_core import checkpoints, command_line, sampling
+from guided_diffusion_core.backends import backend_module
+from guided_diffusion_core.data import open_dataset
+from guided_diffusion_core.noise import NoiseTape
+from guided_diffusion_core.sampling.folder import part_of, require_one_sharing
+from guided_diffusion_core.system import processes
+from guided_diffusion_core.system.files import read_bytes
+
+
+def add_flags(parser):
+    """Add the flags."""
+    parser.description = __doc__
+    command_line.add_run_flags(parser, "data", "model", "diffusion", "sampling", "compute")
+    parser.add_argument(
+        "--model_path",
+        default="",
+        metavar="PATH",
+        help="checkpoint: a .safetensors file, a folder of checkpoints/, a training's --out_dir (its last "
+        "checkpoint), or OUT_DIR/checkpoints/best",
+    )
+    parser.add_argument(
+        "--out_dir", default="./results/", metavar="FOLDER", help="folder for the masks (default: ./results/)"
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        default=1,
+        metavar="INT",
+        help="images per batch, always as many; each brings its whole ensemble (default: 1)",
+    )
+    parser.add_argument(
+        "--continue",
+        dest="resume",
+        nargs="?",
+        const=True,
+        default=False,
+        type=command_line.boolean,
+        metavar="True|False",
+        help="leave out the cases whose masks are in --out_dir; they must come "
+        "from the same settings (default: False, sample them again)",
+    )
+    parser.add_argument(
+        "--num_parts",
+        type=int,
+        default=1,
+        metavar="INT",
+        help="processes that share the cases, each started with a --part_id of its own; those of torchrun "
+        "or mpirun share them without it (default: 1)",
+    )
+    parser.add_argument(
+        "--part_id",
+        type=int,
+        default=0,
+        metavar="INT",
+        help="which part of the cases this process samples, from 0 on (default: 0)",
+    )
+
+
+def run(args):
+    """Sample the masks."""
+    found = processes.launched_for(args.backend)
+    require_one_sharing(found, args.part_id, args.num_parts)
+    processes.explain_termination(found, "--continue")
+    path = checkpoints.find(args.model_path)
+    config = sampling.sampling_config(
+        path, command_line.given_settings(args), command_line.chosen_preset(args)
+    ).replace(processes=found.size)
+    dataset = open_dataset(config.data, config.model.image_size, "Test", need_masks=False)
+    sampling.check_dataset(dataset, config, args.batch_size)
+    part_of(dataset.cases(), args.part_id, args.num_parts)
+    summary = command_line.configuration_text(
+        config,
+        backend=args.backend,
+        model_path=str(path),
+        model_sha256=sha256(read_bytes(path)).hexdigest(),
+        out_dir=args.out_dir,
+        batch_size=args.batch_size,
+        images=len(dataset),
+    )
+    if found.rank == 0:
+        print(summary)
+    if not args.dry_run:
+        backend_module(args.backend, "runtime").set_mixed_precision(config.compute.mixed_precision)
+        model, diffusion, _ = backend_module(args.backend, "script_util").load_model_and_diffusion(path)
+        group = backend_module(args.backend, "dist_util").setup_dist()
+        sampler = backend_module(args.backend, "sample_util").EnsembleSampler(
+            model, diffusion, config.sampling, NoiseTape(config.seed)
+        )
+        sampling.run_sampling(
+            sampler,
+            dataset,
+            args.out_dir,
+            args.batch_size,
+            config.sampling.threshold,
+            summary,
+            config.sampling.fusion,
+            args.part_id,
+            args.num_parts,
+            args.resume,
+            group,
+        )
+        group.close()
