@@ -156,3 +156,22 @@ def test_checks_see_what_they_should():
     ]
     assert LINK.findall(without_code("[a](b.md) `[c](d.md)` ![e](f.png)")) == ["b.md", "f.png"]
     assert FLAG.findall("`--val_dir VAL` ---- `--bind-to`") == ["--val_dir", "--bind-to"]
+
+
+def outline(text):
+    """What the two languages of a page share: heading levels, code without comments, links, rows of tables."""
+    blocks = BLOCK.findall(text)
+    prose = without_code(text)
+    return {
+        "headings": re.findall(r"^(#+) ", prose, re.MULTILINE),
+        "code": [[line.split("  #")[0].rstrip() for line in block.splitlines()] for _, block in blocks],
+        "links": [link for link in LINK.findall(prose) if link not in ("README.md", "README.zh.md")],
+        "rows": len(re.findall(r"^\|", text, re.MULTILINE)),
+        "inline code": sorted(re.findall(r"`([^`\n]+)`", BLOCK.sub("", text))),
+    }
+
+
+def test_the_chinese_readme_is_a_twin():
+    english = (ROOT / "README.md").read_text()
+    chinese = (ROOT / "README.zh.md").read_text()
+    assert outline(chinese) == outline(english)
