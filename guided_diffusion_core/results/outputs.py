@@ -1,11 +1,11 @@
-"""The files of a case's result: the only place that forms their names, writes them and reads them.
+"""The result files of a case. Only this module forms their names, writes them and reads them.
 
 An image gets `<case>_mask.png` (8-bit, 0 and 255), `<case>_probability.tiff` and
-`<case>_uncertainty.tiff` (32-bit float, deflate); a volume gets the three as `.nii.gz` (uint8 of 0
-and 1, float32) on the grid of its source. All are lossless and of the case's native size. Masks of
-several labels lie in one file for each, `<case>_<label>_mask.png` and so on. `<case>_overlay.png` shows
-the outlines of the masks on the image; of a volume on the slice in which they are largest, x to the
-right and y up.
+`<case>_uncertainty.tiff` (32-bit float, deflate). A volume gets the three as `.nii.gz` (uint8 of 0
+and 1, float32) on the grid of its source. All are lossless and have the case's native size. Masks of
+several labels are in one file each, `<case>_<label>_mask.png` and so on. `<case>_overlay.png` shows
+the outlines of the masks on the image; for a volume, on the slice in which they are largest, with x to
+the right and y up.
 """
 
 import io
@@ -18,8 +18,8 @@ from guided_diffusion_core.data.formats.images import decode
 from guided_diffusion_core.data.formats.transforms import resize_linear
 from guided_diffusion_core.data.formats.volumes import Geometry, read_volume, volume_bytes
 from guided_diffusion_core.errors import UserError, found_expected, join_names
+from guided_diffusion_core.results.display import draw_outlines, largest_slice, resize_picture
 from guided_diffusion_core.results.fusion import binarize
-from guided_diffusion_core.results.overlay import draw_overlay, shown_slice
 from guided_diffusion_core.system.files import make_writable_folder, write_atomic
 
 MASK = "mask"
@@ -28,23 +28,24 @@ UNCERTAINTY = "uncertainty"
 OVERLAY = "overlay"
 _IMAGE_SUFFIX = {MASK: ".png", PROBABILITY: ".tiff", UNCERTAINTY: ".tiff", OVERLAY: ".png"}
 _VOLUME_SUFFIX = ".nii.gz"
-ROUNDING = 1e-3  # by which resizing may leave the range
+ROUNDING = 1e-3  # values may leave [0, 1] by this much when they are resized
 
 
 def output_path(out_dir, name, kind, is_volume, label=None):
-    """Path of one file of a case.
+    """Return the path of one file of a case.
 
-    name:  the case's. kind: `MASK`, `PROBABILITY`, `UNCERTAINTY` or `OVERLAY`, which is a picture of a
-           volume too. label: that of the mask where there are several.
+    name:  name of the case. kind: `MASK`, `PROBABILITY`, `UNCERTAINTY` or `OVERLAY`, which is a picture
+           for a volume too. label: name of the mask if there are several, otherwise None.
     """
     suffix = _VOLUME_SUFFIX if is_volume and kind != OVERLAY else _IMAGE_SUFFIX[kind]
-    return bf.join(str(out_dir), "_".join(part for part in (name, label, kind) if part) + suffix)
+    stem = "_".join(part for part in (name, label, kind) if part)
+    return bf.join(str(out_dir), stem + suffix)
 
 
 class CaseWriter:
-    """Writer of the cases' files into one folder, which it makes, and proves to be writable, at once.
+    """Writes the files of cases into one folder. The folder is made, and checked to be writable, at once.
 
-    out_dir: the folder. labels: names of the mask's channels, K of them; one label stays out of the names.
+    out_dir: the folder. labels: names of the mask's K channels; a single label is left out of the file names.
     Raises `UserError` if the folder cannot be written.
     """
 
@@ -54,28 +55,29 @@ class CaseWriter:
         self._in_names = self.labels if len(self.labels) > 1 else (None,)
 
     def write(self, case, probability, uncertainty, threshold, pictures=None):
-        """Write the files of a case; returns their paths, a dict by kind, of several labels by "LABEL_KIND".
+        """Write the files of a case and return their paths: a dict by kind, for several labels by "LABEL_KIND".
 
-        Probability and uncertainty are resized to the native size first, and the mask is what then
-        reaches the threshold. Slices of a volume that were not sampled are 0. Each file appears
-        whole, the masks last: where they are, the case is complete (`is_complete`).
+        Probability and uncertainty are first resized to the native size; the mask is where the resized
+        probability is at least the threshold. Slices of a volume that were not sampled are 0. Each
+        file appears whole. The masks come last, so a case with masks is complete (`is_complete`).
 
         case:        `Case`.
         probability: (n, K, S, S) float32 in [0, 1], in the order of `case.indices`; n = 1 for an image.
-                     For one label the axis K may be left out.
-        uncertainty: as it, at least 0.
-        threshold:   probability from which on a pixel belongs to the mask.
-        pictures:    n pictures of the examples (`overlay.displayed`); None: no overlay is written.
+                     The axis K may be left out if there is one label.
+        uncertainty: the same shape, at least 0.
+        threshold:   smallest probability of a pixel of the mask.
+        pictures:    n pictures of the examples (`display.as_picture`), or None for no overlay.
         Raises ValueError if n is not the case's number of examples, `UserError` if a file cannot be
         written.
         """
-        probability, uncertainty = (self._to_native(case, values) for values in (probability, uncertainty))
+        probability = self._to_native(case, probability)
+        uncertainty = self._to_native(case, uncertainty)
         masks = binarize(probability, threshold)
         if case.is_volume:
-            # slices that were not sampled must stay empty whatever the threshold
+            # Slices that were not sampled stay empty, even at the threshold 0.
             sampled = np.zeros(case.shape[2], bool)
             sampled[list(case.slices)] = True
-            masks &= sampled
+            masks &= sampled  # (K, X, Y, Z) & (Z,)
         paths = {}
         if pictures is not None:
             paths[OVERLAY] = output_path(self.out_dir, case.name, OVERLAY, case.is_volume)
@@ -88,13 +90,15 @@ class CaseWriter:
         return paths
 
     def is_complete(self, case):
-        """Whether all masks of a case, its last files, are there."""
+        """Return True if all masks of a case exist; they are written last."""
         return all(bf.exists(path) for path in self._paths(case, (MASK,)))
 
     def require_unique_names(self, cases):
-        """Refuse cases of which two would write one file, such as a_b with label c and a with label b_c;
-        `UserError`."""
-        owners = {}
+        """Raise `UserError` if two cases would write the same file.
+
+        An example: case "a_b" with the label "c", and case "a" with the label "b_c".
+        """
+        owners = {}  # path -> names of the cases that would write it
         for case in cases:
             for path in self._paths(case, (MASK, PROBABILITY, UNCERTAINTY, OVERLAY)):
                 owners.setdefault(path, set()).add(case.name)
@@ -102,23 +106,23 @@ class CaseWriter:
         if shared:
             names = sorted(set.union(*shared.values()))
             raise UserError(
-                f"--labels: found cases whose files would have one name, {join_names(sorted(shared))}, of "
+                f"--labels: found file names that several cases share, {join_names(sorted(shared))}, for "
                 f"{join_names(names)}; expected a file for each. Rename these cases."
             )
 
     def _paths(self, case, kinds):
-        return {
-            output_path(self.out_dir, case.name, kind, case.is_volume, None if kind == OVERLAY else label)
-            for kind in kinds
-            for label in self._in_names
-        }
+        paths = set()
+        for kind in kinds:
+            labels = (None,) if kind == OVERLAY else self._in_names
+            paths.update(output_path(self.out_dir, case.name, kind, case.is_volume, label) for label in labels)
+        return paths
 
     def _to_native(self, case, values):
-        """(n, K, S, S) -> native (K, H, W), or (K, X, Y, Z) with zeros where no slice was sampled."""
+        """Resize (n, K, S, S) to the native (K, H, W), or to (K, X, Y, Z) with zeros in slices not sampled."""
         values = np.asarray(values, np.float32)
         if len(values) != len(case.indices):
             raise ValueError(f"{len(values)} pictures for the {len(case.indices)} examples of case {case.name}")
-        values = values.reshape(len(values), len(self.labels), *values.shape[-2:])
+        values = values.reshape(len(values), len(self.labels), *values.shape[-2:])  # adds K if it is left out
         resized = resize_linear(values, case.shape[:2])  # (n, K, S, S) -> (n, K, H, W)
         if not case.is_volume:
             return resized[0]
@@ -128,23 +132,29 @@ class CaseWriter:
 
 
 def find_output(out_dir, name, kind, label=None):
-    """Path of a case's file of a kind, of an image or a volume, or None if there is none.
-    label: as of `output_path`."""
-    paths = (output_path(out_dir, name, kind, is_volume, label) for is_volume in (False, True))
-    return next((path for path in paths if bf.exists(path)), None)
+    """Return the path of a case's file, of an image or a volume, or None if there is none.
+
+    name, kind, label: see `output_path`.
+    """
+    for is_volume in (False, True):
+        path = output_path(out_dir, name, kind, is_volume, label)
+        if bf.exists(path):
+            return path
+    return None
 
 
 def read_output(path):
-    """A written probability or uncertainty as float32, or a mask as bool: (H, W) or (X, Y, Z).
-    Raises `UserError` for a broken file."""
-    if path.endswith(_VOLUME_SUFFIX):
-        values = read_volume(path)
-    else:
-        values = np.asarray(decode(path))
+    """Read a probability or an uncertainty as float32, or a mask as bool: (H, W) or (X, Y, Z).
+
+    Raises `UserError` for a broken file and for values outside [0, 1].
+    """
+    values = read_volume(path) if path.endswith(_VOLUME_SUFFIX) else np.asarray(decode(path))
     if values.dtype.kind != "f":
         return values > 0
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # NaN, too
+    low = float(values.min(initial=np.inf))
+    high = float(values.max(initial=-np.inf))
+    in_range = low >= -ROUNDING and high <= 1 + ROUNDING  # False for NaN too
+    if values.size and not in_range:
         raise found_expected(
             path,
             f"values from {low:g} to {high:g}",
@@ -155,16 +165,18 @@ def read_output(path):
 
 
 def _overlay(case, masks, pictures):
-    """The overlay of a case, uint8 (H, W, 3); masks: native."""
+    """Draw the overlay of a case from its native masks: uint8 (H, W, 3)."""
     if not case.is_volume:
-        return draw_overlay(pictures[0], masks)
-    shown = shown_slice(masks)
-    place = len(case.slices) // 2 if shown is None else case.slices.index(shown)
-    return np.rot90(draw_overlay(pictures[place], masks[..., case.slices[place]]))
+        return draw_outlines(resize_picture(pictures[0], masks.shape[1:]), masks)
+    slice_index = largest_slice(masks)
+    place = len(case.slices) // 2 if slice_index is None else case.slices.index(slice_index)
+    plane = masks[..., case.slices[place]]  # (K, X, Y)
+    drawn = draw_outlines(resize_picture(pictures[place], plane.shape[1:]), plane)
+    return np.rot90(drawn)  # (X, Y, 3) -> (Y, X, 3) with y up
 
 
 def _encode(case, array):
-    """The bytes of a file: NIfTI of a volume; of an image PNG for bool and TIFF for float32."""
+    """Return the bytes of a file: NIfTI for a volume; for an image PNG from bool and TIFF from float32."""
     if case.is_volume:
         stored = array.astype(np.uint8) if array.dtype == bool else array
         return volume_bytes(stored, Geometry(case.shape, case.affine, case.header))

@@ -15,9 +15,9 @@ from guided_diffusion_core import checkpoints
 from guided_diffusion_core.config import PRESETS, ComputeConfig, DataConfig, setting_names
 from guided_diffusion_core.data.formats.labels import split_names
 from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.results.display import as_picture
 from guided_diffusion_core.results.fusion import DEFINITIONS, fuse
 from guided_diffusion_core.results.outputs import CaseWriter
-from guided_diffusion_core.results.overlay import displayed
 from guided_diffusion_core.sampling.folder import part_of, report_path, require_same_run, write_report
 from guided_diffusion_core.system.files import clear_unfinished
 from guided_diffusion_core.system.process_memory import peak_memory_mib
@@ -208,7 +208,7 @@ def _sample_cases(sampler, dataset, batches, size, fuse_members, write, shown=Tr
             probability, uncertainty = fuse_members(members[:, : len(batch)])
             for (case, _), example, *fused in zip(batch, examples, probability, uncertainty):
                 parts = done.setdefault(case.name, [])
-                parts.append((*fused, displayed(example.image)))
+                parts.append((*fused, as_picture(example.image)))
                 if len(parts) == len(case.indices):
                     write(case, *map(np.stack, zip(*done.pop(case.name))))
             bar.update(len(batch))

@@ -17,6 +17,7 @@ from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.data import phantoms
 from guided_diffusion_core.data.layouts import brats, isic
 from guided_diffusion_core.evaluation import pictures, report
+from guided_diffusion_core.results.display import COLOURS, draw_outlines
 from guided_diffusion_core.results.outputs import CaseWriter
 
 FILES = {"comparison.json", "comparison.html", "bland_altman.png", "scatter.png"}
@@ -145,9 +146,10 @@ def test_picture_of_a_case(runs):
     uri, slice_index, largest = pictures.case_picture(pictures.ImageSource(isic_config(data)), truth, scored)
     assert slice_index is largest is None and png_size(uri) > 2000
     image = np.full((30, 30, 3), 128, np.uint8)
-    drawn = pictures.outlined(image, expected)
-    assert (drawn[4:6, 6:24] == pictures.COLOURS[0]).all() and (drawn[7:13, 7:23] == 128).all()
-    assert (pictures.beside([image, drawn], turned=True)[:, :30] == 128).all()
+    drawn = draw_outlines(image, expected)
+    assert (drawn[5, 5:25] == COLOURS[0]).all() and (drawn[6:14, 6:24] == 128).all()
+    assert (drawn[:5] == 128).all(), "outlines lie inside their mask"
+    assert (pictures.join_panels([image, drawn], rotate=True)[:, :30] == 128).all()
 
 
 def test_report_without_images(runs, tmp_path):

@@ -14,7 +14,7 @@ from guided_diffusion_core.data.layouts.brats import BratsDataset
 from guided_diffusion_core.data.phantoms import write_brats_phantom
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.results import outputs
-from guided_diffusion_core.results.overlay import COLOURS, displayed
+from guided_diffusion_core.results.display import COLOURS, as_picture
 from guided_diffusion_core.system import files
 from studies.overview import OverviewRow, write_overview
 
@@ -202,13 +202,13 @@ class TestOverlay:
 
     def test_network_inputs_as_pictures(self):
         colour = np.random.default_rng(0).random((3, 8, 8)).astype(np.float32)
-        np.testing.assert_array_equal(displayed(colour), (colour * 255).round().transpose(1, 2, 0))
+        np.testing.assert_array_equal(as_picture(colour), (colour * 255).round().transpose(1, 2, 0))
         modalities = np.random.default_rng(0).standard_normal((4, 8, 8))
-        shown = displayed(modalities)
+        shown = as_picture(modalities)
         assert shown.shape == (8, 8, 3) and (shown.min(), shown.max()) == (0, 255)
         order = np.argsort(modalities[-1].ravel())
         assert (np.diff(shown[..., 0].ravel()[order].astype(int)) >= 0).all()
-        assert not displayed(np.zeros((1, 8, 8))).any()
+        assert not as_picture(np.zeros((1, 8, 8))).any()
 
 
 def test_find_output(tmp_path, pictures, volume_case):
