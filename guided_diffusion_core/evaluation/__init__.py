@@ -1,6 +1,6 @@
-"""Scoring of predictions: scores per case and slice, their statistics, calibration, two runs side by side.
+"""Scoring of predictions: scores per case and slice, their statistics, calibration, comparison of two runs.
 
-`report` and `pictures`, which draw, are imported by who needs them.
+`report` and `pictures` need the packages for drawing. So they are not imported here.
 """
 
 from guided_diffusion_core.evaluation.agreement import (

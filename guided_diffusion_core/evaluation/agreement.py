@@ -1,4 +1,4 @@
-"""Two sampled and scored runs side by side: two frameworks, two samplers, two seeds."""
+"""Comparison of two sampled and scored runs: of two frameworks, two samplers or two seeds."""
 
 import json
 from dataclasses import dataclass
@@ -33,7 +33,12 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One of the two runs. title: how reports name it. folder: its masks. summary: of `summary.evaluate`."""
+    """One of the two runs.
+
+    title:   its name in the reports.
+    folder:  the folder of its masks.
+    summary: return value of `summary.evaluate`.
+    """
 
     title: str
     folder: str
@@ -41,24 +46,22 @@ class Run:
 
 
 def mask_agreement(first_dir, second_dir, truths):
-    """Share of pixels on which two folders' masks agree, a dict by case name; of a volume over the selected
-    slices, of several labels over all of them. Raises `UserError` for missing masks and for masks of
-    different sizes.
+    """Compute the share of pixels on which the masks of two folders agree: a dict by case name.
 
-    truths: list of `Truth`, which name the cases, labels and slices; their files are not read.
+    All labels and, for a volume, all selected slices are taken together.
+    truths: list of `Truth` that name the cases, labels and slices; their files are not read.
+    Raises `UserError` for missing masks and for masks of different sizes.
     """
-    return {
-        name: pixel_agreement(first, second)
-        for name, first, second in mask_pairs(first_dir, second_dir, truths, common_labels(truths))
-    }
+    pairs = mask_pairs(first_dir, second_dir, truths, common_labels(truths))
+    return {name: pixel_agreement(first, second) for name, first, second in pairs}
 
 
 def compare(first, second):
-    """Two `Run`s of the same cases side by side, a dict of JSON values.
+    """Compare two `Run`s of the same cases: a dict of JSON values.
 
-    Keys: titles, labels, n_cases, scores ({label: {score: differences}}, see `_differences`), masks ({label:
-    [rows]}, a row per case with pixel_agreement and mask_dice, the least alike first), definitions.
-    Raises `UserError` where the two differ in cases, slices, labels or threshold, and for missing masks.
+    Keys: titles, labels, n_cases, threshold, scores ({label: {score: differences}}, see `_differences`), masks
+    ({label: rows}, one row per case with pixel_agreement and mask_dice, the least alike first), definitions.
+    Raises `UserError` if the two differ in cases, slices, labels or threshold, and for missing masks.
     """
     _require_comparable(first, second)
     labels = first.summary["labels"]
@@ -69,22 +72,17 @@ def compare(first, second):
         "labels": labels,
         "n_cases": len(pairs),
         "threshold": first.summary["threshold"],
-        "scores": {
-            label: {
-                metric: _differences(pairs, label, metric)
-                for metric in scores.SCORES
-                if all(metric in row["metrics"][label] for row in pairs[0])
-            }
-            for label in labels
-        },
+        "scores": {label: _score_differences(pairs, label) for label in labels},
         "masks": _masks(first, second, labels),
         "definitions": DEFINITIONS,
     }
 
 
 def read_summary(folder):
-    """The summary that `segmentation_env.py` left in a folder of masks. Raises `UserError` where there is none,
-    or one of another kind."""
+    """Read the summary that `segmentation_env.py` has written into a folder of masks.
+
+    Raises `UserError` if there is none, or if it is not a summary of this version.
+    """
     path = bf.join(str(folder), "summary.json")
     if not bf.exists(path):
         raise found_expected(
@@ -95,9 +93,7 @@ def read_summary(folder):
         )
     try:
         summary = json.loads(read_bytes(path))
-        for row in summary["metric_per_case"]:
-            row["case"], row["reference_file"], [row["metrics"][label]["Dice"] for label in summary["labels"]]
-        summary["threshold"]
+        _require_keys(summary)
     except (ValueError, KeyError, TypeError) as error:
         raise found_expected(
             path, f"no scores of this version ({error!r})", "the scores of segmentation_env.py", "Score the run again."
@@ -105,30 +101,14 @@ def read_summary(folder):
     return summary
 
 
-def table_rows(result):
-    """The comparison as rows of a Markdown table, a line per label; the header is `TABLE_HEAD`."""
-    lines = []
-    for label in result["labels"]:
-        dice, iou = (result["scores"][label][metric] for metric in scores.OVERLAP)
-        alike = [row["pixel_agreement"] for row in result["masks"][label]]
-        between = statistics.defined(row["mask_dice"] for row in result["masks"][label])
-        lines.append(
-            " | ".join(
-                (
-                    f"| {' / '.join(result['titles'])}",
-                    label,
-                    str(dice["n"]),
-                    _number(dice["mean_first"]),
-                    _number(dice["mean_second"]),
-                    _with_interval(dice),
-                    _with_interval(iou),
-                    _number(dice["largest"]),
-                    f"{100 * np.mean(alike):.3f}% ({100 * min(alike):.3f}%)",
-                    f"{np.mean(between):.4f} ({min(between):.4f}) |" if between else "- |",
-                )
-            )
-        )
-    return lines
+def _require_keys(summary):
+    """Look up all that `compare` needs; raise KeyError or TypeError if something is missing."""
+    summary["threshold"]
+    for row in summary["metric_per_case"]:
+        row["case"]
+        row["reference_file"]
+        for label in summary["labels"]:
+            row["metrics"][label]["Dice"]
 
 
 TABLE_HEAD = (
@@ -136,6 +116,30 @@ TABLE_HEAD = (
     "largest of a case | pixels alike, mean (lowest) | Dice between the masks, mean (lowest) |",
     "|" + "---|" * 10,
 )
+
+
+def table_rows(result):
+    """Format the comparison as rows of a Markdown table, one per label; the header is `TABLE_HEAD`."""
+    lines = []
+    for label in result["labels"]:
+        dice = result["scores"][label]["Dice"]
+        iou = result["scores"][label]["IoU"]
+        alike = [row["pixel_agreement"] for row in result["masks"][label]]
+        mask_dice = statistics.defined(row["mask_dice"] for row in result["masks"][label])
+        cells = [
+            " / ".join(result["titles"]),
+            label,
+            str(dice["n"]),
+            _number(dice["mean_first"]),
+            _number(dice["mean_second"]),
+            _with_interval(dice),
+            _with_interval(iou),
+            _number(dice["largest"]),
+            f"{100 * np.mean(alike):.3f}% ({100 * min(alike):.3f}%)",
+            f"{np.mean(mask_dice):.4f} ({min(mask_dice):.4f})" if mask_dice else "-",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _number(value, sign=""):
@@ -148,54 +152,81 @@ def _with_interval(found):
 
 
 def _require_comparable(first, second):
-    for what in ("labels", "threshold"):
-        _require_same(first, second, what, first.summary[what], second.summary[what])
-    slices = [{row["case"]: row.get("slices") for row in run.summary["metric_per_case"]} for run in (first, second)]
-    if set(slices[0]) != set(slices[1]):
-        alone = sorted(set(slices[0]) ^ set(slices[1]))
+    for key in ("labels", "threshold"):
+        _require_same(first, second, key, first.summary[key], second.summary[key])
+    first_slices = _slices_by_case(first)
+    second_slices = _slices_by_case(second)
+    only_one = sorted(set(first_slices) ^ set(second_slices))
+    if only_one:
         raise UserError(
-            f"{first.folder} and {second.folder}: found {len(alone)} cases in only one of the two "
-            f"({join_names(alone)}); expected the same cases. Sample and score the same data in both."
+            f"{first.folder} and {second.folder}: found {len(only_one)} cases in only one of the two "
+            f"({join_names(only_one)}); expected the same cases. Sample and score the same data in both."
         )
-    for case, chosen in slices[0].items():
-        _require_same(first, second, f"slices of {case}", chosen, slices[1][case])
+    for case, slices in first_slices.items():
+        _require_same(first, second, f"slices of {case}", slices, second_slices[case])
 
 
-def _require_same(first, second, what, found, expected):
-    if found != expected:
+def _slices_by_case(run):
+    return {row["case"]: row.get("slices") for row in run.summary["metric_per_case"]}
+
+
+def _require_same(first, second, name, of_first, of_second):
+    if of_first != of_second:
         raise found_expected(
-            second.folder, f"{what} {expected}", f"{found}, as in {first.folder}", "Score both runs in the same way."
+            second.folder,
+            f"{name} {of_second}",
+            f"{of_first}, as in {first.folder}",
+            "Score both runs in the same way.",
         )
+
+
+def _score_differences(pairs, label):
+    """Return {score: `_differences`} for the scores that both runs have."""
+    first, second = (row["metrics"][label] for row in pairs[0])
+    return {
+        metric: _differences(pairs, label, metric) for metric in scores.SCORES if metric in first and metric in second
+    }
 
 
 def _differences(pairs, label, metric):
-    """Statistics of one score: n, n_one_sided (cases in which one run alone has it), means, the mean
-    difference with its interval and limits, the largest difference and its case, the values of all cases."""
-    values = [
-        (first["case"], first["metrics"][label][metric], second["metrics"][label][metric]) for first, second in pairs
-    ]
+    """Compute statistics of the differences of one score.
+
+    Keys: n, n_one_sided (cases that have the score in only one run), means, the mean difference with its interval
+    and limits, the largest difference and its case, the values of all cases.
+    """
+    values = []  # (case, first, second); None for an undefined score
+    for first, second in pairs:
+        values.append((first["case"], first["metrics"][label][metric], second["metrics"][label][metric]))
     both = [row for row in values if None not in row]
     differences = [second - first for _, first, second in both]
-    spread = float(np.std(differences, ddof=1)) if len(both) > 1 else None
     middle = statistics.mean(differences)
-    largest = max(both, key=lambda row: abs(row[2] - row[1]), default=None)
+    deviation = None
+    limits = None
+    if len(both) > 1:
+        deviation = float(np.std(differences, ddof=1))
+        limits = [middle - 1.96 * deviation, middle + 1.96 * deviation]
+    largest_case = None
+    largest = None
+    if both:
+        largest_case, first, second = max(both, key=lambda row: abs(row[2] - row[1]))
+        largest = abs(second - first)
     return {
         "n": len(both),
         "n_one_sided": sum(row[1:].count(None) == 1 for row in values),
-        "mean_first": statistics.mean([row[1] for row in both]),
-        "mean_second": statistics.mean([row[2] for row in both]),
+        "mean_first": statistics.mean([first for _, first, _ in both]),
+        "mean_second": statistics.mean([second for _, _, second in both]),
         "mean": middle,
         "interval": statistics.mean_interval(differences),
-        "standard_deviation": spread,
-        "limits": None if spread is None else [middle - 1.96 * spread, middle + 1.96 * spread],
-        "largest": abs(largest[2] - largest[1]) if largest else None,
-        "largest_case": largest[0] if largest else None,
+        "standard_deviation": deviation,
+        "limits": limits,
+        "largest": largest,
+        "largest_case": largest_case,
         "per_case": [{"case": case, "first": first, "second": second} for case, first, second in values],
     }
 
 
 def _masks(first, second, labels):
-    """{label: rows of pixel_agreement and mask_dice by case, the least alike first}."""
+    """Compare the masks: {label: rows of case, pixel_agreement and mask_dice}, the least alike first."""
     truths = [Truth(row["case"], row["reference_file"], row.get("slices")) for row in first.summary["metric_per_case"]]
     found = {label: [] for label in labels}
     pairs = mask_pairs(first.folder, second.folder, truths, labels)
@@ -203,27 +234,26 @@ def _masks(first, second, labels):
         pairs, total=len(truths), unit="case", desc="comparing masks", dynamic_ncols=True, leave=False, delay=2
     ):
         for place, label in enumerate(labels):
-            found[label].append(
-                {
-                    "case": name,
-                    "pixel_agreement": pixel_agreement(one[place], other[place]),
-                    "mask_dice": count(one[place], other[place]).dice,
-                }
-            )
+            agreement = pixel_agreement(one[place], other[place])
+            dice = count(one[place], other[place]).dice
+            found[label].append({"case": name, "pixel_agreement": agreement, "mask_dice": dice})
     for rows in found.values():
+        # cases in which both masks are empty have no Dice; they come last
         rows.sort(key=lambda row: (row["mask_dice"] is None, row["mask_dice"] or 0, row["pixel_agreement"]))
     return found
 
 
 def mask_pairs(first_dir, second_dir, truths, labels):
-    """(case name, first mask, second mask) of every case, the scored parts, bool (K, ...).
+    """Yield (case name, first mask, second mask) of every case: the scored parts, bool (K, ...).
 
-    truths: list of `Truth`; their files are not read. Raises `UserError` as `mask_agreement`.
+    truths: list of `Truth`; their files are not read.
+    Raises `UserError` for missing masks and for masks of different sizes.
     """
     for folder in (first_dir, second_dir):
         require_outputs(folder, truths, (MASK,), labels)
     for truth in truths:
-        paths = [output_paths(folder, truth.name, MASK, labels) for folder in (first_dir, second_dir)]
-        first = read_outputs(paths[0])
-        second = read_outputs(paths[1], first.shape[1:], paths[0][0])
+        first_paths = output_paths(first_dir, truth.name, MASK, labels)
+        second_paths = output_paths(second_dir, truth.name, MASK, labels)
+        first = read_outputs(first_paths)
+        second = read_outputs(second_paths, first.shape[1:], first_paths[0])
         yield truth.name, selected(first, truth), selected(second, truth)

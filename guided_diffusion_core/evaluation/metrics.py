@@ -7,11 +7,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Counts:
-    """Pixels (or voxels) of a prediction against the truth: true positives, false positives, false
-    negatives, true negatives.
+    """Numbers of pixels (or voxels): true positives, false positives, false negatives, true negatives.
 
-    The scores are in [0, 1]. Where neither mask has foreground, the overlap scores are None; where one
-    of them has none, they are 0.
+    The scores are in [0, 1]. The overlap scores are None if both masks are empty, and 0 if only one is.
     """
 
     tp: int
@@ -21,7 +19,7 @@ class Counts:
 
     @property
     def both_empty(self):
-        """Neither the prediction nor the truth has foreground, so that no overlap is defined."""
+        """True if neither mask has foreground; then no overlap is defined."""
         return self.tp + self.fp + self.fn == 0
 
     @property
@@ -36,22 +34,22 @@ class Counts:
 
     @property
     def precision(self):
-        """TP / (TP + FP)."""
+        """Precision TP / (TP + FP)."""
         return None if self.both_empty else self.tp / max(1, self.tp + self.fp)
 
     @property
     def recall(self):
-        """TP / (TP + FN), which is the sensitivity too."""
+        """Recall TP / (TP + FN), also called sensitivity."""
         return None if self.both_empty else self.tp / max(1, self.tp + self.fn)
 
     @property
     def specificity(self):
-        """TN / (TN + FP); None if the truth has no background."""
+        """Specificity TN / (TN + FP); None if the truth has no background."""
         return self.tn / (self.tn + self.fp) if self.tn + self.fp else None
 
 
 def count(prediction, truth):
-    """`Counts` of two boolean arrays of one shape. Raises ValueError if the shapes differ."""
+    """Return the `Counts` of two boolean arrays of one shape. Raises ValueError if the shapes differ."""
     prediction, truth = _same_shape(prediction, truth)
     tp = int(np.count_nonzero(prediction & truth))
     fp = int(np.count_nonzero(prediction)) - tp
@@ -60,7 +58,7 @@ def count(prediction, truth):
 
 
 def pixel_agreement(first, second):
-    """Share of pixels in [0, 1] on which two boolean masks of one shape agree."""
+    """Return the share of pixels, in [0, 1], on which two boolean masks of one shape agree."""
     first, second = _same_shape(first, second)
     return float(np.mean(first == second))
 

@@ -1,7 +1,6 @@
-"""The files that are scored: a case's truth and what was predicted for it, a mask per label.
+"""The files that are scored: the ground truth of a case and its prediction, one mask per label.
 
-A file of a case with one label has the case's name, one of several the label's name too
-(`outputs.output_path`).
+`outputs.output_path` forms the names of the files; with several labels, the label is part of the name.
 """
 
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ from guided_diffusion_core.system.files import require_folder
 
 @dataclass(frozen=True)
 class Scored:
-    """A case's scored part: all of an image, the selected axial slices of a volume.
+    """The scored part of a case: the whole image, or the selected axial slices of a volume.
 
     truth, prediction:        bool (K, H, W), or (K, X, Y, Z) with Z selected slices; K labels.
-    probability, uncertainty: float32 of that shape, or None where the files lack.
+    probability, uncertainty: float32 of the same shape, or None if there are no files.
     """
 
     truth: np.ndarray
@@ -32,13 +31,16 @@ class Scored:
 
 
 def label_names(truth):
-    """Names of the masks of a `Truth`, a tuple of length K."""
+    """Return the names of the masks of a `Truth`: a tuple of length K."""
     return truth.label_map.names
 
 
 def spacing_of(truth, prediction_path, pixel_spacing):
-    """Distances between pixels: of an image `pixel_spacing` twice; of a volume (3,) in mm, from the truth's
-    header, or the prediction's if the truth is a file for each slice."""
+    """Return the distance between pixels along each axis.
+
+    An image has `pixel_spacing` twice. A volume has (3,) in mm, from the header of the truth, or from the
+    header of the prediction if the truth is one file per slice.
+    """
     if truth.slices is None:
         return pixel_spacing, pixel_spacing
     path = truth.path if truth.planes is None else prediction_path
@@ -46,37 +48,45 @@ def spacing_of(truth, prediction_path, pixel_spacing):
 
 
 def common_labels(truths):
-    """The names of the labels, which all truths share. Raises `UserError` for an empty list."""
+    """Return the names of the labels, which all truths share. Raises `UserError` for an empty list."""
     if not truths:
         raise UserError("the ground truth: found no case; expected at least one. Check the path of the data.")
     return label_names(truths[0])
 
 
 def find_predictions(folder, truths):
-    """Case name -> (kind, paths of its labels) to score; the probability is preferred to the mask.
+    """Find the files to score: case name -> (kind, paths by label). The probability is preferred to the mask.
 
-    Raises `UserError` for a missing folder, and one for all cases without a file for each label.
+    Raises `UserError` for a missing folder, and one for all cases that lack the file of a label.
     """
     labels = common_labels(truths)
+    kinds = (PROBABILITY, MASK)
+    require_outputs(folder, truths, kinds, labels)
     found = {}
-    require_outputs(folder, truths, (PROBABILITY, MASK), labels)
     for truth in truths:
-        kinds = ((kind, output_paths(folder, truth.name, kind, labels)) for kind in (PROBABILITY, MASK))
-        found[truth.name] = next((kind, paths) for kind, paths in kinds if None not in paths)
+        for kind in kinds:
+            paths = output_paths(folder, truth.name, kind, labels)
+            if None not in paths:
+                found[truth.name] = (kind, paths)
+                break
     return found
 
 
 def output_paths(folder, name, kind, labels):
-    """Paths of a case's files of a kind in the order of the labels; None where there is none."""
-    return [find_output(folder, name, kind, label if len(labels) > 1 else None) for label in labels]
+    """Return the paths of a case's files of one kind, in the order of the labels; None for a missing file."""
+    if len(labels) == 1:
+        return [find_output(folder, name, kind)]
+    return [find_output(folder, name, kind, label) for label in labels]
 
 
 def require_outputs(folder, truths, kinds, labels):
-    """Raise one `UserError` for all cases of which a folder has no complete kind among `kinds`."""
+    """Raise one `UserError` for all cases that have none of the `kinds` of files for all labels."""
     require_folder(folder, "predictions", "files written by segmentation_sample.py")
-    missing = [
-        truth.name for truth in truths if all(None in output_paths(folder, truth.name, kind, labels) for kind in kinds)
-    ]
+
+    def is_complete(name, kind):
+        return None not in output_paths(folder, name, kind, labels)
+
+    missing = [truth.name for truth in truths if not any(is_complete(truth.name, kind) for kind in kinds)]
     if missing:
         raise UserError(
             f"predictions {str(folder)!r}: found none for {len(missing)} of {len(truths)} cases "
@@ -85,30 +95,31 @@ def require_outputs(folder, truths, kinds, labels):
 
 
 def read_scored(folder, truth, kind, paths, threshold):
-    """The `Scored` part of a case; each file is read once.
+    """Read the `Scored` part of a case.
 
-    kind, paths: of `find_predictions`. threshold: probability from which on a pixel belongs to the mask.
-    Raises `UserError` for a prediction of another size than the truth, and for broken files.
+    kind, paths: from `find_predictions`. threshold: smallest probability of a pixel of the mask.
+    Raises `UserError` if a prediction has another size than the truth, and for broken files.
     """
-    expected = read_truth_masks(truth)
-    values = selected(read_outputs(paths, expected.shape[1:], truth.path), truth)
-    spread = output_paths(folder, truth.name, UNCERTAINTY, label_names(truth))
+    expected = read_truth_masks(truth)  # (K, H, W) or (K, X, Y, Z)
+    shape = expected.shape[1:]
+    values = selected(read_outputs(paths, shape, truth.path), truth)
+    if kind == PROBABILITY:
+        probability = values
+        prediction = binarize(values, threshold)
+    else:
+        probability = None
+        prediction = values
+    uncertainty_paths = output_paths(folder, truth.name, UNCERTAINTY, label_names(truth))
     uncertainty = None
-    if None not in spread:
-        uncertainty = selected(read_outputs(spread, expected.shape[1:], truth.path), truth)
-    from_probability = kind == PROBABILITY
-    return Scored(
-        selected(expected, truth),
-        binarize(values, threshold) if from_probability else values,
-        values if from_probability else None,
-        uncertainty,
-    )
+    if None not in uncertainty_paths:
+        uncertainty = selected(read_outputs(uncertainty_paths, shape, truth.path), truth)
+    return Scored(selected(expected, truth), prediction, probability, uncertainty)
 
 
 def read_outputs(paths, shape=None, reference=None):
-    """Written files of one case stacked, (K, *shape).
+    """Read files of one case and stack them: (K, *shape).
 
-    shape: expected of each, that of the file `reference`; None: that of the first path.
+    shape: expected shape of each file, which is the shape of the file `reference`. None: that of the first path.
     Raises `UserError` for a file of another size, and for a broken one.
     """
     stacked = []
@@ -128,5 +139,5 @@ def read_outputs(paths, shape=None, reference=None):
 
 
 def selected(masks, truth):
-    """The scored part of (K, H, W) or (K, X, Y, Z): the selected axial slices, or all of an image."""
+    """Return the scored part of (K, H, W) or (K, X, Y, Z): the whole image, or the selected axial slices."""
     return masks if truth.slices is None else masks[..., list(truth.slices)]

@@ -1,4 +1,4 @@
-"""The scores of one pair of masks, under nnU-Net's names and a few more."""
+"""The scores of one pair of masks: nnU-Net's, under its names, and a few more."""
 
 from dataclasses import dataclass
 
@@ -6,9 +6,8 @@ import numpy as np
 
 from guided_diffusion_core.evaluation.metrics import count
 
-# nnU-Net v2 has these; the others are added to them.
+# nnU-Net v2 has the overlap scores and the counts (TP, FP, FN, TN, n_ref, n_pred); the others are additions.
 OVERLAP = ("Dice", "IoU")
-COUNTS = ("TP", "FP", "FN", "TN", "n_ref", "n_pred")
 RATES = ("precision", "recall", "sensitivity", "specificity")
 SURFACES = ("HD95", "NSD")
 SCORES = OVERLAP + RATES + SURFACES
@@ -36,10 +35,10 @@ SURFACE_DEFINITIONS = {
 
 @dataclass(frozen=True)
 class Surfaces:
-    """How surface distances are taken.
+    """Settings of the surface distances.
 
     tolerance:     of the normalised surface distance, in the unit of the spacing.
-    pixel_spacing: side of a pixel of a 2D image; volumes have the spacing of their header, in mm.
+    pixel_spacing: side of a pixel of a 2D image, in any unit. Volumes use the spacing of their header, in mm.
     """
 
     tolerance: float = 1.0
@@ -47,10 +46,11 @@ class Surfaces:
 
 
 def mask_scores(prediction, truth, spacing=None, tolerance=None):
-    """All scores of a pair of masks, a dict in a fixed order; a score that is not defined is None.
+    """Compute all scores of a pair of masks: a dict in a fixed order, with None for undefined scores.
 
-    prediction, truth: bool arrays of one shape, 2D or 3D. spacing: distances between pixels, one for each
-    axis, and tolerance: for HD95 and NSD, which are left out without a spacing.
+    prediction, truth: bool arrays of one shape, 2D or 3D.
+    spacing:           distance between pixels along each axis; None leaves HD95 and NSD out.
+    tolerance:         of the NSD, in the unit of the spacing.
     """
     counts = count(prediction, truth)
     scores = {
@@ -68,37 +68,45 @@ def mask_scores(prediction, truth, spacing=None, tolerance=None):
         "specificity": counts.specificity,
     }
     if spacing:
-        from guided_diffusion_core.evaluation.surfaces import surface_scores  # whose packages take a second to import
+        from guided_diffusion_core.evaluation.surfaces import surface_scores  # here, because the import takes a second
 
         scores |= surface_scores(prediction, truth, spacing, tolerance)
     return scores
 
 
 def case_scores(prediction, truth, spacing, surfaces, adjacent=True):
-    """The scores of one label of a case: (of all of it, of its slices or None).
+    """Score one label of a case: (scores of the whole, list of the scores of its slices or None).
 
-    prediction, truth: bool (H, W), or (X, Y, Z), whose slices are scored one by one as well.
-    spacing: distances between pixels. surfaces: `Surfaces`, or None for no surface distances.
-    adjacent: False if slices are left out between those of a volume: it has no surface distances then.
+    prediction, truth: bool (H, W), or (X, Y, Z), whose slices are also scored one by one.
+    spacing:  distance between pixels along each axis.
+    surfaces: `Surfaces`, or None for no surface distances.
+    adjacent: False if slices between those of a volume are missing. Its surfaces are then unknown, and HD95 and
+              NSD of the whole are None.
     """
-    tolerance = surfaces and surfaces.tolerance
-    whole = mask_scores(prediction, truth, spacing if surfaces and adjacent else None, tolerance)
+    if surfaces is None:
+        tolerance = None
+        whole_spacing = None
+        slice_spacing = None
+    else:
+        tolerance = surfaces.tolerance
+        whole_spacing = spacing if adjacent else None
+        slice_spacing = spacing[:2]
+    whole = mask_scores(prediction, truth, whole_spacing, tolerance)
     if surfaces and not adjacent:
         whole |= dict.fromkeys(SURFACES)
     if truth.ndim == 2:
         return whole, None
-    planes = [
-        mask_scores(prediction[..., z], truth[..., z], spacing[:2] if surfaces else None, tolerance)
-        for z in range(truth.shape[-1])
-    ]
-    return whole, planes
+    slices = []
+    for z in range(truth.shape[-1]):
+        slices.append(mask_scores(prediction[..., z], truth[..., z], slice_spacing, tolerance))
+    return whole, slices
 
 
 def both_empty(scores):
-    """Whether neither mask of a pair had foreground."""
+    """Return True if neither mask of a pair had foreground."""
     return scores["n_ref"] + scores["n_pred"] == 0
 
 
 def are_adjacent(slices):
-    """Whether numbers of slices, rising, leave none out."""
+    """Return True if rising slice numbers have no gap."""
     return bool(np.all(np.diff(slices) == 1))

@@ -9,27 +9,30 @@ INTERVAL_RULE = (
     f"{100 * CONFIDENCE:g}% percentile bootstrap interval of the mean over the cases (Efron 1979; "
     f"scipy.stats.bootstrap, {RESAMPLES} resamples of the cases, seed {SEED}); null below two cases"
 )
-_BATCH_VALUES = 5_000_000  # drawn at once, which bounds the memory
+_BATCH_VALUES = 5_000_000  # drawn at a time, to limit the memory
 
 
 def mean(values):
-    """Mean of the values that are not None, or None without any."""
+    """Return the mean of the values that are not None; None if there are none."""
     values = defined(values)
     return float(np.mean(values)) if values else None
 
 
 def median(values):
-    """Median of the values that are not None, or None without any."""
+    """Return the median of the values that are not None; None if there are none."""
     values = defined(values)
     return float(np.median(values)) if values else None
 
 
 def mean_interval(values):
-    """Interval of the mean of the values that are not None, [low, high], by `INTERVAL_RULE`."""
+    """Return the interval [low, high] of the mean by `INTERVAL_RULE`; values that are None are left out.
+
+    Returns None if fewer than two values remain.
+    """
     values = defined(values)
     if len(values) < 2:
         return None
-    from scipy import stats  # takes a second to import
+    from scipy import stats  # here, because the import takes a second
 
     found = stats.bootstrap(
         (np.asarray(values, np.float64),),
@@ -44,5 +47,5 @@ def mean_interval(values):
 
 
 def defined(values):
-    """The values that are not None."""
+    """Return the values that are not None, as a list."""
     return [value for value in values if value is not None]

@@ -1,4 +1,4 @@
-"""Scoring of written predictions against the ground truth at its own size: nnU-Net's summary.json and more."""
+"""Scoring of predictions against the ground truth in its native size: nnU-Net's summary.json and more."""
 
 import json
 from collections import Counter
@@ -23,31 +23,31 @@ DEFINITIONS = {
 
 
 def evaluate(prediction_dir, truths, threshold, surfaces=None):
-    """Score all cases; returns the summary, a dict of JSON values in which None is what is not defined.
+    """Score all cases and return the summary: a dict of JSON values, with None for undefined scores.
 
     prediction_dir: folder written by sampling (`outputs.CaseWriter`).
     truths:         list of `Truth`, see `data.list_truths`; each must have a prediction.
-    threshold:      probability from which on a pixel belongs to the mask.
+    threshold:      smallest probability of a pixel of the mask.
     surfaces:       `Surfaces` to add HD95 and NSD, or None.
     Keys of nnU-Net v2: `metric_per_case` (list with case, reference_file, prediction_file and metrics by
-    label), `mean` (by label), `foreground_mean`. Added: median, interval, n_cases, n_both_empty (by label),
+    label), `mean` (by label), `foreground_mean`. Further keys: median, interval, n_cases, n_both_empty (by label),
     per_slice (None without volumes), calibration (by label), labels, threshold, scored_from (cases by kind
-    of file), protocol, definitions; and in the row of a case scored_from, and of a volume slices and per_slice.
-    Raises `UserError` for missing predictions, all of them together, and for one of another size.
+    of file), protocol, definitions; and in the row of a case scored_from and, for a volume, slices and per_slice.
+    Raises `UserError` for missing predictions, all of them together, and for a prediction of another size.
     """
     labels = common_labels(truths)
     sources = find_predictions(prediction_dir, truths)
     reliability = {label: calibration.Calibration() for label in labels}
     rows = []
-    planes = {label: [] for label in labels}
+    slice_scores = {label: [] for label in labels}  # of all volumes
     for truth in tqdm(truths, unit="case", desc="scoring", dynamic_ncols=True, leave=False, delay=2):
         kind, paths = sources[truth.name]
         scored = read_scored(prediction_dir, truth, kind, paths, threshold)
         spacing = spacing_of(truth, paths[0], surfaces.pixel_spacing) if surfaces else None
-        row, of_slices = _score(truth, scored, surfaces, spacing, labels)
+        row, case_slices = _score(truth, scored, surfaces, spacing, labels)
         for place, label in enumerate(labels):
             reliability[label].add(scored, place)
-            planes[label] += of_slices[label] or []
+            slice_scores[label] += case_slices[label] or []
         files = paths[0] if len(labels) == 1 else dict(zip(labels, paths))
         rows.append(
             {
@@ -70,7 +70,7 @@ def evaluate(prediction_dir, truths, threshold, surfaces=None):
         "threshold": threshold,
         "scored_from": dict(Counter(row["scored_from"] for row in rows)),
         "protocol": "native",
-        "per_slice": _slices_summary(planes),
+        "per_slice": _slices_summary(slice_scores),
         "calibration": {label: found.summary() for label, found in reliability.items()},
         "definitions": _definitions(surfaces),
         "metric_per_case": rows,
@@ -78,51 +78,58 @@ def evaluate(prediction_dir, truths, threshold, surfaces=None):
 
 
 def _score(truth, scored, surfaces, spacing, labels):
-    """A case's part of a row and, by label, the scores of its slices (None for an image)."""
+    """Score one case: (its part of a row, {label: scores of its slices, or None for an image})."""
     adjacent = truth.slices is None or scores.are_adjacent(truth.slices)
-    found = {
-        label: scores.case_scores(scored.prediction[place], scored.truth[place], spacing, surfaces, adjacent)
-        for place, label in enumerate(labels)
-    }
-    row = {"metrics": {label: whole for label, (whole, _) in found.items()}}
+    metrics = {}
+    slices = {}
+    for place, label in enumerate(labels):
+        metrics[label], slices[label] = scores.case_scores(
+            scored.prediction[place], scored.truth[place], spacing, surfaces, adjacent
+        )
+    row = {"metrics": metrics}
     if truth.slices is not None:
         row["slices"] = list(truth.slices)
-        row["per_slice"] = {
-            label: {metric: [plane[metric] for plane in planes] for metric in planes[0]}
-            for label, (_, planes) in found.items()
-        }
-    return row, {label: planes for label, (_, planes) in found.items()}
+        row["per_slice"] = {label: _columns(slices[label]) for label in labels}
+    return row, slices
+
+
+def _columns(rows):
+    """Turn a list of dicts with the same keys into a dict of lists."""
+    return {metric: [row[metric] for row in rows] for metric in rows[0]}
 
 
 def _by_metric(cases, statistic, metrics=None):
-    """{label: {metric: statistic of the cases' values}}."""
-    return {
-        label: {
-            metric: statistic([row[metric] for row in rows])
-            for metric in rows[0]
-            if metrics is None or metric in metrics
-        }
-        for label, rows in cases.items()
-    }
+    """Return {label: {metric: statistic of the values of all cases}}.
+
+    cases: {label: list of {metric: value}}. metrics: the metrics to take; None for all.
+    """
+    found = {}
+    for label, rows in cases.items():
+        columns = _columns(rows)
+        wanted = [metric for metric in columns if metrics is None or metric in metrics]
+        found[label] = {metric: statistic(columns[metric]) for metric in wanted}
+    return found
 
 
 def _foreground_mean(means):
-    return {metric: statistics.mean([mean[metric] for mean in means.values()]) for metric in next(iter(means.values()))}
+    """Average each metric over the labels; means: {label: {metric: value}}."""
+    columns = _columns(list(means.values()))
+    return {metric: statistics.mean(values) for metric, values in columns.items()}
 
 
 def _n_both_empty(cases):
     return {label: sum(map(scores.both_empty, rows)) for label, rows in cases.items()}
 
 
-def _slices_summary(planes):
-    """Means and medians over all slices of all volumes, or None without volumes."""
-    if not any(planes.values()):
+def _slices_summary(slice_scores):
+    """Compute means and medians over all slices of all volumes; None without volumes."""
+    if not any(slice_scores.values()):
         return None
     return {
-        "n_slices": len(next(iter(planes.values()))),
-        "n_both_empty": _n_both_empty(planes),
-        "mean": _by_metric(planes, statistics.mean),
-        "median": _by_metric(planes, statistics.median),
+        "n_slices": len(next(iter(slice_scores.values()))),
+        "n_both_empty": _n_both_empty(slice_scores),
+        "mean": _by_metric(slice_scores, statistics.mean),
+        "median": _by_metric(slice_scores, statistics.median),
     }
 
 
@@ -138,29 +145,23 @@ def _definitions(surfaces):
 
 
 def write_summary(path, summary):
-    """Write a summary as JSON, at once and whole."""
-    write_atomic(path, (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    """Write a summary as JSON."""
+    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(path, text.encode())
 
 
 def format_table(summary):
-    """The summary as text for the console: a line per case and label, the means, and what was left out."""
+    """Format the summary for the console: a line per case and label, the means, and the cases left out."""
     labels = summary["labels"]
     rows = summary["metric_per_case"]
     metrics = [metric for metric in (*scores.OVERLAP, *scores.SURFACES) if metric in summary["mean"][labels[0]]]
     lines = [("case", "label", metrics)]
-    lines += [
-        (row["case"], label, [row["metrics"][label][metric] for metric in metrics]) for row in rows for label in labels
-    ]
+    for row in rows:
+        lines += [(row["case"], label, [row["metrics"][label][metric] for metric in metrics]) for label in labels]
     for name in ("mean", "median"):
         lines += [(name, label, [summary[name][label][metric] for metric in metrics]) for label in labels]
     text = aligned(lines)
-    for label in labels:
-        low, high = summary["interval"][label]["Dice"] or (None, None)
-        text.append(
-            f"{label}: {summary['n_cases'] - summary['n_both_empty'][label]} cases scored at threshold "
-            f"{summary['threshold']:g}; {summary['n_both_empty'][label]} with both masks empty counted apart"
-            + (f"; mean Dice in [{low:.4f}, {high:.4f}], 95% bootstrap interval" if low is not None else "")
-        )
+    text += [_label_line(summary, label) for label in labels]
     from_mask = [row["case"] for row in rows if row["scored_from"] == MASK]
     if from_mask:
         text.append(
@@ -170,13 +171,29 @@ def format_table(summary):
     return "\n".join(text)
 
 
+def _label_line(summary, label):
+    """Say for one label how many cases were scored, and the interval of the mean Dice."""
+    n_empty = summary["n_both_empty"][label]
+    line = (
+        f"{label}: {summary['n_cases'] - n_empty} cases scored at threshold {summary['threshold']:g}; "
+        f"{n_empty} with both masks empty counted apart"
+    )
+    interval = summary["interval"][label]["Dice"]
+    if interval:
+        low, high = interval
+        line += f"; mean Dice in [{low:.4f}, {high:.4f}], 95% bootstrap interval"
+    return line
+
+
 def aligned(lines):
-    """Lines of (text, text, cells) in columns; cells are numbers, None or short texts."""
-    widths = [max(len(line[place]) for line in lines) for place in (0, 1)]
-    return [
-        f"{first:<{widths[0]}}  {second:<{widths[1]}}" + "".join(f"{_cell(value):>9}" for value in cells)
-        for first, second, cells in lines
-    ]
+    """Align lines of (text, text, cells) in columns; cells are numbers, None or short texts."""
+    first_width = max(len(first) for first, _, _ in lines)
+    second_width = max(len(second) for _, second, _ in lines)
+    text = []
+    for first, second, cells in lines:
+        columns = "".join(f"{_cell(value):>9}" for value in cells)
+        text.append(f"{first:<{first_width}}  {second:<{second_width}}{columns}")
+    return text
 
 
 def _cell(value):

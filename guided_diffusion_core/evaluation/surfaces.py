@@ -9,21 +9,21 @@ from scipy import ndimage
 
 
 def surface_scores(prediction, truth, spacing, tolerance):
-    """HD95 and NSD of two bool masks (2D or 3D) of one shape, a dict; the definitions are in `scores`.
+    """Compute HD95 and NSD of two bool masks (2D or 3D) of one shape; `scores` has the definitions.
 
-    spacing: distances between pixels, one for each axis. tolerance: of the NSD, in the same unit.
-    With both masks empty both are None; with one empty HD95 is None and NSD 0.
+    spacing: distance between pixels along each axis. tolerance: of the NSD, in the same unit.
+    Returns a dict. If both masks are empty, both scores are None; if one is, HD95 is None and NSD is 0.
     """
     if not prediction.any() and not truth.any():
         return {"HD95": None, "NSD": None}
     if not prediction.any() or not truth.any():
         return {"HD95": None, "NSD": 0.0}
-    # what lies outside the box around both masks changes no distance, but costs the time of the whole volume
+    # Only the box around both masks matters: what lies outside changes no distance but costs time.
     box = ndimage.find_objects((prediction | truth).astype(np.uint8))[0]
     prediction = prediction[box]
     truth = truth[box]
     with warnings.catch_warnings():
-        # surface-distance calls scipy by names that scipy will give up
+        # surface-distance calls scipy functions by names that are deprecated
         warnings.simplefilter("ignore", DeprecationWarning)
         distances = surface_distance.compute_surface_distances(truth, prediction, spacing)
     nsd = surface_distance.compute_surface_dice_at_tolerance(distances, tolerance)

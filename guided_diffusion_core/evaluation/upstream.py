@@ -1,8 +1,8 @@
-"""The score of the original's `segmentation_env.py`, so that its printed figures can be compared.
+"""The scores of the original's `segmentation_env.py`, for comparison with published figures.
 
-Each case at 256 x 256 pixels, the mean over five thresholds of an IoU and a Dice with smoothing terms,
-and the mean over the cases. The original scores photographs of its masks (JPEG, 8 bits); the
-probability is rounded to 8 bits here, but no JPEG is written.
+Each case is scored at 256 x 256 pixels: the mean over five thresholds of an IoU and a Dice with smoothing
+terms. The result is the mean over the cases. The original scores masks that it has saved as JPEG (8 bits).
+Here the probability is rounded to 8 bits too, but no JPEG is written.
 """
 
 from collections import Counter
@@ -36,34 +36,28 @@ DEFINITIONS = {
 
 
 def evaluate_upstream(prediction_dir, truths):
-    """The original's scores of all cases, a dict of JSON values: metric_per_case, mean, foreground_mean,
-    n_cases, labels, scored_from, protocol, definitions; arguments and errors as in `summary.evaluate`.
+    """Score all cases by the original's rule; arguments and errors are those of `summary.evaluate`.
 
-    Raises `UserError` for volumes too, which the original does not score.
+    Returns a dict of JSON values: metric_per_case, mean, foreground_mean, n_cases, labels, scored_from,
+    protocol, definitions. Raises `UserError` also for volumes, which the original does not score.
     """
     labels = common_labels(truths)
     if any(truth.slices is not None for truth in truths):
         raise found_expected(
             "--protocol upstream",
             "volumes",
-            "2D images, which are all that the original scores",
+            "2D images, because the original scores nothing else",
             "Leave --protocol out.",
         )
     sources = find_predictions(prediction_dir, truths)
     rows = []
     for truth in tqdm(truths, unit="case", desc="scoring", dynamic_ncols=True, leave=False, delay=2):
         kind, paths = sources[truth.name]
-        expected = read_truth_masks(truth)
-        prediction = read_outputs(paths, expected.shape[1:], truth.path).astype(np.float32)
-        pairs = zip(labels, map(as_bytes, prediction), map(as_bytes, expected.astype(np.float32)))
-        found = {label: dict(zip(METRICS, upstream_scores(*pair))) for label, *pair in pairs}
-        rows.append({"case": truth.name, "reference_file": str(truth.path), "scored_from": kind, "metrics": found})
-    mean = {
-        label: {metric: statistics.mean([row["metrics"][label][metric] for row in rows]) for metric in METRICS}
-        for label in labels
-    }
+        metrics = _case_metrics(truth, paths, labels)
+        rows.append({"case": truth.name, "reference_file": str(truth.path), "scored_from": kind, "metrics": metrics})
+    mean = {label: _mean_metrics([row["metrics"][label] for row in rows]) for label in labels}
     return {
-        "foreground_mean": {metric: statistics.mean([mean[label][metric] for label in labels]) for metric in METRICS},
+        "foreground_mean": _mean_metrics(list(mean.values())),
         "mean": mean,
         "n_cases": len(rows),
         "labels": list(labels),
@@ -74,14 +68,31 @@ def evaluate_upstream(prediction_dir, truths):
     }
 
 
+def _case_metrics(truth, paths, labels):
+    """Score one case: {label: {metric: value}}."""
+    expected = read_truth_masks(truth)  # bool (K, H, W)
+    predictions = read_outputs(paths, expected.shape[1:], truth.path).astype(np.float32)
+    metrics = {}
+    for label, prediction, mask in zip(labels, predictions, expected.astype(np.float32)):
+        dice, iou = upstream_scores(as_bytes(prediction), as_bytes(mask))
+        metrics[label] = {"upstream_Dice": dice, "upstream_IoU": iou}
+    return metrics
+
+
+def _mean_metrics(rows):
+    """Average each metric over rows of {metric: value}."""
+    return {metric: statistics.mean([row[metric] for row in rows]) for metric in METRICS}
+
+
 def as_bytes(picture):
-    """A picture in [0, 1], (H, W), as the 8-bit picture (256, 256) that the original reads."""
+    """Convert a picture in [0, 1], (H, W), to the 8-bit picture (256, 256) that the original reads."""
     stored = Image.fromarray(np.round(picture * 255).astype(np.uint8))
     return np.asarray(stored.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
 
 
 def upstream_scores(prediction, truth):
-    """(Dice, IoU) of two 8-bit pictures of one shape, by the original's rule."""
+    """Compute (Dice, IoU) of two 8-bit pictures of one shape by the original's rule."""
+    # The original divides the prediction by its own maximum, the truth by 255.
     peak = prediction.max()
     prediction = prediction / peak if peak else np.zeros(prediction.shape)
     truth = truth / 255
@@ -90,24 +101,23 @@ def upstream_scores(prediction, truth):
     for threshold in THRESHOLDS:
         first = prediction > threshold
         second = truth > threshold
-        common = np.count_nonzero(first & second)
+        intersection = np.count_nonzero(first & second)
         union = np.count_nonzero(first | second)
-        dices.append((2 * common + DICE_SMOOTHING) / (common + union + DICE_SMOOTHING))
-        ious.append((common + IOU_SMOOTHING) / (union + IOU_SMOOTHING))
+        # |P| + |T| = intersection + union
+        dices.append((2 * intersection + DICE_SMOOTHING) / (intersection + union + DICE_SMOOTHING))
+        ious.append((intersection + IOU_SMOOTHING) / (union + IOU_SMOOTHING))
     return float(np.mean(dices)), float(np.mean(ious))
 
 
 def format_upstream(summary):
-    """The original's scores as text for the console."""
-    rows = summary["metric_per_case"]
+    """Format the original's scores as text for the console."""
     labels = summary["labels"]
     lines = [("case", "label", ["Dice", "IoU"])]
-    lines += [(row["case"], label, list(row["metrics"][label].values())) for row in rows for label in labels]
+    for row in summary["metric_per_case"]:
+        lines += [(row["case"], label, list(row["metrics"][label].values())) for label in labels]
     lines += [("mean", label, list(summary["mean"][label].values())) for label in labels]
-    return "\n".join(
-        [
-            *aligned(lines),
-            "by the original's protocol (--protocol upstream): mean over five thresholds at "
-            "256 x 256 pixels, not comparable with scores at one threshold",
-        ]
+    note = (
+        "by the original's protocol (--protocol upstream): mean over five thresholds at "
+        "256 x 256 pixels, not comparable with scores at one threshold"
     )
+    return "\n".join([*aligned(lines), note])

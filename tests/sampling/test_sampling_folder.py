@@ -295,7 +295,7 @@ def test_cases_whose_files_would_collide_are_refused(tmp_path):
         def cases(self):
             return [Case(name, (k,), (32, 32)) for k, name in enumerate(("a", "a_b", "x"))]
 
-    with pytest.raises(UserError, match="a_b_c_mask.png.* of a, a_b"):
+    with pytest.raises(UserError, match="a_b_c_mask.png.* for a, a_b"):
         run(tmp_path, dataset=Colliding(length=3, labels=("b_c", "c")))
     assert not list(tmp_path.iterdir())
     CaseWriter(tmp_path, ("disc", "cup")).require_unique_names(Colliding().cases())
