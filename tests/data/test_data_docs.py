@@ -78,10 +78,10 @@ def test_names_of_folders_and_files():
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_command(name):
     """The example can be typed: its flags exist, and it names its own layout."""
-    [line] = re.findall(r"^python (scripts/.*)$", SECTIONS[name], re.MULTILINE)
-    script, *flags = shlex.split(line)
+    [line] = re.findall(r"^medsegdiff train (.*)$", SECTIONS[name], re.MULTILINE)
+    flags = shlex.split(line)
     given = dict(zip(flags[::2], flags[1::2]))
-    assert (ROOT / script).is_file() and known_layout(given["--data_name"]) == name == given["--data_name"]
+    assert known_layout(given["--data_name"]) == name == given["--data_name"]
     parser = command_line.add_run_flags(command_line.CommandParser(), *("data", "model", "diffusion", "training"))
     parser.add_argument("--out_dir")
     found = command_line.given_settings(parser.parse_args(flags))
