@@ -85,6 +85,12 @@ def add_mutate_flags(parser):
         help="the port that gets the faults (default: %(default)s)",
     )
     parser.add_argument("--part", default="1/1", metavar="I/N", help="only every N-th fault, from the I-th on")
+    parser.add_argument(
+        "--reference",
+        default="",
+        metavar="FOLDER",
+        help="keep the other backend's records here, and use those of an earlier run",
+    )
     parser.add_argument("--table", default="", metavar="FILE", help="write the table of all faults here")
 
 
@@ -268,7 +274,7 @@ def command_mutate(args):
     """Plant every fault and see that it is found."""
     from parity.mutate import run_mutations
 
-    return run_mutations(args.faults, args.backend, args.part, args.table)
+    return run_mutations(args.faults, args.backend, args.part, args.table, args.reference)
 
 
 COMMANDS = (

@@ -104,11 +104,22 @@ def select_faults(wanted, part):
 
 
 class Laboratory:
-    """The reference's records and the port that gets the faults, in a folder."""
+    """The reference's records and the port that gets the faults, in folders.
 
-    def __init__(self, port, folder):
-        reference = next(name for name in COMPARED if name != port)
-        self.reference = run.Backend(reference, run.SUITE, Path(folder) / "reference")
+    folder: for what is dropped afterwards. port: name of the backend that gets the faults.
+    kept:   folder that keeps the reference's records, with those of an earlier run; "" for a part of `folder`.
+    Raises `UserError` if another backend recorded the earlier run.
+    """
+
+    def __init__(self, port, folder, kept=""):
+        name = next(name for name in COMPARED if name != port)
+        self.reference = run.Backend(name, run.SUITE, Path(kept or Path(folder) / "reference"))
+        self.reference.resume()
+        found = self.reference.dump
+        if found and found.backend != name:
+            raise found_expected(
+                f"--reference {kept}", f"a dump of {found.backend}", f"one of {name}", "Name another folder."
+            )
         self.port = run.Backend(port, run.SUITE, Path(folder) / "port")
         self.cases = {case.name: case for case in run.select_cases(run.load_suite(run.SUITE), LADDER)}
 
@@ -168,10 +179,10 @@ class Laboratory:
         self.port.stop()
 
 
-def examine_all(faults, port, show=lambda outcome: None):
-    """The outcomes of faults and controls planted in a backend, in order; `show` is called with each."""
+def examine_all(faults, port, show=lambda outcome: None, reference=""):
+    """Return the outcomes of faults and controls planted in a backend, in order; `show` is called with each."""
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
-        laboratory = Laboratory(port, folder)
+        laboratory = Laboratory(port, folder, reference)
         outcomes = []
         try:
             tqdm.write(
@@ -187,12 +198,15 @@ def examine_all(faults, port, show=lambda outcome: None):
     return outcomes
 
 
-def run_mutations(wanted, port, part, table):
-    """Plant faults, print what became of each; write the table to a file if one is named. Returns 0 if
-    every fault was found and named and every control passed, else 1."""
+def run_mutations(wanted, port, part, table, reference=""):
+    """Plant faults, print what became of each, and write the table to a file if one is named.
+
+    reference: folder that keeps the other backend's records; "" for none.
+    Returns 0 if every fault was found and named and every control passed, else 1.
+    """
     faults = select_faults(wanted, part)
     began = time.perf_counter()
-    outcomes = examine_all(faults, port, lambda outcome: tqdm.write(format_outcome(outcome)))
+    outcomes = examine_all(faults, port, lambda outcome: tqdm.write(format_outcome(outcome)), reference)
     wrong = [outcome for outcome in outcomes if not outcome.right]
     planted = [outcome for outcome in outcomes if outcome.fault.site]
     print(

@@ -13,12 +13,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import schedule
+from support import schedule, shares
 from support.backends import BACKENDS, ROOT, Backend
 
 
 def pytest_report_header(config):
-    return f"backends: {', '.join(BACKENDS)}"
+    share, reason = shares.chosen_share()
+    return [
+        f"backends: {', '.join(BACKENDS)}",
+        f"planted faults: share {share} of {shares.SHARES} ({reason}); {shares.VARIABLE}=all plants all of them",
+    ]
 
 
 def pytest_collection_modifyitems(config, items):

@@ -1,9 +1,10 @@
-"""Every planted fault is found and named, no control raises an alarm, and the table says so."""
+"""Planted faults are found and named, no control raises an alarm, and the table says so."""
 
 import re
 import types
 
 import pytest
+from support import shares
 from support.backends import BACKENDS, ROOT
 from support.parity_runs import parity
 
@@ -56,6 +57,12 @@ KINDS = (
 )
 
 
+def faults_of(share):
+    """Return the faults of a share, and all controls, in the order of the table."""
+    faults = FAULTS if share == "all" else FAULTS[share - 1 :: shares.SHARES]
+    return [*faults, *CONTROLS]
+
+
 def rows(text):
     """Name of the fault -> cells of its row of a table in Markdown."""
     lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
@@ -82,20 +89,64 @@ def test_the_table_lists_every_fault_and_control():
 
 
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
-def test_every_fault_is_found_and_named(tmp_path):
-    """All of them in the Jittor port; the table is what comes out, but for the digits of the ratios."""
-    done = parity("mutate", "--table", tmp_path / "table.md")
+@pytest.mark.long(seconds=300)
+def test_every_fault_of_this_runs_share_is_found_and_named(tmp_path, ladder):
+    """In the Jittor port, with all controls; the table is what comes out, but for the digits of the ratios."""
+    share, _ = shares.chosen_share()
+    chosen = [fault.name for fault in faults_of(share)]
+    faults = len(chosen) - len(CONTROLS)
+    reference = ladder[0] / BACKENDS[0]
+    done = parity("mutate", *chosen, "--reference", reference, "--table", tmp_path / "table.md")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(FAULTS)} of {len(FAULTS)} faults found and named, 0 alarms on {len(CONTROLS)} controls" in done.stdout
+    assert f"{faults} of {faults} faults found and named, 0 alarms on {len(CONTROLS)} controls" in done.stdout
     found = rows((tmp_path / "table.md").read_text())
     kept = rows(TABLE.read_text())
-    assert list(found) == list(kept)
+    assert list(found) == chosen
     for name, cells in found.items():
         assert cells[:4] == kept[name][:4], name
         if re.search(r"\d", kept[name][4]):
             assert 0.1 < float(cells[4]) / float(kept[name][4]) < 10, name
         else:
             assert cells[4] == kept[name][4], name
+
+
+def test_the_shares_of_the_runs_are_all_faults(monkeypatch):
+    monkeypatch.delenv(shares.VARIABLE, raising=False)
+    planted = []
+    for commits in range(400, 400 + shares.SHARES):
+        monkeypatch.setattr(shares, "commit_count", lambda commits=commits: commits)
+        share, _ = shares.chosen_share()
+        faults = faults_of(share)[: -len(CONTROLS)]
+        assert faults_of(share)[len(faults) :] == CONTROLS, "every run plants all controls"
+        planted += faults
+    assert sorted(fault.name for fault in planted) == sorted(fault.name for fault in FAULTS)
+    assert faults_of("all") == FAULTS + CONTROLS
+
+
+def test_a_share_can_be_chosen(monkeypatch):
+    for asked, share in (("all", "all"), ("1", 1), (str(shares.SHARES), shares.SHARES)):
+        monkeypatch.setenv(shares.VARIABLE, asked)
+        assert shares.chosen_share() == (share, f"MEDSEGDIFF_FAULTS={asked}")
+    for wrong in ("0", str(shares.SHARES + 1), "most", ""):
+        monkeypatch.setenv(shares.VARIABLE, wrong)
+        with pytest.raises(ValueError, match="expected all, or a number from 1 to 5"):
+            shares.chosen_share()
+
+
+def test_without_history_the_day_chooses_the_share(monkeypatch):
+    monkeypatch.delenv(shares.VARIABLE, raising=False)
+    monkeypatch.setattr(shares, "commit_count", lambda: 0)
+    days = [1000.5 * 86400 + day * 86400 for day in range(shares.SHARES)]
+    monkeypatch.setattr(shares.time, "time", lambda: days.pop())
+    assert {shares.chosen_share()[0] for _ in range(shares.SHARES)} == set(range(1, shares.SHARES + 1))
+
+
+def test_records_of_another_backend_are_refused_as_reference(tmp_path):
+    name = BACKENDS[-1]
+    assert parity("run", "table/linear", "--backends", name, "--out_dir", tmp_path).returncode == 0
+    done = parity("mutate", "last-bit-noise", "--backend", name, "--reference", tmp_path / name)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"found a dump of {name}; expected one of" in done.stderr
 
 
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")

@@ -1,7 +1,5 @@
 """The whole ladder on both backends, run as a user runs it; and the harness against itself."""
 
-import shutil
-
 import numpy as np
 import pytest
 from support.backends import BACKENDS
@@ -16,14 +14,6 @@ from parity.medsegdiff import CASES
 both = pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
 # One of each family that computes; their records are compared with a second recording, bit by bit.
 AGAIN = ("forward/new", "gradients/new", "steps/new", "sampling/ancestral", "masks/brats")
-
-
-@pytest.fixture(scope="module")
-def ladder(tmp_path_factory):
-    """Folder of a run of all cases, every layer alone too, and the finished process."""
-    folder = tmp_path_factory.mktemp("ladder") / "run"
-    yield folder, parity("run", "all", "--layers", "--out_dir", folder)
-    shutil.rmtree(folder)  # 10 GB
 
 
 @both
