@@ -17,6 +17,7 @@ AGAIN = ("forward/new", "gradients/new", "steps/new", "sampling/ancestral", "mas
 
 
 @both
+@pytest.mark.long(seconds=600)
 def test_the_backends_agree(ladder):
     folder, done = ladder
     assert done.returncode == 0, done.stdout + done.stderr
