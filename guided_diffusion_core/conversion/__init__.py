@@ -1,1 +1,1 @@
-"""Checkpoints of other software: reading and writing their files, safely, and inferring what they do not say."""
+"""Checkpoints of other software: safe reading and writing of their files, and inference of their configuration."""

@@ -1,8 +1,8 @@
-"""Checkpoints from one format to another, bitwise and without a framework.
+"""Conversion of checkpoints between formats, bitwise and without a framework.
 
-`.pt` and `.pth` are the original's (savedmodel*.pt, emasavedmodel_*.pt), `.pkl` is Jittor's,
-`.safetensors` this software's own, which alone carries a configuration. In the two others it is
-read from names and shapes (`infer_config.py`).
+`.pt` and `.pth` are the original's formats (savedmodel*.pt, emasavedmodel_*.pt), `.pkl` is Jittor's and
+`.safetensors` is the format of this software. Only the last one holds a configuration; for the others it
+is inferred from names and shapes (`infer_config.py`).
 """
 
 import dataclasses
@@ -26,8 +26,9 @@ from guided_diffusion_core.networks.medsegdiff.plan import make_plan
 from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
 from guided_diffusion_core.system.files import READ_ERRORS, read_bytes, write_atomic
 
-PREFIX = "module."  # of a network saved inside DistributedDataParallel
-COUNTER = "num_batches_tracked"
+PREFIX = "module."  # of the names if a network was saved inside DistributedDataParallel
+COUNTER = "num_batches_tracked"  # end of the name of a batch norm's counter
+FORMATS = (".pt", ".pth", ".pkl", ".safetensors")
 
 # The original's file names: savedmodel050000, emasavedmodel_0.9999_050000.
 _ORIGINAL_NAME = re.compile(r"(ema)?savedmodel(?(1)_(?P<rate>[\d.]+)_)(?P<step>\d+)")
@@ -35,11 +36,11 @@ _ORIGINAL_NAME = re.compile(r"(ema)?savedmodel(?(1)_(?P<rate>[\d.]+)_)(?P<step>\
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One network out of a file.
+    """One network from a file.
 
     arrays:  name -> numpy array, exactly those of the configuration's network, in its order.
     network: `checkpoints.NETWORK` or `checkpoints.average_name(rate)`. step: optimizer steps, 0 if unknown.
-    notes:   what was changed or assumed, sentences for the console.
+    notes:   sentences for the console about changes and assumptions.
     """
 
     arrays: dict
@@ -50,12 +51,12 @@ class Checkpoint:
 
 
 def read(path, given=None):
-    """The `Checkpoint` of a file of any of the formats.
+    """Read a file of any of the formats and return its `Checkpoint`.
 
-    given: settings of the network, the diffusion and the data by name, and "normalisation": what the
-           file does not show.
+    given: settings that the file does not show, by name: of the network, the diffusion and the data, and
+           "normalisation".
     Raises `UserError` for a broken or hostile file, for another network (all missing, unexpected and
-    misshapen names together) and for a given setting that the file contradicts.
+    misshapen names together) and for a given setting that contradicts the file.
     """
     given = given or {}
     content = read_bytes(path)
@@ -63,15 +64,17 @@ def read(path, given=None):
     if suffix == ".safetensors":
         raw, metadata = checkpoints.from_bytes(content, path)
     else:
-        raw = (read_pkl if suffix == ".pkl" else read_pt)(content, path)
+        reader = read_pkl if suffix == ".pkl" else read_pt
+        raw = reader(content, path)
         metadata = {}
     arrays, notes = _normalised(raw, path)
     if metadata:
         config, name, step = _own_metadata(metadata, path)
         _check_agrees(config, given, path)
     else:
-        config, assumed = infer({name: value.shape for name, value in arrays.items()}, given, path)
-        notes += _explained(config, assumed)
+        shapes = {name: value.shape for name, value in arrays.items()}
+        config, assumed = infer(shapes, given, path)
+        notes += _inference_notes(config, assumed)
         name, step = _network_and_step(path)
     expected = state_shapes(make_plan(config.model))
     notes += _fill_counters(arrays, expected)
@@ -81,9 +84,9 @@ def read(path, given=None):
 
 
 def write(path, source):
-    """Write a `Checkpoint` in the format that the path's ending names; the file appears at once.
+    """Write a `Checkpoint` in the format that the ending of the path names.
 
-    Raises `UserError` if there is a file already or the folder cannot be written.
+    Raises `UserError` if the file already exists or the folder cannot be written.
     """
     check_target(path)
     writers = {
@@ -96,41 +99,36 @@ def write(path, source):
 
 
 def check_target(path):
-    """Refuse a path that `write` could not use, before any work is done; `UserError`."""
+    """Raise `UserError` for a path that `write` cannot use, before any work is done."""
     _format(path, "OUT")
     try:
         exists = bf.exists(str(path))
     except READ_ERRORS as error:
-        raise found_expected(path, f"no usable path ({error})", "a path for a new file", "Check it.") from error
+        raise found_expected(path, f"no usable path ({error})", "a path for a new file", "Check the path.") from error
     if exists:
-        raise found_expected(
-            path, "a file that is there already", "a path for a new file", "Remove it or choose another name."
-        )
+        raise found_expected(path, "an existing file", "a path for a new file", "Remove it or choose another name.")
 
 
 def differing(first, second):
-    """Names of the arrays that are not bitwise the same in two `Checkpoint`s, of both together."""
+    """Return the names of the arrays that differ between two `Checkpoint`s in any bit, or that only one has."""
 
     def same(name):
         one = first.arrays.get(name)
         other = second.arrays.get(name)
-        return (
-            one is not None
-            and other is not None
-            and one.dtype == other.dtype
-            and one.shape == other.shape
-            and one.tobytes() == other.tobytes()
-        )
+        if one is None or other is None:
+            return False
+        same_type = one.dtype == other.dtype and one.shape == other.shape
+        return same_type and one.tobytes() == other.tobytes()
 
     return [name for name in {**first.arrays, **second.arrays} if not same(name)]
 
 
 def flags(config):
-    """The command-line flags that say what a `.pt` or `.pkl` of this network does not hold, one text."""
+    """Return, as one text, the command-line flags for what a `.pt` or `.pkl` of this network does not hold."""
     parts = [f"--normalisation {shlex.quote(config.normalisation)}"]
     for section in ("model", "diffusion"):
         settings = getattr(config, section)
-        defaults = type(getattr(config, section))()
+        defaults = type(settings)()
         for field in dataclasses.fields(settings):
             value = getattr(settings, field.name)
             if value != getattr(defaults, field.name):
@@ -140,7 +138,7 @@ def flags(config):
 
 def _format(path, where):
     suffix = PurePath(str(path)).suffix
-    if suffix not in (".pt", ".pth", ".pkl", ".safetensors"):
+    if suffix not in FORMATS:
         raise found_expected(
             f"{where} {path}",
             f"the ending {suffix!r}",
@@ -151,13 +149,10 @@ def _format(path, where):
 
 
 def _own_metadata(metadata, path):
-    """(`Config`, network, step) of a file that this software has written."""
+    """Return (`Config`, network, step) of a file that this software has written."""
     try:
-        return (
-            configuration.from_dict(json.loads(metadata["config"]), where=path),
-            metadata["network"],
-            int(metadata["step"]),
-        )
+        config = configuration.from_dict(json.loads(metadata["config"]), where=path)
+        return config, metadata["network"], int(metadata["step"])
     except (KeyError, ValueError) as error:
         raise found_expected(
             path, f"metadata that cannot be read ({error})", "a file of segmentation_train.py", "Copy it again."
@@ -165,14 +160,16 @@ def _own_metadata(metadata, path):
 
 
 def _network_and_step(path):
+    """Return (network, step) according to the original's file names; step 0 for any other name."""
     found = _ORIGINAL_NAME.fullmatch(PurePath(str(path)).stem)
     if not found:
         return checkpoints.NETWORK, 0
-    return checkpoints.average_name(found["rate"]) if found["rate"] else checkpoints.NETWORK, int(found["step"])
+    network = checkpoints.average_name(found["rate"]) if found["rate"] else checkpoints.NETWORK
+    return network, int(found["step"])
 
 
 def _normalised(raw, path):
-    """(arrays under the network's own names and in its own types, notes)."""
+    """Return (arrays under the names and in the types of a network, notes)."""
     arrays = {}
     notes = []
     for name, value in raw.items():
@@ -185,30 +182,33 @@ def _normalised(raw, path):
             )
         arrays[bare] = value
     if any(name.startswith(PREFIX) for name in raw):
-        notes.append(f"The prefix {PREFIX} is left out.")
+        notes.append(f"The prefix {PREFIX} was removed.")
     half = [name for name, value in arrays.items() if value.dtype == np.float16]
     if half:
-        notes.append(f"{len(half)} tensors are widened from float16 to float32, which is exact.")
+        notes.append(f"{len(half)} tensors were widened from float16 to float32, which is exact.")
         arrays |= {name: arrays[name].astype(np.float32) for name in half}
     for name, value in arrays.items():
         if name.endswith(COUNTER) and value.dtype.kind == "i" and value.size == 1:
-            arrays[name] = value.astype(np.int64).reshape(())  # Jittor has neither 0-d values nor int64 here
+            # Jittor saves a counter as int32 of shape (1,)
+            arrays[name] = value.astype(np.int64).reshape(())
     return arrays, notes
 
 
 def _fill_counters(arrays, expected):
-    """Add the counters of batch norms that a file lacks, which Jittor's do; returns the notes."""
-    lacking = [name for name in expected if name.endswith(COUNTER) and name not in arrays]
-    arrays |= {name: np.zeros((), np.int64) for name in lacking}
-    return [f"{len(lacking)} missing {COUNTER} are set to 0; no computation uses them."] if lacking else []
+    """Add the batch norms' counters that a file lacks (Jittor's files lack them), and return the notes."""
+    missing = [name for name in expected if name.endswith(COUNTER) and name not in arrays]
+    if not missing:
+        return []
+    arrays |= {name: np.zeros((), np.int64) for name in missing}
+    return [f"{len(missing)} missing {COUNTER} were set to 0; no computation uses them."]
 
 
 def _check_types(arrays, path):
-    wrong = [
-        f"{name} {value.dtype}"
-        for name, value in arrays.items()
-        if value.dtype not in ((np.int64,) if name.endswith(COUNTER) else (np.float32, np.float64))
-    ]
+    wrong = []
+    for name, value in arrays.items():
+        allowed = (np.int64,) if name.endswith(COUNTER) else (np.float32, np.float64)
+        if value.dtype not in allowed:
+            wrong.append(f"{name} {value.dtype}")
     if wrong:
         raise found_expected(
             path,
@@ -219,21 +219,23 @@ def _check_types(arrays, path):
 
 
 def _check_agrees(config, given, path):
-    """Refuse a given setting that contradicts the configuration in a file."""
+    """Raise `UserError` if a given setting contradicts the configuration in a file."""
     for name, value in given.items():
         inside = _setting(config, name)
         if value != inside:
-            raise found_expected(f"--{name}", repr(value), f"{inside!r}, which stands in {path}", "Leave the flag out.")
+            raise found_expected(f"--{name}", repr(value), f"{inside!r}, as in {path}", "Leave the flag out.")
 
 
 def _setting(config, name):
+    """Return a setting by name, from whatever section has it."""
     if name == "normalisation":
         return config.normalisation
-    return getattr(getattr(config, configuration.setting_names()[name]), name)
+    section = configuration.setting_names()[name]
+    return getattr(getattr(config, section), name)
 
 
-def _explained(config, assumed):
-    """Return the notes for a configuration that was not in the file."""
+def _inference_notes(config, assumed):
+    """Return the notes about a configuration that was not in the file."""
 
     def values(names):
         parts = []

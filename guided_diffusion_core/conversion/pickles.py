@@ -1,8 +1,8 @@
-"""Pickles that cannot run anything, and Jittor's `.pkl` files, which are pickles.
+"""Safe reading of pickles, and Jittor's `.pkl` files, which are pickles.
 
-A pickle names functions and calls them while it is read. Here each name is looked up in a table of
-stand-ins defined by this software; a name outside the table ends the reading. Neither numpy's nor a
-framework's own rebuilding functions are called, so that a file decides about values alone.
+A pickle names functions, and they are called while it is read. Here each name is looked up in a table of
+stand-ins that this software defines; any other name stops the reading. No function of numpy or a framework
+is called. So a file can only decide about values.
 """
 
 import hashlib
@@ -13,24 +13,25 @@ import pickletools
 
 import numpy as np
 
-from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.errors import UserError, found_expected, join_names
 
 ARRAY_TYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
 
-# `jt.save` ends its files with the SHA-1 of what precedes and this mark.
+# `jt.save` ends its files with the SHA-1 of the pickle, followed by this mark.
 _JITTOR_MARK = b"HCAJSLHD"
 _SHA1_BYTES = 20
 
-# A pickle numbers what it uses again, fifteen things a tensor; the reader makes room up to the number.
+# A pickle numbers the objects that it uses again, about fifteen per tensor. The reader allocates memory up to the
+# largest number, so that a hostile file could ask for any amount.
 _LARGEST_MEMO = 1_000_000
 
 
 class Forbidden(Exception):
-    """A pickle uses a name that no checkpoint needs."""
+    """Raised if a pickle asks for something that no checkpoint needs."""
 
 
 class Sealed:
-    """What a pickle can get hold of: it takes no state and no attributes from there."""
+    """Base class of all objects that a pickle can make: it accepts no state and no attributes from the pickle."""
 
     __slots__ = ()
 
@@ -39,7 +40,7 @@ class Sealed:
 
 
 class Callable(Sealed):
-    """A name that a pickle may call: the call goes to `function`."""
+    """A stand-in that a pickle may call; it passes the call to `function`."""
 
     __slots__ = ("_function",)
 
@@ -51,7 +52,7 @@ class Callable(Sealed):
 
 
 class Names(dict):
-    """Stand-in for OrderedDict. The state that torch gives it, versions of modules, is passed over."""
+    """Stand-in for OrderedDict. It ignores the state that torch adds, which is the versions of modules."""
 
     def __setstate__(self, state):
         pass
@@ -73,8 +74,7 @@ class _Dtype(Sealed):
 
 
 class _Array(Sealed):
-    """Stand-in for a numpy array; its pickled state is (version, shape, dtype, whether its order is
-    Fortran's, bytes)."""
+    """Stand-in for a numpy array; its pickled state is (version, shape, dtype, is_fortran_order, bytes)."""
 
     __slots__ = ("_value",)
 
@@ -93,20 +93,20 @@ class _Array(Sealed):
 
 
 def _encode_latin1(text, encoding):
-    """Bytes as protocols below 3 write them: a text, one character for each."""
+    """Return bytes that a protocol below 3 has written as a text with one character per byte."""
     if encoding != "latin1":
         raise Forbidden(f"the encoding {encoding!r}")
     return text.encode("latin1")
 
 
 def _var(value):
-    """A Jittor variable: pickled as the array that it holds."""
+    """Return the array of a Jittor variable, which is pickled as that array."""
     if not isinstance(value, _Array):
         raise Forbidden("a variable that holds no array")
     return value
 
 
-# (module, name) -> what stands for it in a .pkl. Jittor's `Var` has been pickled under three names.
+# (module, name) -> its stand-in in a .pkl. Versions of Jittor pickle `Var` under three names.
 JITTOR_NAMES = {
     ("collections", "OrderedDict"): Callable(Names),
     ("_codecs", "encode"): Callable(_encode_latin1),
@@ -121,10 +121,10 @@ JITTOR_NAMES = {
 
 
 class RestrictedUnpickler(pickle.Unpickler):
-    """Reads one pickle with the names of a table alone.
+    """Reads one pickle that may use only the names of a table.
 
-    stream:  binary file that can seek. names: dict (module, name) -> `Sealed`.
-    storage: function of a persistent id, or None where the format has none.
+    stream:  seekable binary file. names: dict (module, name) -> `Sealed`.
+    storage: function that returns the object of a persistent id; None if the format has no such ids.
     """
 
     def __init__(self, stream, names, storage=None):
@@ -134,10 +134,11 @@ class RestrictedUnpickler(pickle.Unpickler):
         self._storage = storage
 
     def load(self):
+        # A first pass over the opcodes, without executing them, checks the memo's numbers.
         start = self._stream.tell()
         for opcode, argument, _ in pickletools.genops(self._stream):
             if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > _LARGEST_MEMO:
-                raise Forbidden("room for billions of things")
+                raise Forbidden("memory for billions of objects")
         self._stream.seek(start)
         return super().load()
 
@@ -154,7 +155,7 @@ class RestrictedUnpickler(pickle.Unpickler):
 
 
 def guarded(read, where):
-    """The result of `read()`; whatever a broken or hostile file makes it raise becomes a `UserError`."""
+    """Return `read()`. Any error that a broken or hostile file makes it raise becomes a `UserError`."""
     try:
         return read()
     except UserError:
@@ -163,61 +164,63 @@ def guarded(read, where):
         raise found_expected(
             where,
             f"a pickle that asks for more than weights: {error}",
-            "the weights of a network alone; nothing of the file was executed",
+            "only the weights of a network; nothing in the file was executed",
             "Do not use this file with other software.",
         ) from error
-    except Exception as error:  # a malformed pickle raises nearly every kind
+    except Exception as error:  # a malformed pickle can raise nearly every kind of error
         raise found_expected(
             where,
             f"no readable checkpoint ({type(error).__name__}: {error})",
-            "a whole file of the format that its name says",
+            "a complete file in the format that its name says",
             "Copy it again.",
         ) from error
 
 
 def arrays_of(tree, where):
-    """Name -> numpy array of an unpickled state dict. Raises `UserError` if it is another thing."""
+    """Return name -> numpy array of an unpickled state dict. Raises `UserError` if it is something else."""
     if isinstance(tree, dict) and {"param_groups", "defaults"} & tree.keys():
         raise found_expected(
             where, "the state of an optimizer", "the weights of a network", "Use savedmodel* or emasavedmodel_*."
         )
     if not isinstance(tree, dict) or not tree:
         raise found_expected(where, f"{type(tree).__name__} without weights", "a state dict", "Use another file.")
-    strange = [str(name) for name, value in tree.items() if not isinstance(name, str) or not hasattr(value, "array")]
-    if strange:
+    wrong = [str(name) for name, value in tree.items() if not isinstance(name, str) or not hasattr(value, "array")]
+    if wrong:
         raise found_expected(
             where,
-            f"entries that are no arrays: {', '.join(strange[:8])}",
-            "a state dict alone",
+            f"entries that are not arrays: {join_names(wrong)}",
+            "only a state dict",
             "Save the network's state_dict() itself.",
         )
     return {name: value.array() for name, value in tree.items()}
 
 
 def read_pkl(content, where):
-    """Name -> numpy array of a `.pkl` by `jt.save` or `pickle.dump`: arrays or Jittor variables.
+    """Return name -> numpy array of a `.pkl` that `jt.save` or `pickle.dump` has written.
 
-    content: the file's bytes. where: its path, for errors. Raises `UserError`.
+    content: the bytes of the file. where: its path, for errors.
+    Raises `UserError` for a broken file, and for content other than arrays and Jittor variables.
     """
     if content.endswith(_JITTOR_MARK):
         end = len(content) - len(_JITTOR_MARK)
-        content, checksum = content[: end - _SHA1_BYTES], content[end - _SHA1_BYTES : end]
+        checksum = content[end - _SHA1_BYTES : end]
+        content = content[: end - _SHA1_BYTES]
         if hashlib.sha1(content).digest() != checksum:
             raise found_expected(
-                where, "a checksum that does not fit the content", "a whole file of jt.save", "Copy it again."
+                where, "a checksum that does not match the content", "a complete file of jt.save", "Copy it again."
             )
     stream = io.BytesIO(content)
 
     def read():
         tree = RestrictedUnpickler(stream, JITTOR_NAMES).load()
         if stream.read(1):
-            raise ValueError("something follows the pickle")  # such as the rest of a checksum
+            raise ValueError("bytes after the end of the pickle")  # such as the rest of a checksum
         return arrays_of(tree, where)
 
     return guarded(read, where)
 
 
 def write_pkl(arrays):
-    """The bytes of a `.pkl` that `jt.load` reads: numpy arrays by name, with Jittor's checksum."""
+    """Return the bytes of a `.pkl` that `jt.load` reads: numpy arrays by name, with Jittor's checksum."""
     content = pickle.dumps(dict(arrays), 4)
     return content + hashlib.sha1(content).digest() + _JITTOR_MARK

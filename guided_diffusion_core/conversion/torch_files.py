@@ -1,8 +1,8 @@
-"""PyTorch's `.pt` files without PyTorch.
+"""Reading and writing of PyTorch's `.pt` files without PyTorch.
 
-A file is a zip archive (since 1.6) of a pickle, in which each tensor is (storage, offset, size,
-stride), and one uncompressed entry of raw numbers per storage. Older files hold the same in one
-stream of pickles. The format is that of `torch/serialization.py`.
+Since version 1.6 a file is a zip archive. It contains a pickle, in which each tensor is (storage, offset,
+size, stride), and one uncompressed entry of raw numbers per storage. Older files contain the same as a
+sequence of pickles. `torch/serialization.py` defines the format.
 """
 
 import io
@@ -51,7 +51,7 @@ class _StorageType(Sealed):
 
 
 class _Storage(Sealed):
-    """The numbers of a tensor or several; a legacy file brings them after its tensors."""
+    """The numbers of one or more tensors. In a legacy file they follow after the tensors."""
 
     __slots__ = ("kind", "numel", "values")
 
@@ -61,21 +61,22 @@ class _Storage(Sealed):
         self.values = values
 
     def fill(self, content, order):
-        """Set the numbers from bytes of a byte order ("<", ">")."""
+        """Set the numbers from bytes; order: "<" (little-endian) or ">" (big-endian)."""
         self.values = np.frombuffer(content, self.kind.dtype.newbyteorder(order), self.numel)
 
 
 class _Tensor(Sealed):
-    """A window on a storage: offset, size and stride count numbers, as in torch."""
+    """A view of a storage. As in torch, offset, size and stride count numbers, not bytes."""
 
     __slots__ = ("_storage", "_offset", "_size", "_stride")
 
     def __init__(self, storage, offset, size, stride, *rest):
         numbers = (offset, *size, *stride)
         if not isinstance(storage, _Storage) or len(size) != len(stride):
-            raise Forbidden("a tensor that is none")
+            raise Forbidden("a tensor without a storage")
         if not all(type(number) is int and number >= 0 for number in numbers):
-            raise ValueError("a size, stride or offset that is no count")
+            raise ValueError("a size, stride or offset that is not a count")
+        # position of the last number; it must lie within the storage
         last = offset + sum((length - 1) * step for length, step in zip(size, stride))
         if math.prod(size) and (last >= storage.numel or math.prod(size) > storage.numel):
             raise ValueError(f"a tensor of size {tuple(size)} in a storage of {storage.numel} numbers")
@@ -85,7 +86,7 @@ class _Tensor(Sealed):
         self._stride = tuple(stride)
 
     def array(self):
-        """A copy in C order. bfloat16 is widened to float32, which is exact."""
+        """Return a copy in C order. bfloat16 is widened to float32, which is exact."""
         if not math.prod(self._size):
             values = np.empty(self._size, self._storage.values.dtype)
         else:
@@ -94,14 +95,14 @@ class _Tensor(Sealed):
             values = np.lib.stride_tricks.as_strided(start, self._size, strides, writeable=False)
         values = values.astype(values.dtype.newbyteorder("="), order="C")
         if self._storage.kind.is_bfloat16:
-            # the upper half of a float32
+            # a bfloat16 is the upper half of a float32
             return np.asarray(np.left_shift(values, 16, dtype=np.uint32)).view(np.float32)
         return values
 
 
 def _parameter(tensor, *rest):
     if not isinstance(tensor, _Tensor):
-        raise Forbidden("a parameter that is no tensor")
+        raise Forbidden("a parameter that is not a tensor")
     return tensor
 
 
@@ -114,26 +115,27 @@ _NAMES = {
 
 
 def read_pt(content, where):
-    """Name -> numpy array of a `.pt` or `.pth` that holds a state dict, of either format.
+    """Return name -> numpy array of a `.pt` or `.pth` with a state dict, in the new or the old format.
 
-    content: the file's bytes. where: its path, for errors.
-    Raises `UserError` for a broken file and for one that holds or asks for anything else.
+    content: the bytes of the file. where: its path, for errors.
+    Raises `UserError` for a broken file and for one that contains or asks for anything else.
     """
     read = _read_zip if content.startswith(b"PK") else _read_legacy
     return guarded(lambda: arrays_of(read(content), where), where)
 
 
 def _checked_id(pid, sizes):
-    """(type, key, numel) of a storage's persistent id: "storage", type, key, device, numel, ..."""
+    """Return (type, key, numel) of a storage's persistent id: ("storage", type, key, device, numel, ...)."""
+    not_a_storage = Forbidden("a persistent id that is not a storage")
     if not isinstance(pid, tuple) or len(pid) not in sizes or pid[0] != "storage":
-        raise Forbidden("a persistent id that is no storage")
+        raise not_a_storage
     kind = pid[1]
     key = pid[2]
     numel = pid[4]
     if not isinstance(kind, _StorageType) or type(key) not in (str, int):
-        raise Forbidden("a persistent id that is no storage")
+        raise not_a_storage
     if type(numel) is not int or numel < 0:
-        raise Forbidden("a persistent id that is no storage")
+        raise not_a_storage
     return kind, key, numel
 
 
@@ -146,8 +148,10 @@ def _read_zip(content):
         if len(roots) != 1:
             raise ValueError(f"{len(roots)} entries data.pkl")
         root = roots[0]
-        order = ">" if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") == b"big" else "<"
-        storages = {}
+        order = "<"
+        if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") == b"big":
+            order = ">"
+        storages = {}  # key -> `_Storage`
 
         def storage(pid):
             kind, key, numel = _checked_id(pid, (5,))
@@ -160,34 +164,40 @@ def _read_zip(content):
 
 
 def _read_legacy(content):
-    """Pickles of the magic number, the protocol, the machine, the state dict and the storages' keys,
-    then of each storage its length (int64) and its numbers."""
+    """Read the format before torch 1.6.
+
+    It is a sequence of pickles: the magic number, the protocol, the machine, the state dict and the keys of
+    the storages. The length (int64) and the numbers of each storage follow.
+    """
     stream = io.BytesIO(content)
-    storages = {}
+    storages = {}  # key -> `_Storage`
 
     def storage(pid):
         kind, key, numel = _checked_id(pid, (5, 6))
         if pid[5:] not in ((), (None,)):
-            raise ValueError("a storage inside another, as before torch 0.4")
+            raise ValueError("a storage that is part of another, as before torch 0.4")
         return storages.setdefault(key, _Storage(kind, numel))
 
     def load():
         return RestrictedUnpickler(stream, _NAMES, storage).load()
 
     if load() != _LEGACY_MAGIC or load() != _LEGACY_PROTOCOL:
-        raise ValueError("no file of torch.save")
-    order = "<" if load().get("little_endian", True) else ">"
+        raise ValueError("not a file of torch.save")
+    machine = load()
+    byte_order = "little" if machine.get("little_endian", True) else "big"
     tree = load()
     for key in load():
-        found = int.from_bytes(stream.read(8), "little" if order == "<" else "big")
-        if found != storages[key].numel:
-            raise ValueError(f"a storage of {found} numbers instead of {storages[key].numel}")
-        storages[key].fill(stream.read(found * storages[key].kind.dtype.itemsize), order)
+        storage_of_key = storages[key]
+        numel = int.from_bytes(stream.read(8), byte_order)
+        if numel != storage_of_key.numel:
+            raise ValueError(f"a storage of {numel} numbers instead of {storage_of_key.numel}")
+        numbers = stream.read(numel * storage_of_key.kind.dtype.itemsize)
+        storage_of_key.fill(numbers, "<" if byte_order == "little" else ">")
     return tree
 
 
 def write_pt(arrays):
-    """The bytes of a `.pt` that torch.load reads, with weights_only too: an OrderedDict of tensors.
+    """Return the bytes of a `.pt` with an OrderedDict of tensors. torch.load reads it, also with weights_only.
 
     arrays: name -> numpy array of a type that torch has. The same arrays give the same bytes.
     """
@@ -206,26 +216,23 @@ def write_pt(arrays):
 
 
 def _state_pickle(arrays):
-    """The pickle of the state dict, opcode by opcode: a pickler would have to import torch."""
+    """Return the pickle of the state dict. It is written opcode by opcode, since a pickler would need torch."""
     ordered_dict = _named("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
     content = pickle.PROTO + b"\x02" + ordered_dict + pickle.MARK
     for key, (name, value) in enumerate(arrays.items()):
         kind = _named("torch", _STORAGE_OF[value.dtype.str[1:]])
         storage = _tuple(_plain("storage"), kind, _plain(str(key)), _plain("cpu"), _plain(value.size))
-        stride = tuple(math.prod(value.shape[axis + 1 :]) for axis in range(value.ndim))
-        content += (
-            _plain(name)
-            + _named("torch._utils", "_rebuild_tensor_v2")
-            + _tuple(
-                storage + pickle.BINPERSID,
-                _plain(0),
-                _plain(value.shape),
-                _plain(stride),
-                pickle.NEWFALSE,
-                ordered_dict,
-            )
-            + pickle.REDUCE
+        stride = tuple(math.prod(value.shape[axis + 1 :]) for axis in range(value.ndim))  # of C order
+        # arguments of _rebuild_tensor_v2: storage, offset, size, stride, requires_grad, backward_hooks
+        arguments = _tuple(
+            storage + pickle.BINPERSID,
+            _plain(0),
+            _plain(value.shape),
+            _plain(stride),
+            pickle.NEWFALSE,
+            ordered_dict,
         )
+        content += _plain(name) + _named("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
     return content + pickle.SETITEMS + pickle.STOP
 
 
@@ -238,5 +245,5 @@ def _tuple(*parts):
 
 
 def _plain(value):
-    """The opcodes of a text, a number or a tuple of numbers: its own pickle without begin and end."""
+    """Return the opcodes of a text, a number or a tuple of numbers: its pickle without the first and last ones."""
     return pickle.dumps(value, 2)[2:-1]

@@ -124,7 +124,7 @@ class TestNames:
         path.write_bytes(write_pkl({**weights, "out.0.bias": half}))
         found = convert.read(path, GIVEN)
         assert_bitwise(found.arrays, {**weights, "out.0.bias": half.astype(np.float32)})
-        assert any("1 tensors are widened" in note for note in found.notes)
+        assert any("1 tensors were widened" in note for note in found.notes)
 
 
 class TestConfiguration:

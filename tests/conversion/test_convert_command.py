@@ -63,7 +63,7 @@ class TestCommand:
         convert.write(tmp_path / "a.pt", source)
         (tmp_path / "b.pkl").write_bytes(b"mine")
         code, _, errors = command(tmp_path / "a.pt", tmp_path / "b.pkl", *FLAGS)
-        assert code == 2 and "b.pkl: found a file that is there already" in errors
+        assert code == 2 and "b.pkl: found an existing file" in errors
         assert (tmp_path / "b.pkl").read_bytes() == b"mine"
 
     @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def hostile_pickles(path):
 
 
 def hostile_files(content):
-    """(ending, bytes) of every file in which a pickle may stand."""
+    """(ending, bytes) of every file that may contain a pickle."""
     yield ".pkl", content
     yield ".pkl", content + hashlib.sha1(content).digest() + b"HCAJSLHD"
     yield ".pt", zipped({"archive/data.pkl": content})
@@ -162,7 +162,7 @@ class TestHostileFiles:
 
     @pytest.mark.parametrize("ending", (".pt", ".pkl"))
     def test_a_changed_bit_is_found(self, tmp_path, source, ending):
-        """By the checksums that both formats carry."""
+        """Both formats contain checksums, which detect the change."""
         path = tmp_path / f"x{ending}"
         convert.write(path, source)
         content = bytearray(path.read_bytes())
@@ -181,7 +181,7 @@ class TestHostileFiles:
             read_pkl(pickle.dumps(state, 4), "optsavedmodel000010.pkl")
 
     def test_entries_that_are_no_arrays_are_named(self):
-        with pytest.raises(UserError, match="no arrays: epoch"):
+        with pytest.raises(UserError, match="not arrays: epoch"):
             read_pkl(pickle.dumps({"x": np.zeros(2), "epoch": 3}, 4), "x.pkl")
 
     def test_an_array_of_objects_is_refused(self):
