@@ -2,7 +2,8 @@
 
 Trains one network for each objective through the public command line, samples a few held-out slices of
 both volumes with every sampler at 1 to 1000 network evaluations, and scores them. Work lies in --work_dir,
-and a finished part is not done again. The record, without weights, is written to --log_dir.
+and a finished part is not done again. The record, without weights, is written to --log_dir;
+its README.md, which explains the tables, is written by hand.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from guided_diffusion_core import command_line  # noqa: E402
 from guided_diffusion_core.config import DataConfig  # noqa: E402
 from guided_diffusion_core.data import list_truths  # noqa: E402
 from guided_diffusion_core.errors import UserError  # noqa: E402
-from studies import brats, sampler_study, samplers
+from studies import brats, sampler_study, samplers  # noqa: E402
 from studies.sampler_study import Point  # noqa: E402
 
 # Name of the network -> predict_xstart, optimizer steps, those over which the rate falls, and those between
@@ -106,7 +107,7 @@ def train(args, name):
     ]
     if subprocess.run([sys.executable, *map(str, command)]).returncode:
         raise UserError(
-            "segmentation_train.py failed; its message is above. Mend it and start again: finished parts are kept."
+            "segmentation_train.py failed; its message is above. Fix it and start again: finished parts are kept."
         )
 
 

@@ -1,4 +1,7 @@
-"""The record of the sampler study: table, plots and explanation from the points' folders."""
+"""The record of the sampler study: tables and plots from the points' folders.
+
+The program writes numbers only. `README.md` in the record's folder holds the findings, is written by hand and stays.
+"""
 
 import csv
 import json
@@ -9,7 +12,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from guided_diffusion_core import checkpoints
-from guided_diffusion_core.config import SamplingConfig
 from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.evaluation import mask_agreement
 from guided_diffusion_core.evaluation.metrics import count
@@ -29,69 +31,36 @@ STYLES = {"ancestral": "o-", "ddim": "s-", "dpm-solver": "^-", "ddim-eta1": "D-"
 KEPT = ("config.json", "progress.jsonl", "progress.csv")
 COURSES = (10, 100, 1000)  # evaluations of the courses that the record shows
 
-TEMPLATE = """# Dice against network evaluations: BraTS 2021, two volumes, 64 px
+TABLES = "tables.md"  # what the program writes
+PAGE = "README.md"  # the findings, written by hand from the tables
+TEMPLATE = """# Tables of the sampler study
 
-Written by `studies/record_samplers.py`. Two networks of the recipe of `logs/brats2021-64px` (preset
-`fast`, width 32), one for each objective: {trainings}. Sampled are held-out slices ({slices}), one sample
-each, all samplers from the same noise, in PyTorch; Dice is the mean over the volumes at their own 240x240
-pixels. A few slices of two patients who were trained on: it compares samplers and says nothing about a new
-patient. Differences of 0.01 mean nothing; those of epsilon, whose short training fails on whole slices, are
-to be read in tenths.
+Written by `studies/record_samplers.py`; [README.md](README.md) explains them.
 
-`table.csv`: all points; `report.json`: the same with the Dice of each volume; `courses.json`,
-`probe.json`: what the explanation below is drawn from; `x0/`, `epsilon/`: configuration and log of the
-trainings.
+- Networks: {trainings}.
+- Sampled slices: {slices}; one sample each, all samplers from the same noise, in PyTorch.
+- Dice is the mean over the volumes, at their own pixels.
 
-![Dice against evaluations](dice_vs_evaluations.png)
+## Dice
 
 {tables}
 
-One evaluation is the same by every sampler: the mask predicted from pure noise.
+## Learned variance
 
-## The default
-
-`segmentation_sample.py` samples by DDIM with eta {default.eta:g} in {default.sample_steps} evaluations
-where nothing else is said: the ancestral sampler with the posterior's variance in place of the learned
-one. For x0 it is as good as any from two evaluations on. For epsilon it is the best at every number of
-evaluations from 3 to 250: the fresh noise of each step repairs what the first steps have got wrong,
-where an error of the predicted noise is an error of the mask 157 times as large; the deterministic
-samplers carry it to the end. The number is where epsilon is best; this network's training is short, and a
-longer one may bear more. `--preset fast` (x0) keeps 5 deterministic evaluations, `--preset original` the
-original's sampling.
-
-## Why the ancestral sampler spoils its last steps where they are few
-
-The logarithm of the learned variance is share * log(beta) + (1 - share) * log(posterior variance), share
-= (second channel + 1) / 2. Nothing keeps the share between 0 and 1, and a network that predicts x0 and is
-trained shortly puts it far above:
-
-1. The bound that trains the variance is least where the variance is the posterior's plus the square of
-   the error that the step's mean makes. Near t = 0 the mean takes over half of x0's error, and the two
-   variances that span the range are tiny: the network is right to ask for more than beta. At larger t the
-   two are nearly equal in the trained process of 1000 steps, the bound hardly notices the share, and the
-   network keeps it. A network that predicts epsilon is spared: near t = 0 its error of x0 is that of the
-   noise, made small by the schedule, and its shares stay in the range. Measured at pixels whose share is
-   above 1 ("asked": the share at which the variance minimises the bound):
+Pixels whose share is above 1. The share places the learned variance between the posterior's (0) and beta (1).
+"asked" is the share at which the variance minimises the variational bound.
 
 {probe}
 
-2. In fewer steps the range between the two is no longer small: the same share of 4 that means five times
-   the noise at t = 1 of the whole process means millions of times at the last step but one of a sampling
-   in 10. The network is given a mask with far more noise than the time step says. In all 1000 steps, on
-   which the variance was trained, the same network's masks are not spoiled.
-3. The last step adds no noise and its mean is the predicted mask alone: the sample is what the network
-   makes of that input at t = 0, where it has learned to trust what it is given. The masks predicted on
-   the way are good; only the last ones are not. The table and `courses.png` show the share at the first
-   evaluation (95% quantile over the pixels) and, of the last three, the noise ratio (standard deviation
-   of what the network's input holds beside the true mask, over the schedule's; at t = 0 an honest error
-   of the prediction alone makes it several) and the Dice of the predicted mask at 64 px:
+## Courses
+
+The share at the first evaluation (95% quantile over the pixels) and, of the last three evaluations, the noise ratio and
+the Dice of the predicted mask. The noise ratio is the standard deviation of the difference between the network's input
+and the true mask, over the schedule's.
 
 {cause}
 
-The same x0 network, draws and steps with the share kept from 0 to 1, or with the posterior's variance (DDIM,
-eta 1), give good masks in the first table: the learned variance alone does the harm.
-
-## Jittor
+## Agreement of the frameworks
 
 Pixels of the scored slices on which the masks of the two frameworks agree, from the same weights:
 
@@ -102,15 +71,15 @@ Pixels of the scored slices on which the masks of the two frameworks agree, from
 
 
 def write_record(work_dir, log_dir, points, truths):
-    """Write `log_dir`: `README.md`, `table.csv`, `report.json`, `courses.json`, the two plots and the
-    trainings' configurations and logs.
+    """Write `log_dir`: `tables.md`, `table.csv`, `report.json`, `courses.json`, the two plots and the
+    trainings' configurations and logs. An earlier record is removed, except its hand-written `README.md`.
 
     work_dir: folder of the trainings and of `points/`. points: list of `Point`, all measured.
     truths: list of `Truth` of the sampled slices.
     """
     work_dir = Path(work_dir)
     log_dir = Path(log_dir)
-    shutil.rmtree(log_dir, ignore_errors=True)
+    _remove_record(log_dir)
     networks = list(dict.fromkeys(point.network for point in points))
     for name in networks:
         (log_dir / name).mkdir(parents=True)
@@ -138,7 +107,16 @@ def write_record(work_dir, log_dir, points, truths):
     _write_csv(log_dir / "table.csv", rows)
     _plot_dice(log_dir / "dice_vs_evaluations.png", networks, rows)
     _plot_courses(log_dir / "courses.png", networks, courses)
-    (log_dir / "README.md").write_text(_readme(log_dir, steps, rows, courses, probes, agreement, truths))
+    (log_dir / TABLES).write_text(_tables(log_dir, steps, rows, courses, probes, agreement, truths))
+
+
+def _remove_record(log_dir):
+    """Remove everything in a record's folder except the hand-written page."""
+    for path in log_dir.glob("*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != PAGE:
+            path.unlink()
 
 
 def _thinned(course):
@@ -285,7 +263,7 @@ def _training(log_dir, name, steps):
     return f"`{name}`, {OBJECTIVES[name]}, {asked} optimizer steps (the learning rate falls over {rate}){stopped}"
 
 
-def _readme(log_dir, steps, rows, courses, probes, agreement, truths):
+def _tables(log_dir, steps, rows, courses, probes, agreement, truths):
     networks = list(probes)
     tables = "\n\n".join(f"### {OBJECTIVES[name]}\n\n{_dice_table(rows, name)}" for name in networks)
     shares = "\n".join(
@@ -293,12 +271,10 @@ def _readme(log_dir, steps, rows, courses, probes, agreement, truths):
         for name, cases in agreement.items()
     )
     slices = ", ".join(f"{truth.name}: {', '.join(map(str, truth.slices))}" for truth in truths)
-    default = SamplingConfig()
     return TEMPLATE.format(
         trainings="; ".join(_training(log_dir, name, steps[name]) for name in networks),
         slices=slices,
         tables=tables,
-        default=default,
         probe=_probe_table(probes),
         cause=_cause_table(networks, courses),
         shares=shares,

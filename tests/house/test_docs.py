@@ -11,7 +11,7 @@ from support.backends import ROOT
 
 from guided_diffusion_core import command_line
 from guided_diffusion_core.command_line.original_flags import ORIGINAL_FLAGS, SAMPLER_FLAGS
-from guided_diffusion_core.config import resolve, setting_names
+from guided_diffusion_core.config import SamplingConfig, resolve, setting_names
 from medsegdiff import __version__
 from medsegdiff.commands import COMMANDS
 
@@ -148,6 +148,12 @@ def test_readme_is_short_and_names_the_version():
     text = (ROOT / "README.md").read_text()
     assert len(text.split()) <= README_WORDS
     assert f"Version {__version__}" in text
+
+
+def test_sampling_page_names_the_default_sampler():
+    default = SamplingConfig()
+    text = (ROOT / "docs" / "sampling.md").read_text()
+    assert f"`{default.sampler}`, the default with {default.sample_steps} steps and `--eta {default.eta:g}`" in text
 
 
 def test_checks_see_what_they_should():

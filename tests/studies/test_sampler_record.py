@@ -94,6 +94,8 @@ def made(tmp_path_factory):
     log = work / "log"
     log.mkdir()
     (log / "of_an_earlier_record.png").write_bytes(b"")
+    (log / "x1").mkdir()
+    (log / sampler_record.PAGE).write_text("findings")
     figures = []
     figure = sampler_record.Figure
     with pytest.MonkeyPatch.context() as patch:
@@ -128,6 +130,7 @@ def test_files_of_the_record(made):
     log, _, _ = made
     assert {path.relative_to(log).as_posix() for path in log.rglob("*") if path.is_file()} == {
         "README.md",
+        "tables.md",
         "table.csv",
         "report.json",
         "courses.json",
@@ -136,6 +139,8 @@ def test_files_of_the_record(made):
         "courses.png",
         *(f"{name}/{file}" for name in NETWORKS for file in ("config.json", "progress.jsonl", "progress.csv")),
     }
+    assert (log / sampler_record.PAGE).read_text() == "findings", "what is written by hand stays"
+    assert not (log / "x1").exists()
     for name in NETWORKS:
         assert json.loads((log / name / "config.json").read_text())["out_dir"] == name, "no path of this machine"
         assert (log / name / "progress.csv").read_text() == f"progress.csv of {name}"
@@ -174,7 +179,7 @@ def test_agreement_of_a_point_with_its_twin(made):
     share = 1 - differing / (3 * 40 * 40)
     assert agreement[jittor.name] == {f"BraTS2021_0000{k}": pytest.approx(share) for k in (1, 2)}
     cell = f"BraTS2021_00001 {100 * share:.3f}%, BraTS2021_00002 {100 * share:.3f}%"
-    assert tables((log / "README.md").read_text())[-1] == [["point", "agreement"], [jittor.name, cell]]
+    assert tables((log / sampler_record.TABLES).read_text())[-1] == [["point", "agreement"], [jittor.name, cell]]
 
 
 def test_courses_of_the_record(made):
@@ -192,9 +197,9 @@ def test_courses_of_the_record(made):
     assert np.all(np.diff(places) > 0) and max(np.diff(places)) <= 12
 
 
-def test_tables_of_the_readme(made):
+def test_tables_of_the_page(made):
     log, _, dice = made
-    text = (log / "README.md").read_text()
+    text = (log / sampler_record.TABLES).read_text()
     first, second, probes, cause, _ = tables(text)
     for network, table in zip(NETWORKS, (first, second)):
         assert table[0] == ["evaluations", "1", "10", "1000"]
@@ -224,13 +229,13 @@ def test_tables_of_the_readme(made):
 
 
 def test_trainings_and_slices_in_words(made):
-    text = " ".join((made[0] / "README.md").read_text().split())
+    text = " ".join((made[0] / sampler_record.TABLES).read_text().split())
     assert (
         "`epsilon`, the network predicts epsilon, 10 optimizer steps (the learning rate falls over 20), "
         "sampled from its checkpoint of step 5; `x0`, the network predicts x0, 10 optimizer steps (the "
         "learning rate falls over 20)."
     ) in text
-    assert "(BraTS2021_00001: 2, 4, 6, BraTS2021_00002: 2, 4, 6)" in text
+    assert "slices: BraTS2021_00001: 2, 4, 6, BraTS2021_00002: 2, 4, 6;" in text
 
 
 def test_curves_of_the_plots(made):
@@ -267,7 +272,7 @@ def test_the_kept_record_says_what_its_own_files_say():
         assert listed[row["network"], row["backend"], row["sampler"], str(row["evaluations"])] == row["dice"]
         assert row["dice"] == pytest.approx(np.mean(list(row["dice_per_case"].values())))
     titles = {title: sampler for sampler, title in sampler_record.TITLES.items()}
-    for network, (head, *rows) in zip(("x0", "epsilon"), tables((log / "README.md").read_text())):
+    for network, (head, *rows) in zip(("x0", "epsilon"), tables((log / sampler_record.TABLES).read_text())):
         cells = {(titles[title], number): cell for title, *values in rows for number, cell in zip(head[1:], values)}
         assert {key: cell for key, cell in cells.items() if cell} == {
             (sampler, number): f"{value:.3f}"
