@@ -167,6 +167,17 @@ def add_settings(parser, section, *names):
             _add_setting(parser, field)
 
 
+def _help_text(field):
+    """Return the help text of a configuration field, with the names of the data layouts filled in."""
+    text = field.metadata["help"]
+    if "{layouts}" not in text:
+        return text
+    # only here: the layouts import the readers of all file formats
+    from guided_diffusion_core.data.layouts import help_text
+
+    return text.replace("{layouts}", help_text())
+
+
 def _add_setting(group, field):
     """Add the flag of one configuration field; it is in the namespace only where it was given."""
     values = {"default": field.default if field.default != "" else "empty"}
@@ -180,7 +191,7 @@ def _add_setting(group, field):
         default=argparse.SUPPRESS,
         choices=choices,
         metavar=None if choices else _METAVARS[kind],
-        help=f"{field.metadata['help']} ({defaults})".replace("%", "%%"),
+        help=f"{_help_text(field)} ({defaults})".replace("%", "%%"),
     )
 
 

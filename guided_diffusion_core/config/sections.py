@@ -15,7 +15,10 @@ FUSIONS = ("mean", "majority", "staple", "upstream")  # `fusion.py`
 
 
 def option(default, help, choices=None):
-    """A dataclass field with the help text (and choices) that its command-line flag shows."""
+    """Return a dataclass field with the help text and the choices of its command-line flag.
+
+    The command line replaces "{layouts}" in a help text by the names of the data layouts.
+    """
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
@@ -72,8 +75,8 @@ class DataConfig:
 
     data_name: str = option(
         "BRATS",
-        "layout of the data, see docs/data.md: ISIC, BRATS, BRATS_SLICES, REFUGE2, DDTI, IMAGES, VOLUMES or "
-        "NNUNET; any other name is a plain folder, IMAGES or VOLUMES by what it holds",
+        "layout of the data, see docs/data.md: {layouts}. Any other name stands for a plain folder: VOLUMES if it "
+        "holds NIfTI files, otherwise IMAGES",
     )
     data_dir: str = option("", "folder of the data")
     labels: str = option(

@@ -1,4 +1,4 @@
-"""What every dataset is: examples for the network, and the cases that they belong to."""
+"""The parts of every dataset: examples for the network, the cases that they belong to, and their ground truth."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,9 +14,9 @@ class Example:
     """One input of the network.
 
     image:       (C, S, S) float32, scaled by the dataset's rule (`Dataset.normalisation`).
-    mask:        (K, S, S) float32 of 0 and 1, a channel for each label, or None if the dataset was opened
-                 without masks.
-    case:        name of the case that it belongs to.
+    mask:        (K, S, S) float32 of 0 and 1, one channel for each label; None if the dataset was opened without
+                 masks.
+    case:        name of the case that the example belongs to.
     slice_index: axial slice of the volume, from 0; None for a 2D image.
     """
 
@@ -27,7 +27,7 @@ class Example:
 
     @property
     def noise_key(self):
-        """Name of the example on the noise tape: the case's, or "case/slice" for a volume."""
+        """Return the name of the example on the noise tape: its case, or "case/slice" for a volume."""
         return self.case if self.slice_index is None else f"{self.case}/{self.slice_index}"
 
 
@@ -35,9 +35,9 @@ class Example:
 class Case:
     """One image or volume, which gets one mask.
 
-    name:    unique in its dataset; the outputs are named by it.
-    indices: the dataset's indices of its examples, in the order of `slices`.
-    shape:   native size in pixels or voxels, (H, W) or (X, Y, Z).
+    name:    unique in its dataset, because the outputs are named by it.
+    indices: indices of its examples in the dataset, in the order of `slices`.
+    shape:   size of the source in pixels or voxels, (H, W) or (X, Y, Z).
     slices:  axial slices that are examples, in rising order; None for a 2D image.
     affine:  (4, 4) float64, voxels to millimetres; None for a 2D image.
     header:  nibabel header of the source; None for a 2D image.
@@ -52,15 +52,17 @@ class Case:
 
     @property
     def is_volume(self):
-        """Whether the case is a volume of slices."""
+        """Return True if the case is a volume of slices."""
         return self.slices is not None
 
 
 class Dataset(Protocol):
-    """Examples by index, framework-free; picklable, so that loader processes can hold it.
+    """The interface of every dataset: examples by index, as numpy arrays.
 
-    in_channels:   channels of an image.
-    normalisation: the rule by which intensities become network input, for the checkpoint.
+    A dataset can be pickled, because loader processes get a copy of it.
+
+    in_channels:   number of channels of an image.
+    normalisation: the rule that turns intensities into network input, in words, for the checkpoint.
     labels:        names of the K masks of an example, in the order of their channels.
     """
 
@@ -69,25 +71,25 @@ class Dataset(Protocol):
     labels: tuple
 
     def __len__(self):
-        """Number of examples."""
+        """Return the number of examples."""
 
     def __getitem__(self, index) -> Example:
-        """The example of an index from 0 to len - 1. Raises IndexError outside."""
+        """Return the example at an index from 0 to len - 1. Raises IndexError for other indices."""
 
     def cases(self) -> list:
-        """All cases, as a list of `Case`; together they hold every index once."""
+        """Return a list of all `Case`s. Each index belongs to exactly one of them."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The ground truth of one case at its own size, for evaluation.
+    """The ground truth of one case in the size of the source, for evaluation.
 
-    name:      the case's name.
+    name:      name of the case.
     path:      file of the ground truth, or folder of its slices.
     slices:    axial slices that are scored; None for a 2D image.
-    label_map: what the file's values mean.
-    planes:    for a volume kept as one file per slice: pairs (slice, path) in rising order, the last one
-               being the volume's last slice; None for a truth in one file.
+    label_map: meaning of the values in the file.
+    planes:    for a volume with one file per slice: pairs (slice, path) in rising order, up to the last slice of the
+               volume. None for a ground truth in one file.
     """
 
     name: str
@@ -98,28 +100,24 @@ class Truth:
 
 
 def require_unique(paths_by_name, where):
-    """Refuse names that several files claim, whose outputs would overwrite each other.
+    """Report a `UserError` that lists all names of several files, whose outputs would overwrite each other.
 
-    paths_by_name: dict case name -> list of paths. Reports a `UserError` naming all of them (`errors.report`).
+    paths_by_name: dict of case name -> list of paths.
+    where:         the folder, for the error.
     """
-    doubled = {name: paths for name, paths in paths_by_name.items() if len(paths) > 1}
-    if doubled:
-        shown = list(doubled.items())[:MAX_NAMES]
-        lines = "\n".join(f"  {name}: {join_names(paths)}" for name, paths in shown)
-        each = [
-            found_expected(
-                path,
-                f"the name {name!r}, which {paths[0]} has too",
-                "unique names, because the outputs are named by them",
-                "Rename one of the files, or take it out.",
-            )
-            for name, paths in doubled.items()
-            for path in paths[1:]
-        ]
-        report(
-            UserError(
-                f"{where}: found {len(doubled)} case names used more than once; expected unique names, because "
-                f"the outputs are named by them. Rename the files, or give the folder of one set.\n{lines}"
-            ),
-            each,
-        )
+    repeated = {name: paths for name, paths in paths_by_name.items() if len(paths) > 1}
+    if not repeated:
+        return
+    expected = "unique names, because the outputs are named by them"
+    each = []
+    for name, paths in repeated.items():
+        for path in paths[1:]:
+            found = f"the name {name!r}, which {paths[0]} has too"
+            each.append(found_expected(path, found, expected, "Rename one of the files, or remove it."))
+    first_names = list(repeated.items())[:MAX_NAMES]
+    lines = "\n".join(f"  {name}: {join_names(paths)}" for name, paths in first_names)
+    summary = (
+        f"{where}: found {len(repeated)} case names used more than once; expected {expected}. "
+        f"Rename the files, or name the folder of a single set.\n{lines}"
+    )
+    report(UserError(summary), each)

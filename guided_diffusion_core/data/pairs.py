@@ -1,4 +1,4 @@
-"""Pictures with one mask file each: how they are paired, and the dataset that they make."""
+"""Pair pictures with their mask files, and make a dataset of them."""
 
 import re
 from dataclasses import dataclass
@@ -16,7 +16,12 @@ MASK_ENDING = re.compile(r"[_-](mask|masks|segmentation|seg|label|labels|gt|grou
 
 @dataclass(frozen=True)
 class Pair:
-    """An image (or None where only the truth is wanted) and its mask (or None), by case name."""
+    """The files of one case.
+
+    name:  name of the case.
+    image: path of the image; None for a mask without an image.
+    mask:  path of the mask; None for an image without a mask.
+    """
 
     name: str
     image: str | None
@@ -24,96 +29,117 @@ class Pair:
 
 
 def picture_stem(file):
-    """A picture's file name without its extension; None for other files."""
+    """Return the file name of a picture without its extension, or None for other files."""
     return PICTURE_SUFFIX.sub("", file) if PICTURE_SUFFIX.search(file) else None
 
 
 def pair_by_stem(images, masks, where):
-    """Pair images and masks whose file names agree, a list of `Pair` by name; the unpaired ones have None.
+    """Pair images and masks by file name; return a list of `Pair` by name.
 
-    images, masks: lists of (file name without extension, path). A mask belongs to the image of its name, or
-    else to that of its name without an ending such as _mask (`MASK_ENDING`); case does not count.
-    where: the folder, for errors. Raises `UserError` for two images of one name, and for two masks of
-    one image.
+    An image without a mask gets the mask None, and a mask without an image gets the image None. A mask belongs to
+    the image of the same name, otherwise to the image of its name without an ending such as _mask (`MASK_ENDING`).
+    Case is ignored.
+
+    images, masks: lists of (file name without extension, path).
+    where:         the folder, for errors.
+    Reports a `UserError` for two images of one name, and for two masks of one image.
     """
-    names = {}
+    named_images = {}  # name in lower case -> list of (name, path)
     for name, path in images:
-        names.setdefault(name.lower(), []).append((name, path))
-    require_unique({found[0][0]: [path for _, path in found] for found in names.values()}, where)
-    claims = {}
-    alone = {}
+        named_images.setdefault(name.lower(), []).append((name, path))
+    require_unique(_paths_by_name(named_images), where)
+    paired = {}  # name of an image in lower case -> list of (name of the image, path of a mask)
+    unpaired = {}  # name in lower case -> list of (name, path of a mask)
     for name, path in masks:
         short = MASK_ENDING.sub("", name)
-        key = name.lower() if name.lower() in names else short.lower()
-        if key in names:
-            claims.setdefault(key, []).append(path)
+        key = name.lower() if name.lower() in named_images else short.lower()
+        if key in named_images:
+            image_name, _ = named_images[key][0]
+            paired.setdefault(key, []).append((image_name, path))
         else:
-            alone.setdefault(key, []).append((short, path))
-    doubled = {
-        **{names[key][0][0]: paths for key, paths in claims.items()},
-        **{found[0][0]: [path for _, path in found] for found in alone.values()},
-    }
-    require_unique(doubled, where)
-    pairs = [Pair(name, path, claims.get(key, [None])[0]) for key, [(name, path), *_] in names.items()]
-    pairs += [Pair(name, None, path) for [(name, path), *_] in alone.values()]
+            unpaired.setdefault(key, []).append((short, path))
+    require_unique(_paths_by_name(paired) | _paths_by_name(unpaired), where)
+    pairs = []
+    for key, found in named_images.items():
+        name, image = found[0]
+        mask = paired[key][0][1] if key in paired else None
+        pairs.append(Pair(name, image, mask))
+    for found in unpaired.values():
+        name, mask = found[0]
+        pairs.append(Pair(name, None, mask))
     return sorted(pairs, key=lambda pair: pair.name)
 
 
-def require_paired(pairs, data_dir, layout):
-    """Raise one `UserError` that lists all images without a mask and all masks without an image."""
-    bare = [pair.name for pair in pairs if pair.mask is None]
-    orphans = [pair.mask for pair in pairs if pair.image is None]
-    images = len(pairs) - len(orphans)
+def _paths_by_name(files):
+    """Return a dict of name -> paths of a dict of key -> list of (name, path); the first name of a key counts."""
+    return {found[0][0]: [path for _, path in found] for found in files.values()}
+
+
+def require_paired(pairs, data_dir, expected):
+    """Raise one `UserError` that lists all images without a mask and all masks without an image.
+
+    expected: the expected layout in words.
+    """
+    without_mask = [pair.name for pair in pairs if pair.mask is None]
+    without_image = [pair.mask for pair in pairs if pair.image is None]
+    images = len(pairs) - len(without_image)
     found = []
-    if bare:
-        found.append(f"{len(bare)} of {images} images without a mask ({join_names(bare)})")
-    if orphans:
-        found.append(f"{len(orphans)} masks without an image ({join_names(orphans)})")
+    if without_mask:
+        found.append(f"{len(without_mask)} of {images} images without a mask ({join_names(without_mask)})")
+    if without_image:
+        found.append(f"{len(without_image)} masks without an image ({join_names(without_image)})")
     if found:
         raise UserError(
-            f"--data_dir {str(data_dir)!r}: found {' and '.join(found)}; expected {layout}. "
-            "Add what is missing or take the others out."
+            f"--data_dir {str(data_dir)!r}: found {' and '.join(found)}; expected {expected}. "
+            "Add what is missing, or remove the other files."
         )
 
 
 class PairDataset:
-    """Pictures with one mask file each (`Dataset`); every pair's sizes are checked here.
+    """A dataset of pictures with one mask file each (`Dataset`). The sizes of every pair are checked at once.
 
-    Every picture has three channels: grey is repeated, so that grey and coloured ones can be mixed.
+    Every picture has three channels: grey is repeated, so that grey and coloured pictures can be mixed.
 
-    pairs:           list of `Pair`. label_map: `LabelMap` of the masks.
+    pairs:           list of `Pair`.
+    label_map:       `LabelMap` of the masks.
     size:            side of the network input in pixels.
-    need_masks:      False for label-free sampling: masks are neither asked for nor given.
-    upstream_compat: masks as the original resizes them, bilinearly and then above zero.
-    data_dir:        where the pairs come from; layout: what it should look like, for errors.
-    Raises `UserError` for missing masks, masks of another shape and files that are no images.
+    need_masks:      False for sampling without labels: masks are neither required nor returned.
+    upstream_compat: resize masks like the original: bilinearly, then take all that is above zero.
+    data_dir:        the folder of the pairs, for errors.
+    expected:        the expected layout in words, for errors.
+    read_image:      function (path, size) that reads a picture as network input.
+    Raises `UserError` for missing masks, masks of another size than their image, and files that are not images.
     """
 
     in_channels = 3
     normalisation = RGB_RULE
 
-    def __init__(self, pairs, label_map, size, need_masks, upstream_compat, data_dir, layout):
+    def __init__(
+        self, pairs, label_map, size, need_masks, upstream_compat, data_dir, expected, read_image=read_picture
+    ):
         self.size = size
         self.need_masks = need_masks
         self.upstream_compat = upstream_compat
         self.labels = label_map.names
         self._label_map = label_map
+        self._read_image = read_image
         if all(pair.image is None for pair in pairs):
-            raise found_expected(f"--data_dir {str(data_dir)!r}", "masks but no image", layout, "Check the path.")
+            raise found_expected(f"--data_dir {str(data_dir)!r}", "masks but no image", expected, "Check the path.")
         if need_masks:
-            require_paired(pairs, data_dir, layout)
+            require_paired(pairs, data_dir, expected)
         self._pairs = [pair for pair in pairs if pair.image is not None]
         self._shapes = [self._checked_shape(pair) for pair in self._pairs]
 
     def _checked_shape(self, pair):
+        """Return (height, width) of a pair. Raises `UserError` if image and mask differ."""
         shape = image_size(pair.image)
         mask_shape = image_size(pair.mask) if self.need_masks else shape
         if mask_shape != shape:
             raise found_expected(
                 pair.mask,
                 f"a mask of {_pixels(mask_shape)}",
-                f"{_pixels(shape)} as its image {pair.image}",
-                "Use the mask of that image.",
+                f"{_pixels(shape)} like its image {pair.image}",
+                "Use the mask that belongs to the image.",
             )
         return shape
 
@@ -130,18 +156,22 @@ class PairDataset:
         return Example(self._read(pair), mask, pair.name)
 
     def _read(self, pair):
-        """The network input of a pair, (C, S, S) float32."""
-        return read_picture(pair.image, self.size)
+        """Return the network input of a pair, (C, S, S) float32."""
+        return self._read_image(pair.image, self.size)
 
     def cases(self):
-        """One case for each image."""
-        together = zip(self._pairs, self._shapes)
-        return [Case(pair.name, (index,), shape) for index, (pair, shape) in enumerate(together)]
+        """Return one `Case` for each image."""
+        named_shapes = zip(self._pairs, self._shapes)
+        return [Case(pair.name, (index,), shape) for index, (pair, shape) in enumerate(named_shapes)]
 
 
-def pair_truths(pairs, label_map, data_dir, layout):
-    """The ground truth of every pair, a list of `Truth`; images may lack, but not masks of images."""
-    require_paired([pair for pair in pairs if pair.image is not None], data_dir, layout)
+def pair_truths(pairs, label_map, data_dir, expected):
+    """Return the ground truth of every pair, a list of `Truth`.
+
+    expected: the expected layout in words, for errors.
+    Raises `UserError` for an image without a mask. Masks without an image are accepted.
+    """
+    require_paired([pair for pair in pairs if pair.image is not None], data_dir, expected)
     return [Truth(pair.name, pair.mask, label_map=label_map) for pair in pairs]
 
 

@@ -1,4 +1,4 @@
-"""Reading a case's ground truth, whatever its layout."""
+"""Read the ground truth of a case of any layout."""
 
 import numpy as np
 
@@ -7,19 +7,20 @@ from guided_diffusion_core.data.formats.volumes import read_plane, read_volume
 
 
 def read_truth_masks(truth):
-    """The masks of a `Truth`: bool (K, H, W) of an image, (K, X, Y, Z) of a volume.
+    """Return the masks of a `Truth`: bool (K, H, W) for an image, (K, X, Y, Z) for a volume.
 
-    Slices of a volume without a file of their own are empty.
+    If a volume has one file per slice, slices without a file are empty.
     Raises `UserError` for a broken file and for values that the label map does not know.
     """
     if truth.slices is None:
         return read_masks(truth.path, truth.label_map)
     if truth.planes is None:
         return truth.label_map.masks(read_volume(truth.path), truth.path)
+    last_slice, _ = truth.planes[-1]
     masks = None
     for z, path in truth.planes:
         plane = truth.label_map.masks(read_plane(path), path)  # (K, X, Y)
         if masks is None:
-            masks = np.zeros((*plane.shape, truth.planes[-1][0] + 1), bool)
+            masks = np.zeros((*plane.shape, last_slice + 1), bool)  # (K, X, Y, Z)
         masks[..., z] = plane
     return masks

@@ -1,4 +1,4 @@
-"""Cases of volumes, one file per channel, used slice by slice: shared by all layouts of volumes."""
+"""Cases of volumes with one file per channel, used slice by slice. All layouts of volumes share this module."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,18 @@ from guided_diffusion_core.data.formats.transforms import resize_linear, resize_
 from guided_diffusion_core.data.formats.volumes import VolumeCache, read_geometry, read_volume, slices_above_zero
 from guided_diffusion_core.errors import UserError, found_expected, join_names
 
-CACHE_BYTES = 4 << 30  # of prepared volumes, in each process that reads data
+CACHE_BYTES = 4 << 30  # memory for prepared volumes in each process that reads data
 
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """The files of one case: dict of part (a channel, or the labels) -> path; others: further files beside."""
+    """The files of one case.
+
+    name:   name of the case.
+    folder: the folder that holds it, for errors.
+    paths:  dict of part -> path. A part is a channel or the labels.
+    others: names of other files in the folder, for errors.
+    """
 
     name: str
     folder: str
@@ -23,7 +29,7 @@ class CaseFiles:
     others: tuple = ()
 
     def require(self, wanted):
-        """Raise `UserError` naming the case and what it lacks of the parts `wanted`."""
+        """Raise `UserError` if the case lacks some of the wanted parts."""
         missing = [part for part in wanted if part not in self.paths]
         if missing:
             also = f" (and {join_names(self.others)} of unknown meaning)" if self.others else ""
@@ -31,47 +37,47 @@ class CaseFiles:
                 f"case {self.name} in {self.folder}",
                 f"only {', '.join(sorted(self.paths))}{also}; {', '.join(missing)} missing",
                 "one file each of " + ", ".join(wanted),
-                "Add the missing files, named by their last part, or take the case out of the folder.",
+                "Add the missing files, named by their last part, or remove the case from the folder.",
             )
 
     def read(self, part):
-        """The voxels of a part, (X, Y, Z)."""
+        """Return the voxels of a part, (X, Y, Z)."""
         return read_volume(self.paths[part])
 
     def geometry(self, part):
-        """The `Geometry` of a part."""
+        """Return the `Geometry` of a part."""
         return read_geometry(self.paths[part])
 
     def where(self, part):
-        """How errors name a part."""
+        """Return the name of a part in errors."""
         return self.paths[part]
 
-    def present(self, slices):
-        """Those of the slices that the case has, all of a volume."""
+    def slices_with_files(self, slices):
+        """Return the slices that the files of the case hold; a volume holds all of them."""
         return slices
 
-    def meaning(self, label_map):
-        """What a layout's label map is for this case, whose name may tell one variant of it."""
+    def label_map_of_case(self, label_map):
+        """Return the label map of this case; a layout may use other codes for some of its cases."""
         return label_map
 
     def masks(self, part, label_map):
-        """The masks of the labels in a part, bool (K, X, Y, Z)."""
-        return self.meaning(label_map).masks(self.read(part), self.where(part))
+        """Return the masks of the labels in a part, bool (K, X, Y, Z)."""
+        return self.label_map_of_case(label_map).masks(self.read(part), self.where(part))
 
     def truth(self, part, slices, label_map):
-        """The `Truth` that a part holds."""
-        return Truth(self.name, self.paths[part], slices, self.meaning(label_map))
+        """Return the `Truth` in a part."""
+        return Truth(self.name, self.paths[part], slices, self.label_map_of_case(label_map))
 
 
 @dataclass(frozen=True)
-class VolumeLayout:
-    """What a layout says of its volumes.
+class VolumeParts:
+    """The parts that a layout has for each case, and how their intensities are scaled.
 
-    channels:      parts that are the image's channels, in order.
+    channels:      parts that are the channels of the image, in order.
     labels:        the part that holds the labels.
-    scales:        for each channel the function of its voxels that makes them float32 network input; a
-                   ValueError of it says what is wrong with them.
-    normalisation: these rules in words.
+    scales:        for each channel the function that turns its voxels into float32 network input. It raises a
+                   ValueError that says what is wrong with the voxels.
+    normalisation: the scales in words.
     """
 
     channels: tuple
@@ -81,84 +87,100 @@ class VolumeLayout:
 
 
 def common_geometry(files, wanted):
-    """The `Geometry` that the wanted files of a case share. Raises `UserError` where one differs."""
+    """Return the `Geometry` that the wanted parts of a case share.
+
+    files:  `CaseFiles`.
+    wanted: names of the parts.
+    Raises `UserError` if a part is missing, or if its shape or affine differs.
+    """
     files.require(wanted)
     geometries = {part: files.geometry(part) for part in wanted}
     first = geometries[wanted[0]]
     for part, geometry in geometries.items():
         if not first.agrees_with(geometry):
-            what = "shape" if geometry.shape != first.shape else "affine"
+            attribute = "shape" if geometry.shape != first.shape else "affine"
             raise found_expected(
                 files.where(part),
-                f"{what} {_in_line(getattr(geometry, what))}",
-                f"{_in_line(getattr(first, what))} as in {files.where(wanted[0])}",
+                f"{attribute} {_in_one_line(getattr(geometry, attribute))}",
+                f"{_in_one_line(getattr(first, attribute))} as in {files.where(wanted[0])}",
                 "Resample the files of a case to one grid.",
             )
     return first
 
 
-def select_slices(files, layout, depth, slice_filter):
-    """Numbers of the axial slices of a case that pass the filter, reading only what it needs."""
-    brain = tumour = None
+def select_slices(files, parts, depth, slice_filter):
+    """Return the numbers of the axial slices of a case that pass a `SliceFilter`.
+
+    Only the files that the filter needs are read.
+    """
+    brain = None
+    tumour = None
     if slice_filter.needs_brain:
-        files.require(layout.channels)
-        brain = np.logical_or.reduce([slices_above_zero(files.read(channel)) for channel in layout.channels])
+        files.require(parts.channels)
+        brain = np.logical_or.reduce([slices_above_zero(files.read(channel)) for channel in parts.channels])
     if slice_filter.needs_tumour:
-        if layout.labels not in files.paths:
+        if parts.labels not in files.paths:
             raise found_expected(
                 "--slices tumour",
-                f"no labels ({layout.labels}) of case {files.name} in {files.folder}",
-                "labels, because they say where the tumour is",
+                f"no labels ({parts.labels}) of case {files.name} in {files.folder}",
+                "labels, because they show where the tumour is",
                 "Choose other slices.",
             )
-        tumour = slices_above_zero(files.read(layout.labels))
-    return files.present(slice_filter.select(depth, brain, tumour))
+        tumour = slices_above_zero(files.read(parts.labels))
+    return files.slices_with_files(slice_filter.select(depth, brain, tumour))
 
 
 @dataclass(frozen=True)
 class PreparedVolume:
-    """A case as network input: image (Z, C, S, S) float32, mask (Z, K, S, S) bool or None."""
+    """A case as network input.
+
+    image: (Z, C, S, S) float32.
+    mask:  (Z, K, S, S) bool, or None if the dataset has no masks.
+    """
 
     image: np.ndarray
     mask: np.ndarray | None
 
     @property
     def nbytes(self):
-        """Memory that it takes."""
-        return self.image.nbytes + (0 if self.mask is None else self.mask.nbytes)
+        """Return the memory that the arrays take, in bytes."""
+        mask_bytes = 0 if self.mask is None else self.mask.nbytes
+        return self.image.nbytes + mask_bytes
 
 
 class VolumeDataset:
-    """Axial slices of volumes (`Dataset`).
+    """A dataset of axial slices of volumes (`Dataset`).
 
-    Every file's header is checked here, its voxels when its volume is first used: a volume is read,
-    normalised and resized once as a whole and kept while the cache allows.
+    The headers of all files are checked at once, the voxels of a volume when it is first used: the volume is then
+    read, normalised and resized as a whole, and stays in the cache while there is room.
 
     cases:           list of `CaseFiles`; all of them are used.
-    layout:          `VolumeLayout`. label_map: `LabelMap` of the masks.
+    parts:           `VolumeParts` of each case.
+    label_map:       `LabelMap` of the masks.
     size:            side of the slices in pixels.
     slices:          value of `--slices`.
-    need_masks:      False for label-free sampling: examples have no mask and labels may lack.
-    upstream_compat: masks as the original resizes them, bilinearly and then above zero.
-    data_dir:        where the cases come from, for errors.
-    Raises `UserError` for what is missing, broken or does not fit together.
+    need_masks:      False for sampling without labels: the examples have no mask, and labels may be missing.
+    upstream_compat: resize masks like the original: bilinearly, then take all that is above zero.
+    data_dir:        the folder of the cases, for errors.
+    cache_bytes:     memory for prepared volumes.
+    Raises `UserError` for files that are missing or broken, or that do not belong together.
     """
 
     def __init__(
-        self, cases, layout, label_map, size, slices, need_masks, upstream_compat, data_dir, cache_bytes=CACHE_BYTES
+        self, cases, parts, label_map, size, slices, need_masks, upstream_compat, data_dir, cache_bytes=CACHE_BYTES
     ):
         self.size = size
         self.need_masks = need_masks
         self.upstream_compat = upstream_compat
-        self.in_channels = len(layout.channels)
-        self.normalisation = layout.normalisation
+        self.in_channels = len(parts.channels)
+        self.normalisation = parts.normalisation
         self.labels = label_map.names
-        self._layout = layout
+        self._parts = parts
         self._label_map = label_map
         self._cache = VolumeCache(cache_bytes)
-        self._files = {}
-        self._cases = []
-        self._examples = []
+        self._files = {}  # case name -> `CaseFiles`
+        self._cases = []  # list of `Case`
+        self._examples = []  # list of (case name, slice number)
         slice_filter = parse_slices(slices)
         for files in cases:
             self._add(files, slice_filter)
@@ -166,10 +188,14 @@ class VolumeDataset:
             raise _no_slices(slices, data_dir)
 
     def _add(self, files, slice_filter):
-        layout = self._layout
-        with_labels = self.need_masks or (slice_filter.needs_tumour and layout.labels in files.paths)
-        geometry = common_geometry(files, layout.channels + ((layout.labels,) if with_labels else ()))
-        chosen = select_slices(files, layout, geometry.shape[2], slice_filter)
+        """Add the slices of a case that pass the filter."""
+        parts = self._parts
+        wanted = parts.channels
+        if self.need_masks or (slice_filter.needs_tumour and parts.labels in files.paths):
+            wanted = (*wanted, parts.labels)
+        geometry = common_geometry(files, wanted)
+        depth = geometry.shape[2]
+        chosen = select_slices(files, parts, depth, slice_filter)
         if chosen:
             start = len(self._examples)
             self._files[files.name] = files
@@ -189,64 +215,66 @@ class VolumeDataset:
         return Example(volume.image[z].copy(), mask, name, z)
 
     def cases(self):
-        """All cases with at least one chosen slice."""
+        """Return a `Case` for each volume with at least one chosen slice."""
         return list(self._cases)
 
     def _prepare(self, files):
+        """Read a case and return it as a `PreparedVolume`."""
         shape = (self.size, self.size)
-        layout = self._layout
-        image = np.stack(
-            [
-                resize_linear(np.moveaxis(_scaled(files, channel, scale), 2, 0), shape)
-                for channel, scale in zip(layout.channels, layout.scales)
-            ],
-            axis=1,
-        )  # C x (Z, S, S) -> (Z, C, S, S)
+        channels = []
+        for channel, scale in zip(self._parts.channels, self._parts.scales):
+            values = np.moveaxis(_scaled(files, channel, scale), 2, 0)  # (X, Y, Z) -> (Z, X, Y)
+            channels.append(resize_linear(values, shape))  # (Z, S, S)
+        image = np.stack(channels, axis=1)  # (Z, C, S, S)
         if not self.need_masks:
             return PreparedVolume(image, None)
-        masks = files.masks(layout.labels, self._label_map).transpose(3, 0, 1, 2)  # (K, X, Y, Z) -> (Z, K, X, Y)
+        masks = files.masks(self._parts.labels, self._label_map)
+        masks = masks.transpose(3, 0, 1, 2)  # (K, X, Y, Z) -> (Z, K, X, Y)
         mask = resize_linear(masks, shape) > 0 if self.upstream_compat else resize_nearest(masks, shape)
         return PreparedVolume(image, mask)
 
 
-def volume_truths(cases, layout, label_map, slices, data_dir):
-    """The ground truth of every case, a list of `Truth`; cases without a chosen slice are left out.
-    The images are needed only for the filter "brain".
+def volume_truths(cases, parts, label_map, slices, data_dir):
+    """Return the ground truth of every case with a chosen slice, a list of `Truth`.
 
-    Raises `UserError` for a case without labels, and if no slice is chosen at all.
+    The images are needed only for the slice filter "brain".
+    Raises `UserError` for a case without labels, and if no case has a chosen slice.
     """
     slice_filter = parse_slices(slices)
     truths = []
     for files in cases:
-        depth = common_geometry(files, (layout.labels,)).shape[2]
-        chosen = select_slices(files, layout, depth, slice_filter)
+        depth = common_geometry(files, (parts.labels,)).shape[2]
+        chosen = select_slices(files, parts, depth, slice_filter)
         if chosen:
-            truths.append(files.truth(layout.labels, chosen, label_map))
+            truths.append(files.truth(parts.labels, chosen, label_map))
     if not truths:
         raise _no_slices(slices, data_dir)
     return truths
 
 
 def unique_cases(groups, others, data_dir, make=CaseFiles):
-    """The cases of a folder, sorted by name.
+    """Return the cases of a folder, a list of `CaseFiles` by name.
 
-    groups: dict (folder, case name) -> dict part -> list of paths, each of which must be one.
-    others: dict folder -> list of files of unknown meaning. make: what makes a `CaseFiles`.
-    Raises `UserError` if two files claim one part of a case, or two cases one name.
+    groups: dict of (folder, case name) -> dict of part -> list of paths; each list must have one path.
+    others: dict of folder -> list of files of unknown meaning.
+    make:   `CaseFiles` or a subclass.
+    Reports a `UserError` if two files claim one part of a case, or if two cases have the same name.
     """
     folders_by_name = {}
     for folder, name in groups:
         folders_by_name.setdefault(name, []).append(folder)
     require_unique(folders_by_name, f"--data_dir {data_dir!r}")
-    for (folder, name), paths in groups.items():
-        require_unique({f"{name}, {part}": files for part, files in paths.items()}, folder)
-    return [
-        make(name, folder, {part: files[0] for part, files in paths.items()}, tuple(others.get(folder, ())))
-        for (folder, name), paths in sorted(groups.items(), key=lambda item: item[0][1])
-    ]
+    for (folder, name), parts in groups.items():
+        require_unique({f"{name}, {part}": paths for part, paths in parts.items()}, folder)
+    cases = []
+    for (folder, name), parts in groups.items():
+        first_paths = {part: paths[0] for part, paths in parts.items()}
+        cases.append(make(name, folder, first_paths, tuple(others.get(folder, ()))))
+    return sorted(cases, key=lambda case: case.name)
 
 
 def _scaled(files, channel, scale):
+    """Return the voxels of a channel as float32 network input, (X, Y, Z)."""
     values = files.read(channel)
     try:
         return scale(values)
@@ -261,5 +289,5 @@ def _no_slices(slices, data_dir):
     )
 
 
-def _in_line(values):
+def _in_one_line(values):
     return np.array2string(np.asarray(values), separator=", ").replace("\n", "")

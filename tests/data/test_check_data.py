@@ -204,7 +204,7 @@ def test_csv_with_several_wrong_rows(isic):
     table.write_text("\n".join(["img,seg", *rows]))
     result = check(train)
     assert found(result) == [("error", "layout", table.name)] * 3 + [("error", "layout", images[1].name)]
-    with pytest.raises(UserError, match="gone.jpg, which is not there"):
+    with pytest.raises(UserError, match="gone.jpg, which does not exist"):
         list_files(DataConfig("ISIC", str(train)), "Training", True)
 
 

@@ -159,11 +159,14 @@ def test_volume_is_read_once_and_the_cache_is_bounded(brats_folder, monkeypatch)
     reads = []
     original = volume_cases.read_volume
     monkeypatch.setattr(volume_cases, "read_volume", lambda path: reads.append(path) or original(path))
-    dataset = brats.BratsDataset(brats_folder, 32)
+    dataset = open_dataset(brats_config(brats_folder), 32, "Training", need_masks=True)
     for index in range(len(dataset)):
         dataset[index]
     assert len(reads) == len(set(reads)) == 10
-    small = brats.BratsDataset(brats_folder, 32, cache_bytes=1)  # keeps one volume at a time
+    cases = brats.find_cases(brats_folder)
+    label_map = brats.REGIONS.select("", brats.DEFAULT_LABELS)
+    # a cache of one byte keeps one volume at a time
+    small = volume_cases.VolumeDataset(cases, brats.PARTS, label_map, 32, "all", True, False, brats_folder, 1)
     first = small[0].image
     last = small[len(small) - 1]
     np.testing.assert_array_equal(first, small[0].image)
@@ -171,7 +174,7 @@ def test_volume_is_read_once_and_the_cache_is_bounded(brats_folder, monkeypatch)
 
 
 def test_copy_for_another_process(brats_folder):
-    dataset = brats.BratsDataset(brats_folder, 32, slices="tumour")
+    dataset = open_dataset(brats_config(brats_folder, slices="tumour"), 32, "Training", need_masks=True)
     content_before = len(pickle.dumps(dataset))
     expected = dataset[0]
     assert len(pickle.dumps(dataset)) == content_before  # no prepared volume travels

@@ -1,5 +1,6 @@
 """docs/data.md says what the layouts are: names, labels, codes, rules, commands."""
 
+import argparse
 import re
 import shlex
 
@@ -8,9 +9,9 @@ from support.backends import ROOT
 
 from guided_diffusion_core import command_line
 from guided_diffusion_core.config import DataConfig, setting_names
-from guided_diffusion_core.data import LAYOUTS, known_layout, pairs
+from guided_diffusion_core.data import LAYOUTS, folders, known_layout, pairs
 from guided_diffusion_core.data.formats.transforms import CHANNEL_RULES, RGB_RULE, ZSCORE_ALL_RULE, ZSCORE_RULE
-from guided_diffusion_core.data.layouts import brats, folders, isic, nnunet, refuge2
+from guided_diffusion_core.data.layouts import brats, isic, nnunet, refuge2
 
 PAGE = (ROOT / "docs" / "data.md").read_text()
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
@@ -26,19 +27,27 @@ def test_every_layout_has_its_section_and_its_row():
 
 
 def test_help_names_every_layout():
-    help_text = DataConfig.__dataclass_fields__["data_name"].metadata["help"]
-    assert all(re.search(rf"\b{name}\b", help_text) for name in LAYOUTS)
+    parser = argparse.ArgumentParser()
+    command_line.add_settings(parser, DataConfig, "data_name")
+    help_text = words(parser.format_help())
+    positions = [help_text.index(f"{name} ({layout.summary})") for name, layout in LAYOUTS.items()]
+    assert positions == sorted(positions)
 
 
-@pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if hasattr(layout, "LABELS")])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_summary_in_the_table(name):
+    summary = TABLE[name].split("|")[0].replace("`", "")
+    assert summary.strip() == LAYOUTS[name].summary
+
+
+@pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if layout.labels])
 def test_labels_and_defaults_in_the_table(name):
     layout = LAYOUTS[name]
-    if name.startswith("BRATS"):
-        names = brats.REGIONS.names if name == "BRATS" else ()
-    else:
-        names = layout.LABELS.names
-    for label in names:
-        bold = label in layout.DEFAULT_LABELS
+    if name == "BRATS_SLICES":
+        assert layout.labels == LAYOUTS["BRATS"].labels and "as `BRATS`" in TABLE[name]
+        return
+    for label in layout.labels.names:
+        bold = label in layout.default_labels
         assert f"`{label}`" in TABLE[name] and (f"**`{label}`**" in TABLE[name]) == bold
         assert f"`{label}`" in SECTIONS[name]
 
@@ -67,7 +76,7 @@ def test_names_of_folders_and_files():
         assert re.search(rf"\b{word}\b", SECTIONS["IMAGES"])
     for ending in ("_mask", "_segmentation", "_seg", "_label", "_gt"):
         assert pairs.MASK_ENDING.search(ending) and f"NAME{ending}" in SECTIONS["IMAGES"]
-    for part in brats.PARTS:
+    for part in brats.PART_NAMES:
         assert re.search(rf"\b{part}\b", SECTIONS["BRATS"])
     for word in (nnunet.DESCRIPTION, *sum(nnunet.FOLDERS.values(), ()), *nnunet.PICTURES, ".nii.gz"):
         assert word in SECTIONS["NNUNET"]

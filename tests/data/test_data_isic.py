@@ -8,7 +8,6 @@ from PIL import Image
 
 from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.data import list_truths, open_dataset, phantoms
-from guided_diffusion_core.data.layouts import isic
 from guided_diffusion_core.errors import UserError
 
 TEST_DATA = "ISBI2016_ISIC_Part1_Test_Data"
@@ -155,7 +154,7 @@ def test_masks_of_other_modes(tmp_path, mode):
     (tmp_path / "x_GroundTruth").mkdir()
     picture.save(tmp_path / "x_GroundTruth" / "a_Segmentation.png")
     save_png(tmp_path / "x_Data" / "a.png", np.zeros((40, 48, 3)))
-    mask = isic.IsicDataset(tmp_path, 32, "Training")[0].mask[0]
+    mask = open_dataset(isic_config(tmp_path), 32, "Training", need_masks=True)[0].mask[0]
     expected = np.asarray(Image.fromarray(values).resize((32, 32), Image.NEAREST)) > 0
     np.testing.assert_array_equal(mask, expected)
 

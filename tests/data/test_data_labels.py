@@ -37,9 +37,9 @@ def test_both_codes_in_one_file():
 def test_from_2023_on_code_4_is_no_tumour():
     """In BraTS-GLI of 2024 it is the resection cavity."""
     files = brats.BratsFiles("BraTS-GLI-00000-000", "folder", {})
-    assert files.meaning(ALL).masks(np.array([3]), "seg").all()
+    assert files.label_map_of_case(ALL).masks(np.array([3]), "seg").all()
     with pytest.raises(UserError, match="label values 4; expected only the values 0, 1, 2, 3"):
-        files.meaning(ALL).masks(np.array([0, 4]), "seg")
+        files.label_map_of_case(ALL).masks(np.array([0, 4]), "seg")
 
 
 def test_whole_tumour_alone_is_everything_above_zero():

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from skimage.transform import resize
 
-from guided_diffusion_core.data import phantoms
+from guided_diffusion_core.config import DataConfig
+from guided_diffusion_core.data import open_dataset, phantoms
 from guided_diffusion_core.data.formats.slices import parse_slices
 from guided_diffusion_core.data.formats.transforms import resize_linear, resize_nearest, zscore
 from guided_diffusion_core.data.formats.volumes import VolumeCache
-from guided_diffusion_core.data.layouts import brats
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.noise import TRAIN_ORDER, NoiseTape
 from guided_diffusion_core.training.stream import TrainingStream
@@ -114,7 +114,8 @@ def test_slices_say_what_they_need():
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stream")
     phantoms.write_brats_phantom(folder, "A", (16, 16, 10), 0)
-    return brats.BratsDataset(folder, 32, slices="1:8")
+    config = DataConfig(data_name="BRATS", data_dir=str(folder), slices="1:8")
+    return open_dataset(config, 32, "Training", need_masks=True)
 
 
 def test_stream_runs_through_permutations(dataset):

@@ -14,8 +14,7 @@ from test_evaluation import two_labels
 
 from guided_diffusion_core import evaluation
 from guided_diffusion_core.config import DataConfig
-from guided_diffusion_core.data import phantoms
-from guided_diffusion_core.data.layouts import brats, isic
+from guided_diffusion_core.data import list_truths, open_dataset, phantoms
 from guided_diffusion_core.evaluation import pictures, report
 from guided_diffusion_core.results.display import COLOURS, draw_outlines
 from guided_diffusion_core.results.outputs import CaseWriter
@@ -39,7 +38,7 @@ def write_run(dataset, folder, seed):
 def runs(tmp_path):
     """(folder of the data, folders of two runs on its three pictures)."""
     _, data = phantoms.write_isic_phantoms(tmp_path / "isic", train=0, test=3, size=40, seed=2)
-    dataset = isic.IsicDataset(data, 32, "Test")
+    dataset = open_dataset(isic_config(data), 32, "Test", need_masks=True)
     return data, [write_run(dataset, tmp_path / name, seed) for seed, name in enumerate("ab")]
 
 
@@ -113,7 +112,7 @@ def test_numbers_out_of_range(command, runs, flags, text):
 
 def test_report_shows_the_worst_cases_first(runs, tmp_path):
     data, (folder, _) = runs
-    truths = isic.list_truths(data)
+    truths = list_truths(isic_config(data))
     Image.new("L", Image.open(truths[0].path).size).save(truths[0].path)  # the best case becomes an empty one
     (folder / f"{truths[1].name}_uncertainty.tiff").unlink()
     summary = evaluation.evaluate(folder, truths, 0.5, evaluation.Surfaces())
@@ -136,10 +135,14 @@ def isic_config(data):
     return DataConfig(data_name="ISIC", data_dir=str(data))
 
 
+def brats_config(folder, slices):
+    return DataConfig(data_name="BRATS", data_dir=str(folder), slices=slices)
+
+
 def test_picture_of_a_case(runs):
     """Truth, prediction and errors at their places, in the colours of the legend."""
     data, (folder, _) = runs
-    truth = isic.list_truths(data)[0]
+    truth = list_truths(isic_config(data))[0]
     expected = np.zeros((1, 30, 30), bool)
     expected[:, 5:15, 5:25] = True
     scored = evaluation.predictions.Scored(expected, np.roll(expected, 10, axis=1), None, None)
@@ -155,7 +158,7 @@ def test_picture_of_a_case(runs):
 def test_report_without_images(runs, tmp_path):
     """The masks alone, without the pictures that they belong to."""
     data, (folder, _) = runs
-    truths = isic.list_truths(data)
+    truths = list_truths(isic_config(data))
     for path in (tmp_path / "isic").rglob("*.jpg"):
         path.unlink()
     source = pictures.ImageSource(isic_config(data))
@@ -166,9 +169,10 @@ def test_report_without_images(runs, tmp_path):
 
 def test_report_of_a_volume_shows_its_worst_slice(tmp_path):
     phantoms.write_brats_phantom(tmp_path / "brats", "A", (20, 24, 16), 0)
-    folder = write_run(brats.BratsDataset(tmp_path / "brats", 16, slices="2:12:1"), tmp_path / "out", 0)
-    truths = brats.list_truths(tmp_path / "brats", "2:12:1")
-    source = pictures.ImageSource(DataConfig(data_name="BRATS", data_dir=str(tmp_path / "brats"), slices="2:12:1"))
+    config = brats_config(tmp_path / "brats", "2:12:1")
+    folder = write_run(open_dataset(config, 16, "Test", need_masks=True), tmp_path / "out", 0)
+    truths = list_truths(config)
+    source = pictures.ImageSource(config)
     summary = evaluation.evaluate(folder, truths, 0.5)
     report.write_report(tmp_path / "report.html", summary, folder, truths, source, 1)
     found = summary["metric_per_case"][0]["per_slice"]["whole_tumour"]
@@ -196,7 +200,7 @@ def test_two_runs_side_by_side(command, runs, tmp_path):
     assert code == 0, errors
     assert {path.name for path in out.iterdir()} == FILES
     result = json.loads((out / "comparison.json").read_text())
-    summaries = [evaluation.evaluate(folder, isic.list_truths(data), 0.5) for folder in (first, second)]
+    summaries = [evaluation.evaluate(folder, list_truths(isic_config(data)), 0.5) for folder in (first, second)]
     dice = np.array([[row["metrics"]["mask"]["Dice"] for row in summary["metric_per_case"]] for summary in summaries])
     found = result["scores"]["mask"]["Dice"]
     differences = dice[1] - dice[0]
@@ -241,9 +245,9 @@ def test_a_run_equals_itself_and_scores_are_read_where_they_are(command, runs, t
 
 def test_agreement_of_volumes_is_that_of_the_selected_slices(tmp_path):
     phantoms.write_brats_phantom(tmp_path / "brats", "A", (20, 24, 16), 0)
-    dataset = brats.BratsDataset(tmp_path / "brats", 32)
+    dataset = open_dataset(brats_config(tmp_path / "brats", "all"), 32, "Test", need_masks=True)
     folders = [write_run(dataset, tmp_path / name, seed) for seed, name in enumerate("ab")]
-    truths = brats.list_truths(tmp_path / "brats", "odd")
+    truths = list_truths(brats_config(tmp_path / "brats", "odd"))
     masks = [evaluation.predictions.read_outputs([str(folder / "A_mask.nii.gz")])[0][..., 1::2] for folder in folders]
     expected = np.mean(masks[0] == masks[1])
     assert evaluation.mask_agreement(*folders, truths) == {"A": pytest.approx(expected)} and 0.5 < expected < 1
@@ -293,7 +297,7 @@ def test_runs_that_cannot_be_compared(command, runs, tmp_path):
 
 def test_a_browser_shows_the_report(runs, tmp_path, browser):
     data, (folder, _) = runs
-    truths = isic.list_truths(data)
+    truths = list_truths(isic_config(data))
     summary = evaluation.evaluate(folder, truths, 0.5)
     report.write_report(tmp_path / "report.html", summary, folder, truths, pictures.ImageSource(isic_config(data)), 3)
     subprocess.run(

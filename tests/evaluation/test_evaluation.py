@@ -1,5 +1,6 @@
 """Scoring of written predictions: the right pixels, nnU-Net's keys, empty masks, errors that name the cases."""
 
+import dataclasses
 import json
 import os
 
@@ -9,10 +10,10 @@ from PIL import Image
 from scipy.spatial import distance
 
 from guided_diffusion_core import evaluation
-from guided_diffusion_core.data import phantoms
+from guided_diffusion_core.config import DataConfig
+from guided_diffusion_core.data import list_truths, open_dataset, phantoms
 from guided_diffusion_core.data.dataset import Truth
 from guided_diffusion_core.data.formats.labels import LabelMap
-from guided_diffusion_core.data.layouts import brats, isic
 from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.results import outputs
@@ -26,8 +27,9 @@ def images(tmp_path):
     """Three skin-lesion phantoms: dataset, truths, and a folder for predictions."""
     phantoms.write_isic_phantoms(tmp_path / "isic", train=0, test=3, size=64, seed=2)
     (tmp_path / "out").mkdir()
-    dataset = isic.IsicDataset(tmp_path / "isic", 64, "Test")
-    return dataset, isic.list_truths(tmp_path / "isic"), tmp_path / "out"
+    config = DataConfig(data_name="ISIC", data_dir=str(tmp_path / "isic"))
+    dataset = open_dataset(config, 64, "Test", need_masks=True)
+    return dataset, list_truths(config), tmp_path / "out"
 
 
 def write_predictions(dataset, folder, threshold=0.5, seed=0):
@@ -216,9 +218,10 @@ def test_prediction_of_another_size(images):
 def test_volume_and_its_slices(tmp_path):
     phantoms.write_brats_phantom(tmp_path / "brats", "A", (20, 24, 16), 0)
     (tmp_path / "out").mkdir()
-    written = write_predictions(brats.BratsDataset(tmp_path / "brats", 32), tmp_path / "out")
+    config = DataConfig(data_name="BRATS", data_dir=str(tmp_path / "brats"))
+    written = write_predictions(open_dataset(config, 32, "Test", need_masks=True), tmp_path / "out")
     for spec in ("all", "odd,tumour"):
-        truths = brats.list_truths(tmp_path / "brats", spec)
+        truths = list_truths(dataclasses.replace(config, slices=spec))
         native = read_truth_masks(truths[0])[0]
         slices = list(truths[0].slices)
         summary = evaluation.evaluate(tmp_path / "out", truths, 0.5)

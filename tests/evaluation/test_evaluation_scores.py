@@ -10,9 +10,9 @@ from scipy import ndimage, spatial
 from skimage.measure import find_contours
 
 from guided_diffusion_core import evaluation
-from guided_diffusion_core.data import phantoms
+from guided_diffusion_core.config import DataConfig
+from guided_diffusion_core.data import list_truths, phantoms
 from guided_diffusion_core.data.dataset import Truth
-from guided_diffusion_core.data.layouts import brats
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.evaluation import calibration, statistics
 from guided_diffusion_core.evaluation.scores import mask_scores
@@ -116,7 +116,7 @@ def scored_volume(folder, spacing, slices):
     for path in (folder / "brats").rglob("*.nii.gz"):
         image = nibabel.load(path)
         nibabel.Nifti1Image(np.asanyarray(image.dataobj), np.diag([*spacing, 1.0])).to_filename(path)
-    truths = brats.list_truths(folder / "brats", slices)
+    truths = list_truths(DataConfig(data_name="BRATS", data_dir=str(folder / "brats"), slices=slices))
     mask = np.roll(np.asanyarray(nibabel.load(truths[0].path).dataobj) > 0, 1, axis=0)
     nibabel.Nifti1Image(mask.astype(np.uint8), np.eye(4)).to_filename(output_path(folder, "A", "mask", True))
     return evaluation.evaluate(folder, truths, 0.5, evaluation.Surfaces(tolerance=1.0))

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from skimage.transform import resize
 
+from guided_diffusion_core.config import DataConfig
+from guided_diffusion_core.data import open_dataset
 from guided_diffusion_core.data.dataset import Case
-from guided_diffusion_core.data.layouts.brats import BratsDataset
 from guided_diffusion_core.data.phantoms import write_brats_phantom
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.results import outputs
@@ -32,7 +33,8 @@ def pictures():
 def volume_case(tmp_path_factory):
     folder = tmp_path_factory.mktemp("volume")
     write_brats_phantom(folder, "A", (20, 24, 10), 0)
-    dataset = BratsDataset(folder, 32, slices="3:8:2")
+    config = DataConfig(data_name="BRATS", data_dir=str(folder), slices="3:8:2")
+    dataset = open_dataset(config, 32, "Test", need_masks=True)
     return dataset.cases()[0]
 
 

@@ -1,4 +1,4 @@
-"""What lies in a data folder: every file of every case, listed without stopping at the first problem."""
+"""List every file of every case in a data folder, without stopping at the first problem."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,12 @@ from guided_diffusion_core.errors import UserError, collecting, found_expected, 
 class ListedFile:
     """One file of a case.
 
-    part:      a channel's name or that of the labels.
-    path:      where it lies.
-    label_map: `LabelMap` of a file of labels, None of an image.
-    place:     number of the slice in a file of one slice, else None; the files of a case that have the same
-               place must share a grid.
+    case:      name of the case.
+    part:      name of the channel, or of the labels.
+    path:      path of the file.
+    label_map: `LabelMap` of a label file; None for an image.
+    place:     slice number of a file that holds one slice; None for other files. The files of a case with the same
+               place must have the same grid.
     """
 
     case: str
@@ -28,9 +29,10 @@ class ListedFile:
 class Inventory:
     """The files of a data set.
 
-    normalisation: the rule that its images will be scaled by.
+    files:         tuple of `ListedFile`.
+    normalisation: the rule that scales the images, in words.
     unlabelled:    names of the cases without labels.
-    problems:      the `UserError`s met while listing, in their order.
+    problems:      the `UserError`s found while listing, in that order.
     """
 
     files: tuple
@@ -40,26 +42,29 @@ class Inventory:
 
     @property
     def cases(self):
-        """The names of all cases, sorted."""
+        """Return the names of all cases, sorted."""
         return sorted({file.case for file in self.files} | set(self.unlabelled))
 
 
 def take_inventory(list_files):
-    """Run a layout's `list_files` and keep what it complains of: an `Inventory`.
+    """Return the `Inventory` of a data set, including the problems that its layout reports.
 
     list_files: function without arguments that returns (normalisation, list of `ListedFile`).
-    Raises `UserError` where nothing can be listed, such as for a folder that is not there.
+    Raises `UserError` if nothing can be listed, for example because the folder does not exist.
     """
     with collecting() as problems:
         normalisation, files = list_files()
+    cases = {file.case for file in files}
     labelled = {file.case for file in files if file.label_map is not None}
-    unlabelled = tuple(sorted({file.case for file in files} - labelled))
+    unlabelled = tuple(sorted(cases - labelled))
     return Inventory(tuple(files), normalisation, unlabelled, tuple(problems))
 
 
 def files_of_pairs(pairs, label_map, need_masks):
-    """The files of `Pair`s, a list of `ListedFile`. Reports images without a mask, if `need_masks`, and masks
-    without an image."""
+    """Return the files of some `Pair`s, a list of `ListedFile`.
+
+    Reports masks without an image and, if `need_masks`, images without a mask.
+    """
     files = []
     for pair in pairs:
         if pair.image is None:
@@ -68,7 +73,7 @@ def files_of_pairs(pairs, label_map, need_masks):
                     pair.mask,
                     "a mask without an image",
                     "the image that it belongs to",
-                    "Add the image, or take the mask out.",
+                    "Add the image, or remove the mask.",
                 )
             )
         elif pair.mask is None and need_masks:
@@ -77,7 +82,7 @@ def files_of_pairs(pairs, label_map, need_masks):
                     pair.image,
                     "an image without a mask",
                     "a mask for every image",
-                    "Add the mask, or take the image out.",
+                    "Add the mask, or remove the image.",
                 )
             )
         if pair.image is not None:
@@ -87,17 +92,22 @@ def files_of_pairs(pairs, label_map, need_masks):
     return files
 
 
-def files_of_volumes(cases, layout, label_map, need_masks):
-    """The files of `CaseFiles` of a `VolumeLayout`, a list of `ListedFile`. Reports the parts that lack: channels,
-    and labels if `need_masks`."""
+def files_of_volumes(cases, parts, label_map, need_masks):
+    """Return the files of some `CaseFiles`, a list of `ListedFile`.
+
+    parts: `VolumeParts` of a case.
+    Reports missing channels and, if `need_masks`, missing labels.
+    """
+    wanted = (*parts.channels, parts.labels) if need_masks else parts.channels
     files = []
     for case in cases:
         try:
-            case.require(layout.channels + ((layout.labels,) if need_masks else ()))
+            case.require(wanted)
         except UserError as error:
             report(error)
         for part, found in case.paths.items():
-            meaning = case.meaning(label_map) if part == layout.labels else None
+            map_of_file = case.label_map_of_case(label_map) if part == parts.labels else None
+            # a part is one file, or a dict of slice number -> file
             places = found.items() if isinstance(found, dict) else [(None, found)]
-            files += [ListedFile(case.name, part, path, meaning, place) for place, path in sorted(places)]
+            files += [ListedFile(case.name, part, path, map_of_file, place) for place, path in sorted(places)]
     return files

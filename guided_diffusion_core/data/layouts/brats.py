@@ -1,28 +1,22 @@
-"""BraTS 2018 to 2023: folders of volumes, one NIfTI file per modality, used slice by slice."""
+"""BraTS 2018 to 2023: folders of volumes with one NIfTI file per modality, used slice by slice."""
 
 import re
 
 import blobfile as bf
 
-from guided_diffusion_core.data.check.inventory import files_of_volumes
 from guided_diffusion_core.data.formats.labels import LabelMap
 from guided_diffusion_core.data.formats.transforms import ZSCORE_RULE, zscore
 from guided_diffusion_core.data.formats.volumes import stem
-from guided_diffusion_core.data.volume_cases import (
-    CACHE_BYTES,
-    CaseFiles,
-    VolumeDataset,
-    VolumeLayout,
-    unique_cases,
-    volume_truths,
-)
+from guided_diffusion_core.data.layout import VolumeLayout
+from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeParts, unique_cases
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.files import require_folder, walk_files
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")  # in the original's order of channels
-LABELS = "seg"
-# The last part of a file's name (any case): that of 2018 to 2021, and that of 2023.
-PARTS = {
+LABEL_PART = "seg"
+PARTS = VolumeParts(MODALITIES, LABEL_PART, (zscore,) * len(MODALITIES), ZSCORE_RULE)
+# The last word of a file name (in any case) -> part. 2018 to 2021 use the parts themselves, 2023 uses other words.
+PART_NAMES = {
     "t1": "t1",
     "t1n": "t1",
     "t1ce": "t1ce",
@@ -31,11 +25,11 @@ PARTS = {
     "t2w": "t2",
     "flair": "flair",
     "t2f": "flair",
-    "seg": LABELS,
+    "seg": LABEL_PART,
 }
-FILE = re.compile(rf"(?:(?P<name>.*)[_-])?(?P<part>{'|'.join(PARTS)})", re.IGNORECASE)
-STRAY_LABELS = re.compile(r"_segm$", re.IGNORECASE)  # W39_1998.09.19_Segm.nii of BraTS20_Training_355
-# Up to 2021 the enhancing tumour has code 4, from 2023 on 3; edema is 2, the necrotic core 1.
+FILE = re.compile(rf"(?:(?P<name>.*)[_-])?(?P<part>{'|'.join(PART_NAMES)})", re.IGNORECASE)
+STRAY_LABELS = re.compile(r"_segm$", re.IGNORECASE)  # BraTS20_Training_355 has W39_1998.09.19_Segm.nii
+# The necrotic core has code 1 and the edema code 2. The enhancing tumour has code 4 up to 2021 and code 3 from 2023 on.
 REGIONS = LabelMap(
     names=("whole_tumour", "tumour_core", "enhancing"),
     values=(None, frozenset({1, 3, 4}), frozenset({3, 4})),
@@ -43,96 +37,68 @@ REGIONS = LabelMap(
     exclusive=frozenset({3, 4}),
 )
 DEFAULT_LABELS = ("whole_tumour",)
-VOLUMES = VolumeLayout(MODALITIES, LABELS, (zscore,) * len(MODALITIES), ZSCORE_RULE)
-LAYOUT = (
+EXPECTED = (
     "folders of BraTS volumes such as BraTS2021_00000/BraTS2021_00000_flair.nii.gz, with "
-    f"{', '.join(MODALITIES)} and, for training and scoring, {LABELS}"
+    f"{', '.join(MODALITIES)} and, for training and scoring, {LABEL_PART}"
 )
 
 
 class BratsFiles(CaseFiles):
-    """The files of one BraTS case; its parts are the `MODALITIES` and "seg"."""
+    """The files of one BraTS case. Its parts are the `MODALITIES` and "seg"."""
 
-    def meaning(self, label_map):
-        """From 2023 on (BraTS-GLI-00000-000) code 3 is the enhancing tumour, and 4, where it occurs, no tumour."""
-        return label_map.without(4) if self.name.lower().startswith("brats-") else label_map
+    def label_map_of_case(self, label_map):
+        """Return the label map of this case, in which code 4 must not occur from 2023 on.
+
+        Since 2023 (BraTS-GLI-00000-000) code 3 is the enhancing tumour; code 4 is not a tumour where it occurs.
+        """
+        is_since_2023 = self.name.lower().startswith("brats-")
+        return label_map.without(4) if is_since_2023 else label_map
 
 
 def find_cases(data_dir):
-    """All cases under a folder, a list of `BratsFiles` by name.
+    """Return all cases under a folder, a list of `BratsFiles` by name.
 
-    Files of a case share their folder and their name up to the last "_" or "-", after which comes the
-    modality (any case); a file named by its modality alone takes its folder's name. A file *_Segm is the
-    labels of the only case of its folder that has none.
-    Raises `UserError` if the folder is missing or holds no such file, if two files claim one
-    modality of a case, or if two cases have one name.
+    The files of a case are in one folder and have the same name up to the last "_" or "-", which the modality
+    follows in any case. A file that is named by its modality only gets the name of its folder. A file *_Segm holds
+    the labels if its folder has one case only and that case has no other labels.
+    Raises `UserError` if the folder is missing or holds no such file, if two files claim one modality of a case, or
+    if two cases have the same name.
     """
-    data_dir = require_folder(data_dir, "--data_dir", LAYOUT)
-    groups = {}
-    others = {}
+    data_dir = require_folder(data_dir, "--data_dir", EXPECTED)
+    groups = {}  # (folder, case name) -> part -> list of paths
+    others = {}  # folder -> list of other NIfTI files
     for folder, file in walk_files(data_dir):
         name = stem(file)
         match = FILE.fullmatch(name or "")
         if match:
-            group = groups.setdefault((folder, match["name"] or bf.basename(folder)), {})
-            group.setdefault(PARTS[match["part"].lower()], []).append(bf.join(folder, file))
+            case = match["name"] or bf.basename(folder)
+            part = PART_NAMES[match["part"].lower()]
+            groups.setdefault((folder, case), {}).setdefault(part, []).append(bf.join(folder, file))
         elif name:
             others.setdefault(folder, []).append(file)
     if not groups:
-        raise found_expected(f"--data_dir {data_dir!r}", "no volume of a known modality", LAYOUT, "Check the path.")
-    _adopt_stray_labels(groups, others)
+        raise found_expected(f"--data_dir {data_dir!r}", "no volume of a known modality", EXPECTED, "Check the path.")
+    _assign_stray_labels(groups, others)
     return unique_cases(groups, others, data_dir, BratsFiles)
 
 
-def _adopt_stray_labels(groups, others):
-    """Give a file of labels under a name of its own to the only case of its folder, if that has none."""
+def _assign_stray_labels(groups, others):
+    """Move a label file with a name of its own to the only case of its folder, if that case has no labels."""
     for folder, files in others.items():
-        cases = [parts for (place, _), parts in groups.items() if place == folder]
+        cases = [parts for (case_folder, _), parts in groups.items() if case_folder == folder]
         stray = [file for file in files if STRAY_LABELS.search(stem(file))]
-        if len(cases) == len(stray) == 1 and LABELS not in cases[0]:
-            cases[0][LABELS] = [bf.join(folder, stray[0])]
+        if len(cases) == len(stray) == 1 and LABEL_PART not in cases[0]:
+            cases[0][LABEL_PART] = [bf.join(folder, stray[0])]
             files.remove(stray[0])
 
 
-class BratsDataset(VolumeDataset):
-    """Axial slices of BraTS volumes: channels t1, t1ce, t2, flair; a mask for each of `labels`.
-
-    data_dir: folder with the cases, at any depth; all of them are used.
-    labels:   value of `--labels`, names out of `REGIONS`. The rest as of `VolumeDataset`.
-    """
-
-    def __init__(
-        self, data_dir, size, slices="all", need_masks=True, upstream_compat=False, cache_bytes=CACHE_BYTES, labels=""
-    ):
-        super().__init__(
-            find_cases(data_dir),
-            VOLUMES,
-            REGIONS.select(labels, DEFAULT_LABELS),
-            size,
-            slices,
-            need_masks,
-            upstream_compat,
-            data_dir,
-            cache_bytes,
-        )
-
-
-def open_dataset(config, size, split, need_masks):
-    """See `data.open_dataset`; all cases are used, whatever the split."""
-    return BratsDataset(config.data_dir, size, config.slices, need_masks, config.upstream_compat, labels=config.labels)
-
-
-def list_files(config, split, need_masks):
-    """See `data.list_files`."""
-    label_map = REGIONS.select(config.labels, DEFAULT_LABELS)
-    return ZSCORE_RULE, files_of_volumes(find_cases(config.data_dir), VOLUMES, label_map, need_masks)
-
-
-def list_truths(data_dir, slices="all", labels=""):
-    """The ground truth of every case under a folder, see `volume_truths`."""
-    return volume_truths(find_cases(data_dir), VOLUMES, REGIONS.select(labels, DEFAULT_LABELS), slices, data_dir)
-
-
-def open_truths(config, split):
-    """See `data.list_truths`."""
-    return list_truths(config.data_dir, config.slices, config.labels)
+LAYOUT = VolumeLayout(
+    name="BRATS",
+    summary="brain tumours of 2018 to 2023, whole volumes",
+    order=20,
+    expected=EXPECTED,
+    labels=REGIONS,
+    default_labels=DEFAULT_LABELS,
+    find_cases=find_cases,
+    parts=PARTS,
+)

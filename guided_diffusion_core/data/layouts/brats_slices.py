@@ -1,6 +1,6 @@
-"""The original's BraTS slices: a 2D NIfTI file for each, such as brats_train_001_t1_123_w.nii.gz.
+"""The original's BraTS slices: one 2D NIfTI file per slice, such as brats_train_001_t1_123_w.nii.gz.
 
-The slices of a case are put together into its volume again, each at the place that its number names.
+The slices of a case are put back together into its volume, each one at its number.
 """
 
 import re
@@ -9,149 +9,141 @@ from dataclasses import dataclass
 import blobfile as bf
 import numpy as np
 
-from guided_diffusion_core.data.check.inventory import files_of_volumes
 from guided_diffusion_core.data.dataset import Truth, require_unique
 from guided_diffusion_core.data.formats.volumes import AFFINE_TOLERANCE, Geometry, read_geometry, read_plane, stem
-from guided_diffusion_core.data.layouts.brats import DEFAULT_LABELS, LABELS, MODALITIES, REGIONS, VOLUMES
-from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, volume_truths
+from guided_diffusion_core.data.layout import VolumeLayout
+from guided_diffusion_core.data.layouts.brats import DEFAULT_LABELS, LABEL_PART, MODALITIES, PARTS, REGIONS
+from guided_diffusion_core.data.volume_cases import CaseFiles
 from guided_diffusion_core.errors import found_expected, join_names
 from guided_diffusion_core.system.files import require_folder, walk_files
 
-FILE = re.compile(rf"(?P<case>.+)_(?P<part>{'|'.join((*MODALITIES, LABELS))})_(?P<slice>\d+)(_w)?", re.IGNORECASE)
-LAYOUT = (
+FILE = re.compile(rf"(?P<case>.+)_(?P<part>{'|'.join((*MODALITIES, LABEL_PART))})_(?P<slice>\d+)(_w)?", re.IGNORECASE)
+EXPECTED = (
     "folders of BraTS slices such as slice0001/brats_train_001_t1_123_w.nii.gz, with "
-    f"{', '.join(MODALITIES)} and, for training and scoring, {LABELS}"
+    f"{', '.join(MODALITIES)} and, for training and scoring, {LABEL_PART}"
 )
 
 
 @dataclass(frozen=True)
 class SlicedCase(CaseFiles):
-    """A case whose parts are dicts of slice number -> path."""
+    """A case that is stored as one file per slice. Its parts are dicts of slice number -> path."""
 
     @property
     def numbers(self):
-        """The slices that there are, a rising tuple."""
+        """Return the numbers of the slices that have files, a tuple in rising order."""
         return tuple(sorted(set().union(*self.paths.values())))
 
     def require(self, wanted):
-        """Raise `UserError` for the slices that lack one of the wanted parts."""
+        """Raise `UserError` if a slice has no file for one of the wanted parts."""
         super().require(wanted)
-        lacking = [f"{part} of slice {z}" for z in self.numbers for part in wanted if z not in self.paths[part]]
-        if lacking:
+        missing = [f"{part} of slice {z}" for z in self.numbers for part in wanted if z not in self.paths[part]]
+        if missing:
             raise found_expected(
                 f"case {self.name} in {self.folder}",
-                f"no {join_names(lacking)}",
+                f"no {join_names(missing)}",
                 f"{', '.join(wanted)} of every slice",
-                "Add the files or take the slices out.",
+                "Add the files, or remove these slices.",
             )
 
-    def present(self, slices):
-        """Those of the slices that have files."""
+    def slices_with_files(self, slices):
+        """Return the slices that have files, a tuple."""
         return tuple(z for z in slices if z in self.numbers)
 
     def read(self, part):
-        """The voxels of a part, (X, Y, Z); slices without a file are 0."""
+        """Return the voxels of a part, (X, Y, Z). Slices without a file are 0."""
         planes = {z: read_plane(path) for z, path in self.paths[part].items()}
         first = next(iter(planes.values()))
-        # in memory as nibabel reads a volume, so that sums over it round alike
+        # the memory order in which nibabel reads a volume, so that sums over it are rounded in the same way
         volume = np.zeros((*first.shape, self.numbers[-1] + 1), first.dtype, order="F")
         for z, plane in planes.items():
             volume[:, :, z] = plane
         return volume
 
     def geometry(self, part):
-        """The grid of the whole volume: that of the slices, the first voxel moved back to slice 0 where each slice
-        has a place of its own. Raises `UserError` for slices that are of different grids."""
-        numbers = sorted(self.paths[part])
+        """Return the `Geometry` of the whole volume, which begins at slice 0.
+
+        The slice files either share one affine, which is the volume's, or each one's origin is at the slice.
+        Raises `UserError` if the slices do not lie on one grid.
+        """
         paths = self.paths[part]
-        found = {z: read_geometry(paths[z], of_slice=True) for z in numbers}
-        first = found[numbers[0]]
-        step = first.affine[:, 2]
-        moves = [not np.allclose(found[z].affine, first.affine, rtol=0, atol=AFFINE_TOLERANCE) for z in numbers]
-        for z in numbers:
-            expected = first.affine.copy()
-            expected[:, 3] += step * (z - numbers[0]) * any(moves)
-            agrees = np.allclose(found[z].affine, expected, rtol=0, atol=AFFINE_TOLERANCE)
-            if found[z].shape != first.shape or not agrees:
+        numbers = sorted(paths)
+        geometries = {z: read_geometry(paths[z], of_slice=True) for z in numbers}
+        first = geometries[numbers[0]]
+        # the step from slice to slice in millimetres, if the origins move
+        step = np.zeros_like(first.affine[:, 2])
+        if any(not _is_close(geometry.affine, first.affine) for geometry in geometries.values()):
+            step = first.affine[:, 2]
+        for z, geometry in geometries.items():
+            expected = _moved(first.affine, step * (z - numbers[0]))
+            if geometry.shape != first.shape or not _is_close(geometry.affine, expected):
                 raise found_expected(
                     paths[z],
                     f"another grid than in {paths[numbers[0]]}",
-                    "one shape, and one affine or one that moves by a slice's thickness",
-                    "Cut the slices out of one volume.",
+                    "the same shape, and either the same affine or one that moves by the distance between slices",
+                    "Cut all slices from one volume.",
                 )
-        affine = first.affine.copy()
-        affine[:, 3] -= step * numbers[0] * any(moves)
         shape = (*first.shape[:2], self.numbers[-1] + 1)
         header = first.header.copy()
         header.set_data_shape(shape)
-        return Geometry(shape, affine, header)
+        return Geometry(shape, _moved(first.affine, -step * numbers[0]), header)
 
     def where(self, part):
-        """How errors name a part."""
+        """Return the name of a part in errors."""
         return f"{self.folder}, {part} of case {self.name}"
 
     def truth(self, part, slices, label_map):
-        """The `Truth` that a part holds, one file per slice."""
+        """Return the `Truth` in a part, one file per slice."""
         planes = tuple(sorted(self.paths[part].items()))
-        return Truth(self.name, self.folder, slices, self.meaning(label_map), planes)
+        return Truth(self.name, self.folder, slices, self.label_map_of_case(label_map), planes)
+
+
+def _is_close(affine, other):
+    return np.allclose(affine, other, rtol=0, atol=AFFINE_TOLERANCE)
+
+
+def _moved(affine, offset):
+    """Return an affine (4, 4) whose origin is moved by an offset (4,) in millimetres."""
+    moved = affine.copy()
+    moved[:, 3] += offset
+    return moved
 
 
 def holds_slices(data_dir):
-    """Whether the first NIfTI file under a folder is named like a slice."""
+    """Return True if the first NIfTI file under a folder is named like a slice."""
     names = (stem(file) for _, file in walk_files(str(data_dir)))
     first = next((name for name in names if name), None)
     return first is not None and FILE.fullmatch(first) is not None
 
 
 def find_cases(data_dir):
-    """All cases under a folder, a list of `SlicedCase` by name.
+    """Return all cases under a folder, a list of `SlicedCase` by name.
 
     Raises `UserError` if the folder is missing or holds no such file, and if two files claim one slice.
     """
-    data_dir = require_folder(data_dir, "--data_dir", LAYOUT)
-    claims = {}
+    data_dir = require_folder(data_dir, "--data_dir", EXPECTED)
+    claims = {}  # (case, part, slice number) -> list of paths
     for folder, file in walk_files(data_dir):
         match = FILE.fullmatch(stem(file) or "")
         if match:
             key = match["case"], match["part"].lower(), int(match["slice"])
             claims.setdefault(key, []).append(bf.join(folder, file))
     if not claims:
-        raise found_expected(f"--data_dir {data_dir!r}", "no slice of a known modality", LAYOUT, "Check the path.")
-    require_unique(
-        {f"{case}, {part}, slice {z}": paths for (case, part, z), paths in claims.items()}, f"--data_dir {data_dir!r}"
-    )
-    cases = {}
-    for (case, part, z), [path, *_] in claims.items():
-        cases.setdefault(case, {}).setdefault(part, {})[z] = path
+        raise found_expected(f"--data_dir {data_dir!r}", "no slice of a known modality", EXPECTED, "Check the path.")
+    paths_by_name = {f"{case}, {part}, slice {z}": paths for (case, part, z), paths in claims.items()}
+    require_unique(paths_by_name, f"--data_dir {data_dir!r}")
+    cases = {}  # case -> part -> slice number -> path
+    for (case, part, z), paths in claims.items():
+        cases.setdefault(case, {}).setdefault(part, {})[z] = paths[0]
     return [SlicedCase(name, data_dir, cases[name]) for name in sorted(cases)]
 
 
-def open_dataset(config, size, split, need_masks):
-    """See `data.open_dataset`; all cases are used, whatever the split."""
-    return VolumeDataset(
-        find_cases(config.data_dir),
-        VOLUMES,
-        REGIONS.select(config.labels, DEFAULT_LABELS),
-        size,
-        config.slices,
-        need_masks,
-        config.upstream_compat,
-        config.data_dir,
-    )
-
-
-def open_truths(config, split):
-    """See `data.list_truths`."""
-    return volume_truths(
-        find_cases(config.data_dir),
-        VOLUMES,
-        REGIONS.select(config.labels, DEFAULT_LABELS),
-        config.slices,
-        config.data_dir,
-    )
-
-
-def list_files(config, split, need_masks):
-    """See `data.list_files`."""
-    label_map = REGIONS.select(config.labels, DEFAULT_LABELS)
-    return VOLUMES.normalisation, files_of_volumes(find_cases(config.data_dir), VOLUMES, label_map, need_masks)
+LAYOUT = VolumeLayout(
+    name="BRATS_SLICES",
+    summary="brain tumours, the original's folders of slices",
+    order=30,
+    expected=EXPECTED,
+    labels=REGIONS,
+    default_labels=DEFAULT_LABELS,
+    find_cases=find_cases,
+    parts=PARTS,
+)

@@ -1,37 +1,24 @@
-"""DDTI: ultrasound pictures of the thyroid, `images/1.PNG` beside `masks/1.PNG`, grey, nodules 255."""
+"""DDTI: grey ultrasound pictures of the thyroid, `images/1.PNG` next to `masks/1.PNG`, with nodules of value 255."""
 
-from guided_diffusion_core.data.check.inventory import files_of_pairs
+from guided_diffusion_core.data import folders
 from guided_diffusion_core.data.formats.labels import SINGLE, LabelMap
-from guided_diffusion_core.data.formats.transforms import RGB_RULE
-from guided_diffusion_core.data.layouts.folders import find_pairs
-from guided_diffusion_core.data.pairs import PairDataset, pair_truths, picture_stem
+from guided_diffusion_core.data.layout import PictureLayout
+from guided_diffusion_core.data.pairs import picture_stem
 
-LABELS = LabelMap()
-DEFAULT_LABELS = (SINGLE,)
-LAYOUT = "images/1.PNG beside masks/1.PNG"
+EXPECTED = "images/1.PNG next to masks/1.PNG"
 
 
-def open_dataset(config, size, split, need_masks):
-    """See `data.open_dataset`."""
-    pairs = find_pairs(config.data_dir, split, picture_stem, LAYOUT)
-    return PairDataset(
-        pairs,
-        LABELS.select(config.labels, DEFAULT_LABELS),
-        size,
-        need_masks,
-        config.upstream_compat,
-        config.data_dir,
-        LAYOUT,
-    )
+def find_pairs(data_dir, split):
+    """Return the pictures of a split and their masks, a list of `Pair`, see `folders.find_pairs`."""
+    return folders.find_pairs(data_dir, split, picture_stem, EXPECTED)
 
 
-def open_truths(config, split):
-    """See `data.list_truths`."""
-    pairs = find_pairs(config.data_dir, split, picture_stem, LAYOUT)
-    return pair_truths(pairs, LABELS.select(config.labels, DEFAULT_LABELS), config.data_dir, LAYOUT)
-
-
-def list_files(config, split, need_masks):
-    """See `data.list_files`."""
-    pairs = find_pairs(config.data_dir, split, picture_stem, LAYOUT)
-    return RGB_RULE, files_of_pairs(pairs, LABELS.select(config.labels, DEFAULT_LABELS), need_masks)
+LAYOUT = PictureLayout(
+    name="DDTI",
+    summary="thyroid nodules in ultrasound",
+    order=50,
+    expected=EXPECTED,
+    labels=LabelMap(),
+    default_labels=(SINGLE,),
+    find_pairs=find_pairs,
+)

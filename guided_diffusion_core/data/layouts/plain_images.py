@@ -1,32 +1,24 @@
-"""Plain folders of pictures: `images/` beside `masks/`, PNG, JPEG, TIFF or BMP."""
+"""Plain folders of pictures: `images/` next to `masks/`, PNG, JPEG, TIFF or BMP."""
 
-from guided_diffusion_core.data.check.inventory import files_of_pairs
-from guided_diffusion_core.data.formats.transforms import RGB_RULE
-from guided_diffusion_core.data.layouts.folders import find_pairs, folder_labels
-from guided_diffusion_core.data.pairs import PairDataset, pair_truths, picture_stem
+from guided_diffusion_core.data import folders
+from guided_diffusion_core.data.layout import PictureLayout
+from guided_diffusion_core.data.pairs import picture_stem
 
-LAYOUT = (
-    "images/NAME.png beside masks/NAME.png (or NAME_mask.png, …; jpg, tif and bmp too), with labels.json "
-    "beside where the masks hold several labels"
+EXPECTED = (
+    "images/NAME.png next to masks/NAME.png (or NAME_mask.png, …; also jpg, tif and bmp), and labels.json "
+    "next to these folders if the masks hold several labels"
 )
 
 
-def open_dataset(config, size, split, need_masks):
-    """See `data.open_dataset`."""
-    pairs = find_pairs(config.data_dir, split, picture_stem, LAYOUT)
-    label_map = folder_labels(config.data_dir, config.labels, need_masks, plain=True)
-    return PairDataset(pairs, label_map, size, need_masks, config.upstream_compat, config.data_dir, LAYOUT)
+def find_pairs(data_dir, split):
+    """Return the pictures of a split and their masks, a list of `Pair`, see `folders.find_pairs`."""
+    return folders.find_pairs(data_dir, split, picture_stem, EXPECTED)
 
 
-def open_truths(config, split):
-    """See `data.list_truths`."""
-    pairs = find_pairs(config.data_dir, split, picture_stem, LAYOUT)
-    label_map = folder_labels(config.data_dir, config.labels, True, plain=True)
-    return pair_truths(pairs, label_map, config.data_dir, LAYOUT)
-
-
-def list_files(config, split, need_masks):
-    """See `data.list_files`."""
-    pairs = find_pairs(config.data_dir, split, picture_stem, LAYOUT)
-    label_map = folder_labels(config.data_dir, config.labels, True, plain=True)
-    return RGB_RULE, files_of_pairs(pairs, label_map, need_masks)
+LAYOUT = PictureLayout(
+    name="IMAGES",
+    summary="plain images/ and masks/, pictures",
+    order=60,
+    expected=EXPECTED,
+    find_pairs=find_pairs,
+)

@@ -1,53 +1,78 @@
-"""Plain folders of volumes: `images/NAME.nii.gz` beside `masks/NAME.nii.gz`, one channel."""
+"""Plain folders of volumes: `images/NAME.nii.gz` next to `masks/NAME.nii.gz`, one channel."""
 
 import blobfile as bf
 
+from guided_diffusion_core.data import folders
 from guided_diffusion_core.data.check.inventory import files_of_pairs
 from guided_diffusion_core.data.formats.transforms import ZSCORE_ALL_RULE, zscore_all
 from guided_diffusion_core.data.formats.volumes import stem
-from guided_diffusion_core.data.layouts.folders import find_pairs, folder_labels
+from guided_diffusion_core.data.layout import Layout
 from guided_diffusion_core.data.pairs import require_paired
-from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, VolumeLayout, volume_truths
+from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, VolumeParts, volume_truths
 from guided_diffusion_core.errors import found_expected
 
 IMAGE = "image"
 MASK = "mask"
-PLAIN = VolumeLayout((IMAGE,), MASK, (zscore_all,), ZSCORE_ALL_RULE)
-LAYOUT = (
-    "images/NAME.nii.gz beside masks/NAME.nii.gz (or NAME_mask.nii.gz, …; .nii too), with labels.json "
-    "beside where the masks hold several labels"
+PARTS = VolumeParts((IMAGE,), MASK, (zscore_all,), ZSCORE_ALL_RULE)
+EXPECTED = (
+    "images/NAME.nii.gz next to masks/NAME.nii.gz (or NAME_mask.nii.gz, …; also .nii), and labels.json "
+    "next to these folders if the masks hold several labels"
 )
 
 
-def open_dataset(config, size, split, need_masks):
-    """See `data.open_dataset`."""
-    pairs = find_pairs(config.data_dir, split, stem, LAYOUT)
-    if all(pair.image is None for pair in pairs):
-        raise found_expected(f"--data_dir {config.data_dir!r}", "masks but no image", LAYOUT, "Check the path.")
-    if need_masks:
-        require_paired(pairs, config.data_dir, LAYOUT)
-    label_map = folder_labels(config.data_dir, config.labels, need_masks)
-    cases = [_files(pair) for pair in pairs if pair.image is not None]
-    return VolumeDataset(
-        cases, PLAIN, label_map, size, config.slices, need_masks, config.upstream_compat, config.data_dir
-    )
+def find_pairs(data_dir, split):
+    """Return the volumes of a split and their masks, a list of `Pair`, see `folders.find_pairs`."""
+    return folders.find_pairs(data_dir, split, stem, EXPECTED)
 
 
-def open_truths(config, split):
-    """See `data.list_truths`."""
-    pairs = find_pairs(config.data_dir, split, stem, LAYOUT)
-    require_paired([pair for pair in pairs if pair.image is not None], config.data_dir, LAYOUT)
-    label_map = folder_labels(config.data_dir, config.labels, True)
-    return volume_truths([_files(pair) for pair in pairs], PLAIN, label_map, config.slices, config.data_dir)
+class PlainVolumes(Layout):
+    """The layout of plain folders of volumes. Its files are paired like pictures and used slice by slice."""
+
+    def choose_labels(self, config, need_values):
+        """Return the `LabelMap` of the labels that a `DataConfig` chooses, see `folders.folder_labels`."""
+        return folders.folder_labels(config.data_dir, config.labels, need_values)
+
+    def open_dataset(self, config, size, split, need_masks):
+        """Return the `VolumeDataset` of a split, see `data.open_dataset`."""
+        pairs = find_pairs(config.data_dir, split)
+        if all(pair.image is None for pair in pairs):
+            raise found_expected(f"--data_dir {config.data_dir!r}", "masks but no image", EXPECTED, "Check the path.")
+        if need_masks:
+            require_paired(pairs, config.data_dir, EXPECTED)
+        return VolumeDataset(
+            [_case(pair) for pair in pairs if pair.image is not None],
+            PARTS,
+            self.choose_labels(config, need_masks),
+            size,
+            config.slices,
+            need_masks,
+            config.upstream_compat,
+            config.data_dir,
+        )
+
+    def list_truths(self, config, split):
+        """Return the list of `Truth` of a split, see `data.list_truths`."""
+        pairs = find_pairs(config.data_dir, split)
+        require_paired([pair for pair in pairs if pair.image is not None], config.data_dir, EXPECTED)
+        cases = [_case(pair) for pair in pairs]
+        return volume_truths(cases, PARTS, self.choose_labels(config, True), config.slices, config.data_dir)
+
+    def list_files(self, config, split, need_masks):
+        """Return (normalisation, list of `ListedFile`) of a split, see `data.list_files`."""
+        pairs = find_pairs(config.data_dir, split)
+        return PARTS.normalisation, files_of_pairs(pairs, self.choose_labels(config, True), need_masks)
 
 
-def list_files(config, split, need_masks):
-    """See `data.list_files`."""
-    pairs = find_pairs(config.data_dir, split, stem, LAYOUT)
-    label_map = folder_labels(config.data_dir, config.labels, True)
-    return PLAIN.normalisation, files_of_pairs(pairs, label_map, need_masks)
+def _case(pair):
+    """Return the `CaseFiles` of a pair, in which the image or the mask may be missing."""
+    paths = {IMAGE: pair.image, MASK: pair.mask}
+    present = {part: path for part, path in paths.items() if path is not None}
+    return CaseFiles(pair.name, bf.dirname(pair.image or pair.mask), present)
 
 
-def _files(pair):
-    paths = {part: path for part, path in ((IMAGE, pair.image), (MASK, pair.mask)) if path is not None}
-    return CaseFiles(pair.name, bf.dirname(pair.image or pair.mask), paths)
+LAYOUT = PlainVolumes(
+    name="VOLUMES",
+    summary="plain images/ and masks/, NIfTI",
+    order=70,
+    expected=EXPECTED,
+)

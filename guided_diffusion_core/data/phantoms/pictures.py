@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from skimage.draw import line
 
-from guided_diffusion_core.data.layouts.folders import LABELS_FILE
+from guided_diffusion_core.data.folders import LABELS_FILE
 from guided_diffusion_core.data.layouts.refuge2 import BACKGROUND, CUP, RIM
 from guided_diffusion_core.system.files import write_atomic
 

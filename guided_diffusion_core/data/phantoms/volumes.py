@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 
 from guided_diffusion_core.data.formats.volumes import Geometry, volume_bytes
-from guided_diffusion_core.data.layouts.brats import LABELS, MODALITIES
+from guided_diffusion_core.data.layouts.brats import LABEL_PART, MODALITIES
 from guided_diffusion_core.data.layouts.nnunet import DESCRIPTION, FOLDERS
 from guided_diffusion_core.data.phantoms.pictures import encoded
 from guided_diffusion_core.system.files import write_atomic
@@ -17,7 +17,7 @@ _BRATS_AFFINE = np.array([[-1.0, 0, 0, 0], [0, -1.0, 0, 239], [0, 0, 1.0, 0], [0
 _CONTRAST = {"t1": -0.2, "t1ce": 0.2, "t2": 0.5, "flair": 0.7}
 # Year of the challenge -> how a file is named, and the code of the enhancing tumour. 2023 has names of its own.
 BRATS_FILES = {2020: ("{}_{}.nii", 4), 2021: ("{}_{}.nii.gz", 4), 2023: ("{}-{}.nii.gz", 3)}
-BRATS_2023 = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f", LABELS: LABELS}
+BRATS_2023 = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f", LABEL_PART: LABEL_PART}
 
 
 def head_phantom(shape, seed):
@@ -37,7 +37,7 @@ def head_phantom(shape, seed):
     for modality in MODALITIES:
         values = 600 * (1 + _CONTRAST[modality] * (labels > 0)) + generator.normal(0, 40, shape)
         volumes[modality] = np.where(brain, np.clip(values, 1, None), 0).astype(np.int16)
-    volumes[LABELS] = labels.astype(np.uint8)
+    volumes[LABEL_PART] = labels.astype(np.uint8)
     return volumes
 
 
@@ -48,7 +48,7 @@ def write_brats_phantom(folder, name, shape, seed, year=2021):
     target = bf.join(str(folder), name)
     bf.makedirs(target)
     for part, values in head_phantom(shape, seed).items():
-        if part == LABELS:
+        if part == LABEL_PART:
             values = np.where(values == 4, enhancing, values).astype(np.uint8)
         file = title.format(name, BRATS_2023[part] if year == 2023 else part)
         _write_volume(bf.join(target, file), values)
@@ -74,7 +74,7 @@ def write_volume_phantoms(folder, count, shape, seed):
     (0 and 1); returns the folder. count: number of cases. shape: (X, Y, Z)."""
     for number in range(count):
         volumes = head_phantom(shape, (seed, number))
-        for kind, values in (("images", volumes["flair"]), ("masks", (volumes[LABELS] > 0).astype(np.uint8))):
+        for kind, values in (("images", volumes["flair"]), ("masks", (volumes[LABEL_PART] > 0).astype(np.uint8))):
             target = bf.join(str(folder), kind)
             bf.makedirs(target)
             _write_volume(bf.join(target, f"case{number:03d}.nii.gz"), values)
@@ -89,7 +89,8 @@ def write_nnunet_phantoms(folder, train, test, shape, seed, ending=".nii.gz"):
     for split, numbers in (("Training", range(train)), ("Test", range(train, train + test))):
         for number in numbers:
             volumes = head_phantom(shape, (seed, number))
-            labels = np.where(volumes[LABELS] == 4, 3, volumes[LABELS]).astype(np.uint8)  # consecutive, as it wants
+            # nnU-Net requires consecutive label values
+            labels = np.where(volumes[LABEL_PART] == 4, 3, volumes[LABEL_PART]).astype(np.uint8)
             files = ((0, "_0000", volumes["t1ce"]), (0, "_0001", volumes["flair"]), (1, "", labels))
             for kind, channel, values in files:
                 target = bf.join(str(folder), FOLDERS[split][kind])
