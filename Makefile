@@ -10,7 +10,7 @@ WORKERS ?= auto
 .PHONY: demo test mutate venv check jittor
 
 demo: jittor
-	$(PY) scripts/demo.py $(ARGS)
+	$(PY) -m medsegdiff demo $(ARGS)
 
 test: jittor
 	$(PY) -m pytest --numprocesses $(WORKERS) --maxprocesses 8 $(ARGS)

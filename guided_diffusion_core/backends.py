@@ -6,6 +6,7 @@ place to register a backend that is compared there.
 """
 
 import importlib
+import importlib.util
 import sys
 from dataclasses import dataclass
 
@@ -51,6 +52,23 @@ register(Backend("jittor", "guided_diffusion_jt", "jittor", "jittor", launcher="
 COMPARED = ("pytorch", "jittor")
 
 
+def is_installed(name):
+    """Return whether the framework of a backend can be imported."""
+    return importlib.util.find_spec(BACKENDS[name].framework) is not None
+
+
+def installed_backends():
+    """Return the names of the backends whose frameworks are installed. Raises `UserError` if there is none."""
+    names = [name for name in BACKENDS if is_installed(name)]
+    if not names:
+        raise UserError(f"no backend is installed in {sys.prefix}. {_how_to_install('pytorch')}")
+    return names
+
+
+def _how_to_install(name):
+    return f"Run in the checkout of medsegdiff-parity: pip install .[{name}]"
+
+
 def backend_module(name, module):
     """Import a module of a backend's package, such as backend_module("jittor", "unet").
 
@@ -63,6 +81,5 @@ def backend_module(name, module):
         if error.name not in (backend.framework, f"{backend.framework}_utils"):
             raise
         raise UserError(
-            f"--backend {name}: {backend.distribution} is not installed in {sys.prefix}. "
-            "Run: make venv, or: pip install -r requirements.txt"
+            f"--backend {name}: {backend.distribution} is not installed in {sys.prefix}. {_how_to_install(name)}"
         ) from error

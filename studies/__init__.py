@@ -1,1 +1,1 @@
-"""What the recorded runs of `logs/` and the demo measure and show: tables, plots, pictures."""
+"""The programs that made the recorded runs of `logs/`, and their tables, plots and pictures."""

@@ -15,7 +15,7 @@ from guided_diffusion_core.data.formats.volumes import read_volume
 from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.evaluation import mask_agreement
 from guided_diffusion_core.results.outputs import MASK, UNCERTAINTY, find_output, read_output
-from studies.overview import OverviewRow, write_overview
+from medsegdiff.demo.overview import OverviewRow, write_overview
 
 # Flags of every recorded network, and of how it was trained.
 NETWORK = [

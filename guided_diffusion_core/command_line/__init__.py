@@ -10,6 +10,7 @@ from guided_diffusion_core.command_line.parser import (
     chosen_preset,
     configuration_text,
     given_settings,
+    whole_number,
 )
 from guided_diffusion_core.command_line.run import run_command, run_program, run_single
 
@@ -28,4 +29,5 @@ __all__ = [
     "run_command",
     "run_program",
     "run_single",
+    "whole_number",
 ]

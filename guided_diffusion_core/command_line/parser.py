@@ -50,9 +50,11 @@ def _number(kind, name):
     return convert
 
 
+whole_number = _number(int, "a whole number")
+
 _CONVERTERS = {
     bool: boolean,
-    int: _number(int, "a whole number"),
+    int: whole_number,
     float: _number(float, "a number"),
     str: str,
 }
@@ -124,7 +126,7 @@ def add_run_flags(parser, *sections):
     )
     parser.add_argument(
         "--seed",
-        type=_CONVERTERS[int],
+        type=whole_number,
         default=argparse.SUPPRESS,
         metavar="INT",
         help=f"seed of every random number (default: {config.Config.seed})",

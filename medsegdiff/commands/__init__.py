@@ -15,6 +15,8 @@ COMMANDS = (
     _command("convert", "convert a checkpoint between PyTorch's, Jittor's and safetensors files"),
     _command("compare", "compare two runs' masks of the same cases"),
     _command("parity", "compare what the two backends compute, tensor by tensor"),
+    _command("demo", "train, sample and score on synthetic images with every installed backend"),
+    _command("doctor", "show versions, devices and what is missing, to paste into a bug report"),
 )
 
 

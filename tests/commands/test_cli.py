@@ -237,7 +237,7 @@ def test_reader_that_leaves_early_is_no_error():
 def test_missing_framework_says_how_to_install_it(monkeypatch):
     missing = Backend("none", "no_such_framework", "no_such_framework", "no-such-framework", launcher="mpirun")
     monkeypatch.setitem(BACKENDS, "none", missing)
-    with pytest.raises(UserError, match="no-such-framework is not installed.*make venv"):
+    with pytest.raises(UserError, match="no-such-framework is not installed.*pip install"):
         backend_module("none", "unet")
 
 

@@ -1,8 +1,6 @@
 """The demo around the commands that it runs: its folder, the flags, failures, the table and the picture."""
 
-import importlib.util
 import json
-import runpy
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -11,25 +9,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from support.backends import ROOT
 
-from guided_diffusion_core import checkpoints, config
+from guided_diffusion_core import backends, checkpoints, config
+from guided_diffusion_core.backends import BACKENDS
 from guided_diffusion_core.data import list_truths, open_dataset
 from guided_diffusion_core.data.formats.images import read_mask
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.results.outputs import CaseWriter
-from studies import demo
+from medsegdiff.__main__ import main
+from medsegdiff.commands.demo import PICTURES
+from medsegdiff.demo import parts as demo_parts
+from medsegdiff.demo import results as demo
 
 STEP_SECONDS = 0.5
-
-
-@pytest.fixture
-def script():
-    """`scripts/demo.py` as a module."""
-    spec = importlib.util.spec_from_file_location("demo_script", ROOT / "scripts" / "demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_folder_of_an_earlier_demo_is_replaced_and_what_is_not_its_own_stays(tmp_path):
@@ -80,26 +72,26 @@ def test_table():
     assert lines[3].endswith("99.00% on average, 98.00% at the lowest (b)")
 
 
-def test_failing_command_ends_the_demo_with_its_exit_code(script, tmp_path, capfd):
+def test_failing_command_ends_the_demo_with_its_exit_code(tmp_path, capfd):
     with pytest.raises(SystemExit) as leave:
-        script.Parts(1).run("train", "PyTorch", tmp_path / "run", ["--data_dir", tmp_path / "missing"])
+        demo_parts.Parts(1).run("train", "PyTorch", tmp_path / "run", data_dir=tmp_path / "missing")
     assert leave.value.code == 2
     assert "no such folder" in (errors := capfd.readouterr().err)
-    assert "segmentation_train.py ended with exit code 2" in errors
+    assert "train ended with exit code 2" in errors
 
 
-def test_killed_command_ends_the_demo_as_a_shell_would(script, tmp_path, monkeypatch):
+def test_killed_command_ends_the_demo_as_a_shell_would(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: SimpleNamespace(returncode=-9))
     with pytest.raises(SystemExit) as leave:
-        script.Parts(1).run("sample", "Jittor", tmp_path / "run", [])
+        demo_parts.Parts(1).run("sample", "Jittor", tmp_path / "run")
     assert leave.value.code == 137
 
 
-def test_headings_count_down(script, tmp_path, monkeypatch, capsys):
+def test_headings_count_down(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: SimpleNamespace(returncode=0))
-    parts = script.Parts(1)
-    for part in script.EXPECTED:
-        parts.run(part, "PyTorch", tmp_path, [])
+    parts = demo_parts.Parts(1)
+    for part in demo_parts.EXPECTED:
+        parts.run(part, "PyTorch", tmp_path)
     headings = [line for line in capsys.readouterr().out.splitlines() if line]
     assert [line.split()[0] for line in headings] == ["[1/3]", "[2/3]", "[3/3]"]
     assert parts.left == 0
@@ -108,20 +100,19 @@ def test_headings_count_down(script, tmp_path, monkeypatch, capsys):
 def in_this_process(command, stdout):
     """Stands for a public command: the flags go through the real parser, `--dry_run` replaces the
     network, and what it would have written is made from the truth."""
-    path = command[1]
-    flags = command[2:]
-    name = path.rsplit("_", 1)[1]
+    python, dash, package, name, *flags = command
+    assert (python, dash, package) == (sys.executable, "-m", "medsegdiff")
     value = dict(zip(flags[::2], flags[1::2]))
     before = sys.argv
-    sys.argv = [path, *flags] + (["--dry_run"] if name != "env.py" else [])
+    sys.argv = ["medsegdiff", name, *flags] + (["--dry_run"] if name != "score" else [])
     try:
         with redirect_stdout(stdout):
-            runpy.run_path(path, run_name="__main__")
+            main()
     finally:
         sys.argv = before
-    if name == "train.py":
+    if name == "train":
         write_training(stdout.name, value["--out_dir"])
-    elif name == "sample.py":
+    elif name == "sample":
         write_masks(value["--data_dir"], value["--out_dir"])
     return SimpleNamespace(returncode=0)
 
@@ -148,17 +139,36 @@ def write_masks(data_dir, out_dir):
         writer.write(case, truth, 0 * truth, 0.5)
 
 
-def test_demo_ends_in_one_table_and_a_picture(script, tmp_path, monkeypatch, capsys):
+def run_demo(out_dir, monkeypatch, capsys):
     monkeypatch.setattr(subprocess, "run", in_this_process)
-    monkeypatch.setattr(sys, "argv", ["demo.py", "--out_dir", str(tmp_path / "demo")])
-    script.main()
+    monkeypatch.setattr(sys, "argv", ["medsegdiff", "demo", "--out_dir", str(out_dir)])
+    main()
     shown = capsys.readouterr().out
-    lines = [line.split() for line in shown.splitlines() if line.startswith(("PyTorch", "Jittor"))]
-    rows = {line[0]: line for line in lines}
-    assert float(rows["PyTorch"][1]) == 1 > float(rows["Jittor"][1]) > 0.8
-    assert rows["PyTorch"][-1] == rows["Jittor"][-1] == f"{STEP_SECONDS:.2f}"
-    assert f"{100 * (1 - 1 / script.PICTURES['size']):.2f}% on average" in shown
+    return shown, {line.split()[0]: line.split() for line in shown.splitlines() if line.startswith(tuple(BACKENDS))}
+
+
+def test_demo_ends_in_one_table_and_a_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(backends, "is_installed", lambda name: True)
+    shown, rows = run_demo(tmp_path / "demo", monkeypatch, capsys)
+    assert float(rows["pytorch"][1]) == 1 > float(rows["jittor"][1]) > 0.8
+    assert rows["pytorch"][-1] == rows["jittor"][-1] == f"{STEP_SECONDS:.2f}"
+    assert f"{100 * (1 - 1 / PICTURES['size']):.2f}% on average" in shown
     picture = tmp_path / "demo" / "overview.png"
     assert f"overview: {picture}" in shown
     with Image.open(picture) as image:
         assert image.format == "PNG" and image.height > image.width, "a row for each of the eight cases"
+
+
+def test_demo_runs_with_one_backend_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(backends, "is_installed", lambda name: name == "pytorch")
+    shown, rows = run_demo(tmp_path / "demo", monkeypatch, capsys)
+    assert list(rows) == ["pytorch"] and "masks agree" not in shown
+    assert (tmp_path / "demo" / "overview.png").is_file()
+
+
+def test_demo_without_a_backend_says_how_to_install_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(backends, "is_installed", lambda name: False)
+    with pytest.raises(SystemExit) as leave:
+        run_demo(tmp_path / "demo", monkeypatch, capsys)
+    assert leave.value.code == 2 and "pip install .[pytorch]" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()

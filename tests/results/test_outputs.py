@@ -17,7 +17,7 @@ from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.results import outputs
 from guided_diffusion_core.results.display import COLOURS, as_picture
 from guided_diffusion_core.system import files
-from studies.overview import OverviewRow, write_overview
+from medsegdiff.demo.overview import OverviewRow, write_overview
 
 IMAGE = Case("ISIC_0000001", (4,), (45, 71))
 

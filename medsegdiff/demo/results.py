@@ -1,4 +1,4 @@
-"""What the demo shows at its end, and the folder that it works in."""
+"""The table and the picture that the demo ends in, and the folder that it works in."""
 
 import json
 import shutil
@@ -12,14 +12,14 @@ from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.results.outputs import MASK, UNCERTAINTY, find_output, read_output
 from guided_diffusion_core.system.files import make_writable_folder
-from studies.overview import OverviewRow
+from medsegdiff.demo.overview import OverviewRow
 
 MARKER = ".medsegdiff-demo"  # a file in every folder that the demo has made
 COLUMNS = ("backend", "Dice", "IoU", "training s", "sampling s", "total s", "s per step")
 
 
 def prepare_folder(folder, parts):
-    """Make the demo's folder (Path), or take away what an earlier demo left in it.
+    """Make the demo's folder, or remove what an earlier demo left in it; return its path.
 
     parts: names of the files and folders that the demo makes there; only these are removed, and
            only from a folder that holds `MARKER`.
@@ -44,7 +44,7 @@ def prepare_folder(folder, parts):
 
 
 def minutes(seconds):
-    """A duration as text, minutes:seconds."""
+    """Return a duration as minutes:seconds."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
@@ -63,7 +63,7 @@ class Result:
 
 
 def read_result(run_dir, masks_dir, training, sampling):
-    """The `Result` of a training's folder and the folder of its scored masks.
+    """Return the `Result` of a training's folder and the folder of its scored masks.
 
     training, sampling: seconds that the two commands took.
     """
@@ -74,10 +74,10 @@ def read_result(run_dir, masks_dir, training, sampling):
 
 
 def format_table(results, agreement):
-    """The demo's one table as text.
+    """Return the demo's table as text.
 
     results:   dict backend -> `Result`. agreement: dict case -> share of pixels in [0, 1] on which
-               the backends' masks agree.
+               the masks of two backends agree; empty for one backend.
     """
     width = max(map(len, (*results, COLUMNS[0])))
     lines = [f"{COLUMNS[0]:<{width}}" + "".join(f"{name:>12}" for name in COLUMNS[1:])]
@@ -87,6 +87,8 @@ def format_table(results, agreement):
             f"{backend:<{width}}{result.dice:12.4f}{result.iou:12.4f}{result.training:12.1f}"
             f"{result.sampling:12.1f}{total:12.1f}{result.step:12.2f}"
         )
+    if not agreement:
+        return "\n".join(lines)
     mean = np.mean(list(agreement.values()))
     lowest = min(agreement, key=agreement.get)
     lines.append(
@@ -97,7 +99,7 @@ def format_table(results, agreement):
 
 
 def overview_rows(images, truths, folders):
-    """The rows of the overview, an `OverviewRow` for each case; the uncertainty is the first backend's.
+    """Return an `OverviewRow` for each case; the uncertainty is the first backend's.
 
     images:  dict case -> path of its picture. truths: list of `Truth`.
     folders: dict title of the column -> folder of masks.

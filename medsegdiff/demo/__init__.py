@@ -1,0 +1,1 @@
+"""The demo: synthetic images, every installed backend trained, sampled and scored, one table and one picture."""
