@@ -32,6 +32,6 @@ $(INSTALLED): requirements.txt
 	$(PY) -m pip install --quiet --requirement requirements.txt
 	@touch $@
 
-# Jittor compiles its core on its first import, which takes minutes: in one process, before others start.
+# Jittor compiles its core on its first start, which takes minutes: in one process, before others start.
 jittor: $(INSTALLED)
-	@$(PY) -c "import guided_diffusion_jt"
+	@$(PY) -c "from guided_diffusion_jt import runtime; runtime.start()"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import cases
-from guided_diffusion_core.backends import backend_module
+from guided_diffusion_core.backends import backend_module, start_backend
 from guided_diffusion_core.config import DataConfig, resolve
 from guided_diffusion_core.data import open_dataset
 from guided_diffusion_core.data.phantoms import write_isic_phantoms
@@ -28,8 +28,7 @@ class Ours:
 
     def __init__(self, backend, threads):
         self.backend = backend
-        self.runtime = self.module("runtime")
-        self.runtime.set_threads(threads)
+        self.runtime = start_backend(backend, threads=threads)
 
     def module(self, name):
         """A module of the backend's package."""

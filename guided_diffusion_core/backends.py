@@ -8,6 +8,7 @@ place to register a backend that is compared there.
 import importlib
 import importlib.util
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from guided_diffusion_core.errors import UserError
@@ -69,14 +70,39 @@ def _how_to_install(name):
     return f"Run in the checkout of medsegdiff-parity: pip install .[{name}]"
 
 
+def start_backend(name, **settings):
+    """Prepare this process for a backend and return its `runtime` module.
+
+    settings: threads, precision, mixed_precision and device, as `runtime.start` takes them. A further call only
+              changes the settings.
+    Raises `UserError` if the framework is not installed, or the machine or the backend cannot do what is asked.
+    """
+    with _explained(name):
+        runtime = importlib.import_module(f"{BACKENDS[name].package}.runtime")
+        runtime.start(**settings)
+    return runtime
+
+
 def backend_module(name, module):
     """Import a module of a backend's package, such as backend_module("jittor", "unet").
 
-    Raises `UserError` if the framework is not installed.
+    It starts the backend with the default settings if nothing has started it yet. Raises `UserError` as
+    `start_backend` does.
     """
+    package = BACKENDS[name].package
+    with _explained(name):
+        runtime = importlib.import_module(f"{package}.runtime")
+        if not runtime.started():
+            runtime.start()
+        return importlib.import_module(f"{package}.{module}")
+
+
+@contextmanager
+def _explained(name):
+    """Say how to install the backend's framework where it is missing."""
     backend = BACKENDS[name]
     try:
-        return importlib.import_module(f"{backend.package}.{module}")
+        yield
     except ModuleNotFoundError as error:
         if error.name not in (backend.framework, f"{backend.framework}_utils"):
             raise

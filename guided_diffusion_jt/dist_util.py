@@ -8,14 +8,12 @@ could not say so.
 
 import time
 
-import jittor as jt
 import numpy as np
 
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system import processes
 from guided_diffusion_jt import runtime
-
-_group = processes.Alone()
+from guided_diffusion_jt.runtime import jt
 
 
 def setup_dist():
@@ -23,16 +21,15 @@ def setup_dist():
 
     Raises `UserError` under a launcher that this backend does not serve.
     """
-    global _group
     found = processes.launched_for("jittor")
-    if found.size > 1 and _group.size == 1:
-        _group = Group(found.rank, found.size)
-    return _group
+    if found.size > 1 and runtime.current.group.size == 1:
+        runtime.current.group = Group(found.rank, found.size)
+    return runtime.current.group
 
 
 def group():
     """The processes that compute together: a `Group`, or `processes.Alone`."""
-    return _group
+    return runtime.current.group
 
 
 def _mpi():
@@ -96,7 +93,7 @@ class _AllReduce(jt.Function):
 
 def _summed(tensor):
     def forward(_, data):
-        _group.sum_into(data["inputs"][0], data["outputs"][0])
+        runtime.current.group.sum_into(data["inputs"][0], data["outputs"][0])
 
     return jt.numpy_code(tensor.shape, tensor.dtype, [tensor], forward)
 
@@ -104,16 +101,16 @@ def _summed(tensor):
 def all_reduce(tensor):
     """The sum of the tensors that the processes give, in each of them; its gradient is that of the sum of
     their losses."""
-    return _AllReduce.apply(tensor) if _group.size > 1 else tensor
+    return _AllReduce.apply(tensor) if runtime.current.group.size > 1 else tensor
 
 
 def average(tensors):
     """The mean of each tensor of a list over the processes, the same bits in all of them."""
-    if _group.size == 1:
+    if runtime.current.group.size == 1:
         return tensors
     arrays = [runtime.to_numpy(tensor) for tensor in tensors]
     flat = np.concatenate([array.reshape(-1) for array in arrays])
     total = np.empty_like(flat)
-    _group.sum_into(flat, total)
-    parts = np.split(total / _group.size, np.cumsum([array.size for array in arrays])[:-1])
+    runtime.current.group.sum_into(flat, total)
+    parts = np.split(total / runtime.current.group.size, np.cumsum([array.size for array in arrays])[:-1])
     return [runtime.to_tensor(part.reshape(array.shape)) for part, array in zip(parts, arrays)]

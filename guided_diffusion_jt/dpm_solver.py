@@ -1,10 +1,9 @@
 """DPM-Solver++ of second order in several steps (Lu et al. 2022, arXiv:2211.01095, algorithm 2)."""
 
-import jittor as jt
-
 from guided_diffusion_core.diffusion.schedule import dpm_solver_coefficients, quantile_place
 from guided_diffusion_jt import runtime
 from guided_diffusion_jt.nn import extract
+from guided_diffusion_jt.runtime import jt
 
 
 class DPMSolverSampling:

@@ -2,9 +2,10 @@
 
 import os
 
-import jittor as jt
 import numpy as np
 import scipy.fft
+
+from guided_diffusion_jt.runtime import jt
 
 
 def _complex(array):

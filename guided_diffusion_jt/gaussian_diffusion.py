@@ -9,7 +9,6 @@ variance where that is learned, and the calibration mask in (0, 1). All numbers 
 
 import math
 
-import jittor as jt
 import numpy as np
 from tqdm import tqdm
 
@@ -26,6 +25,7 @@ from guided_diffusion_jt import runtime
 from guided_diffusion_jt.dpm_solver import DPMSolverSampling
 from guided_diffusion_jt.losses import discretized_gaussian_log_likelihood, normal_kl
 from guided_diffusion_jt.nn import extract, mean_flat, mean_last
+from guided_diffusion_jt.runtime import jt
 
 CALIBRATION_WEIGHT = 10.0  # of the calibration mask's term in the total loss
 AGREEMENT = 0.65  # Dice from which on sample and calibration mask count alike

@@ -6,12 +6,10 @@ Attribute names are the original's, since the state dict is named after them.
 
 from functools import partial
 
-import jittor as jt
-from jittor import nn
-
 from guided_diffusion_jt.fourier import spectral_filter
 from guided_diffusion_jt.nn import BatchNorm2d, BilinearUpsample, Dropout2d, LeakyReLU, MaxPool2d, channel_mean
 from guided_diffusion_jt.recompute import checkpoint
+from guided_diffusion_jt.runtime import jt, nn
 
 
 class ConvDropoutNormNonlin(nn.Module):

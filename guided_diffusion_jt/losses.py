@@ -2,9 +2,8 @@
 
 import math
 
-import jittor as jt
-
 from guided_diffusion_jt import runtime
+from guided_diffusion_jt.runtime import jt
 
 
 def normal_kl(mean1, logvar1, mean2, logvar2):

@@ -1,14 +1,11 @@
 """Layers and small functions that the networks and the training loop are made of."""
 
-import jittor as jt
-from jittor import nn
-
 from guided_diffusion_core.networks.embedding import timestep_frequencies
 from guided_diffusion_core.networks.medsegdiff.plan import GROUP_NORM_GROUPS
 from guided_diffusion_jt import dist_util, runtime
-from guided_diffusion_jt._kernels import _group_norm, _silu
-from guided_diffusion_jt._winograd import _conv2d
+from guided_diffusion_jt.kernels import group_norm, winograd
 from guided_diffusion_jt.recompute import is_recomputing
+from guided_diffusion_jt.runtime import jt, nn
 
 SUM_LENGTH = 256  # values per partial sum: one long float32 sum loses digits
 
@@ -17,7 +14,7 @@ class SiLU(nn.Module):
     """x * sigmoid(x), any shape (Elfwing et al. 2018, arXiv:1702.03118, eq. 1)."""
 
     def execute(self, x):
-        return _silu(x)
+        return group_norm.silu(x)
 
 
 class LeakyReLU(nn.Module):
@@ -54,7 +51,7 @@ class GroupNorm32(nn.Module):
 
     def execute(self, x):
         if not jt.flags.use_cuda:
-            return _group_norm(x, self.weight, self.bias, self.num_groups, self.eps)
+            return group_norm.group_norm(x, self.weight, self.bias, self.num_groups, self.eps)
         groups = x.reshape(x.shape[0], self.num_groups, -1)  # (N, G, C / G * positions)
         centred = groups - mean_last(groups)
         normal = centred / jt.sqrt(mean_last(centred * centred) + runtime.scalar(self.eps))
@@ -115,7 +112,7 @@ class Conv3x3(nn.Conv2d):
         super().__init__(channels, out_channels, 3, padding=1)
 
     def execute(self, x):
-        return _conv2d(x, self.weight, self.bias)
+        return winograd.conv2d(x, self.weight, self.bias)
 
 
 class Conv1d(nn.Module):

@@ -2,10 +2,8 @@
 
 import math
 
-import jittor as jt
-
-from guided_diffusion_jt._kernels import _adamw
-from guided_diffusion_jt.runtime import to_tensor
+from guided_diffusion_jt.kernels.adamw import adamw
+from guided_diffusion_jt.runtime import jt, to_tensor
 
 
 class AdamW:
@@ -44,7 +42,7 @@ class AdamW:
             [
                 updated
                 for tensors in zip(self.params, self.first_moments, self.second_moments, gradients)
-                for updated in _adamw(*tensors, numbers)
+                for updated in adamw(*tensors, numbers)
             ]
         )
 

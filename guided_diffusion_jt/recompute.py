@@ -16,25 +16,24 @@ ways stand against it:
 
 from contextlib import contextmanager
 
-import jittor as jt
-
-_running = []  # the recomputations under way
+from guided_diffusion_jt import runtime
+from guided_diffusion_jt.runtime import jt
 
 
 def is_recomputing():
     """Whether the forward pass that runs now is a repeated one, which must leave no trace: running
     statistics count each batch once."""
-    return bool(_running)
+    return runtime.current.recomputations > 0
 
 
 @contextmanager
 def recomputation():
     """A context whose forward passes are repeated ones."""
-    _running.append(True)
+    runtime.current.recomputations += 1
     try:
         yield
     finally:
-        _running.pop()
+        runtime.current.recomputations -= 1
 
 
 class _Recomputed(jt.Function):

@@ -1,11 +1,11 @@
 """Sampling of whole ensembles."""
 
-import jittor as jt
 import numpy as np
 
 from guided_diffusion_core.noise import SAMPLE_INITIAL, SAMPLE_STEP
 from guided_diffusion_jt import runtime
 from guided_diffusion_jt.respace import with_sampling_steps
+from guided_diffusion_jt.runtime import jt
 
 
 class EnsembleSampler:

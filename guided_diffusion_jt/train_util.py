@@ -1,8 +1,6 @@
 """The training loop and the loader of its batches."""
 
-import jittor as jt
 import numpy as np
-from jittor.dataset import Dataset
 
 from guided_diffusion_core.checkpoints.files import NETWORK, TRAINER, average_name, check_state
 from guided_diffusion_core.config import ema_rates, model_and_diffusion_settings
@@ -18,6 +16,7 @@ from guided_diffusion_jt.gaussian_diffusion import total_loss
 from guided_diffusion_jt.nn import set_dropout_noise, update_ema
 from guided_diffusion_jt.optim import AdamW, gradients
 from guided_diffusion_jt.resample import UniformSampler, create_named_schedule_sampler
+from guided_diffusion_jt.runtime import jt
 from guided_diffusion_jt.sample_util import EnsembleSampler
 from guided_diffusion_jt.script_util import create_model_and_diffusion
 from guided_diffusion_jt.unet import make_network
@@ -38,7 +37,7 @@ def make_loader(stream, batch_size, num_workers=0):
     )
 
 
-class _StreamDataset(Dataset):
+class _StreamDataset(jt.dataset.Dataset):
     """A `TrainingStream` as Jittor's loader takes it."""
 
     def __init__(self, stream):

@@ -4,9 +4,6 @@ joined by the highway network of MedSegDiff (Wu et al. 2022, arXiv:2211.00611)."
 import math
 from functools import partial
 
-import jittor as jt
-from jittor import nn
-
 from guided_diffusion_core.networks.medsegdiff.plan import AttentionPlan, ConvPlan, DownsamplePlan, ResBlockPlan
 from guided_diffusion_jt import runtime
 from guided_diffusion_jt.highway import GatedHighwayUNet, HighwayUNet
@@ -24,6 +21,7 @@ from guided_diffusion_jt.nn import (
     timestep_embedding,
 )
 from guided_diffusion_jt.recompute import checkpoint
+from guided_diffusion_jt.runtime import jt, nn
 
 
 class TimestepBlock(nn.Module):

@@ -13,11 +13,10 @@ import torch as th
 import torch.distributed as dist
 
 from guided_diffusion_core.system import processes
+from guided_diffusion_pt import runtime
 
 # A dead process breaks its connections and is noticed at once; one that computes long (validation) is not dead.
 PATIENCE = timedelta(days=30)
-
-_group = processes.Alone()
 
 
 def setup_dist():
@@ -25,19 +24,18 @@ def setup_dist():
 
     Raises `UserError` under a launcher that this backend does not serve.
     """
-    global _group
     found = processes.launched_for("pytorch")
-    if found.size > 1 and _group.size == 1:
+    if found.size > 1 and runtime.current.group.size == 1:
         with _explained():
             # each tensor by the library of its device
             dist.init_process_group("cpu:gloo,cuda:nccl" if th.cuda.is_available() else "gloo", timeout=PATIENCE)
-        _group = Group(found.rank, found.size)
-    return _group
+        runtime.current.group = Group(found.rank, found.size)
+    return runtime.current.group
 
 
 def group():
     """The processes that compute together: a `Group`, or `processes.Alone`."""
-    return _group
+    return runtime.current.group
 
 
 class Group:
@@ -75,14 +73,14 @@ class _AllReduce(th.autograd.Function):
 def all_reduce(tensor):
     """The sum of the tensors that the processes give, in each of them; its gradient is that of the sum of
     their losses."""
-    return _AllReduce.apply(tensor) if _group.size > 1 else tensor
+    return _AllReduce.apply(tensor) if runtime.current.group.size > 1 else tensor
 
 
 def average(tensors):
     """The mean of each tensor of a list over the processes, the same bits in all of them."""
-    if _group.size == 1:
+    if runtime.current.group.size == 1:
         return tensors
-    flat = _summed(th.cat([tensor.reshape(-1) for tensor in tensors])) / _group.size
+    flat = _summed(th.cat([tensor.reshape(-1) for tensor in tensors])) / runtime.current.group.size
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors)]
 

@@ -7,8 +7,7 @@ from torch.nn import functional as F
 from guided_diffusion_core.networks.embedding import timestep_frequencies
 from guided_diffusion_core.networks.medsegdiff.plan import GROUP_NORM_GROUPS
 from guided_diffusion_pt import dist_util, runtime
-from guided_diffusion_pt._group_norm import _group_norm, _is_for, _silu
-from guided_diffusion_pt._winograd import _conv2d, _serves
+from guided_diffusion_pt.kernels import group_norm, winograd
 from guided_diffusion_pt.recompute import is_recomputing
 
 
@@ -16,7 +15,7 @@ class SiLU(nn.Module):
     """x * sigmoid(x), any shape (Elfwing et al. 2018, arXiv:1702.03118, eq. 1)."""
 
     def forward(self, x):
-        return _silu(x)
+        return group_norm.silu(x)
 
 
 class LeakyReLU(nn.Module):
@@ -35,8 +34,8 @@ class GroupNorm32(nn.GroupNorm):
 
     def forward(self, x):
         values = runtime.widened(x)
-        if _is_for(values):
-            return _group_norm(values, self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
+        if group_norm.serves(values):
+            return group_norm.group_norm(values, self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
         return super().forward(values).to(x.dtype)
 
 
@@ -85,7 +84,7 @@ class Conv3x3(nn.Conv2d):
         super().__init__(channels, out_channels, 3, padding=1)
 
     def forward(self, x):
-        return _conv2d(x, self.weight, self.bias)
+        return winograd.conv2d(x, self.weight, self.bias)
 
 
 class Dropout(nn.Module):
@@ -169,7 +168,7 @@ def network_format(x, channels):
 
     channels: width of the layers that it goes through.
     """
-    last = not th.is_grad_enabled() or _serves(x, channels)
+    last = not th.is_grad_enabled() or winograd.serves(x, channels)
     return x.contiguous(memory_format=th.channels_last if last else th.contiguous_format)
 
 

@@ -9,23 +9,23 @@ from contextlib import contextmanager, nullcontext
 import torch as th
 import torch.utils.checkpoint
 
-_running = []  # the recomputations under way
+from guided_diffusion_pt import runtime
 
 
 def is_recomputing():
     """Whether the forward pass that runs now is a repeated one, which must leave no trace: running
     statistics count each batch once."""
-    return bool(_running)
+    return runtime.current.recomputations > 0
 
 
 @contextmanager
 def recomputation():
     """A context whose forward passes are repeated ones."""
-    _running.append(True)
+    runtime.current.recomputations += 1
     try:
         yield
     finally:
-        _running.pop()
+        runtime.current.recomputations -= 1
 
 
 def checkpoint(func, inputs, modules, flag):

@@ -1,18 +1,65 @@
-"""The verbs that every other module needs of PyTorch: conversion, precision, threads, state.
+"""What every other module needs of PyTorch: start, conversion, precision, threads, state.
 
-Twin of `guided_diffusion_jt/runtime.py`.
+Twin of `guided_diffusion_jt/runtime.py`. Importing this package changes nothing in the process; `start` does.
 """
 
 import ctypes
 import platform
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch as th
 
+from guided_diffusion_core.system import processes
+from guided_diffusion_core.system.devices import require_device
+
 _PRECISIONS = {"float32": th.float32, "float64": th.float64}
 _MIXED = {"no": None, "bf16": th.bfloat16, "fp16": th.float16}
-_mixed = "no"
+
+
+@dataclass
+class Current:
+    """All that this backend remembers in a process beside PyTorch's own settings.
+
+    is_started:      `start` has been called.
+    mixed_precision: what `set_mixed_precision` set.
+    group:           the processes that compute together; `dist_util.setup_dist` connects them.
+    recomputations:  forward passes under way that repeat an earlier one (`recompute`).
+    """
+
+    is_started: bool = False
+    mixed_precision: str = "no"
+    group: object = field(default_factory=processes.Alone)
+    recomputations: int = 0
+
+
+current = Current()
+
+
+def start(threads=None, precision="float32", mixed_precision="no", device="cpu"):
+    """Set the allocator of the process to keep large tensors' memory, and apply the settings.
+
+    A further call in the same process only applies its settings.
+
+    threads:         how many compute; None leaves that as it is.
+    precision:       as of `set_precision`. mixed_precision: as of `set_mixed_precision`.
+    device:          "cpu".
+    Raises `UserError` for a device that this backend does not have.
+    """
+    require_device(device)
+    set_mixed_precision(mixed_precision)
+    set_precision(precision)
+    if threads is not None:
+        set_threads(threads)
+    if not current.is_started:
+        _keep_freed_memory()
+        current.is_started = True
+
+
+def started():
+    """Whether `start` has been called in this process."""
+    return current.is_started
 
 
 def _keep_freed_memory():
@@ -22,9 +69,6 @@ def _keep_freed_memory():
     if mallopt:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes
         mallopt(-4, 0)  # M_MMAP_MAX: pieces from the system
-
-
-_keep_freed_memory()
 
 
 def to_tensor(array, dtype=None):
@@ -63,14 +107,13 @@ def precision():
 def set_mixed_precision(name):
     """The type in which the networks' convolutions and products compute from now on: "no" (that of the
     parameters), "bf16" or "fp16". A CPU without instructions for these is slow in them."""
-    global _mixed
     assert name in _MIXED, name
-    _mixed = name
+    current.mixed_precision = name
 
 
 def mixed_precision():
     """What `set_mixed_precision` set; "no" at the start."""
-    return _mixed
+    return current.mixed_precision
 
 
 def autocast(tensor, enabled=True):
@@ -78,9 +121,9 @@ def autocast(tensor, enabled=True):
 
     tensor: one on the network's device.
     """
-    if _MIXED[_mixed] is None:
+    if _MIXED[current.mixed_precision] is None:
         return nullcontext()
-    return th.autocast(tensor.device.type, dtype=_MIXED[_mixed], enabled=enabled)
+    return th.autocast(tensor.device.type, dtype=_MIXED[current.mixed_precision], enabled=enabled)
 
 
 def widened(tensor):

@@ -26,28 +26,14 @@ _HALF = "Jittor refuses 16 bits: on a CPU bfloat16 is wrong, float16 hundreds of
 
 MIRROR_DIFFERENCES = (
     MirrorDifference(
-        "runtime.prepare", None, "()", "Jittor reads its settings when it is imported; torch needs no preparation"
-    ),
-    MirrorDifference(
-        "runtime.link_onednn",
+        "runtime.__getattr__",
         None,
-        "(folder)",
-        "Jittor looks for oneDNN in one folder and else downloads it; torch brings its own",
+        "(name)",
+        "Jittor reads its settings when it is imported: modules ask `runtime` for it, which starts it first",
     ),
-    MirrorDifference("_compiling", None, "", "Jittor compiles itself and its operators on the machine that it runs on"),
-    MirrorDifference(
-        "_kernels",
-        None,
-        "",
-        "Jittor's chains of operators for normalisation, SiLU and AdamW cost time and memory; torch's own serve",
-    ),
-    MirrorDifference(
-        "_group_norm",
-        "",
-        None,
-        "group normalisation of large images with the channels last; Jittor knows one order in memory",
-    ),
-    MirrorDifference("runtime.jt", None, "", "Jittor, imported by `runtime` after the preparation"),
+    MirrorDifference("runtime.Current.jittor", None, "", "the imported Jittor; torch is imported as any package"),
+    MirrorDifference("runtime.Current.is_started", "", None, "Jittor is started where it is imported"),
+    MirrorDifference("runtime.Current.mixed_precision", "", None, _HALF),
     MirrorDifference("runtime.mixed_precision", "()", None, _HALF),
     MirrorDifference("runtime.autocast", "(tensor, enabled=True)", None, _HALF),
     MirrorDifference("runtime.widened", "(tensor)", None, _HALF),

@@ -14,7 +14,7 @@ import traceback
 
 import numpy as np
 
-from guided_diffusion_core.backends import backend_module
+from guided_diffusion_core.backends import start_backend
 from guided_diffusion_core.errors import UserError
 from parity.dump import LAYERS, MOVED, PLAIN, read_section, write_section
 from parity.families import FAMILIES, run_layers
@@ -62,9 +62,8 @@ class Worker:
     def __init__(self, backend, suite, threads):
         self.suite = importlib.import_module(suite)
         self.cases = {case.name: case for case in self.suite.CASES}
+        self.verbs = start_backend(backend, threads=threads)
         self.port = self.suite.open_port(backend)
-        self.verbs = backend_module(backend, "runtime")
-        self.verbs.set_threads(threads)
 
     def run(self, job):
         """Run one job: record a case in a precision and write its section.

@@ -16,6 +16,8 @@ import pytest
 from support import schedule, shares
 from support.backends import BACKENDS, ROOT, Backend
 
+from guided_diffusion_core.backends import start_backend
+
 
 def pytest_report_header(config):
     share, reason = shares.chosen_share()
@@ -40,7 +42,8 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session", params=BACKENDS)
 def backend(request):
-    """Each backend in turn; one that cannot be imported fails its tests."""
+    """Each backend in turn, started; one that cannot be imported fails its tests."""
+    start_backend(request.param)
     return Backend(request.param)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from guided_diffusion_core import checkpoints
-from guided_diffusion_core.backends import BACKENDS, COMPARED, backend_module
+from guided_diffusion_core.backends import BACKENDS, COMPARED, backend_module, start_backend
 from guided_diffusion_core.conversion import convert
 from guided_diffusion_core.errors import UserError, found_expected
 
@@ -93,7 +93,7 @@ def _outputs(backend, folder):
 
 def run(backend, folder):
     """Write the outputs of folder/IN.safetensors and OUT.safetensors to folder/<backend>.npz."""
-    runtime = backend_module(backend, "runtime")
+    runtime = start_backend(backend)
     script_util = backend_module(backend, "script_util")
     outputs = {}
     for name in ("IN", "OUT"):

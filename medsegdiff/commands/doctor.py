@@ -38,8 +38,8 @@ JITTOR_CACHE = Path.home() / ".cache" / "jittor"
 FORWARD = """
 import sys
 import numpy as np
-from guided_diffusion_core.backends import backend_module
-runtime = backend_module({backend!r}, "runtime")
+from guided_diffusion_core.backends import backend_module, start_backend
+runtime = start_backend({backend!r})
 script_util = backend_module({backend!r}, "script_util")
 model, _ = script_util.create_model_and_diffusion(image_size=32, num_channels=32, num_heads=1)
 model.eval()

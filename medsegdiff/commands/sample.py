@@ -3,7 +3,7 @@
 from hashlib import sha256
 
 from guided_diffusion_core import checkpoints, command_line, sampling
-from guided_diffusion_core.backends import backend_module
+from guided_diffusion_core.backends import backend_module, start_backend
 from guided_diffusion_core.data import open_dataset
 from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.sampling.folder import part_of, require_one_sharing
@@ -84,7 +84,7 @@ def run(args):
     if found.rank == 0:
         print(summary)
     if not args.dry_run:
-        backend_module(args.backend, "runtime").set_mixed_precision(config.compute.mixed_precision)
+        start_backend(args.backend, mixed_precision=config.compute.mixed_precision)
         model, diffusion, _ = backend_module(args.backend, "script_util").load_model_and_diffusion(path)
         group = backend_module(args.backend, "dist_util").setup_dist()
         sampler = backend_module(args.backend, "sample_util").EnsembleSampler(

@@ -1,7 +1,7 @@
 """Train MedSegDiff on a folder of images and masks."""
 
 from guided_diffusion_core import command_line, training
-from guided_diffusion_core.backends import backend_module
+from guided_diffusion_core.backends import backend_module, start_backend
 from guided_diffusion_core.config import resolve
 from guided_diffusion_core.data import open_dataset
 from guided_diffusion_core.system import processes
@@ -50,7 +50,7 @@ def run(args):
     if found.rank == 0:
         print(summary)
     if not args.dry_run:
-        backend_module(args.backend, "runtime").set_mixed_precision(config.compute.mixed_precision)
+        start_backend(args.backend, mixed_precision=config.compute.mixed_precision)
         if found.rank == 0:
             training.prepare_run(args.out_dir, summary)
         group = backend_module(args.backend, "dist_util").setup_dist()

@@ -1,10 +1,9 @@
 """The candidate: the same U-Net in plain jittor.nn, and its port."""
 
 from guided_diffusion_jt import runtime
-from guided_diffusion_jt.runtime import jt, scalar
+from guided_diffusion_jt.runtime import jt, nn, scalar  # not from jittor, which needs `runtime.start` before its import
 from parity.protocol import Port
 
-nn = jt.nn  # not imported from jittor, which reads its settings at import: `runtime` has to make them first
 HEAD = {"final": "head"}  # this network's name -> PyTorch's, of the one module that they name differently
 
 

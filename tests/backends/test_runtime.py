@@ -5,11 +5,13 @@ import shlex
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from support.backends import BACKENDS, ROOT
 
+from guided_diffusion_core.backends import BACKENDS as KNOWN
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.system import environment
 
@@ -133,8 +135,64 @@ def test_wrong_state_is_refused_and_changes_nothing(runtime, layer):
 
 
 def test_versions_name_the_framework(runtime, backend):
-    framework = {"pytorch": "torch", "jittor": "jittor"}[backend.name]
-    assert set(runtime.versions()) == {"python", "numpy", framework}
+    assert set(runtime.versions()) == {"python", "numpy", KNOWN[backend.name].framework}
+
+
+# ---- Start ----
+
+
+def python(code):
+    """The last line that the code prints in a fresh process."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def test_a_further_start_changes_the_settings_alone(backend, runtime):
+    runtime.start(threads=1)
+    weights = backend.module("nn").BatchNorm2d(3)
+    runtime.start(precision="float64")
+    assert runtime.started() and runtime.precision() == "float64"
+    runtime.start()
+    assert runtime.precision() == "float32"
+    assert set(runtime.state_arrays(weights)) >= {"weight", "bias"}
+
+
+@pytest.mark.parametrize("device", ["cuda", "tpu", ""])
+def test_another_device_than_the_cpu_is_refused(runtime, device):
+    with pytest.raises(UserError, match=f"--device: found '{device}'; expected one of cpu"):
+        runtime.start(device=device)
+
+
+@needs_jittor
+@pytest.mark.parametrize("imports", ["import guided_diffusion_jt", "from guided_diffusion_jt import runtime"])
+def test_import_loads_no_jittor(imports):
+    watched = "{name for name in sys.modules if name.startswith('jittor')}"
+    environment = "os.environ == before"
+    code = f"import os, sys; before = dict(os.environ); {imports}; print({watched}, {environment})"
+    assert python(code) == "set() True"
+
+
+@needs_jittor
+@pytest.mark.parametrize("module", ["unet", "nn", "optim", "train_util", "kernels.winograd"])
+def test_a_module_that_is_imported_first_starts_jittor(module):
+    code = f"import guided_diffusion_jt.{module}; from guided_diffusion_jt import runtime; print(runtime.started())"
+    assert python(code) == "True"
+
+
+@pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch is not among MEDSEGDIFF_BACKENDS")
+def test_import_leaves_the_allocator_as_it_is():
+    """The first module that is asked of the backend sets it."""
+    code = (
+        "from unittest import mock; from guided_diffusion_pt import runtime, unet\n"
+        "from guided_diffusion_core.backends import backend_module\n"
+        "with mock.patch.object(runtime, '_keep_freed_memory') as keep:\n"
+        "    calls = [keep.call_count]\n"
+        "    for name in ('unet', 'nn'):\n"
+        "        backend_module('pytorch', name); calls.append(keep.call_count)\n"
+        "print(calls)"
+    )
+    assert python(code) == "[0, 1, 1]"
 
 
 # ---- Jittor's start ----
@@ -144,7 +202,7 @@ def start_jittor(code="print('started')", **variables):
     """Exit code, stdout and stderr of a fresh process that starts Jittor, then runs the code."""
     environ = {**os.environ, **variables}
     done = subprocess.run(
-        [sys.executable, "-c", f"from guided_diffusion_jt import runtime\n{code}"],
+        [sys.executable, "-c", f"from guided_diffusion_jt import runtime\nruntime.start()\n{code}"],
         cwd=ROOT,
         env={name: value for name, value in environ.items() if value is not None},
         text=True,
@@ -202,7 +260,16 @@ def start():
         pytest.skip("Jittor is not among MEDSEGDIFF_BACKENDS")
     from guided_diffusion_jt import runtime
 
+    runtime.start()
     return runtime
+
+
+@pytest.fixture
+def loading(start):
+    """How Jittor is imported."""
+    from guided_diffusion_jt.kernels import loading
+
+    return loading
 
 
 @pytest.fixture
@@ -213,19 +280,19 @@ def no_flags(monkeypatch):
         monkeypatch.delenv(name)
 
 
-def test_onednn_is_linked_and_stale_links_are_replaced(start, tmp_path):
+def test_onednn_is_linked_and_stale_links_are_replaced(loading, tmp_path):
     folder = tmp_path / "mkl" / "dnnl"
-    assert start.link_onednn(folder)
+    assert loading.link_onednn(folder)
     folder.joinpath("lib").unlink()
     folder.joinpath("lib").symlink_to(tmp_path / "moved away")
-    assert start.link_onednn(folder)
+    assert loading.link_onednn(folder)
     assert (folder / "lib" / "libmkldnn.so").is_file() and (folder / "include" / "dnnl.h").is_file()
     assert sorted(path.name for path in folder.iterdir()) == ["include", "lib"]
 
 
-def test_onednn_is_linked_by_several_processes_at_once(start, tmp_path):
+def test_onednn_is_linked_by_several_processes_at_once(loading, tmp_path):
     results = []
-    threads = [threading.Thread(target=lambda: results.append(start.link_onednn(tmp_path))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: results.append(loading.link_onednn(tmp_path))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -233,21 +300,21 @@ def test_onednn_is_linked_by_several_processes_at_once(start, tmp_path):
     assert results == [True] * 8
 
 
-def test_downloaded_onednn_is_left_alone(start, tmp_path):
+def test_downloaded_onednn_is_left_alone(loading, tmp_path):
     for name, file in (("lib", "libmkldnn.so"), ("include", "dnnl.h")):
         (tmp_path / name).mkdir()
         (tmp_path / name / file).write_text("downloaded")
-    assert start.link_onednn(tmp_path)
+    assert loading.link_onednn(tmp_path)
     assert (tmp_path / "lib" / "libmkldnn.so").read_text() == "downloaded"
 
 
 @pytest.mark.usefixtures("no_flags")
-def test_missing_onednn_is_said_in_one_line(start, tmp_path, monkeypatch, capsys):
+def test_missing_onednn_is_said_in_one_line(loading, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("use_mkl", raising=False)
-    absent = {name: ("no-such-wheel", file) for name, (_, file) in start._ONEDNN.items()}
-    monkeypatch.setattr(start, "_ONEDNN", absent)
-    monkeypatch.setattr(start, "_onednn_folder", lambda: str(tmp_path / "dnnl"))
-    start.prepare()
+    absent = {name: ("no-such-wheel", file) for name, (_, file) in loading._ONEDNN.items()}
+    monkeypatch.setattr(loading, "_ONEDNN", absent)
+    monkeypatch.setattr(loading, "_onednn_folder", lambda: str(tmp_path / "dnnl"))
+    loading.prepare()
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "about 100 times slower" in said and "pip install onednn-cpu-gomp" in said
@@ -328,11 +395,13 @@ def test_operators_meet_asm_tuner_only_where_they_ask_for_it(start, tmp_path, as
 @pytest.mark.usefixtures("no_flags")
 def test_jittor_itself_is_compiled_with_a_precompiled_header(start, tmp_path):
     """The command with which the core's event queue was compiled, with a header made anew."""
-    from guided_diffusion_jt import _compiling
+    from guided_diffusion_jt.kernels import compiling
 
-    _compiling._prepare_core(tmp_path)
+    compiling.prepare_core(tmp_path)
     assert os.environ["cc_flags"] == f'-include "{tmp_path}/core.h" -O1'
-    command = shlex.split((start._cache / "obj_files" / "event_queue.cc.o.key").read_text().splitlines()[0])
+    command = shlex.split(
+        (Path(start.jt.flags.cache_path) / "obj_files" / "event_queue.cc.o.key").read_text().splitlines()[0]
+    )
     command[command.index("-include") + 1] = f"{tmp_path}/core.h"
     del command[command.index("-o") :]
     assert f"! {tmp_path}/core.h.gch" in read_headers(command, tmp_path)
@@ -341,12 +410,12 @@ def test_jittor_itself_is_compiled_with_a_precompiled_header(start, tmp_path):
 @pytest.mark.usefixtures("no_flags")
 @pytest.mark.parametrize("flags,again", [('-include "{}/core.h" -O1', False), ('-include "{}/core.h"', True)])
 def test_header_of_the_core_is_made_again_for_other_flags_alone(start, tmp_path, monkeypatch, flags, again):
-    from guided_diffusion_jt import _compiling
+    from guided_diffusion_jt.kernels import compiling
 
     made = []
-    monkeypatch.setattr(_compiling, "_precompile", lambda *words: made.append(words))
+    monkeypatch.setattr(compiling, "_precompile", lambda *words: made.append(words))
     (tmp_path / "jittor_core.so.key").write_text(f"g++ {flags.format(tmp_path)} -o x\n")
-    _compiling._prepare_core(tmp_path)
+    compiling.prepare_core(tmp_path)
     assert bool(made) == again
 
 
@@ -355,10 +424,10 @@ def test_header_of_the_core_is_made_again_for_other_flags_alone(start, tmp_path,
     "name,value", [("cc_flags", "-O1"), ("kernel_flags", "-O3"), ("cc_path", "/usr/bin/clang++"), ("nvcc_path", "nvcc")]
 )
 def test_other_compilers_and_flags_of_the_user_are_left_alone(start, tmp_path, monkeypatch, name, value):
-    from guided_diffusion_jt import _compiling
+    from guided_diffusion_jt.kernels import compiling
 
     monkeypatch.setenv(name, value)
-    _compiling._prepare_core(tmp_path)
+    compiling.prepare_core(tmp_path)
     flags = {name: os.environ[name] for name in ("cc_flags", "kernel_flags") if name in os.environ}
     assert flags == ({name: value} if "flags" in name else {}) and not any(tmp_path.iterdir())
 

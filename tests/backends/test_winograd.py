@@ -30,10 +30,10 @@ def test_matrices_convolve_a_tile_exactly():
 def test_convolution_and_gradients_are_those_of_float64(shape, last, monkeypatch):
     import torch
 
-    from guided_diffusion_pt import _winograd
+    from guided_diffusion_pt.kernels import winograd as kernel
 
-    monkeypatch.setattr(_winograd, "_CHUNK", 2**15)  # so that these are cut along images, rows and columns
-    monkeypatch.setattr(_winograd, "_BLOCK", 4096)
+    monkeypatch.setattr(kernel, "_CHUNK", 2**15)  # so that these are cut along images, rows and columns
+    monkeypatch.setattr(kernel, "_BLOCK", 4096)
     generator = torch.Generator().manual_seed(0)
     arrays = [
         torch.randn(size, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -41,8 +41,8 @@ def test_convolution_and_gradients_are_those_of_float64(shape, last, monkeypatch
     ]
     x, weight, bias = (array.detach().float().requires_grad_() for array in arrays)
     source = x.contiguous(memory_format=torch.channels_last) if last else x
-    assert _winograd._pays(source, weight)
-    found = _winograd._conv2d(source, weight, bias)
+    assert kernel.pays(source, weight)
+    found = kernel.conv2d(source, weight, bias)
     truth = torch.nn.functional.conv2d(*arrays, padding=1)
     assert found.is_contiguous() != last
     direction = torch.randn(truth.shape, generator=generator, dtype=torch.float64)
@@ -57,19 +57,19 @@ def test_convolution_and_gradients_are_those_of_float64(shape, last, monkeypatch
 def test_what_it_is_not_for_is_convolved_directly():
     import torch
 
-    from guided_diffusion_pt import _winograd
+    from guided_diffusion_pt.kernels import winograd as kernel
 
     weight = torch.ones(128, 128, 3, 3)
     x = torch.ones(1, 128, 32, 32)
-    assert _winograd._pays(x, weight)
-    assert not _winograd._pays(torch.ones(1, 128, 30, 36), weight)  # no whole tiles
-    assert not _winograd._pays(torch.ones(1, 128, 8, 8), weight)  # few
-    assert not _winograd._pays(torch.ones(1, 96, 32, 32), torch.ones(128, 96, 3, 3))  # narrow
-    assert not _winograd._pays(x.double(), weight.double())
+    assert kernel.pays(x, weight)
+    assert not kernel.pays(torch.ones(1, 128, 30, 36), weight)  # no whole tiles
+    assert not kernel.pays(torch.ones(1, 128, 8, 8), weight)  # few
+    assert not kernel.pays(torch.ones(1, 96, 32, 32), torch.ones(128, 96, 3, 3))  # narrow
+    assert not kernel.pays(x.double(), weight.double())
     with torch.autocast("cpu", torch.bfloat16):
-        assert not _winograd._pays(x, weight)
+        assert not kernel.pays(x, weight)
     last = torch.ones(1, 128, 8, 8).contiguous(memory_format=torch.channels_last)
-    assert not _winograd._conv2d(last, weight, weight[:, 0, 0, 0]).is_contiguous()
+    assert not kernel.conv2d(last, weight, weight[:, 0, 0, 0]).is_contiguous()
 
 
 @pytorch
@@ -90,7 +90,7 @@ def test_a_step_does_not_depend_on_the_gradients_order_in_memory():
 def test_group_norm_of_large_images_with_the_channels_last_keeps_its_digits(activated):
     import torch
 
-    from guided_diffusion_pt import _group_norm
+    from guided_diffusion_pt.kernels import group_norm
     from guided_diffusion_pt.nn import GroupNorm32, SiLU
 
     generator = torch.Generator().manual_seed(0)
@@ -104,7 +104,7 @@ def test_group_norm_of_large_images_with_the_channels_last_keeps_its_digits(acti
     layer.load_state_dict(exact.state_dict())
     source = x.clone().requires_grad_()
     last = x.float().contiguous(memory_format=torch.channels_last).requires_grad_()
-    assert _group_norm._is_for(last)
+    assert group_norm.serves(last)
     truth = exact(source)
     found = layer(last)
     if activated:
@@ -121,7 +121,8 @@ def test_group_norm_of_large_images_with_the_channels_last_keeps_its_digits(acti
 @pytest.mark.skipif("jittor" not in BACKENDS, reason="Jittor's convolution")
 @pytest.mark.parametrize("shape, threads", [((5, 64, 16, 16), 1), ((1, 66, 32, 52), 3), ((3, 65, 48, 8), 2)])
 def test_jittors_convolution_and_gradients_are_those_of_float64(shape, threads):
-    from guided_diffusion_jt import _winograd, optim, runtime
+    from guided_diffusion_jt import optim, runtime
+    from guided_diffusion_jt.kernels import winograd as kernel
 
     generator = np.random.default_rng(0)
     x, weight, bias, factors = [
@@ -129,8 +130,8 @@ def test_jittors_convolution_and_gradients_are_those_of_float64(shape, threads):
     ]
     runtime.set_threads(threads)
     tensors = [runtime.to_tensor(array, "float32") for array in (x, weight, bias)]
-    assert _winograd._pays(*tensors[:2])
-    result = _winograd._conv2d(*tensors)
+    assert kernel.pays(*tensors[:2])
+    result = kernel.conv2d(*tensors)
     given = optim.gradients((result * runtime.to_tensor(factors, "float32")).sum(), tensors)
     found, to_x, to_weight, to_bias = map(runtime.to_numpy, (result, *given))
     runtime.set_threads(1)

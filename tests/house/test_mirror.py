@@ -1,11 +1,12 @@
 """The two backends are twins: same modules, public names, parameters and defaults.
 
-The exceptions are `parity.ledger.MIRROR_DIFFERENCES`, to the letter, and the name of a module's
-forward pass: `forward` in PyTorch, `execute` in Jittor.
+The exceptions are `parity.ledger.MIRROR_DIFFERENCES`, to the letter; the name of a module's forward pass:
+`forward` in PyTorch, `execute` in Jittor; and the folder `kernels/`, in which each backend has what it needs.
 """
 
 import ast
 
+import pytest
 from support.backends import ROOT
 
 from parity.ledger import MIRROR_DIFFERENCES
@@ -40,10 +41,16 @@ def public_names(body, prefix):
     return {name: value for name, value in names.items() if is_public(name.rsplit(".")[-1])}
 
 
+def sources(package):
+    """The files of a backend that have a twin: all but its kernels."""
+    paths = sorted((ROOT / package).rglob("*.py"))
+    return [path for path in paths if "kernels" not in path.relative_to(ROOT / package).parts]
+
+
 def package_names(package):
     """Dotted name -> signature of every public definition of a package, modules included."""
     names = {}
-    for path in sorted((ROOT / package).rglob("*.py")):
+    for path in sources(package):
         module = ".".join(path.relative_to(ROOT / package).with_suffix("").parts)
         names |= {module: ""} | public_names(ast.parse(path.read_text()).body, f"{module}.")
     return names
@@ -72,6 +79,41 @@ def test_backends_differ_exactly_where_the_ledger_says():
     accepted = {(row.name, row.pytorch, row.jittor) for row in MIRROR_DIFFERENCES}
     assert found - accepted == set(), "(name, PyTorch, Jittor) not in parity/ledger.py"
     assert accepted - found == set(), "stale rows of parity/ledger.py"
+
+
+PACKAGES = ("guided_diffusion_pt", "guided_diffusion_jt")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_module_hides_behind_an_underscore(package):
+    hidden = [path for path in (ROOT / package).rglob("*.py") if not is_public(path.stem)]
+    assert not hidden, "what has no twin belongs to kernels/"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_private_name_leaves_its_module(package):
+    crossing = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        crossing += [f"{path}: {name}" for name in private_names_of_others(tree)]
+    assert not crossing
+
+
+def private_names_of_others(tree):
+    """Private names that a module imports from a backend, or takes from a module of it that it has imported."""
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    imports = [node for node in imports if node.module.startswith(PACKAGES)]
+    names = {alias.name for node in imports for alias in node.names}
+    yield from (name for name in names if not is_public(name))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if node.value.id in names and not is_public(node.attr):
+                yield f"{node.value.id}.{node.attr}"
+
+
+def test_private_names_that_cross_modules_are_seen():
+    source = "from guided_diffusion_pt.nn import _a, b\nfrom guided_diffusion_pt import nn\nnn._c()\nself._d"
+    assert set(private_names_of_others(ast.parse(source))) == {"_a", "nn._c"}
 
 
 def test_every_accepted_difference_has_a_reason():

@@ -4,11 +4,17 @@ from contextlib import nullcontext
 
 import numpy as np
 
-_settings = {"precision": "float32"}
+_settings = {"started": False, "precision": "float32"}
 
 
-def set_threads(n):
-    """Leave numpy's products as they are."""
+def start(threads=None, precision="float32", mixed_precision="no", device="cpu"):
+    """Set the precision; there is nothing else to set."""
+    _settings["started"] = True
+    set_precision(precision)
+
+
+def started():
+    return _settings["started"]
 
 
 def set_precision(name):

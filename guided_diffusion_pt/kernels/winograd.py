@@ -28,18 +28,18 @@ _CHUNK = 2**17
 _BLOCK = 8192
 
 
-def _serves(x, channels):
+def serves(x, channels):
     """Whether it is for values like those of x, in layers of at least this many channels."""
     return (
         x.device.type == "cpu" and x.dtype == th.float32 and not th.is_autocast_enabled("cpu") and channels >= _CHANNELS
     )
 
 
-def _pays(x, weight):
+def pays(x, weight):
     """Whether the convolution of x (N, C, H, W) with weight (O, C, 3, 3) is done here, not directly."""
     n, _, height, width = x.shape
     return (
-        _serves(x, min(weight.shape[:2]))
+        serves(x, min(weight.shape[:2]))
         and weight.dtype == x.dtype
         and height % TILE == width % TILE == 0
         and n * height * width >= _TILES * TILE**2
@@ -159,12 +159,12 @@ class _Convolution(th.autograd.Function):
         return to_x, _kernel_gradient(x, gradient), gradient.sum((0, 2, 3))
 
 
-def _conv2d(x, weight, bias):
+def conv2d(x, weight, bias):
     """A 3x3 convolution with a border of zeros, by whichever way pays.
 
     x: (N, C, H, W). weight: (O, C, 3, 3). bias: (O,). Returns (N, O, H, W), in memory as x is.
     """
-    if _pays(x, weight):
+    if pays(x, weight):
         return _Convolution.apply(x, weight, bias)
     # With the channels last oneDNN is slow backward, and torch copies the kernels in every call.
     if not x.is_contiguous() and (th.is_grad_enabled() or weight.numel() > x.numel()):

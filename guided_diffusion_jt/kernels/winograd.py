@@ -5,10 +5,8 @@ those of blocks of 6 output channels and 16 tiles, whose sums stay in registers.
 which stay in the processor's caches.
 """
 
-import jittor as jt
-from jittor import nn
-
 from guided_diffusion_core.networks.winograd import KERNEL, TILE, factors
+from guided_diffusion_jt.runtime import jt, nn
 
 _SIZE = TILE + KERNEL - 1
 # of a block
@@ -289,7 +287,7 @@ _WEIGHT_GRADIENT = r"""
 """
 
 
-def _pays(x, weight):
+def pays(x, weight):
     """Whether the convolution of x (N, C, H, W) with weight (O, C, 3, 3) is done here rather than directly."""
     return (
         not jt.flags.use_cuda
@@ -341,11 +339,11 @@ class _Convolution(jt.Function):
         return to_x, _weight_gradient(x, grad), grad.sum((0, 2, 3))
 
 
-def _conv2d(x, weight, bias):
+def conv2d(x, weight, bias):
     """A 3x3 convolution with a border of zeros, by whichever way pays.
 
     x: (N, C, H, W). weight: (O, C, 3, 3). bias: (O,). Returns (N, O, H, W).
     """
-    if not _pays(x, weight):
+    if not pays(x, weight):
         return nn.conv2d(x, weight, bias, padding=1)
     return _Convolution.apply(x, weight, bias)

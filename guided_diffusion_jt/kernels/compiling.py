@@ -65,7 +65,7 @@ exec "$compiler" "$@"
 """
 
 
-def _prepare_core(cache):
+def prepare_core(cache):
     """Let Jittor, which is imported next, compile itself with the header of its core.
 
     cache: Path of its compiled code. Nothing is done for other compilers than g++, where the user has flags of
@@ -92,7 +92,7 @@ def _prepare_core(cache):
         )
 
 
-def _prepare_operators(flags, cache):
+def prepare_operators(flags, cache):
     """Jittor's flags (`jt.flags`) once it is imported: operators get the header of operators and no asm_tuner.py."""
     if _core_flags(cache) not in flags.cc_flags:
         return

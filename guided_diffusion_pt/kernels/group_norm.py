@@ -14,7 +14,7 @@ _POSITIONS = 64**2  # up to here torch's own is within 1.5e-6
 _STRIPS = 64  # the most parts of an image, of some rows each
 
 
-def _is_for(x):
+def serves(x):
     """Whether x (N, C, ...) is so large and in that order in memory."""
     return (
         x.dim() == 4
@@ -102,15 +102,15 @@ class _SiLU(th.autograd.Function):
         return th.ops.aten.silu_backward(gradient, _affine(*ctx.saved_tensors)), None, None, None
 
 
-def _group_norm(x, groups, weight, bias, eps):
-    """`nn.GroupNorm32` of x (N, C, H, W) that `_is_for` holds of."""
+def group_norm(x, groups, weight, bias, eps):
+    """`nn.GroupNorm32` of x (N, C, H, W) that `serves` holds of."""
     out, slope, offset = _GroupNorm.apply(x, groups, weight, bias, eps)
     if th.is_grad_enabled():
         out.affine_of = x, slope, offset
     return out
 
 
-def _silu(x):
+def silu(x):
     """x * sigmoid(x), any shape."""
     return _SiLU.apply(x, *x.affine_of) if hasattr(x, "affine_of") else F.silu(x)
 

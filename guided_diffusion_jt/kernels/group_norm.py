@@ -4,7 +4,7 @@ Each one takes float32 and float64 and is compiled once for a type, whatever the
 blocks, whose results are added in float64: one long float32 sum loses digits.
 """
 
-import jittor as jt
+from guided_diffusion_jt.runtime import jt
 
 _SUMS = r"""
 #include <cmath>
@@ -109,7 +109,7 @@ class _GroupNorm(jt.Function):
         return to_x.reshape(self.shape), to_weight.sum(0).reshape(-1), to_bias.sum(0).reshape(-1), None, None, None
 
 
-def _group_norm(x, weight, bias, num_groups, eps):
+def group_norm(x, weight, bias, num_groups, eps):
     """`nn.GroupNorm32` of (N, C, ...), with weight and bias (C,)."""
     kept = []
     result = _GroupNorm.apply(x, weight, bias, num_groups, eps, kept)
@@ -142,30 +142,6 @@ class _SiLU(jt.Function):
         return (grad.reshape(x.shape) * sigmoid * (1 + x * (1 - sigmoid))).reshape(grad.shape), None
 
 
-def _silu(x):
+def silu(x):
     """x * sigmoid(x)."""
     return _SiLU.apply(x, getattr(x, "normalized_from", None))
-
-
-# in0: gradient. out0 to out2: parameter and the moving averages of its gradient and of its square, in place.
-_ADAMW = r"""
-    using T = in0_type;
-    const T keep1 = data["beta1"], new1 = 1 - data["beta1"], keep2 = data["beta2"], new2 = 1 - data["beta2"];
-    const T decay = data["decay"], rate = data["rate"], correction = data["correction"], eps = data["eps"];
-    #pragma omp parallel for
-    for (int64_t i = 0; i < in0->num; i++) {
-        const T gradient = in0_p[i];
-        out1_p[i] = keep1 * out1_p[i] + new1 * gradient;
-        out2_p[i] = keep2 * out2_p[i] + new2 * gradient * gradient;
-        out0_p[i] = out0_p[i] * decay - rate * out1_p[i] / (std::sqrt(out2_p[i]) / correction + eps);
-    }
-"""
-
-
-def _adamw(param, first, second, gradient, numbers):
-    """One step of `optim.AdamW` on one parameter and its moments, in place once the results, three tensors that
-    share their memory, are synced.
-
-    numbers: beta1, beta2, eps; decay, what the parameter is multiplied by; rate and correction, of the step.
-    """
-    return jt.code([gradient], [param, first, second], cpu_header="#include <cmath>", cpu_src=_ADAMW, data=numbers)
