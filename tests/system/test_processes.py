@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from support.backends import ROOT
 from support.processes_worker import TRAININGS
+from support.requirements import lacking
 from support.small import NETWORK, RandomDataset, small_config
 
 from guided_diffusion_core import checkpoints, training
@@ -43,8 +44,7 @@ def launcher(backend, count=2):
     if backend.name == "pytorch":
         return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={count}"]
     if not shutil.which("mpirun"):
-        missing = pytest.fail if os.environ.get("MEDSEGDIFF_REQUIRE_MPI") else pytest.skip
-        missing("no mpirun; install it: apt-get install openmpi-bin")
+        lacking("no mpirun; install it: apt-get install openmpi-bin", "MEDSEGDIFF_REQUIRE_MPI")
     return ["mpirun", "-np", str(count), "--oversubscribe", "--bind-to", "none", sys.executable]
 
 
