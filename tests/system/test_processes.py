@@ -54,9 +54,9 @@ def run(command):
     return done
 
 
-# Largest difference, as a share of the largest value of its kind. Measured: gradients of the first step 9e-14, of the second
-# 4e-12, all else 5e-9 (parameters, whose first update divides a gradient by its own size, so that one of rounding errors
-# alone counts as much as any).
+# Largest difference, as a share of the largest value of its kind. Measured: gradients of the first step 9e-14, of the
+# second 4e-12, everything else 5e-9. That is a parameter's: its first update divides a gradient by the gradient's own
+# size, so that one that consists of rounding errors counts as much as any.
 GRADIENTS = (1e-12, 1e-10)
 STATES = 1e-7
 
