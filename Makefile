@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 ARGS ?=
 WORKERS ?= auto
 
-.PHONY: demo test mutate venv check jittor
+.PHONY: demo test mutate lint venv check jittor
 
 demo: jittor
 	$(PY) -m medsegdiff demo $(ARGS)
@@ -18,6 +18,10 @@ test: jittor
 # Plants every fault of the parity suite in the Jittor backend and writes the table of what became of them.
 mutate: jittor
 	$(PY) -m parity mutate --table parity/MUTATIONS.md $(ARGS)
+
+lint: $(INSTALLED)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
 venv: $(INSTALLED)
 

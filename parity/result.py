@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 from parity.accepted_gaps import ACCEPTED_GAPS
 from parity.compare import AGREE, DIVERGED, INCOMPLETE
-from parity.ledger import RULE
+from parity.rule import RULE
 
 EXIT_CODES = {AGREE: 0, DIVERGED: 1, INCOMPLETE: 2}
 

@@ -21,17 +21,30 @@ A gradient that cancels to nothing in truth (a bias before a norm) is rounding n
 size is chance. Where a tensor's scale lies below one float32 eps of the largest of its kind in the
 network, that largest counts as its scale.
 
-The multiples are calibrated from recorded runs: `RULE` in `parity/ledger.py`.
+The multiples are calibrated from recorded runs: `parity/README.md`, "The multiples".
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from parity.ledger import RULE
-
 EPS = {"float32": float(np.finfo(np.float32).eps), "float64": float(np.finfo(np.float64).eps)}
-NORMS = ("rms", "max")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The multiples of the rule.
+
+    multiple:         M, of the reference's own error.
+    last_places:      K, in eps of the tensor's scale, in float32. gate_last_places: the same in float64.
+    """
+
+    multiple: float
+    last_places: float
+    gate_last_places: float
+
+
+RULE = Rule(multiple=16.0, last_places=32.0, gate_last_places=1024.0)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ def _coin(values, salt):
 class Worker:
     """Runs jobs with one backend and one suite.
 
-    backend: its name in the table of `guided_diffusion_core/backends.py`. suite: name of the suite's module. threads: of the computation.
+    backend: its name in the table of `guided_diffusion_core/backends.py`. suite: name of the suite's module.
+    threads: of the computation.
     """
 
     def __init__(self, backend, suite, threads):

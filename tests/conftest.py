@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from support import schedule, shares
 from support.backends import BACKENDS, ROOT, Backend
+from support.requirements import lacking
 
 from guided_diffusion_core.backends import start_backend
 
@@ -70,8 +71,7 @@ def shared_data():
     """
     folder = Path(os.environ.get("MEDSEGDIFF_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
-        missing = pytest.fail if os.environ.get("MEDSEGDIFF_REQUIRE_DATA") else pytest.skip
-        missing(f"no folder of real data at {folder}; set MEDSEGDIFF_DATA")
+        lacking(f"no folder of real data at {folder}; set MEDSEGDIFF_DATA", "MEDSEGDIFF_REQUIRE_DATA")
     return folder
 
 
@@ -97,6 +97,5 @@ def browser():
     """Path of Chromium. Without it the test is skipped; it fails if MEDSEGDIFF_REQUIRE_BROWSER is set."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
-        missing = pytest.fail if os.environ.get("MEDSEGDIFF_REQUIRE_BROWSER") else pytest.skip
-        missing("no chromium, chromium-browser or google-chrome on PATH")
+        lacking("no chromium, chromium-browser or google-chrome on PATH", "MEDSEGDIFF_REQUIRE_BROWSER")
     return found

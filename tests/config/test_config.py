@@ -89,7 +89,8 @@ def test_presets_set_their_values_and_flags_override_them():
         (
             "MedSegDiff++",
             "--image_size 256 --num_channels 512 --class_cond False --num_res_blocks 12 --num_heads 8 "
-            "--learn_sigma True --use_scale_shift_norm True --attention_resolutions 16 --batch_size 64 --num_ensemble 25",
+            "--learn_sigma True --use_scale_shift_norm True --attention_resolutions 16 --batch_size 64 "
+            "--num_ensemble 25",
             8_034_581_154,
         ),
     ],

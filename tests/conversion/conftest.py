@@ -1,11 +1,9 @@
 """Fixtures of the conversion: a network's weights, a checkpoint, the command."""
 
-import runpy
-import sys
+import functools
 
 import numpy as np
 import pytest
-from support.backends import ROOT
 from support.conversions import CONFIG
 from support.small import random_state
 
@@ -26,17 +24,6 @@ def source(weights):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    """Run the command in this process: function of its arguments, returns (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["convert_checkpoint", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            runpy.run_path(str(ROOT / "scripts" / "convert_checkpoint.py"), run_name="__main__")
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return (code, *capsys.readouterr())
-
-    return run
+def convert_checkpoint(command):
+    """Run `convert_checkpoint` in this process: function of its flags that returns (exit code, stdout, stderr)."""
+    return functools.partial(command, "convert_checkpoint")

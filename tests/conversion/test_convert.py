@@ -193,9 +193,9 @@ class TestConfiguration:
         with pytest.raises(UserError, match="x.pt"):
             convert.read(tmp_path / "x.pt")
 
-    def test_the_printed_flags_bring_the_configuration_back(self, tmp_path, source, command):
+    def test_the_printed_flags_bring_the_configuration_back(self, tmp_path, source, convert_checkpoint):
         convert.write(tmp_path / "a.safetensors", source)
-        code, printed, _ = command(tmp_path / "a.safetensors", tmp_path / "b.pkl")
+        code, printed, _ = convert_checkpoint(tmp_path / "a.safetensors", tmp_path / "b.pkl")
         assert code == 0
         flags = printed.splitlines()[-1].partition("in it: ")[2]
         line = f"{sys.executable} scripts/convert_checkpoint.py {tmp_path}/b.pkl {tmp_path}/c.safetensors {flags}"

@@ -45,24 +45,26 @@ class TestCommand:
         assert done.stdout.splitlines()[-1] == "loaded []"
         assert pathlib.Path(paths[3]).read_bytes() == pathlib.Path(paths[0]).read_bytes()
 
-    def test_says_what_it_assumes(self, tmp_path, source, command):
+    def test_says_what_it_assumes(self, tmp_path, source, convert_checkpoint):
         convert.write(tmp_path / "a.pt", source)
-        code, printed, _ = command(tmp_path / "a.pt", tmp_path / "b.safetensors", "--image_size", 32, "--num_heads", 2)
+        code, printed, _ = convert_checkpoint(
+            tmp_path / "a.pt", tmp_path / "b.safetensors", "--image_size", 32, "--num_heads", 2
+        )
         assert code == 0
         seen, assumed = (line for line in printed.splitlines() if line.startswith(("From", "Not")))
         assert "num_channels 32" in seen and "num_heads 2" in seen
         assert "num_heads " not in assumed and "diffusion_steps 1000" in assumed and "RGB / 255" in assumed
 
-    def test_dry_run_writes_nothing(self, tmp_path, source, command):
+    def test_dry_run_writes_nothing(self, tmp_path, source, convert_checkpoint):
         convert.write(tmp_path / "a.pt", source)
-        code, printed, _ = command(tmp_path / "a.pt", tmp_path / "b.pkl", *FLAGS, "--dry_run")
+        code, printed, _ = convert_checkpoint(tmp_path / "a.pt", tmp_path / "b.pkl", *FLAGS, "--dry_run")
         assert code == 0 and "Nothing written" in printed and "num_channels 32" in printed
         assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
-    def test_an_existing_file_stays(self, tmp_path, source, command):
+    def test_an_existing_file_stays(self, tmp_path, source, convert_checkpoint):
         convert.write(tmp_path / "a.pt", source)
         (tmp_path / "b.pkl").write_bytes(b"mine")
-        code, _, errors = command(tmp_path / "a.pt", tmp_path / "b.pkl", *FLAGS)
+        code, _, errors = convert_checkpoint(tmp_path / "a.pt", tmp_path / "b.pkl", *FLAGS)
         assert code == 2 and "b.pkl: found an existing file" in errors
         assert (tmp_path / "b.pkl").read_bytes() == b"mine"
 
@@ -76,10 +78,10 @@ class TestCommand:
             (("a.pt", "no/such/folder/b.pkl"), "folder"),
         ],
     )
-    def test_bad_paths_are_refused(self, tmp_path, source, command, names, text):
+    def test_bad_paths_are_refused(self, tmp_path, source, convert_checkpoint, names, text):
         convert.write(tmp_path / "a.pt", source)
         (tmp_path / "a.bin").write_bytes(b"")
-        code, _, errors = command(*(tmp_path / name for name in names), *FLAGS)
+        code, _, errors = convert_checkpoint(*(tmp_path / name for name in names), *FLAGS)
         assert code == 2 and text in errors and "Traceback" not in errors
 
     def test_sampling_names_the_command(self, tmp_path, source):
@@ -90,9 +92,9 @@ class TestCommand:
 
 @pytest.mark.skipif(set(BACKENDS) != {"pytorch", "jittor"}, reason="compares both backends")
 class TestVerify:
-    def test_both_backends_agree(self, tmp_path, source, command):
+    def test_both_backends_agree(self, tmp_path, source, convert_checkpoint):
         convert.write(tmp_path / "a.pt", source)
-        code, printed, errors = command(tmp_path / "a.pt", tmp_path / "b.pkl", *FLAGS, "--verify")
+        code, printed, errors = convert_checkpoint(tmp_path / "a.pt", tmp_path / "b.pkl", *FLAGS, "--verify")
         assert code == 0, errors
         lines = [line for line in printed.splitlines() if line.startswith("--verify")]
         assert f"{len(source.arrays)} of {len(source.arrays)} tensors" in lines[0]
@@ -101,12 +103,12 @@ class TestVerify:
         # sums in another order: measured 1.5e-6 of the largest output
         assert 0 < difference < 1e-5 * scale
 
-    def test_backends_that_disagree_are_an_error(self, tmp_path, source, command, monkeypatch):
+    def test_backends_that_disagree_are_an_error(self, tmp_path, source, convert_checkpoint, monkeypatch):
         monkeypatch.setattr(verify, "BACKENDS_AGREE", 0.0)
         convert.write(tmp_path / "a.pt", source)
-        assert command(tmp_path / "a.pt", tmp_path / "b.safetensors", *FLAGS, "--verify")[0] == 1
+        assert convert_checkpoint(tmp_path / "a.pt", tmp_path / "b.safetensors", *FLAGS, "--verify")[0] == 1
 
-    def test_a_wrong_file_is_found(self, tmp_path, source, command, monkeypatch):
+    def test_a_wrong_file_is_found(self, tmp_path, source, convert_checkpoint, monkeypatch):
         convert.write(tmp_path / "a.pt", source)
         write = convert.write
 
@@ -123,6 +125,6 @@ class TestVerify:
             )
 
         monkeypatch.setattr(convert, "write", spoil)
-        code, printed, _ = command(tmp_path / "a.pt", tmp_path / "b.pkl", *FLAGS, "--verify")
+        code, printed, _ = convert_checkpoint(tmp_path / "a.pt", tmp_path / "b.pkl", *FLAGS, "--verify")
         assert code == 1 and f"{len(source.arrays) - 1} of {len(source.arrays)} tensors" in printed
         assert "pytorch, IN against OUT: largest difference 1" in printed

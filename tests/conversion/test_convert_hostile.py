@@ -60,7 +60,7 @@ def hostile_files(content):
 
 class TestHostileFiles:
     @pytest.mark.parametrize("name", hostile_pickles("x"))
-    def test_nothing_is_executed(self, tmp_path, name, command):
+    def test_nothing_is_executed(self, tmp_path, name, convert_checkpoint):
         made = tmp_path / "made"
         content = hostile_pickles(made)[name]
         with suppress(Exception):  # some end in an error after they have made the file
@@ -73,7 +73,7 @@ class TestHostileFiles:
             with pytest.raises(UserError, match=f"x{ending}"):
                 convert.read(path)
             assert not made.exists(), ending
-        code, _, errors = command(path, tmp_path / "out.pkl")
+        code, _, errors = convert_checkpoint(path, tmp_path / "out.pkl")
         assert code == 2 and "Traceback" not in errors and not (tmp_path / "out.pkl").exists()
 
     @pytest.mark.parametrize(

@@ -31,14 +31,14 @@ SHAPE = (20, 18, 10)
 
 
 def check(train, test=None, data_name="ISIC", **settings):
-    sets = {"train": (train, "Training", True), **({"test": (test, "Test", False)} if test else {})}
-    return Check(
-        {
-            name: take_inventory(lambda: list_files(DataConfig(data_name, str(folder), **settings), split, need))
-            for name, (folder, split, need) in sets.items()
-        },
-        workers=2,
-    )
+    def inventory(folder, split, need_masks):
+        config = DataConfig(data_name, str(folder), **settings)
+        return take_inventory(lambda: list_files(config, split, need_masks))
+
+    sets = {"train": inventory(train, "Training", True)}
+    if test:
+        sets["test"] = inventory(test, "Test", False)
+    return Check(sets, workers=2)
 
 
 def found(result):

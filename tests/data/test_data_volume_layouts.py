@@ -122,7 +122,7 @@ class TestBratsSlices:
         assert not np.asarray(written.dataobj)[..., :3].any() and np.asarray(written.dataobj)[..., 3:].all()
 
     def test_slices_with_places_of_their_own(self, folder):
-        """Cut out by nibabel's slicer, each slice has its own origin; slice 0 of the volume is three before the first."""
+        """Cut out by nibabel's slicer, each slice has its own origin; slice 0 of the volume is three before it."""
         step = np.array([[0.0, 0, 2.5, 7], [0, 1, 0, 8], [-1, 0, 0, 9], [0, 0, 0, 1]])
         for path in folder.rglob("*.nii.gz"):
             z = int(path.name.split("_")[-2])

@@ -185,7 +185,7 @@ def test_samplers_converge_to_one_distribution(backend, sampler, settings, order
         alpha = dict(zip(times, np.sqrt(abar)))
         variance = dict(zip(times, 1 - abar))
 
-        def network(x, t):
+        def network(x, t, alpha=alpha, variance=variance):
             a, v = (table[float(array(backend, t)[0])] for table in (alpha, variance))
             m = array(backend, x)[:, -1:]
             predicted = centre + a * spread**2 / (a**2 * spread**2 + v) * (m - a * centre)
@@ -202,7 +202,7 @@ def test_samplers_converge_to_one_distribution(backend, sampler, settings, order
                 None,
                 tensor(backend, np.zeros((cases, 2, 1, 1))),
                 tensor(backend, a * centre + np.sqrt(a**2 * spread**2 + v) * single["start"]),
-                lambda t: tensor(backend, single[t]),
+                lambda t, single=single: tensor(backend, single[t]),
                 clip_denoised=False,
                 **settings,
             )[0],

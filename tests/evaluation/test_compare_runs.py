@@ -9,8 +9,8 @@ import pytest
 from medpy.metric import binary
 from PIL import Image
 from support.commands import assert_refused, files_below
+from support.evaluations import two_labels
 from support.pages import HOSTILE, TAGS, Page
-from test_evaluation import two_labels
 
 from guided_diffusion_core import evaluation
 from guided_diffusion_core.config import DataConfig

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.spatial import distance
+from support.evaluations import two_labels
 
 from guided_diffusion_core import evaluation
 from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.data import list_truths, open_dataset, phantoms
-from guided_diffusion_core.data.dataset import Truth
-from guided_diffusion_core.data.formats.labels import LabelMap
 from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.results import outputs
@@ -42,25 +41,6 @@ def write_predictions(dataset, folder, threshold=0.5, seed=0):
         paths = outputs.CaseWriter(folder).write(case, probability, probability / 2, threshold)
         written[case.name] = outputs.read_output(paths["probability"])
     return written
-
-
-def two_labels(folder):
-    """Three pictures with the labels 1 (cup) and 2 (disc, which holds the cup): truths, and random masks in
-    `folder`; the cup of case c is empty in both."""
-    label_map = LabelMap(("disc", "cup"), (frozenset({1, 2}), frozenset({2})))
-    generator = np.random.default_rng(3)
-    truths = []
-    written = {}
-    for name in "abc":
-        stored = generator.integers(0, 2 if name == "c" else 3, (9, 8)).astype(np.uint8)
-        Image.fromarray(stored).save(folder / f"{name}.png")
-        truths.append(Truth(name, str(folder / f"{name}.png"), label_map=label_map))
-        for label in label_map.names:
-            mask = generator.random((9, 8)) > (0.5 if (name, label) != ("c", "cup") else 1)
-            path = outputs.output_path(folder, name, outputs.MASK, False, label)
-            Image.fromarray(mask.astype(np.uint8) * 255).save(path)
-            written[name, label] = mask
-    return truths, written
 
 
 def scipy_scores(prediction, truth):

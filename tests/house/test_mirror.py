@@ -1,6 +1,6 @@
 """The two backends are twins: same modules, public names, parameters and defaults.
 
-The exceptions are `parity.ledger.MIRROR_DIFFERENCES`, to the letter; the name of a module's forward pass:
+The exceptions are `support.mirror_differences`, to the letter; the name of a module's forward pass:
 `forward` in PyTorch, `execute` in Jittor; and the folder `kernels/`, in which each backend has what it needs.
 """
 
@@ -8,8 +8,7 @@ import ast
 
 import pytest
 from support.backends import ROOT
-
-from parity.ledger import MIRROR_DIFFERENCES
+from support.mirror_differences import MIRROR_DIFFERENCES
 
 
 def signature(function):
@@ -77,8 +76,8 @@ def test_backends_differ_exactly_where_the_ledger_says():
         if pytorch.get(name) != jittor.get(name)
     }
     accepted = {(row.name, row.pytorch, row.jittor) for row in MIRROR_DIFFERENCES}
-    assert found - accepted == set(), "(name, PyTorch, Jittor) not in parity/ledger.py"
-    assert accepted - found == set(), "stale rows of parity/ledger.py"
+    assert found - accepted == set(), "(name, PyTorch, Jittor) not in tests/support/mirror_differences.py"
+    assert accepted - found == set(), "stale rows of tests/support/mirror_differences.py"
 
 
 PACKAGES = ("guided_diffusion_pt", "guided_diffusion_jt")

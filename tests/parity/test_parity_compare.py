@@ -248,7 +248,7 @@ def summed_alone(folder, errors, who):
     ],
 )
 def test_one_lucky_run_of_a_layer_alone_does_not_decide(tmp_path, error, draws, state):
-    """The reference's plain run has the number right to the bit, by luck; any draw that has not says what is allowed."""
+    """The reference's plain run has the number right to the bit, by luck; any draw that has not tells the bound."""
     reference = summed_alone(tmp_path / "a", {LAYERS: 0.0, **dict(zip(MOVED[LAYERS], draws))}, "reference")
     candidate = summed_alone(tmp_path / "b", {LAYERS: error}, "candidate")
     verdict = compare_case(reference, candidate, "gradients/made", "float32", LAYERS)

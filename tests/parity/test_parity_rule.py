@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from parity.ledger import RULE
-from parity.rule import allowance, cosine, distance, judge, judge_exact, judge_mask, norms, ulp_quantiles
+from parity.rule import RULE, allowance, cosine, distance, judge, judge_exact, judge_mask, norms, ulp_quantiles
 
 EPS32 = np.finfo(np.float32).eps
 EPS64 = np.finfo(np.float64).eps

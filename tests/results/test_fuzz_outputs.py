@@ -1,4 +1,4 @@
-"""Damaged checkpoints, pictures to sample and predictions: refused by one clear error, and nothing half-written stays."""
+"""Damaged checkpoints, pictures to sample and predictions: one clear error, and nothing half-written stays."""
 
 import contextlib
 import io

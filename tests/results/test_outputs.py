@@ -98,7 +98,8 @@ def test_scaled_source_does_not_scale_the_output(tmp_path, volume_case):
     paths = outputs.CaseWriter(tmp_path).write(case, ones, ones, threshold=0.5)
     mask = nib.load(paths["mask"])
     assert mask.get_fdata().max() == 1 and mask.get_fdata().sum() == 20 * 24 and mask.header["cal_max"] == 0
-    raw = nib.Nifti1Header.from_fileobj(gzip.open(paths["mask"]))
+    with gzip.open(paths["mask"]) as file:
+        raw = nib.Nifti1Header.from_fileobj(file)
     assert raw["vox_offset"] == 352 and not raw.extensions
 
 

@@ -28,7 +28,7 @@ def test_a_batch_is_its_cases_draws_in_any_company_and_order():
 
 
 def test_each_part_of_a_place_gives_other_numbers():
-    places = [dict(seed=0, site="a", step=0, case=0, member=0)]
+    places = [{"seed": 0, "site": "a", "step": 0, "case": 0, "member": 0}]
     places += [
         {**places[0], **change}
         for change in ({"seed": 1}, {"site": "b"}, {"step": 1}, {"case": 1}, {"member": 1}, {"case": "BraTS/1"})

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from support.backends import ROOT
 from support.processes_worker import TRAININGS
+from support.requirements import lacking
 from support.small import NETWORK, RandomDataset, small_config
 
 from guided_diffusion_core import checkpoints, training
@@ -43,8 +44,7 @@ def launcher(backend, count=2):
     if backend.name == "pytorch":
         return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={count}"]
     if not shutil.which("mpirun"):
-        missing = pytest.fail if os.environ.get("MEDSEGDIFF_REQUIRE_MPI") else pytest.skip
-        missing("no mpirun; install it: apt-get install openmpi-bin")
+        lacking("no mpirun; install it: apt-get install openmpi-bin", "MEDSEGDIFF_REQUIRE_MPI")
     return ["mpirun", "-np", str(count), "--oversubscribe", "--bind-to", "none", sys.executable]
 
 
@@ -54,9 +54,9 @@ def run(command):
     return done
 
 
-# Largest difference, as a share of the largest value of its kind. Measured: gradients of the first step 9e-14, of the second
-# 4e-12, all else 5e-9 (parameters, whose first update divides a gradient by its own size, so that one of rounding errors
-# alone counts as much as any).
+# Largest difference, as a share of the largest value of its kind. Measured: gradients of the first step 9e-14, of the
+# second 4e-12, everything else 5e-9. That is a parameter's: its first update divides a gradient by the gradient's own
+# size, so that one that consists of rounding errors counts as much as any.
 GRADIENTS = (1e-12, 1e-10)
 STATES = 1e-7
 

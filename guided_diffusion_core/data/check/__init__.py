@@ -1,1 +1,1 @@
-"""Checks of a whole data set: inventory, examination, report, fingerprint."""
+"""Check a whole data set: list its files, examine each one, report problems, and take a fingerprint."""

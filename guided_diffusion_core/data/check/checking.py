@@ -1,4 +1,4 @@
-"""All problems of a data set at once, and its fingerprint: what `scripts/check_data.py` reports."""
+"""Check a whole data set: find all problems at once, and take its fingerprint."""
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -11,46 +11,51 @@ from guided_diffusion_core.data.check.examine import ERROR, WARNING, Problem, as
 from guided_diffusion_core.data.formats.volumes import AFFINE_TOLERANCE
 from guided_diffusion_core.errors import join_names
 
-QUANTILES = (0.5, 25, 50, 75, 99.5)  # percent, of the fingerprint's intensities
+QUANTILES = (0.5, 25, 50, 75, 99.5)  # percent, of the intensities in the fingerprint
 
 
 class Check:
-    """The check of one or two sets of one layout.
+    """The check of one or two sets of the same layout.
 
-    inventories: dict set name ("train", "test") -> `Inventory`.
-    workers:     threads that read; decompression and numpy run side by side in them.
+    inventories: dict of set name ("train", "test") -> `Inventory`.
+    workers:     number of threads that read files; decompression and numpy run in parallel in them.
     """
 
     def __init__(self, inventories, workers):
         self.inventories = inventories
+        self.examined = {name: [] for name in inventories}  # set name -> list of `Examined`
         queue = [(name, file) for name, inventory in inventories.items() for file in inventory.files]
         with ThreadPoolExecutor(workers) as pool:
-            done = pool.map(lambda item: examine(item[1], inventories[item[0]].normalisation), queue)
-            found = list(tqdm(done, total=len(queue), unit="file", desc="checking", dynamic_ncols=True))
-        self.examined = {name: [] for name in inventories}  # set name -> list of `Examined`
-        for (name, _), result in zip(queue, found):
-            self.examined[name].append(result)
+            results = pool.map(lambda item: examine(item[1], inventories[item[0]].normalisation), queue)
+            progress = tqdm(results, total=len(queue), unit="file", desc="checking", dynamic_ncols=True)
+            for (name, _), result in zip(queue, progress):
+                self.examined[name].append(result)
         self.problems = self._all_problems()
 
     def _all_problems(self):
+        """Return all problems, errors before warnings."""
         problems = []
         for name, inventory in self.inventories.items():
             results = self.examined[name]
             problems += [as_problem(error, "layout") for error in inventory.problems]
-            problems += [problem for result in results for problem in result.problems]
-            problems += [problem for files in _by_case(results).values() for problem in _disagreements(files)]
+            for result in results:
+                problems += result.problems
+            for results_of_case in _by_case(results).values():
+                problems += _different_grids(results_of_case)
+                problems += _empty_masks(results_of_case)
             problems += _without_labels(name, inventory)
-        problems += _duplicates(self.examined) + _shared_names(self.examined)
-        unique = list(dict.fromkeys(problems))  # a loader may complain of what was found here, too
+        problems += _duplicates(self.examined)
+        problems += _shared_names(self.examined)
+        unique = list(dict.fromkeys(problems))  # the layout may have reported some of these too
         return sorted(unique, key=lambda problem: problem.severity != ERROR)
 
     @property
     def has_errors(self):
-        """Whether anything is worse than a warning."""
+        """Return True if a problem is worse than a warning."""
         return any(problem.severity == ERROR for problem in self.problems)
 
     def report(self):
-        """The problems as JSON values: their number by severity and kind, and each of them."""
+        """Return the problems as JSON values: their number by severity and kind, and each problem."""
         counts = Counter((problem.severity, problem.kind) for problem in self.problems)
         return {
             "files": {name: len(results) for name, results in self.examined.items()},
@@ -61,75 +66,94 @@ class Check:
         }
 
     def fingerprint(self):
-        """Sizes, spacings, intensities and foreground shares of each set, as JSON values."""
+        """Return the sizes, spacings, intensities and foreground shares of each set as JSON values."""
         return {name: _fingerprint(results, self.inventories[name]) for name, results in self.examined.items()}
 
 
 def _by_case(results):
+    """Return a dict of case name -> list of `Examined`."""
     cases = {}
     for result in results:
         cases.setdefault(result.file.case, []).append(result)
     return cases
 
 
-def _disagreements(results):
-    """Problems between the files of one case: another grid, twice the same image, masks that are empty."""
-    problems = []
-    places = {}
+def _different_grids(results):
+    """Return the problems of files in one case that do not have the same grid.
+
+    The files of a slice are compared with each other, because slices may have different origins.
+    """
+    places = {}  # slice number or None -> list of `Examined`
     for result in results:
         if result.shape is not None:
             places.setdefault(result.file.place, []).append(result)
+    problems = []
     for first, *others in places.values():
         for other in others:
-            problems += _other_grid(first, other)
-    labels = [result for result in results if result.shares is not None]
-    for name in labels[0].shares if labels else ():
-        if not any(result.shares.get(name) for result in labels):
-            problems.append(
-                Problem(
-                    WARNING,
-                    "empty mask",
-                    labels[0].file.path,
-                    f"no pixel of {name!r} in case {labels[0].file.case}",
-                    "some foreground",
-                    "Look at the case: it is right if there is nothing to segment.",
-                )
-            )
+            problems += _different_grid(first, other)
     return problems
 
 
-def _other_grid(first, other):
-    def problem(kind, found, expected):
-        return Problem(
+def _different_grid(first, other):
+    """Return a list with the first difference between the grids of two files; empty if they are the same."""
+    if first.shape != other.shape:
+        kind = "shape"
+        found = f"the size {_product(other.shape)}"
+        expected = _product(first.shape)
+    elif first.affine is None or other.affine is None:
+        return []
+    elif not _is_close(first.spacing, other.spacing):
+        kind = "spacing"
+        found = f"a spacing of {_product(other.spacing)} mm"
+        expected = f"{_product(first.spacing)} mm"
+    elif not _is_close(first.affine, other.affine):
+        kind = "affine"
+        row = np.abs(first.affine - other.affine).max(axis=1).argmax()  # the row that differs most
+        found = f"another orientation or place: row {row} of the affine is {_product(other.affine[row])}"
+        expected = _product(first.affine[row])
+    else:
+        return []
+    return [
+        Problem(
             ERROR,
             kind,
             other.file.path,
             found,
             f"{expected} as in {first.file.path}",
-            "Resample the files of a case to one grid, or use the one that belongs to it.",
+            "Resample all files of a case to one grid, or use the file that belongs to the case.",
         )
+    ]
 
-    if first.shape != other.shape:
-        return [problem("shape", f"the size {_numbers(other.shape)}", _numbers(first.shape))]
-    if first.affine is None or other.affine is None:
+
+def _is_close(values, others):
+    return np.allclose(values, others, rtol=0, atol=AFFINE_TOLERANCE)
+
+
+def _empty_masks(results):
+    """Return a warning for each label that no file of one case contains."""
+    labelled = [result for result in results if result.shares is not None]
+    if not labelled:
         return []
-    if not np.allclose(first.spacing, other.spacing, rtol=0, atol=AFFINE_TOLERANCE):
-        return [problem("spacing", f"a spacing of {_numbers(other.spacing)} mm", f"{_numbers(first.spacing)} mm")]
-    if not np.allclose(first.affine, other.affine, rtol=0, atol=AFFINE_TOLERANCE):
-        row = np.abs(first.affine - other.affine).max(axis=1).argmax()
-        return [
-            problem(
-                "affine",
-                f"another orientation or place: row {row} of the affine is {_numbers(other.affine[row])}",
-                _numbers(first.affine[row]),
-            )
-        ]
-    return []
+    first = labelled[0]
+    return [
+        Problem(
+            WARNING,
+            "empty mask",
+            first.file.path,
+            f"no pixel of {name!r} in case {first.file.case}",
+            "some foreground",
+            "Look at the case: an empty mask is right if there is nothing to segment.",
+        )
+        for name in first.shares
+        if not any(result.shares.get(name) for result in labelled)
+    ]
 
 
 def _without_labels(name, inventory):
+    """Return a warning for a test set with unlabelled cases."""
+    # in a training set, each missing label file is already a problem of its own
     if not inventory.unlabelled or name != "test":
-        return []  # of a training set each lacking file is a problem of its own
+        return []
     return [
         Problem(
             WARNING,
@@ -137,43 +161,51 @@ def _without_labels(name, inventory):
             f"{name} set",
             f"{len(inventory.unlabelled)} cases without labels ({join_names(inventory.unlabelled)})",
             "labels, if these cases are to be scored",
-            "Nothing is to be done for sampling alone.",
+            "Nothing has to be done if the cases are only sampled.",
         )
     ]
 
 
 def _duplicates(examined):
-    """Images that hold the same values as another one: an error between sets and between channels."""
-    seen = {}
+    """Return the problems of images that hold the same values as another image.
+
+    A duplicate in the other set, or as another channel of the same case, is an error. Others are warnings.
+    """
+    first_with_digest = {}  # digest -> (set name, `Examined`)
     problems = []
     for name, results in examined.items():
         for result in results:
-            if result.file.label_map is not None or result.range is None or result.range[0] == result.range[1]:
+            is_label = result.file.label_map is not None
+            is_constant = result.range is None or result.range[0] == result.range[1]
+            if is_label or is_constant:
                 continue
-            other_name, other = seen.setdefault(result.digest, (name, result))
-            if other is result:
-                continue
-            same_case = (other_name, other.file.case) == (name, result.file.case)
-            severe = other_name != name or same_case
-            problems.append(
-                Problem(
-                    ERROR if severe else WARNING,
-                    "duplicate",
-                    result.file.path,
-                    f"the same values as in {other.file.path}",
-                    "images that differ" + (", or scores of the test set mean nothing" if other_name != name else ""),
-                    "Put the right file there." if same_case else "Take one of the two out.",
-                )
-            )
+            other_name, other = first_with_digest.setdefault(result.digest, (name, result))
+            if other is not result:
+                problems.append(_duplicate(result, other, other_name == name))
     return problems
 
 
+def _duplicate(result, other, is_same_set):
+    is_same_case = is_same_set and other.file.case == result.file.case
+    is_error = is_same_case or not is_same_set
+    consequence = "" if is_same_set else ", because scores of a test set that was trained on mean nothing"
+    return Problem(
+        ERROR if is_error else WARNING,
+        "duplicate",
+        result.file.path,
+        f"the same values as in {other.file.path}",
+        f"different images{consequence}",
+        "Replace it with the right file." if is_same_case else "Remove one of the two.",
+    )
+
+
 def _shared_names(examined):
-    """Cases of the two sets that have one name, which may be one patient."""
-    # the first file of each case, an image
-    names = [{result.file.case: result.file.path for result in reversed(results)} for results in examined.values()]
-    if len(names) < 2:
+    """Return a warning for each case name that both sets have, because the cases may be of one patient."""
+    if len(examined) < 2:
         return []
+    names = []  # for each set a dict of case name -> path of its first file, an image
+    for results in examined.values():
+        names.append({case: files[0].file.path for case, files in _by_case(results).items()})
     return [
         Problem(
             WARNING,
@@ -181,60 +213,70 @@ def _shared_names(examined):
             names[1][case],
             f"the case name {case!r} in both sets",
             "different cases in the two sets",
-            "Make sure that they are not of one patient.",
+            "Make sure that the two cases are not of the same patient.",
         )
         for case in sorted(names[0].keys() & names[1].keys())
     ]
 
 
 def _fingerprint(results, inventory):
+    """Return the fingerprint of one set as JSON values."""
     readable = [result for result in results if result.shape is not None]
-    first_of_case = {}
+    first_images = {}  # case -> its first image
+    channels = {}  # channel -> images with intensities
     for result in readable:
         if result.file.label_map is None:
-            first_of_case.setdefault(result.file.case, result)
-    channels = {}
-    for result in readable:
+            first_images.setdefault(result.file.case, result)
         if result.moments:
             channels.setdefault(result.file.part, []).append(result)
-    shares = {}
-    for files in _by_case([result for result in readable if result.shares]).values():
-        for label in files[0].shares:
-            share = np.mean([result.shares.get(label, 0.0) for result in files])
-            shares.setdefault(label, []).append(float(share))
     return {
         "cases": len(inventory.cases),
         "files": len(results),
         "normalisation": inventory.normalisation,
-        "sizes": [list(result.shape) for result in first_of_case.values()],
-        "spacings": [list(result.spacing) for result in first_of_case.values() if result.spacing],
-        "intensities": {channel: _intensities(found) for channel, found in channels.items()},
-        "foreground_share": {
-            label: {
-                "cases": values,
-                "mean": float(np.mean(values)),
-                "median": float(np.median(values)),
-                "empty": sum(not value for value in values),
-            }
-            for label, values in shares.items()
-        },
+        "sizes": [list(result.shape) for result in first_images.values()],
+        "spacings": [list(result.spacing) for result in first_images.values() if result.spacing],
+        "intensities": {channel: _intensities(images) for channel, images in channels.items()},
+        "foreground_share": {label: _share_summary(shares) for label, shares in _label_shares(readable).items()},
+    }
+
+
+def _label_shares(results):
+    """Return a dict of label -> list of the shares that it covers, one for each case."""
+    shares = {}
+    labelled = [result for result in results if result.shares]
+    for files in _by_case(labelled).values():
+        for label in files[0].shares:
+            share = np.mean([result.shares.get(label, 0.0) for result in files])
+            shares.setdefault(label, []).append(float(share))
+    return shares
+
+
+def _share_summary(shares):
+    return {
+        "cases": shares,
+        "mean": float(np.mean(shares)),
+        "median": float(np.median(shares)),
+        "empty": sum(not share for share in shares),
     }
 
 
 def _intensities(results):
-    """Of one channel over all its files: exact extremes, mean and deviation; quantiles of a sample."""
+    """Return the intensities of one channel: exact extremes, mean and deviation, and quantiles of a sample."""
     numbers, means, deviations = np.array([result.moments for result in results]).T
     mean = np.average(means, weights=numbers)
+    # the law of total variance: variance within the files plus variance of their means
     variance = np.average(deviations**2 + (means - mean) ** 2, weights=numbers)
     sample = np.concatenate([result.sample for result in results])
+    quantiles = zip(QUANTILES, np.percentile(sample, QUANTILES))
     return {
         "minimum": min(result.range[0] for result in results),
         "maximum": max(result.range[1] for result in results),
         "mean": float(mean),
         "standard_deviation": float(np.sqrt(variance)),
-        "quantiles": {str(q): float(value) for q, value in zip(QUANTILES, np.percentile(sample, QUANTILES))},
+        "quantiles": {str(percent): float(value) for percent, value in quantiles},
     }
 
 
-def _numbers(values):
+def _product(values):
+    """Return numbers in the form 10 x 20 x 30."""
     return " x ".join(f"{value:g}" for value in values)

@@ -1,4 +1,4 @@
-"""What one file of a data set holds: read once, measured, and compared with what training expects."""
+"""Examine one file of a data set: read it once, measure its content, and find its problems."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -13,16 +13,18 @@ from guided_diffusion_core.system.files import read_once
 
 ERROR = "error"
 WARNING = "warning"
-SAMPLE = 2000  # intensities that a file gives to the histogram
-ORIENTATION = 274  # a tag of EXIF
+SAMPLE_SIZE = 2000  # intensities that a file contributes to the histogram
+ORIENTATION = 274  # the EXIF tag for the orientation; 1 means upright
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with a data set.
+    """A problem of a data set.
 
-    severity: `ERROR`, which training, sampling or scoring would refuse or be spoilt by, or `WARNING`.
-    kind:     one or two words, by which problems are counted.
+    severity: `ERROR` if training, sampling or scoring would fail or give wrong results, otherwise `WARNING`.
+    kind:     one or two words; problems are counted by kind.
+    file:     the file with the problem.
+    found, expected, mend: as in `errors.found_expected`; `mend` says how to fix the problem.
     """
 
     severity: str
@@ -38,14 +40,18 @@ class Problem:
 
 @dataclass
 class Examined:
-    """What a file was found to hold; all but the first two is unknown of one that cannot be read.
+    """The content of a file, as far as it could be read.
 
-    shape:   of the stored array, without channels: (H, W), (X, Y) or (X, Y, Z).
-    affine:  (4, 4) of a NIfTI file. spacing: millimetres along its axes.
-    digest:  of the decoded values as float32, so that a copy in another compression is found too.
-    range:   smallest and largest value. sample: some intensities that the normalisation looks at.
-    moments: (number, mean, standard deviation) of all of these.
-    shares:  label name -> share of the pixels that it covers.
+    file:     `ListedFile`.
+    problems: list of `Problem`.
+    shape:    shape of the stored array without channels: (H, W), (X, Y) or (X, Y, Z).
+    affine:   (4, 4) of a NIfTI file.
+    spacing:  millimetres along its axes.
+    digest:   hash of the decoded values as float32, so that a copy with another compression has the same one.
+    range:    smallest and largest value.
+    sample:   some of the intensities that the normalisation uses, float32.
+    moments:  (number, mean, standard deviation) of all intensities that the normalisation uses.
+    shares:   dict of label name -> share of the pixels that it covers.
     """
 
     file: object
@@ -65,124 +71,145 @@ class Examined:
 
 
 def as_problem(error, kind, file="", severity=ERROR):
-    """The `Problem` that a `UserError` speaks of."""
-    where, found, expected, mend = error.parts or (file, str(error), "a file as the layout wants it", "")
+    """Return a `UserError` as a `Problem`.
+
+    file: the file, if the error does not say which one.
+    """
+    where, found, expected, mend = error.parts or (file, str(error), "a file that the layout accepts", "")
     return Problem(severity, kind, where, found, expected, mend)
 
 
 def examine(file, normalisation):
-    """Read a `ListedFile` and return what it holds, an `Examined`; raises nothing for what is wrong with it.
+    """Read a `ListedFile` and return its content as `Examined`. Problems are recorded there and not raised.
 
-    normalisation: the rule by which images will be scaled.
+    normalisation: the rule that will scale the images, in words.
     """
     result = Examined(file)
     try:
         with read_once(file.path):
-            values = _read(result)
+            values = _read_picture(result) if stem(file.path) is None else _read_nifti(result)
+            result.digest = _digest(values)
             if file.label_map is None:
                 _examine_image(result, values, normalisation)
             else:
                 _examine_labels(result, values)
     except UserError as error:
-        result.problems.append(as_problem(error, "unreadable" if result.shape is None else "labels", file.path))
+        kind = "unreadable" if result.shape is None else "labels"
+        result.problems.append(as_problem(error, kind, file.path))
     return result
 
 
-def _read(result):
-    """The stored values of a file; notes shape, place and digest."""
+def _read_picture(result):
+    """Return the stored values of a picture; record its shape and a wrong orientation."""
     path = result.file.path
-    if stem(path) is None:
-        values = stored_values(path)
-        result.shape = tuple(values.shape[:2])
-        turned = decode(path).getexif().get(ORIENTATION, 1)
-        if turned != 1:
-            result.add(
-                WARNING,
-                "orientation",
-                f"an EXIF orientation of {turned}, which readers differ on",
-                "pixels stored upright",
-                "Turn the pixels and remove the tag.",
-            )
-    else:
-        values, geometry = read_with_geometry(path)
-        expected = 3 if result.file.place is None else 2
-        if values.ndim == 3 and expected == 2 and values.shape[2] == 1:
-            values = values[:, :, 0]
-        if values.ndim != expected or not values.size:
-            result.add(
-                ERROR,
-                "shape",
-                f"an array of shape {values.shape}",
-                f"one of {expected} axes",
-                "Write each channel into a file of its own.",
-            )
-        result.shape = tuple(values.shape)
-        result.affine = geometry.affine
-        result.spacing = tuple(float(size) for size in np.linalg.norm(geometry.affine[:3, :3], axis=0))
-        if not np.isfinite(geometry.affine).all() or not abs(np.linalg.det(geometry.affine[:3, :3])) > 0:
-            result.add(
-                ERROR,
-                "affine",
-                "an affine that cannot be inverted",
-                "a place in space for every voxel",
-                "Mend the header.",
-            )
-    result.digest = hashlib.blake2b(
-        np.ascontiguousarray(values, np.float32), digest_size=16, key=repr(values.shape).encode()[:64]
-    ).hexdigest()
+    values = stored_values(path)
+    result.shape = tuple(values.shape[:2])
+    orientation = decode(path).getexif().get(ORIENTATION, 1)
+    if orientation != 1:
+        result.add(
+            WARNING,
+            "orientation",
+            f"an EXIF orientation of {orientation}, which some programs apply and others ignore",
+            "pixels that are stored upright",
+            "Rotate the pixels, and remove the tag.",
+        )
     return values
 
 
+def _read_nifti(result):
+    """Return the stored values of a NIfTI file; record its grid and what is wrong with it."""
+    values, geometry = read_with_geometry(result.file.path)
+    axes = 3 if result.file.place is None else 2
+    if axes == 2 and values.ndim == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]  # a slice may be stored as (X, Y, 1)
+    if values.ndim != axes or not values.size:
+        result.add(
+            ERROR,
+            "shape",
+            f"an array of shape {values.shape}",
+            f"an array with {axes} axes",
+            "Write each channel to a separate file.",
+        )
+    result.shape = tuple(values.shape)
+    result.affine = geometry.affine
+    axis_steps = geometry.affine[:3, :3]  # a column for each axis, in millimetres per voxel
+    result.spacing = tuple(float(size) for size in np.linalg.norm(axis_steps, axis=0))
+    is_finite = np.isfinite(geometry.affine).all()
+    if not is_finite or not abs(np.linalg.det(axis_steps)) > 0:
+        result.add(
+            ERROR,
+            "affine",
+            "an affine that cannot be inverted",
+            "an affine that gives every voxel a place in space",
+            "Correct the header.",
+        )
+    return values
+
+
+def _digest(values):
+    """Return a hash of values and shape, the same for all types that store the same numbers."""
+    content = np.ascontiguousarray(values, np.float32)
+    shape = repr(values.shape).encode()[:64]  # BLAKE2b accepts keys of at most 64 bytes
+    return hashlib.blake2b(content, digest_size=16, key=shape).hexdigest()
+
+
 def _examine_image(result, values, normalisation):
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        bad = int(values.size - np.isfinite(values).sum())
-        result.add(ERROR, "not finite", f"{bad} values that are NaN or infinite", "finite numbers", "Replace the file.")
-        values = values[np.isfinite(values)]
+    if values.dtype.kind == "f":
+        finite = np.isfinite(values)
+        bad = int(values.size - finite.sum())
+        if bad:
+            found = f"{bad} values that are NaN or infinite"
+            result.add(ERROR, "not finite", found, "finite numbers", "Replace the file.")
+            values = values[finite]
     if not values.size:
         return
     low = float(values.min())
     high = float(values.max())
     result.range = (low, high)
-    if low == high and result.file.place is None:  # the outermost slices of a volume are empty
+    if low == high and result.file.place is None:  # single slices may be empty: the outermost ones usually are
         result.add(
             WARNING,
             "constant",
             f"the value {low:g} everywhere",
             "a picture of something",
-            "Replace the file, or take the case out.",
+            "Replace the file, or remove the case.",
         )
-    above_zero = normalisation == ZSCORE_RULE
-    if above_zero and low < 0:
+    only_above_zero = normalisation == ZSCORE_RULE
+    if only_above_zero and low < 0:
         percent = 100 * float((values < 0).mean())
         result.add(
             WARNING,
             "negative",
             f"{percent:.3g}% of the values below 0, down to {low:g}",
-            "intensities from 0, because all that is not above 0 counts as background",
+            "intensities from 0, because all values up to 0 count as background",
             "Shift the intensities, or use a layout that scales all of them.",
         )
-    inside = values[values > 0] if above_zero else values.reshape(-1)
-    if inside.size:
-        mean, deviation = (float(of(inside, dtype=np.float64)) for of in (np.mean, np.std))
-        result.moments = (int(inside.size), mean, deviation)
-        result.sample = np.asarray(inside[:: max(1, inside.size // SAMPLE)], np.float32)
+    used = values[values > 0] if only_above_zero else values.reshape(-1)
+    if used.size:
+        mean = float(np.mean(used, dtype=np.float64))
+        deviation = float(np.std(used, dtype=np.float64))
+        result.moments = (int(used.size), mean, deviation)
+        step = max(1, used.size // SAMPLE_SIZE)
+        result.sample = np.asarray(used[::step], np.float32)
 
 
 def _examine_labels(result, values):
-    file, label_map = result.file, result.file.label_map
-    if stem(file.path) is None:
-        masks = read_masks(file.path, label_map)
-        if label_map.is_binary and len(found := np.unique(values)) > 2:
+    path = result.file.path
+    label_map = result.file.label_map
+    if stem(path) is None:
+        masks = read_masks(path, label_map)
+        found = np.unique(values) if label_map.is_binary else ()
+        if len(found) > 2:
             result.add(
                 WARNING,
                 "grey mask",
                 f"{len(found)} different values from {found[0]:g} to {found[-1]:g}",
-                "two, for background and foreground",
+                "two values, for background and foreground",
                 "Write masks without lossy compression and without smoothing.",
             )
     else:
-        # a map of which only "above zero" was chosen still knows the layout's codes
+        # a binary map may still know the codes of its layout, for example if only whole_tumour was chosen
         if len(label_map.allowed) > 1:
-            label_map.check(np.unique(values), file.path)
-        masks = label_map.masks(values, file.path)
+            label_map.check(np.unique(values), path)
+        masks = label_map.masks(values, path)
     result.shares = {name: float(mask.mean()) for name, mask in zip(label_map.names, masks)}

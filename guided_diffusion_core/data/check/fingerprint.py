@@ -1,4 +1,4 @@
-"""The picture of a data set's fingerprint."""
+"""Draw the fingerprint of a data set."""
 
 import io
 
@@ -7,39 +7,62 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 BINS = 20
-TITLES = ("sizes, pixels", "spacings, mm", "intensities, as densities", "foreground, % of the pixels of a case")
 
 
 def fingerprint_png(check):
-    """Histograms of sizes, spacings, intensities and foreground shares of a `Check`: bytes of a PNG file."""
-    sizes = {}
+    """Return histograms of a `Check` as the bytes of a PNG file: sizes, spacings, intensities, foreground shares."""
+    sizes = {}  # each is a dict of legend -> numbers
     spacings = {}
     shares = {}
-    intensities = {}
     for name, found in check.fingerprint().items():
-        for series, rows in ((sizes, found["sizes"]), (spacings, found["spacings"])):
-            for axis in range(min(map(len, rows), default=0)):
-                series[f"{name}, axis {axis}"] = [row[axis] for row in rows]
+        sizes |= _by_axis(name, found["sizes"])
+        spacings |= _by_axis(name, found["spacings"])
         for label, share in found["foreground_share"].items():
             shares[f"{name}, {label}"] = 100 * np.array(share["cases"])
-    for name, results in check.examined.items():
-        for result in results:
-            if result.sample is not None:
-                intensities.setdefault(f"{name}, {result.file.part}", []).append(result.sample)
-    intensities = {label: np.concatenate(samples) for label, samples in intensities.items()}
     figure = Figure(figsize=(11, 8), layout="constrained")
-    for axes, title, series in zip(figure.subplots(2, 2).flat, TITLES, (sizes, spacings, intensities, shares)):
-        axes.set_title(title)
-        if series is intensities:
-            axes.hist(list(series.values()), 2 * BINS, histtype="step", density=True, label=list(series))
-        elif series:
-            axes.hist(list(series.values()), BINS, label=list(series))
-            axes.set_ylabel("cases")
-        if series:
-            axes.legend(fontsize="small")
-        else:
-            axes.text(0.5, 0.5, "none", ha="center", va="center", transform=axes.transAxes)
+    upper, lower = figure.subplots(2, 2)
+    _draw_counts(upper[0], "sizes, pixels", sizes)
+    _draw_counts(upper[1], "spacings, mm", spacings)
+    _draw_densities(lower[0], "intensities, as densities", _sampled_intensities(check))
+    _draw_counts(lower[1], "foreground, % of the pixels of a case", shares)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()
+
+
+def _by_axis(name, rows):
+    """Return a dict of legend -> numbers along one axis, for the axes that all rows have."""
+    axes = min(map(len, rows), default=0)
+    return {f"{name}, axis {axis}": [row[axis] for row in rows] for axis in range(axes)}
+
+
+def _sampled_intensities(check):
+    """Return a dict of legend -> the sampled intensities of a channel."""
+    samples = {}
+    for name, results in check.examined.items():
+        for result in results:
+            if result.sample is not None:
+                samples.setdefault(f"{name}, {result.file.part}", []).append(result.sample)
+    return {legend: np.concatenate(found) for legend, found in samples.items()}
+
+
+def _draw_counts(axes, title, series):
+    if series:
+        axes.hist(list(series.values()), BINS, label=list(series))
+        axes.set_ylabel("cases")
+    _label_axes(axes, title, series)
+
+
+def _draw_densities(axes, title, series):
+    if series:
+        axes.hist(list(series.values()), 2 * BINS, histtype="step", density=True, label=list(series))
+    _label_axes(axes, title, series)
+
+
+def _label_axes(axes, title, series):
+    axes.set_title(title)
+    if series:
+        axes.legend(fontsize="small")
+    else:
+        axes.text(0.5, 0.5, "none", ha="center", va="center", transform=axes.transAxes)

@@ -1,7 +1,7 @@
-"""Synthetic data with exact masks, a writer for each layout with its true names, file types and codes.
+"""Synthetic data with exact masks: a writer for each layout, with its real names, file types and codes.
 
-They show that the software runs and learns; they say nothing about real patients. The same seed writes the
-same files.
+Phantoms show that the software runs and learns; they say nothing about real patients. The same seed writes the same
+files.
 """
 
 from guided_diffusion_core.data.phantoms.pictures import (

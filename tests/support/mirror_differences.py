@@ -1,4 +1,4 @@
-"""Every accepted difference between the two backends, and the multiples of the rule.
+"""Every accepted difference between the two backends.
 
 The list is exact: a difference that is not listed fails `tests/house/test_mirror.py`, and so does an entry without
 a difference behind it. `docs/differences.md` lists the differences from the original.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 class MirrorDifference:
     """A public name that the two backends do not share with the same parameters and defaults.
 
-    name:    module, and the name in it, such as "runtime.prepare" or "nn.Dropout.__init__".
+    name:    module, and the name in it, such as "runtime.autocast" or "nn.Dropout.__init__".
     pytorch: its signature there as Python writes it, "" for a name without one; None: absent.
     jittor:  the same.
     """
@@ -55,34 +55,4 @@ MIRROR_DIFFERENCES = (
     MirrorDifference("nn.Conv1d.forward", None, "(self, x)", "torch's own serves"),
     MirrorDifference("nn.SUM_LENGTH", None, "", "of `mean_last`"),
     MirrorDifference("nn.mean_last", None, "(x)", "torch sums in blocks; Jittor's one long float32 sum loses digits"),
-)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """The multiples of `parity/rule.py`.
-
-    multiple:         of the reference's own float32 error.
-    last_places:      eps of the tensor's scale, in float32. gate_last_places: the same in float64.
-    calibration:      the runs that they come from.
-    """
-
-    multiple: float
-    last_places: float
-    gate_last_places: float
-    calibration: str
-
-
-RULE = Rule(
-    multiple=16.0,
-    last_places=32.0,
-    gate_last_places=1024.0,
-    calibration="with 8, 8 and 512 in their place the largest ratios of a correct port were: running free 0.88 "
-    "in float32 (a batch norm's bias gradient) and 1.44 in float64 (an AdamW update), every layer "
-    "alone 1.55 in float32 (gradient of attention) and 0.34 in float64; of 24000 tensors on an AMD EPYC. "
-    "Layers alone were then judged by one run. The draws that are beside it now allow them a fifth more in "
-    "the median, and a bias of one channel, whose error was 50 times smaller in that run than in a draw, "
-    "5 times as much: 0.20 instead of 1.06. "
-    "A float64 batch norm sums 2048 values in one chain in PyTorch: 150 eps. Doubling leaves other "
-    "processors as much room again",
 )

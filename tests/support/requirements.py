@@ -1,0 +1,10 @@
+"""What a machine may lack: the tests that need it are skipped, unless a variable requires it."""
+
+import os
+
+import pytest
+
+
+def lacking(message, variable):
+    """Skip the running test with a message, or fail it where the environment variable is set, as in `.ci/run`."""
+    (pytest.fail if os.environ.get(variable) else pytest.skip)(message)
