@@ -1,0 +1,1 @@
+"""The files of sampled masks: fusion of the members, output files, overlays."""
