@@ -68,7 +68,7 @@ def twins():
     return pytorch, renamed
 
 
-def test_backends_differ_exactly_where_the_ledger_says():
+def test_backends_differ_exactly_where_the_list_says():
     pytorch, jittor = twins()
     found = {
         (name, pytorch.get(name), jittor.get(name))
