@@ -1,4 +1,4 @@
-"""scripts/check_data.py: each fault that is planted in a set is found, named and nothing else is."""
+"""Test `medsegdiff check-data`: it finds and names every fault that is planted in a data set, and no other."""
 
 import gzip
 import json
@@ -42,19 +42,19 @@ def check(train, test=None, data_name="ISIC", **settings):
 
 
 def found(result):
-    """(severity, kind, name of the file) of each problem."""
+    """Return (severity, kind, file name) of each problem."""
     return [(problem.severity, problem.kind, Path(problem.file).name) for problem in result.problems]
 
 
 @pytest.fixture
 def isic(tmp_path):
-    """Two sets of four and two pictures: (train folder, test folder)."""
+    """Write a training set of four pictures and a test set of two; return their folders."""
     return [Path(folder) for folder in write_isic_phantoms(tmp_path, 4, 2, 48, seed=1)]
 
 
 @pytest.fixture
 def brats(tmp_path):
-    """Two cases, A and B."""
+    """Write the cases A and B; return their folder."""
     for seed, name in enumerate("AB"):
         write_brats_phantom(tmp_path, name, SHAPE, seed)
     return tmp_path
@@ -69,7 +69,7 @@ def mask(folder, number):
 
 
 def rewrite(path, change, affine=None, dtype=None):
-    """Change the voxels of a volume, and its affine."""
+    """Change the voxels and the affine of a volume."""
     image = nib.load(path)
     values = change(np.asarray(image.dataobj).astype(dtype or image.get_data_dtype()))
     nib.save(nib.Nifti1Image(values, image.affine if affine is None else affine), path)
@@ -80,7 +80,7 @@ def test_whole_sets_have_no_problem(isic, brats):
     assert found(check(brats, data_name="BRATS")) == []
 
 
-# Layout -> writer of a set of it, and a file whose loss must be noticed (*: any).
+# layout -> function that writes a data set, and a pattern for the file that the test deletes
 OTHER_LAYOUTS = {
     "BRATS_SLICES": (lambda folder: write_brats_slices_phantom(folder, "brats_train_001", SHAPE, 1), "*t1ce_005*"),
     "REFUGE2": (lambda folder: write_refuge2_phantoms(folder, 2, 64, 1), "*Masks/*"),
@@ -93,14 +93,14 @@ OTHER_LAYOUTS = {
 
 @pytest.mark.parametrize("name", OTHER_LAYOUTS)
 def test_every_layout(name, tmp_path):
-    """A whole set has no problem but for empty masks; a missing file and a broken one are found together."""
-    write, lost = OTHER_LAYOUTS[name]
+    """Find no problem in a complete set except empty masks; find a missing file and a broken file in one run."""
+    write, pattern = OTHER_LAYOUTS[name]
     write(tmp_path)
     result = check(tmp_path, data_name=name)
     assert {kind for _, kind, _ in found(result)} <= {"empty mask"}
     files_of_set = [each.file for each in result.examined["train"]]
     assert any(file.label_map for file in files_of_set) and all(Path(file.path).is_file() for file in files_of_set)
-    next(path for path in sorted(tmp_path.rglob("*")) if path.match(lost)).unlink()
+    next(path for path in sorted(tmp_path.rglob("*")) if path.match(pattern)).unlink()
     broken = next(Path(file.path) for file in reversed(files_of_set) if Path(file.path).exists() and file.label_map)
     broken.write_bytes(broken.read_bytes()[:40])
     errors = [problem[1:] for problem in found(check(tmp_path, data_name=name)) if problem[0] == "error"]
@@ -284,7 +284,7 @@ def test_command(isic, command, tmp_path):
         "problems.json",
     ]
     assert Image.open(tmp_path / "out" / "fingerprint.png").size[0] > 500
-    mask(train, 0).write_bytes(b"no picture")
+    mask(train, 0).write_bytes(b"not a picture")
     Image.new("L", Image.open(picture(train, 1)).size).save(mask(train, 1))
     code, out, errors = command("check_data", *flags, "--out_dir", tmp_path / "out")
     assert code == 1 and "Traceback" not in errors

@@ -1,4 +1,4 @@
-"""The BraTS layout: cases of five volumes, their slices, and every input that it refuses."""
+"""Test the BraTS layout: cases of five volumes, their slices, and every input that it refuses."""
 
 import gzip
 import itertools
@@ -35,7 +35,7 @@ def test_cases_and_channels(brats_folder):
     example = dataset[first.indices[5]]
     assert example.image.shape == (4, 32, 32) and example.mask.shape == (1, 32, 32)
     assert example.noise_key == "BraTS2021_00001/5" and set(np.unique(example.mask)) == {0, 1}
-    # the phantom's tumour is brightest in flair, the last channel, and dark in t1, the first
+    # the phantom's tumour gets brighter from channel to channel: dark in t1, brightest in flair
     inside = example.image[:, example.mask[0] > 0].mean(axis=1)
     assert list(np.argsort(inside)) == [0, 1, 2, 3]
 
@@ -57,10 +57,10 @@ def test_tolerant_names(brats_folder, tmp_path):
         modality = path.name.split("_")[-1].split(".")[0]
         content = gzip.decompress(path.read_bytes())
         (tmp_path / "flat").mkdir(exist_ok=True)
-        # flat and not compressed
+        # not compressed, all files in one folder
         (tmp_path / "flat" / f"Case_A_{modality.upper()}.nii").write_bytes(content)
         (tmp_path / "flat" / "sub").mkdir(exist_ok=True)
-        (tmp_path / "flat" / "sub" / f"{modality}.nii").write_bytes(content)  # named by modality alone
+        (tmp_path / "flat" / "sub" / f"{modality}.nii").write_bytes(content)  # the name is only the modality
     dataset = open_dataset(brats_config(tmp_path / "flat"), 32, "Training", need_masks=True)
     assert [case.name for case in dataset.cases()] == ["Case_A", "sub"]
     np.testing.assert_array_equal(dataset[5].image, dataset[15].image)
@@ -177,7 +177,7 @@ def test_copy_for_another_process(brats_folder):
     dataset = open_dataset(brats_config(brats_folder, slices="tumour"), 32, "Training", need_masks=True)
     content_before = len(pickle.dumps(dataset))
     expected = dataset[0]
-    assert len(pickle.dumps(dataset)) == content_before  # no prepared volume travels
+    assert len(pickle.dumps(dataset)) == content_before  # the cache is not part of the copy
     copy = pickle.loads(pickle.dumps(dataset))
     np.testing.assert_array_equal(copy[0].image, expected.image)
     np.testing.assert_array_equal(copy[0].mask, expected.mask)

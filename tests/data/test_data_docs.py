@@ -1,4 +1,4 @@
-"""docs/data.md says what the layouts are: names, labels, codes, rules, commands."""
+"""Test that docs/data.md describes the layouts as the code has them: names, labels, codes, rules, commands."""
 
 import argparse
 import re
@@ -86,7 +86,7 @@ def test_names_of_folders_and_files():
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_command(name):
-    """The example can be typed: its flags exist, and it names its own layout."""
+    """Check that the example works as it is written: its flags exist, and it names the layout of its section."""
     [line] = re.findall(r"^medsegdiff train (.*)$", SECTIONS[name], re.MULTILINE)
     flags = shlex.split(line)
     given = dict(zip(flags[::2], flags[1::2]))

@@ -1,4 +1,4 @@
-"""The ISIC layout: its pairs of photographs and masks, and every input that it refuses."""
+"""Test the ISIC layout: its pairs of photographs and masks, and every input that it refuses."""
 
 import shutil
 

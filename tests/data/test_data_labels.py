@@ -1,4 +1,4 @@
-"""Label maps: names to stored values, and everything that they refuse."""
+"""Test label maps: the stored values of each name, and every input that they refuse."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ ALL = REGIONS.select("whole_tumour,tumour_core,enhancing", ())
 
 @given(st.lists(st.sampled_from([0, 1, 2, 4]), min_size=1, max_size=60), st.permutations(REGIONS.names))
 def test_brats_regions_are_the_challenges(values, names):
-    """Whole tumour 1, 2, 4; core 1, 4; enhancing 4, in the order of the names."""
+    """Compare the masks, in the order of the names, with the codes that the challenge defines."""
     codes = {"whole_tumour": {1, 2, 4}, "tumour_core": {1, 4}, "enhancing": {4}}
     masks = REGIONS.select(",".join(names), ()).masks(np.array(values), "seg")
     assert masks.dtype == bool and masks.shape == (3, len(values))
@@ -35,7 +35,7 @@ def test_both_codes_in_one_file():
 
 
 def test_from_2023_on_code_4_is_no_tumour():
-    """In BraTS-GLI of 2024 it is the resection cavity."""
+    """Refuse code 4 in the new file names, because it is the resection cavity in BraTS-GLI of 2024."""
     files = brats.BratsFiles("BraTS-GLI-00000-000", "folder", {})
     assert files.label_map_of_case(ALL).masks(np.array([3]), "seg").all()
     with pytest.raises(UserError, match="label values 4; expected only the values 0, 1, 2, 3"):

@@ -1,4 +1,4 @@
-"""What holds for every dataset layout: its examples, its truths, and the folders that it refuses."""
+"""Test the rules for every layout: its examples, its truths, and the folders that it refuses."""
 
 import pickle
 
@@ -11,7 +11,7 @@ from guided_diffusion_core.data.formats.transforms import resize_nearest
 from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.errors import UserError
 
-# Layout -> words of what it expects, function that writes an example with masks, examples, channels, labels.
+# layout -> words from its expected files, function that writes a data set, numbers of examples and channels, labels
 EVERY_LAYOUT = {
     "ISIC": ("_GroundTruth", lambda folder: phantoms.write_isic_phantoms(folder, 2, 2, 40, 1), 2, 3, ("mask",)),
     "BRATS": (
@@ -60,7 +60,7 @@ def test_every_layout_is_here():
 
 @pytest.mark.parametrize("data_name", EVERY_LAYOUT)
 class TestEveryLayout:
-    """What holds for each of them, on its phantoms."""
+    """Tests on the phantoms of each layout."""
 
     @pytest.fixture
     def config(self, data_name, tmp_path):
@@ -91,7 +91,7 @@ class TestEveryLayout:
             np.testing.assert_array_equal(without[index].image, with_masks[index].image)
 
     def test_truths_are_the_examples_masks(self, data_name, config):
-        """A truth, brought to the network's size as a mask is, gives the masks of the examples."""
+        """Compare the masks of the examples with the truths, resized like a mask."""
         dataset = open_dataset(config, 32, "Training", need_masks=True)
         truths = list_truths(config, "Training")
         assert [truth.name for truth in truths] == [case.name for case in dataset.cases()]

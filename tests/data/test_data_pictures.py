@@ -1,4 +1,4 @@
-"""Layouts of pictures: pairing, modes and depths of files, labels, and what is refused."""
+"""Test the picture layouts: pairing, modes and depths of files, labels, and every input that they refuse."""
 
 import io
 import json
@@ -55,20 +55,22 @@ endings = st.sampled_from(["", "_mask", "-mask", "_Segmentation", "_SEG", "_labe
 
 class TestPairing:
     @given(names, names, endings, st.randoms())
-    def test_every_mask_goes_to_the_image_of_its_name(self, paired, alone, ending, random):
-        alone = [name for name in alone if name.lower() not in {other.lower() for other in paired}]
+    def test_every_mask_goes_to_the_image_of_its_name(self, paired, unpaired, ending, random):
+        taken = {name.lower() for name in paired}
+        unpaired = [name for name in unpaired if name.lower() not in taken]
         items = [("img/" + name, name) for name in paired]
         masks = [(name.swapcase() + ending, "mask/" + name) for name in paired]
-        masks += [(f"only~{name}" + ending, "mask/" + name) for name in alone]
+        masks += [(f"only~{name}" + ending, "mask/" + name) for name in unpaired]
         listed_images = [(name, path) for path, name in items]
         random.shuffle(listed_images)
         random.shuffle(masks)
-        full = {mask.lower(): path for mask, path in masks}  # a mask's full name may not be another image's
+        # the full name of a mask must not be the name of another image
+        full = {mask.lower(): path for mask, path in masks}
         assume(all(full.get(name.lower(), "mask/" + name) == "mask/" + name for name in paired))
         pairs = pair_by_stem(listed_images, masks, "here")
         found = {pair.name: pair.mask for pair in pairs if pair.image}
         assert found == {name: "mask/" + name for name in paired}
-        assert sorted(pair.mask for pair in pairs if pair.image is None) == sorted("mask/" + name for name in alone)
+        assert sorted(pair.mask for pair in pairs if pair.image is None) == sorted("mask/" + name for name in unpaired)
         assert [pair.name for pair in pairs] == sorted(pair.name for pair in pairs)
 
     def test_the_full_name_counts_before_the_ending(self):
@@ -183,7 +185,7 @@ class TestPlainFolder:
 
 
 class TestModes:
-    """A picture is the same to the network however it is stored."""
+    """The network input does not depend on how a picture is stored."""
 
     @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
     def test_eight_bits_and_less(self, tmp_path, mode):
@@ -239,7 +241,7 @@ class TestModes:
 
 
 class TestLabelPictures:
-    """The stored values of a picture of labels, in every mode that has them."""
+    """The stored values of a label picture in every mode."""
 
     VALUES = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
 
@@ -284,7 +286,7 @@ class TestRefuge:
         np.testing.assert_array_equal(read_truth_masks(truths("REFUGE2", tmp_path)[0]), expected)
 
     def test_folders_of_the_challenge(self, tmp_path):
-        """Training of REFUGE: pictures and masks in Glaucoma and Non-Glaucoma, illustrations beside."""
+        """Read the training set of REFUGE: pictures and masks in Glaucoma and Non-Glaucoma, and illustrations."""
         phantoms.write_refuge2_phantoms(tmp_path / "raw", 1, 48, 1)
         picture = tmp_path / "raw/Disc_Cup_Fovea_Illustration/T0001.jpg"
         mask = tmp_path / "raw/Disc_Cup_Masks/T0001.png"
@@ -305,7 +307,7 @@ class TestRefuge:
 
 @pytest.mark.parametrize("spec, recorded", [("", "disc,cup"), ("cup", "cup")])
 def test_a_training_records_the_names_of_its_labels(tmp_path, spec, recorded):
-    """With them a plain folder without labels can be sampled."""
+    """Record the names, so that a plain folder without labels can be sampled."""
     phantoms.write_refuge2_phantoms(tmp_path, 1, 48, 1)
     trained = fit_to_data(resolve({"labels": spec, "batch_size": 2}), opened("REFUGE2", tmp_path, labels=spec), False)
     assert trained.data.labels == recorded and trained.model.mask_channels == len(recorded.split(","))
@@ -315,7 +317,7 @@ def test_a_training_records_the_names_of_its_labels(tmp_path, spec, recorded):
 
 
 def test_a_training_of_one_label_records_no_name(tmp_path):
-    """So that its network serves every layout of as many channels."""
+    """Record no name, so that the network fits every layout with the same number of channels."""
     dataset = opened("IMAGES", plain(tmp_path))
     assert fit_to_data(resolve({"batch_size": 2}), dataset, False).data.labels == ""
 

@@ -1,5 +1,4 @@
-"""Real files: two BraTS volumes opened, normalised, filtered and written back, against nibabel; a pair each of
-REFUGE2 and DDTI, against Pillow."""
+"""Test on real files: BraTS volumes are compared with nibabel, and pairs of REFUGE2 and DDTI with Pillow."""
 
 import nibabel as nib
 import numpy as np
@@ -22,7 +21,7 @@ def folder(shared_data):
 
 @pytest.fixture(scope="module")
 def volumes(folder):
-    """Case -> modality -> nibabel image."""
+    """Return a dict of case -> modality -> nibabel image."""
     return {
         case: {part: nib.load(folder / split / case / f"{case}_{part}.nii.gz") for part in (*MODALITIES, "seg")}
         for case, split in CASES.items()
@@ -31,7 +30,7 @@ def volumes(folder):
 
 @pytest.fixture(scope="module")
 def native(folder):
-    """The dataset at the volumes' own size, so that nothing is resized."""
+    """Return the dataset in the size of the volumes, so that nothing is resized."""
     return open_dataset(DataConfig(data_dir=str(folder), slices="tumour"), 240, "Training", need_masks=True)
 
 
@@ -77,7 +76,7 @@ def test_written_volumes_lie_on_the_source_grid(native, volumes, tmp_path):
             assert image.shape == source.shape and (image.affine == source.affine).all()
             assert image.header.get_zooms() == source.header.get_zooms()
             assert image.get_data_dtype() == (np.uint8 if kind == "mask" else np.float32)
-        expected = source.get_fdata() > 0  # every slice with tumour was "sampled"
+        expected = source.get_fdata() > 0  # all slices with tumour were written
         np.testing.assert_array_equal(np.asarray(nib.load(paths["mask"]).dataobj), expected)
         np.testing.assert_array_equal(nib.load(paths["uncertainty"]).get_fdata(), 0.25 * expected)
 
@@ -93,13 +92,14 @@ def test_regions(folder, volumes):
 
 def test_refuge2(shared_data):
     config = DataConfig(data_name="REFUGE2", data_dir=str(shared_data / "REFUGE2"))
-    [truth], dataset = list_truths(config), open_dataset(config, 64, "Training", need_masks=True)
+    [truth] = list_truths(config)
+    dataset = open_dataset(config, 64, "Training", need_masks=True)
     grey = np.asarray(Image.open(truth.path).convert("L"))  # cup 0, rim 128, background 255
     disc, cup = read_truth_masks(truth)
     np.testing.assert_array_equal(disc, grey != 255)
     np.testing.assert_array_equal(cup, grey == 0)
     assert (cup.sum(), disc.sum(), cup.shape) == (10768, 40950, dataset.cases()[0].shape)
-    # the disc is a bright spot left of the middle, and the cup brighter than its rim
+    # the disc is brighter than the rest, and the cup brighter than the rim around it
     picture = np.asarray(Image.open(shared_data / "REFUGE2/Train/Disc_Cup_Fovea_Illustration/T0001.jpg")).mean(axis=-1)
     assert picture[cup].mean() > picture[disc & ~cup].mean() > picture[~disc].mean()
     assert (dataset[0].mask[1] <= dataset[0].mask[0]).all() and dataset[0].mask[1].any()
@@ -108,7 +108,8 @@ def test_refuge2(shared_data):
 def test_ddti(shared_data):
     for folder in (shared_data / "DDTI", shared_data / "DDTI" / "Train"):
         config = DataConfig(data_name="DDTI", data_dir=str(folder))
-        [truth], dataset = list_truths(config, "Training"), open_dataset(config, 64, "Training", need_masks=True)
+        [truth] = list_truths(config, "Training")
+        dataset = open_dataset(config, 64, "Training", need_masks=True)
         stored = np.asarray(Image.open(truth.path))
         assert truth.name == "1" and set(np.unique(stored)) == {0, 255}
         np.testing.assert_array_equal(read_truth_masks(truth)[0], stored == 255)

@@ -1,4 +1,4 @@
-"""Resizing and intensity rules, the slice grammar and the order of training, against oracles."""
+"""Test resizing, intensity rules, the slice grammar and the order of training against independent results."""
 
 import multiprocessing
 import pickle
@@ -67,7 +67,7 @@ def test_cache_drops_the_least_recently_used():
         return cache.get(name, lambda: made.append(name) or np.zeros(10, np.uint8))
 
     cache = VolumeCache(limit=20)
-    for name in "abacab":  # c drives out b, not a; then b drives out c
+    for name in "abacab":  # c replaces b, not a; then b replaces c
         get(name)
     assert made == ["a", "b", "c", "b"]
 

@@ -1,4 +1,4 @@
-"""Layouts of volumes: names of files, slices put together again, nnU-Net's descriptions, and what is refused."""
+"""Test the volume layouts: file names, joined slices, nnU-Net's descriptions, and every input that they refuse."""
 
 import json
 import pickle
@@ -40,7 +40,7 @@ def change(path, values=None, affine=None):
 class TestBratsNames:
     @pytest.mark.parametrize("year", BRATS_NAMES)
     def test_regions_of_every_year(self, tmp_path, year):
-        """The same head, stored as each year does, has the same images and regions."""
+        """Read the same images and regions from the same head in the files of every year."""
         phantoms.write_brats_phantom(tmp_path / "a", BRATS_NAMES[year], SHAPE, 1, year)
         phantoms.write_brats_phantom(tmp_path / "b", "reference", SHAPE, 1)
         dataset, reference = (opened("BRATS", tmp_path / folder, labels=REGIONS) for folder in "ab")
@@ -54,7 +54,7 @@ class TestBratsNames:
         np.testing.assert_array_equal(truth("BRATS", tmp_path / "a"), expected[:1])
 
     def test_labels_under_a_name_of_their_own(self, tmp_path):
-        """BraTS20_Training_355 has W39_1998.09.19_Segm.nii in place of its seg."""
+        """Accept W39_1998.09.19_Segm.nii as the labels of BraTS20_Training_355, which has no seg file."""
         folder = tmp_path / "BraTS20_Training_355"
         phantoms.write_brats_phantom(tmp_path, folder.name, SHAPE, 1, 2020)
         expected = truth("BRATS", tmp_path)
@@ -122,7 +122,7 @@ class TestBratsSlices:
         assert not np.asarray(written.dataobj)[..., :3].any() and np.asarray(written.dataobj)[..., 3:].all()
 
     def test_slices_with_places_of_their_own(self, folder):
-        """Cut out by nibabel's slicer, each slice has its own origin; slice 0 of the volume is three before it."""
+        """Find the volume's origin if each slice has its own, as nibabel's slicer writes; the first file is slice 3."""
         step = np.array([[0.0, 0, 2.5, 7], [0, 1, 0, 8], [-1, 0, 0, 9], [0, 0, 0, 1]])
         for path in folder.rglob("*.nii.gz"):
             z = int(path.name.split("_")[-2])
@@ -183,7 +183,7 @@ class TestPlainVolumes:
 
     @pytest.mark.parametrize("axes", ["PIR", "LPS", "SAR"])
     def test_any_orientation_and_depth(self, folder, axes, tmp_path):
-        """What is written lies on the grid of the source, whichever way the axes run."""
+        """Write results on the grid of the source for any order and direction of its axes."""
         for path in folder.rglob("case000*"):
             image = nib.load(path)
             target = nib.orientations.axcodes2ornt(axes)

@@ -1,4 +1,4 @@
-"""Damaged data and any words on the command line: each loads or is refused by one clear error, in time."""
+"""Test damaged data and random words on the command line: each loads or ends in one clear error, in time."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ from guided_diffusion_core.data.truths import read_truth_masks
 BRATS_CROP = np.s_[100:116, 120:136, 80:86]  # brain and tumour of BraTS2021_00000
 QUIET = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries warn of what they find, each in its own way
+pytestmark = pytest.mark.filterwarnings("ignore")  # the decoders warn about damaged files
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def without_bars(monkeypatch):
 
 
 def use(name, folder, size=32):
-    """What the commands do with a data set: train, sample without masks, score; and check it."""
+    """Return what the commands do with a data set as functions: train, score and check."""
     config = DataConfig(name, str(folder))
 
     def train():
@@ -56,7 +56,7 @@ def use(name, folder, size=32):
 
 
 def brats_crop(shared_data, folder, ending):
-    """The middle of a real case, a file for each modality; returns a modality's path and that of the labels."""
+    """Write the middle of a real case; return the paths of one modality and of the labels."""
     (folder / "A").mkdir()
     for source in (shared_data / "BraTS2021" / "Train" / "BraTS2021_00000").iterdir():
         part = source.name.removesuffix(".nii.gz").rsplit("_", 1)[1]
@@ -108,7 +108,7 @@ def test_tiff_of_three_channels_with_16_bits(shared_data, tmp_path, compression)
 def test_claims_of_enormous_sizes_are_refused_at_once(shared_data, tmp_path):
     path, _ = brats_crop(shared_data, tmp_path, ".nii")
     content = bytearray(path.read_bytes())
-    content[42:48] = np.array([32767] * 3, "<i2").tobytes()  # dim[1] to dim[3]: 35 million million voxels
+    content[42:48] = np.array([32767] * 3, "<i2").tobytes()  # dim[1] to dim[3]: 3.5e13 voxels
     assert outcome(lambda: use("BRATS", tmp_path)[0]() if path.write_bytes(content) else None, "dim") == "refused"
     for action in use("BRATS", tmp_path)[:2]:
         outcome(action, "dim")
@@ -203,10 +203,18 @@ def test_any_flags(command, tmp_path_factory, words):
     if not folder.exists():
         phantoms.write_isic_phantoms(folder, 2, 0, 32, seed=1)
     before = sorted(folder.rglob("*"))
-    for script, own in (("segmentation_train", ["--dry_run=True"]), ("check_data", [])):
+    for script, extra in (("segmentation_train", ["--dry_run=True"]), ("check_data", [])):
         with time_limit():
             code, _, errors = command(
-                script, "--data_name", "ISIC", "--data_dir", folder / "Train", "--out_dir", folder / "out", *own, *words
+                script,
+                "--data_name",
+                "ISIC",
+                "--data_dir",
+                folder / "Train",
+                "--out_dir",
+                folder / "out",
+                *extra,
+                *words,
             )
         assert code in (0, 2) and "Traceback" not in errors, (words, errors)
         if script == "segmentation_train":

@@ -1,4 +1,4 @@
-"""A new layout is one new module in data/layouts: a test writes one, and all commands can use it."""
+"""Test that a new layout needs only a new module in data/layouts: write one, and use it in every way."""
 
 import argparse
 import sys
@@ -50,7 +50,7 @@ LAYOUT = PictureLayout(
 
 @pytest.fixture
 def layout_folder(tmp_path, monkeypatch):
-    """A second folder of layouts, which `find_layouts` searches too."""
+    """Make a second folder of layouts, which `find_layouts` searches too."""
     folder = tmp_path / "layouts"
     folder.mkdir()
     monkeypatch.setattr(layouts, "__path__", [*layouts.__path__, str(folder)])
@@ -64,7 +64,7 @@ def layout_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cells(tmp_path, layout_folder, monkeypatch):
-    """The configuration of a folder with three cells, in a layout that only a new module defines."""
+    """Return the configuration of a folder with three cells, in a layout that only a new module defines."""
     (layout_folder / "toy_cells.py").write_text(MODULE)
     monkeypatch.setitem(data.LAYOUTS, "TOY_CELLS", layouts.find_layouts()["TOY_CELLS"])
     folder = tmp_path / "data"

@@ -1,4 +1,4 @@
-"""What an action makes of damaged files: it loads or refuses them, in time, and every other end is a failure."""
+"""Run actions on damaged files. Each must load the file or refuse it in time; everything else is a failure."""
 
 import contextlib
 import signal
@@ -11,11 +11,13 @@ from PIL import Image
 
 from guided_diffusion_core.errors import UserError
 
-SECONDS = 20  # after which an action on one damaged file, of milliseconds else, hangs
+SECONDS = 20  # limit for an action on one damaged file, which usually takes milliseconds
 
 
 @contextlib.contextmanager
 def time_limit():
+    """Raise TimeoutError in the body after `SECONDS`."""
+
     def late(*_):
         raise TimeoutError(f"not done after {SECONDS} s")
 
@@ -29,7 +31,10 @@ def time_limit():
 
 
 def outcome(action, what):
-    """ "loaded" or "refused"; every other end of an action fails the test."""
+    """Run an action and return "loaded" or "refused". Any error other than `UserError` fails the test.
+
+    what: description of the damage, for the failure.
+    """
     try:
         with time_limit():
             action()
@@ -42,13 +47,17 @@ def outcome(action, what):
 
 
 def try_all(path, damaged, actions, both=True):
-    """Put each damaged content in the place of a file and run the actions; some load and some are refused."""
+    """Run the actions on each damaged content of a file, then restore the file.
+
+    damaged: pairs (description, content).
+    both:    require that some contents load; in any case some must be refused.
+    """
     content = path.read_bytes()
     seen = Counter()
-    for done, mutant in damaged:
+    for damage, mutant in damaged:
         path.write_bytes(mutant)
         for action in actions:
-            seen[outcome(action, f"{path.name}: {done}")] += 1
+            seen[outcome(action, f"{path.name}: {damage}")] += 1
     path.write_bytes(content)
     for action in actions:
         action()
@@ -56,10 +65,12 @@ def try_all(path, damaged, actions, both=True):
 
 
 def pictures(shared_data):
-    """Real ones, small: a colour photograph, an ultrasound picture and its mask."""
+    """Return small real pictures: a colour photograph, an ultrasound picture and its mask."""
     source = shared_data / "REFUGE2/Train/Disc_Cup_Fovea_Illustration/T0001.jpg"
     photograph = Image.open(source).crop((900, 900, 948, 948))
     mask = Image.open(shared_data / "DDTI/Train/masks/1.PNG").convert("L")
-    y, x = (int(values.mean()) for values in np.nonzero(np.asarray(mask) > 128))
+    rows, columns = np.nonzero(np.asarray(mask) > 128)
+    y = int(rows.mean())
+    x = int(columns.mean())
     box = (x - 60, y - 24, x - 12, y + 24)
     return photograph, Image.open(shared_data / "DDTI/Train/images/1.PNG").crop(box), mask.crop(box)

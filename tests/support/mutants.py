@@ -1,21 +1,23 @@
-"""Damaged copies of files: flipped bytes, lost ends, holes and foreign bytes, the same from the same seed."""
+"""Damage copies of files: flip, remove, insert or overwrite bytes. The same seed gives the same damage."""
 
 import gzip
 import zlib
 
 import numpy as np
 
-HEADER = 400  # bytes at the start of a file, where every second fault goes
-PNG_SIGNATURE = 8
+HEADER = 400  # bytes at the start of a file, which every second fault hits
+PNG_SIGNATURE = 8  # bytes
+KINDS = ("flip", "value", "cut", "zeros", "ones", "insert", "remove")
 
 
 def mutants(content, count, seed):
-    """Yield `count` pairs (what was done, damaged bytes)."""
+    """Yield `count` pairs (description of the damage, damaged content)."""
     generator = np.random.default_rng(seed)
     for number in range(count):
-        where = int(generator.integers(0, min(HEADER, len(content)) if number % 2 else len(content)))
+        reach = min(HEADER, len(content)) if number % 2 else len(content)
+        where = int(generator.integers(0, reach))
         length = int(generator.integers(1, 9 if number % 3 else 200))
-        kind = ("flip", "value", "cut", "zeros", "ones", "insert", "remove")[number % 7]
+        kind = KINDS[number % len(KINDS)]
         yield f"{kind} {length} at {where}", _damaged(bytearray(content), kind, where, length, generator)
 
 
@@ -38,19 +40,23 @@ def _damaged(content, kind, where, length, generator):
 
 
 def inner_mutants(content, count, seed, kind):
-    """The same, but with the checksums of "gzip" or "png" right, so that the fault gets past them."""
+    """Yield pairs like `mutants`, but with correct checksums of "gzip" or "png", so that the decoder goes on.
+
+    kind: "gzip" or "png".
+    """
     if kind == "gzip":
-        for done, damaged in mutants(gzip.decompress(content), count, seed):
-            yield f"inside, {done}", gzip.compress(damaged, 1)
+        for damage, damaged in mutants(gzip.decompress(content), count, seed):
+            yield f"inside, {damage}", gzip.compress(damaged, 1)
     else:
-        for done, damaged in mutants(content, count, seed):
-            yield f"checksums, {done}", with_checksums(damaged)
+        for damage, damaged in mutants(content, count, seed):
+            yield f"checksums, {damage}", with_checksums(damaged)
 
 
 def with_checksums(png):
-    """A PNG file whose chunks, as far as they can be told, have the checksums of their content."""
+    """Return a PNG file with correct checksums in all chunks that can be found."""
     content = bytearray(png)
     place = PNG_SIGNATURE
+    # a chunk: length (4 bytes), type (4), data, CRC-32 of type and data (4)
     while place + 12 <= len(content):
         length = int.from_bytes(content[place : place + 4], "big")
         end = place + 8 + length
