@@ -84,9 +84,11 @@ def computing(precision, *backends):
     for runtime in runtimes:
         runtime.set_precision(precision)
         runtime.set_threads(1)
-    yield
-    for runtime in runtimes:
-        runtime.set_precision("float32")
-        runtime.set_threads(int(threads or len(os.sched_getaffinity(0))))
-    if threads is None:
-        os.environ.pop("OMP_NUM_THREADS", None)
+    try:
+        yield
+    finally:
+        for runtime in runtimes:
+            runtime.set_precision("float32")
+            runtime.set_threads(int(threads or len(os.sched_getaffinity(0))))
+        if threads is None:
+            os.environ.pop("OMP_NUM_THREADS", None)
