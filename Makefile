@@ -5,7 +5,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell comma
 PY := .venv/bin/python
 INSTALLED := .venv/installed
 ARGS ?=
-WORKERS ?= auto
+WORKERS ?= logical
 
 .PHONY: demo test mutate lint venv check jittor
 
