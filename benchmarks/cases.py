@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from guided_diffusion_core.config import ModelConfig
-from guided_diffusion_core.networks.medsegdiff.plan import make_plan
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.networks.registry import state_shapes
 
 # What is measured -> one line about it.
 WHAT = {
@@ -91,7 +90,6 @@ def settings(case):
         "version": case.version,
         "num_res_blocks": 2,
         "num_heads": 1,
-        "class_cond": False,
         "learn_sigma": True,
         "use_scale_shift_norm": False,
         "attention_resolutions": "16",
@@ -103,16 +101,16 @@ def settings(case):
     }
 
 
-def plan(case):
-    """The `UNetPlan` of a case."""
+def network(case):
+    """Return the settings of a case's network, a `ModelConfig`."""
     names = {field.name for field in dataclasses.fields(ModelConfig)}
-    return make_plan(ModelConfig(**{name: value for name, value in settings(case).items() if name in names}))
+    return ModelConfig(**{name: value for name, value in settings(case).items() if name in names})
 
 
 def weights(case):
     """Name -> array of every parameter and buffer: random, without the zeros at the start of a training."""
     generator = np.random.default_rng(0)
-    return {name: _weight(name, shape, generator) for name, shape in state_shapes(plan(case)).items()}
+    return {name: _weight(name, shape, generator) for name, shape in state_shapes(network(case)).items()}
 
 
 def _weight(name, shape, generator):

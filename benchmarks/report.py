@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks import scaling, targets
-from benchmarks.cases import WHAT, Case, plan
+from benchmarks.cases import WHAT, Case, network
 from benchmarks.operations import evaluation_operations, training_operations
 from benchmarks.run import RESULTS
 from benchmarks.worker import PEER
@@ -63,7 +63,7 @@ def summarise(row, results):
         ratios = [row["scale"] * a / (reference["scale"] * b) for a, b in pairs]
         found[name] = statistics.median(ratios) if ratios else None
     if case.what in OPERATIONS:
-        found["rate"] = OPERATIONS[case.what](plan(case), case.batch) / found["cpu"]
+        found["rate"] = OPERATIONS[case.what](network(case), case.batch) / found["cpu"]
         found["share"] = found["rate"] / limit(results["limits"][row["case"]["name"]])
     return found
 

@@ -21,6 +21,7 @@ from guided_diffusion_core.diffusion.schedule import (  # noqa: F401
     ddim_coefficients,
     get_named_beta_schedule,
 )
+from guided_diffusion_core.networks.family import as_prediction
 from guided_diffusion_jt import runtime
 from guided_diffusion_jt.dpm_solver import DPMSolverSampling
 from guided_diffusion_jt.losses import discretized_gaussian_log_likelihood, normal_kl
@@ -110,7 +111,7 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
         network_t = runtime.to_tensor(np.array(self.timestep_map))[t]
         if self.rescale_timesteps:
             network_t = network_t.cast(x.dtype) * runtime.scalar(1000.0 / self.original_num_steps)
-        out, cal = model(x, network_t, **(model_kwargs or {}))
+        out, cal = as_prediction(model(x, network_t, **(model_kwargs or {})))
         expected = self.mask_channels * (1 + self.learns_sigma)
         if out.shape[1] != expected:
             raise ValueError(
@@ -258,7 +259,9 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
         x_noisy = jt.concat([self._image(img), noise], dim=1)  # (N, C, H, W)
         for out in loop(x_noisy):
             final = out
-        return final["sample"], x_noisy, img, final["cal"], blend_calibration(final["sample"], final["cal"])
+        cal = final["cal"]
+        blended = None if cal is None else blend_calibration(final["sample"], cal)
+        return final["sample"], x_noisy, img, cal, blended
 
     def _sample_loop(self, step, x, step_noise, progress):
         """Yield step(x, t, noise) for t = T - 1 to 0, with the mask in x replaced by each sample."""
@@ -287,7 +290,7 @@ class GaussianDiffusion(DPMSolverSampling, DiffusionTables):
         x_t = self.q_sample(mask, t, noise)
         out, cal = self._apply(model, jt.concat([self._image(x_start), x_t], dim=1), t, model_kwargs)
         prediction = out[:, : self.mask_channels]
-        terms = {"loss_cal": mean_flat((mask - cal) ** 2)}
+        terms = {} if cal is None else {"loss_cal": mean_flat((mask - cal) ** 2)}
         if not self.loss_type.is_vb():
             terms["loss_diff"] = mean_flat((self._target(mask, x_t, t, noise) - prediction) ** 2)
             # The bound trains the variance alone (Improved DDPM, section 3.1).
@@ -322,8 +325,10 @@ def total_loss(terms, weights):
 
     terms: of `training_losses_segmentation`. weights: (N,) of `ScheduleSampler.sample`.
     """
-    loss = terms["loss"]
-    return mean_last(loss * weights.cast(loss.dtype) + CALIBRATION_WEIGHT * terms["loss_cal"])
+    loss = terms["loss"] * weights.cast(terms["loss"].dtype)
+    if "loss_cal" in terms:
+        loss = loss + CALIBRATION_WEIGHT * terms["loss_cal"]
+    return mean_last(loss)
 
 
 def blend_calibration(sample, cal):

@@ -10,6 +10,19 @@ from guided_diffusion_jt.runtime import jt, nn
 SUM_LENGTH = 256  # values per partial sum: one long float32 sum loses digits
 
 
+class Network(nn.Module):
+    """A network of any family; it is built from its plan.
+
+    Its forward pass takes x (N, in_channels, S, S), the image's channels and last those of the noised mask, the time
+    steps (N,), and `conditioning` of `condition` where that is known; it returns the prediction (N, out_channels, S,
+    S), or a pair of it and a calibration mask (N, mask_channels, S, S).
+    """
+
+    def condition(self, image):
+        """Return the tensors, a tuple, that depend on the image (N, C, S, S) alone; None if there are none."""
+        return None
+
+
 class SiLU(nn.Module):
     """x * sigmoid(x), any shape (Elfwing et al. 2018, arXiv:1702.03118, eq. 1)."""
 

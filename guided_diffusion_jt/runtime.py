@@ -189,11 +189,11 @@ def load_state(model, arrays, where="weights"):
     where:  the file they come from, for the error.
     Raises `UserError` that lists all missing, unexpected and misshapen names.
     """
-    from guided_diffusion_core.checkpoints.files import fitted_state  # not needed to convert tensors
+    from guided_diffusion_core.checkpoints.files import check_state  # not needed to convert tensors
 
     state = model.state_dict()
     shapes = {name: () if name.endswith("num_batches_tracked") else tuple(value.shape) for name, value in state.items()}
-    arrays = fitted_state(shapes, arrays, where)
+    check_state(shapes, arrays, where)
     for name, value in state.items():
         dtype = precision() if "float" in str(value.dtype) else str(value.dtype)
         # pending, since to wait for one would compute Jittor's random initial values of the others, in vain

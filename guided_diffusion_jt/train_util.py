@@ -3,23 +3,21 @@
 import numpy as np
 
 from guided_diffusion_core.checkpoints.files import NETWORK, TRAINER, average_name, check_state
-from guided_diffusion_core.config import ema_rates, model_and_diffusion_settings
-from guided_diffusion_core.networks.medsegdiff.plan import make_plan
-from guided_diffusion_core.networks.medsegdiff.state_shapes import is_buffer
+from guided_diffusion_core.config import ema_rates
+from guided_diffusion_core.networks.state import is_buffer
 from guided_diffusion_core.noise import TRAIN_NOISE, TRAIN_TIMESTEP, NoiseTape
 from guided_diffusion_core.system.processes import own_slots
 from guided_diffusion_core.training.augment import create_augmentation
 from guided_diffusion_core.training.rates import ema_rate_at, last_step, learning_rate
 from guided_diffusion_core.training.stream import ErrorCarrier, TrainingStream, checked, first_error
 from guided_diffusion_jt import dist_util, runtime
+from guided_diffusion_jt.build import build, build_network
 from guided_diffusion_jt.gaussian_diffusion import total_loss
 from guided_diffusion_jt.nn import set_dropout_noise, update_ema
 from guided_diffusion_jt.optim import AdamW, gradients
 from guided_diffusion_jt.resample import UniformSampler, create_named_schedule_sampler
 from guided_diffusion_jt.runtime import jt
 from guided_diffusion_jt.sample_util import EnsembleSampler
-from guided_diffusion_jt.script_util import create_model_and_diffusion
-from guided_diffusion_jt.unet import make_network
 
 # Prefixes of the names in a checkpoint's `trainer`.
 MOMENTS = ("first_moment", "second_moment")
@@ -60,7 +58,7 @@ def create_train_loop(config, dataset, step=0, networks=None):
     runtime.set_mixed_precision(config.compute.mixed_precision)
     training = config.training
     tape = NoiseTape(config.seed)
-    model, diffusion = create_model_and_diffusion(seed=config.seed, **model_and_diffusion_settings(config))
+    model, diffusion = build(config, networks[NETWORK] if networks else None)
     augment = create_augmentation(training, dataset.normalisation, tape)
     microbatch = training.microbatch if training.microbatch > 0 else training.batch_size
     group = dist_util.group()
@@ -241,7 +239,7 @@ class TrainLoop:
         config: `Config` of the training. sampling: `SamplingConfig`. It has a network of its own, so that
         the training goes on as if nothing had been sampled.
         """
-        model = make_network(make_plan(config.model))
+        model = build_network(config.model)
         state = self._average_state(runtime.state_arrays(self.model), self.ema_params[0])
         runtime.load_state(model, state, where="moving average")
         model.eval()

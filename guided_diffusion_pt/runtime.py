@@ -180,10 +180,10 @@ def load_state(model, arrays, where="weights"):
     where:  the file they come from, for the error.
     Raises `UserError` that lists all missing, unexpected and misshapen names.
     """
-    from guided_diffusion_core.checkpoints.files import fitted_state  # not needed to convert tensors
+    from guided_diffusion_core.checkpoints.files import check_state  # not needed to convert tensors
 
     state = model.state_dict()
-    arrays = fitted_state({name: tuple(value.shape) for name, value in state.items()}, arrays, where)
+    check_state({name: tuple(value.shape) for name, value in state.items()}, arrays, where)
     for name, value in state.items():
         # state_dict's tensors share the model's memory
         value.copy_(to_tensor(arrays[name]))

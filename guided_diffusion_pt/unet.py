@@ -14,6 +14,7 @@ from guided_diffusion_pt.nn import (
     AvgPool2d,
     Conv3x3,
     Dropout,
+    Network,
     SiLU,
     batched_matmul,
     nearest_upsample,
@@ -179,15 +180,14 @@ def _block(layers, plan):
     return TimestepEmbedSequential(*[_layer(layer, plan) for layer in layers])
 
 
-class _UNetModel(nn.Module):
+class _UNetModel(Network):
     """What both versions of the network share: every layer but the highway network.
 
     plan: UNetPlan (`guided_diffusion_core.networks.medsegdiff.plan.make_plan`).
 
     Input of all: x (N, in_channels, S, S), the image's channels and last the K of the noised mask; timesteps
-    (N,), whole or fractional; y (N,) class labels, if and only if the network is class-conditional, else
-    ValueError. Returns (out, cal): (N, out_channels, S, S), the K channels of the prediction and where
-    learned the K of the variance; (N, K, S, S), the calibration mask in (0, 1).
+    (N,), whole or fractional. Returns (out, cal): (N, out_channels, S, S), the K channels of the prediction and
+    where learned the K of the variance; (N, K, S, S), the calibration mask in (0, 1).
     """
 
     def __init__(self, plan):
@@ -198,8 +198,6 @@ class _UNetModel(nn.Module):
             SiLU(),
             nn.Linear(plan.time_embed_dim, plan.time_embed_dim),
         )
-        if plan.num_classes:
-            self.label_emb = nn.Embedding(plan.num_classes, plan.time_embed_dim)
         self.input_blocks = nn.ModuleList([_block(layers, plan) for layers in plan.input_blocks])
         self.middle_block = _block(plan.middle_block, plan)
         self.output_blocks = nn.ModuleList([_block(layers, plan) for layers in plan.output_blocks])
@@ -207,16 +205,9 @@ class _UNetModel(nn.Module):
             normalization(plan.model_channels), SiLU(), nn.Conv2d(plan.model_channels, plan.out_channels, 3, padding=1)
         )
 
-    def condition(self, image):
-        """What of the network depends on the image alone, for its forward pass; here None, nothing."""
-        return None
-
-    def _embed(self, timesteps, y):
-        """Embedding of time steps and labels: (N, time_embed_dim)."""
-        if (y is not None) != bool(self.plan.num_classes):
-            raise ValueError("labels y must be given if and only if the network is class-conditional")
-        emb = self.time_embed(timestep_embedding(timesteps, self.plan.model_channels))
-        return emb if y is None else emb + self.label_emb(y)
+    def _embed(self, timesteps):
+        """Return the embedding of time steps, (N, time_embed_dim)."""
+        return self.time_embed(timestep_embedding(timesteps, self.plan.model_channels))
 
     def _image(self, x):
         """The image's channels of the network's input."""
@@ -254,9 +245,9 @@ class UNetModel_newpreview(_UNetModel):
             (first, second), cal = self.hwm(network_format(image, image.shape[1]))
             return th.cat([first, first, second], dim=1).detach(), cal  # base + base + 2 base = model_channels
 
-    def forward(self, x, timesteps, y=None, conditioning=None):
+    def forward(self, x, timesteps, conditioning=None):
         with runtime.autocast(x):
-            emb = self._embed(timesteps, y)
+            emb = self._embed(timesteps)
             x = network_format(x, self.plan.model_channels)
             anchors, cal = self.condition(self._image(x)) if conditioning is None else conditioning
             h = self._encode(self.input_blocks[0], x, emb) + anchors
@@ -275,9 +266,9 @@ class UNetModel_v1preview(_UNetModel):
         super().__init__(plan)
         self.hwm = GatedHighwayUNet(plan.highway)
 
-    def forward(self, x, timesteps, y=None):
+    def forward(self, x, timesteps):
         with runtime.autocast(x):
-            emb = self._embed(timesteps, y)
+            emb = self._embed(timesteps)
             x = network_format(x, self.plan.model_channels)
             h = x
             hs = []

@@ -9,8 +9,7 @@ import numpy as np
 
 from guided_diffusion_core.backends import backend_module
 from guided_diffusion_core.config import ModelConfig
-from guided_diffusion_core.networks.medsegdiff.plan import make_plan
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.networks.registry import make_plan, state_shapes
 from guided_diffusion_core.noise import NoiseTape
 from parity.medsegdiff_checkpoints import FAMILIES as CHECKPOINT_FAMILIES
 from parity.medsegdiff_families import FAMILIES
@@ -33,7 +32,6 @@ FLAGS_TURNED = {
     "use_scale_shift_norm": True,
     "resblock_updown": True,
     "use_new_attention_order": True,
-    "class_cond": True,
     "num_head_channels": 16,
     "in_ch": 2,
     "learn_sigma": False,
@@ -259,7 +257,7 @@ def weights(case):
     """Name -> float32 array of every parameter and buffer: random, without zeros."""
     if "model" not in case.settings:
         return {}
-    shapes = state_shapes(make_plan(ModelConfig(**case.settings["model"])))
+    shapes = state_shapes(ModelConfig(**case.settings["model"]))
     generator = np.random.default_rng(case.settings.get("seed", 0))
     return {name: _weight(name, shape, generator) for name, shape in shapes.items()}
 
@@ -278,7 +276,7 @@ def _weight(name, shape, generator):
 
 
 def inputs(case):
-    """What the network is given: x, t and, where it is class-conditional, y."""
+    """Return the arrays that the network is given: x (N, in_ch, S, S) and t (N,)."""
     if "model" not in case.settings:
         return {}
     plan = make_plan(ModelConfig(**case.settings["model"]))
@@ -289,8 +287,6 @@ def inputs(case):
         "x": generator.standard_normal((batch, plan.in_channels, size, size)).astype(np.float32),
         "t": np.array([3, 700, 12, 999][:batch]),
     }
-    if plan.num_classes:
-        arrays["y"] = np.arange(batch) % plan.num_classes
     return arrays
 
 
@@ -324,7 +320,7 @@ class MedSegDiffPort(Port):
 
     def run(self, model, tensors, tape):
         self.nn.set_dropout_noise(model, tape, 0, tuple(range(tensors["x"].shape[0])))
-        out, cal = model(tensors["x"], tensors["t"], *([tensors["y"]] if "y" in tensors else []))
+        out, cal = model(tensors["x"], tensors["t"])
         return {"out": out, "cal": cal}
 
     def context(self, model):

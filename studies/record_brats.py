@@ -144,9 +144,10 @@ MOVED = """
 import runpy, sys
 sys.argv = sys.argv[1:]
 sys.path.insert(0, sys.argv[0].rsplit("/", 2)[0])
-from guided_diffusion_core.networks.medsegdiff import initialization
-drawn = initialization.initial_state
-initialization.initial_state = lambda shapes, seed: initialization.moved_by_one_ulp(drawn(shapes, seed))
+from guided_diffusion_core.networks import registry
+from guided_diffusion_core.networks.state import moved_by_one_ulp
+drawn = registry.initial_state
+registry.initial_state = lambda settings, seed: moved_by_one_ulp(drawn(settings, seed))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

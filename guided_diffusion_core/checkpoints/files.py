@@ -11,7 +11,6 @@ known of its Dice. A folder is written under a temporary name and renamed; the f
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,6 @@ from safetensors.numpy import save_file
 from guided_diffusion_core import config as configuration
 from guided_diffusion_core.checkpoints import pointers
 from guided_diffusion_core.errors import UserError, found_expected, join_names
-from guided_diffusion_core.networks.medsegdiff.state_shapes import BOTTLENECK_EMBED
 
 FORMAT = "medsegdiff-parity 1"
 NETWORK = "model"
@@ -240,23 +238,6 @@ def _config(file, path):
             "Copy it again or use another checkpoint.",
         ) from error
     return configuration.from_dict(tree, where=path)
-
-
-def fitted_state(expected, arrays, where):
-    """The arrays of a network, checked with `check_state`.
-
-    A file of the original's version `1` has no bottleneck embedding, which is drawn anew in every call
-    there: it becomes zero, and a line says so.
-    """
-    random_layer = [f"{BOTTLENECK_EMBED}.{kind}" for kind in ("weight", "bias")]
-    if all(name in expected and name not in arrays for name in random_layer):
-        sys.stderr.write(
-            f"{where}: has no {BOTTLENECK_EMBED}, a layer that the original draws at random in every "
-            "call; it is set to zero.\n"
-        )
-        arrays = {**arrays, **{name: np.zeros(expected[name], np.float32) for name in random_layer}}
-    check_state(expected, arrays, where)
-    return arrays
 
 
 def check_state(expected, arrays, where):

@@ -27,6 +27,7 @@ ORIGINAL_FLAGS = {
     "fp16_scale_growth": OriginalFlag(
         1e-3, "the loss scale of --mixed_precision fp16 doubles after 2000 steps without overflow; leave the flag out."
     ),
+    "class_cond": OriginalFlag(False, "the data sets have no class labels; leave the flag out."),
     "gpu_dev": OriginalFlag("0", "the device cannot be chosen here; leave the flag out."),
     "multi_gpu": OriginalFlag(
         "", "start the command with torchrun, or mpirun for --backend jittor; leave the flag out."

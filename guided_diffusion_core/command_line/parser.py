@@ -22,6 +22,7 @@ from guided_diffusion_core.command_line.original_flags import (
     RefuseOriginal,
     translated_sampler,
 )
+from guided_diffusion_core.networks import registry
 
 _METAVARS = {bool: "True|False", int: "INT", float: "NUMBER", str: "TEXT"}
 
@@ -150,6 +151,8 @@ def add_run_flags(parser, *sections):
                 group.add_argument(
                     f"--{name}", type=boolean, default=argparse.SUPPRESS, metavar=_METAVARS[bool], help=text
                 )
+        if section == "model":
+            add_networks(parser)
     for name, flag in ORIGINAL_FLAGS.items():
         parser.add_argument(
             f"--{name}",
@@ -180,15 +183,33 @@ def _help_text(field):
     return text.replace("{layouts}", help_text())
 
 
-def _add_setting(group, field):
+def add_networks(parser):
+    """Add `--network`, and a group with the own flags of each family of networks that has some."""
+    found = registry.families()
+    parser.add_argument(
+        "--network",
+        choices=tuple(found),
+        default=argparse.SUPPRESS,
+        help="family of the network (default: MedSegDiff in the version of --version)",
+    )
+    for family in found.values():
+        own = {flag: name for flag, name in family.flags().items() if flag != name}
+        group = parser.add_argument_group(family.name, family.settings.__doc__.replace("%", "%%")) if own else None
+        for field in dataclasses.fields(family.settings):
+            for flag in [flag for flag, name in own.items() if name == field.name]:
+                _add_setting(group, field, flag)
+
+
+def _add_setting(group, field, flag=None):
     """Add the flag of one configuration field; it is in the namespace only where it was given."""
+    flag = flag or field.name
     values = {"default": field.default if field.default != "" else "empty"}
-    values |= {preset: given[field.name] for preset, given in config.PRESETS.items() if field.name in given}
+    values |= {preset: given[flag] for preset, given in config.PRESETS.items() if flag in given}
     defaults = "; ".join(f"{name}: {value}" for name, value in values.items())
     choices = field.metadata["choices"]
     kind = type(field.default)
     group.add_argument(
-        f"--{field.name}",
+        f"--{flag}",
         type=_CONVERTERS[kind],
         default=argparse.SUPPRESS,
         choices=choices,
@@ -198,13 +219,13 @@ def _add_setting(group, field):
 
 
 def given_settings(args):
-    """Name -> value of the settings that stand on the command line: those of `config.SECTIONS`
-    that the parser has, and "seed". The original's flags for the sampler are translated.
+    """Name -> value of the settings that stand on the command line: those of `config.SECTIONS` and of the families
+    of networks that the parser has, "network" and "seed". The original's flags for the sampler are translated.
 
     args: the namespace of a parser filled by `add_run_flags`; what else it holds is left out.
     Raises `UserError` for two flags that name different samplers.
     """
-    names = {*config.setting_names(), "seed"}
+    names = {*config.all_setting_names(), "seed"}
     given = translated_sampler(vars(args))
     return {name: value for name, value in given.items() if name in names}
 

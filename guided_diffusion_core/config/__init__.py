@@ -8,12 +8,10 @@ import dataclasses
 from dataclasses import dataclass
 
 from guided_diffusion_core.config.checks import check, ema_rates
-from guided_diffusion_core.config.older import current_sampling, named_sampler
+from guided_diffusion_core.config.older import current_model, current_sampling, named_sampler
 from guided_diffusion_core.config.presets import PRESET_NOTES, PRESETS
 from guided_diffusion_core.config.sections import (
     FUSIONS,
-    LATER_SECTIONS,
-    NUM_CLASSES,
     SAMPLERS,
     SECTIONS,
     ComputeConfig,
@@ -25,10 +23,11 @@ from guided_diffusion_core.config.sections import (
 )
 from guided_diffusion_core.diffusion.schedule import space_timesteps
 from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.networks import registry
+from guided_diffusion_core.networks.family import NetworkConfig
 
 __all__ = [
     "FUSIONS",
-    "NUM_CLASSES",
     "PRESETS",
     "PRESET_NOTES",
     "SAMPLERS",
@@ -40,6 +39,7 @@ __all__ = [
     "ModelConfig",
     "SamplingConfig",
     "TrainingConfig",
+    "all_setting_names",
     "args_to_dict",
     "current_sampling",
     "ema_rates",
@@ -49,6 +49,7 @@ __all__ = [
     "named_sampler",
     "process_steps",
     "resolve",
+    "setting",
     "setting_names",
     "split_settings",
 ]
@@ -60,7 +61,7 @@ class Config:
 
     preset: str = "none"
     seed: int = 0
-    model: ModelConfig = ModelConfig()
+    model: NetworkConfig = ModelConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
@@ -69,18 +70,57 @@ class Config:
     normalisation: str = ""  # the rule by which the dataset scaled its intensities
     processes: int = 1  # those of the launcher; batch_size and microbatch are of each
 
+    @property
+    def network(self):
+        """Name of the network's family."""
+        return registry.family_of(self.model).name
+
     def to_dict(self):
-        """The configuration as nested dicts of JSON values."""
-        return dataclasses.asdict(self)
+        """Return the configuration as nested dicts of JSON values."""
+        return {**dataclasses.asdict(self), "network": self.network}
 
     def replace(self, **values):
         """A copy with some settings changed; names are unique over all sections."""
         return resolve(values, base=self)
 
 
-def setting_names(*sections):
-    """Name -> section of every setting of the given sections (all sections if none given)."""
-    return {field.name: section for section in sections or SECTIONS for field in dataclasses.fields(SECTIONS[section])}
+def setting_names(*sections, model=None):
+    """Return a dict: name of each setting of the given sections (all if none are given) -> its section.
+
+    model: the network's settings, MedSegDiff's if None; the names of a family's own settings are those of its flags,
+           such as "unet.width".
+    """
+    names = {}
+    for section in sections or SECTIONS:
+        own = [field.name for field in dataclasses.fields(SECTIONS[section])]
+        flags = registry.family_of(model or ModelConfig()).flags() if section == "model" else own
+        names |= dict.fromkeys(flags, section)
+    return names
+
+
+def all_setting_names():
+    """Return the set of the names of all settings, those of every family of networks and "network" among them."""
+    names = {"network", *setting_names()}
+    for family in registry.families().values():
+        names |= set(family.flags())
+    return names
+
+
+def setting(config, name):
+    """Return the value of a setting of a `Config` by its name. Raises `UserError` for one of another network."""
+    if name in ("network", "preset", "seed", "normalisation", "processes"):
+        return getattr(config, name)
+    section = setting_names(model=config.model).get(name)
+    if section is None:
+        raise _of_another_network(name, config.network)
+    field = registry.family_of(config.model).flags()[name] if section == "model" else name
+    return getattr(getattr(config, section), field)
+
+
+def _of_another_network(name, network):
+    return found_expected(
+        f"--{name}", f"given with the network {network}", "its own settings only", "Leave the flag out."
+    )
 
 
 def resolve(values, preset=None, base=None):
@@ -96,22 +136,45 @@ def resolve(values, preset=None, base=None):
     merged = dataclasses.asdict(base.sampling)
     for layer in (PRESETS[preset] if preset else {}, values):
         merged = _with_changes(merged, layer)
-    where = setting_names()
-    top = {"preset": preset or base.preset}
+    model = _base_model(merged.pop("network", None), base.model)
+    where = setting_names(model=model)
+    flags = registry.family_of(model).flags()
+    known = all_setting_names()
+    top = {"preset": preset or base.preset, "model": model}
     changed = {section: {} for section in SECTIONS}
     for name, value in merged.items():
         if name in ("seed", "normalisation", "processes"):
             top[name] = value
-        else:
-            changed[where[name]][name] = value
+        elif name in where:
+            changed[where[name]][flags.get(name, name)] = value
+        elif name not in known:
+            raise KeyError(name)
+        elif name in values:
+            raise _of_another_network(name, registry.family_of(model).name)
     for section, settings in changed.items():
-        top[section] = dataclasses.replace(getattr(base, section), **settings)
+        top[section] = dataclasses.replace(top.get(section, getattr(base, section)), **settings)
     config = dataclasses.replace(base, **top)
     if "sample_steps" not in {**PRESETS.get(preset, {}), **values}:
         steps = min(config.sampling.sample_steps, process_steps(config.diffusion))
         config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, sample_steps=steps))
     check(config)
+    if values.get("network") not in (None, config.network):
+        raise found_expected(
+            "--network", values["network"], f"{config.network}, as other settings say", "Leave one of them out."
+        )
     return config
+
+
+def _base_model(network, model):
+    """Return the settings of a network that values are put over: `model`, or where another family is wanted, its
+    defaults with what all networks share taken over."""
+    if network in (None, registry.family_of(model).name):
+        return model
+    family = registry.family_named(network)
+    names = [field.name for field in dataclasses.fields(family.settings)]
+    kept = model if isinstance(model, family.settings) else NetworkConfig
+    shared = {field.name: getattr(model, field.name) for field in dataclasses.fields(kept) if field.name in names}
+    return family.settings(**{**shared, **family.fixed})
 
 
 def process_steps(diffusion):
@@ -142,13 +205,15 @@ def from_dict(tree, where="configuration"):
     A setting that an older version did not write has its default; one that is unknown here is refused.
     """
     try:
-        tree = {**{name: {} for name in LATER_SECTIONS}, **tree}
+        tree = {"compute": {}, "network": None, **tree}
+        classes = {**SECTIONS, "model": _model_class(tree.pop("network"), where)}
+        tree["model"] = current_model(tree["model"], where)
         tree["sampling"] = current_sampling(tree["sampling"])
-        sections = {name: cls(**tree[name]) for name, cls in SECTIONS.items()}
+        sections = {name: cls(**tree[name]) for name, cls in classes.items()}
         config = Config(**{**tree, **sections})
         for name in ("preset", "seed", "normalisation", "processes"):
             _check_type(name, getattr(config, name), getattr(Config, name))
-        for section, cls in SECTIONS.items():
+        for section, cls in classes.items():
             for field in dataclasses.fields(cls):
                 _check_type(field.name, getattr(sections[section], field.name), field.default)
         return config
@@ -157,6 +222,20 @@ def from_dict(tree, where="configuration"):
             f"{where}: the configuration inside is not one that this version reads ({error}); expected "
             f"the sections {', '.join(SECTIONS)}. Use a checkpoint written by segmentation_train.py."
         ) from error
+
+
+def _model_class(network, where):
+    """Return the dataclass of a network's settings; a file that names none holds MedSegDiff's."""
+    if network is None:
+        return ModelConfig
+    if network not in registry.families():
+        raise found_expected(
+            where,
+            f"a network {network!r}",
+            " or ".join(registry.families()),
+            "Install what this network comes with.",
+        )
+    return registry.family_named(network).settings
 
 
 def _check_type(name, value, default):

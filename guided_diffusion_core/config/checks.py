@@ -7,16 +7,11 @@ from guided_diffusion_core.errors import found_expected
 
 
 def check(config):
-    """Refuse values outside their range; the network's own rules are in `unet_plan.py`."""
-    for section, cls in SECTIONS.items():
-        for field in dataclasses.fields(cls):
-            value = getattr(getattr(config, section), field.name)
-            choices = field.metadata["choices"]
-            if choices and value not in choices:
-                raise found_expected(f"--{field.name}", repr(value), " or ".join(choices), "Choose one of them.")
+    """Refuse values outside their range; the network's own rules are in the plan of its family."""
+    for section in SECTIONS:
+        _check_fields(getattr(config, section))
     training = config.training
     sampling = config.sampling
-    model = config.model
     for flag, value, low in (
         ("diffusion_steps", config.diffusion.diffusion_steps, 1),
         ("batch_size", training.batch_size, 1),
@@ -39,11 +34,7 @@ def check(config):
     ):
         if value < low:
             raise found_expected(f"--{flag}", value, f"a number of at least {low}", "Give a larger one.")
-    for flag, value in (
-        ("dropout", model.dropout),
-        ("highway_dropout", model.highway_dropout),
-        *((name, getattr(training, name)) for name in AUGMENT_SHARES),
-    ):
+    for flag, value in (*((name, getattr(training, name)) for name in AUGMENT_SHARES),):
         if not 0 <= value < 1:
             raise found_expected(f"--{flag}", value, "a rate from 0 to below 1", "Give such a rate.")
     if not 0 <= training.augment_rotation <= 180:
@@ -74,6 +65,21 @@ def check(config):
             "Add it, or leave --dynamic_thresholding out.",
         )
     ema_rates(training)
+
+
+def _check_fields(settings):
+    """Refuse values of a section that are not among the choices, or outside the range, of their field."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        choices = field.metadata["choices"]
+        if choices and value not in choices:
+            raise found_expected(f"--{field.name}", repr(value), " or ".join(choices), "Choose one of them.")
+        low = field.metadata["low"]
+        below = field.metadata["below"]
+        if below is not None and not low <= value < below:
+            raise found_expected(f"--{field.name}", value, f"a rate from {low} to below {below}", "Give such a rate.")
+        if low is not None and value < low:
+            raise found_expected(f"--{field.name}", value, f"a number of at least {low}", "Give a larger one.")
 
 
 def ema_rates(training):

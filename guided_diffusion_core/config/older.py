@@ -1,5 +1,7 @@
 """Settings as older versions and the original name them."""
 
+from guided_diffusion_core.errors import found_expected
+
 
 def named_sampler(use_ddim, dpm_solver):
     """Return the value of `sampler` that the original's two booleans stand for."""
@@ -18,3 +20,15 @@ def current_sampling(settings):
         return settings
     # an older version took DDIM where only the other name was written
     return {"sampler": named_sampler(settings.get("use_ddim", True), settings.get("dpm_solver", False)), **kept}
+
+
+def current_model(settings, where):
+    """Return a network's section of a written configuration without `class_cond`, which older versions wrote.
+
+    where: the file, for the error. Raises `UserError` for a class-conditional network; no training made one.
+    """
+    if settings.get("class_cond"):
+        raise found_expected(
+            where, "a class-conditional network", "one without class labels", "Use another checkpoint."
+        )
+    return {name: value for name, value in settings.items() if name != "class_cond"}

@@ -3,55 +3,16 @@
 Names and defaults are the original's wherever the original has the setting.
 """
 
-import dataclasses
 from dataclasses import dataclass
 
-NUM_CLASSES = 2  # classes of a class-conditional network, as in the original
+from guided_diffusion_core.networks.medsegdiff.settings import ModelConfig
+from guided_diffusion_core.options import option
+
 FLIPS = ("none", "vertical", "horizontal", "both")
 AUGMENT_SHARES = ("augment_scale", "augment_contrast", "augment_gamma")  # settings from 0 to below 1
 SAMPLERS = ("ancestral", "ddim", "dpm-solver++")
 LR_SCHEDULES = ("constant", "linear", "cosine", "cosine-restarts")
 FUSIONS = ("mean", "majority", "staple", "upstream")  # `fusion.py`
-
-
-def option(default, help, choices=None):
-    """Return a dataclass field with the help text and the choices of its command-line flag.
-
-    The command line replaces "{layouts}" in a help text by the names of the data layouts.
-    """
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The architecture of the network: all that its parameters' names and shapes depend on, and
-    the dropout rates."""
-
-    image_size: int = option(64, "side of the square network input in pixels, a multiple of 32")
-    num_channels: int = option(128, "base width of the network, a multiple of 32")
-    num_res_blocks: int = option(2, "residual blocks per resolution")
-    num_heads: int = option(4, "attention heads")
-    in_ch: int = option(5, "image channels plus those of the noised mask; set from the data if not given")
-    mask_channels: int = option(1, "channels of the mask, one for each of its labels; set from the data if not given")
-    num_heads_upsample: int = option(-1, "attention heads on the way up; -1: as num_heads")
-    num_head_channels: int = option(-1, "channels per attention head, instead of num_heads; -1: unused")
-    attention_resolutions: str = option("16,8", "resolutions in pixels at which attention works, separated by commas")
-    channel_mult: str = option("", "width multipliers per resolution, separated by commas; empty: chosen by image size")
-    dropout: float = option(0.0, "dropout rate in the residual blocks, 0 to 1")
-    class_cond: bool = option(False, "condition the network on a class label (two classes)")
-    use_checkpoint: bool = option(
-        False,
-        "recompute activations in the backward pass instead of keeping them: half the memory or less, for a "
-        "second forward pass; the same numbers",
-    )
-    use_scale_shift_norm: bool = option(True, "time embedding scales and shifts (True) or is added (False)")
-    resblock_updown: bool = option(False, "residual blocks for down- and upsampling")
-    use_new_attention_order: bool = option(False, "split queries, keys and values before the heads")
-    version: str = option(
-        "new", "network version: new adds the highway's features at the input, 1 at the bottleneck", ("new", "1")
-    )
-    learn_sigma: bool = option(False, "the network also predicts the variance of the reverse step")
-    highway_dropout: float = option(0.5, "channel dropout rate in the encoder of the highway network, 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -203,4 +164,3 @@ SECTIONS = {
     "sampling": SamplingConfig,
     "compute": ComputeConfig,
 }
-LATER_SECTIONS = ("compute",)  # those that checkpoints of older versions lack

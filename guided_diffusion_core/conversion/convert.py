@@ -22,8 +22,7 @@ from guided_diffusion_core.conversion.infer_config import infer
 from guided_diffusion_core.conversion.pickles import read_pkl, write_pkl
 from guided_diffusion_core.conversion.torch_files import read_pt, write_pt
 from guided_diffusion_core.errors import found_expected, join_names
-from guided_diffusion_core.networks.medsegdiff.plan import make_plan
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.networks import registry
 from guided_diffusion_core.system.files import READ_ERRORS, read_bytes, write_atomic
 
 PREFIX = "module."  # of the names if a network was saved inside DistributedDataParallel
@@ -76,9 +75,10 @@ def read(path, given=None):
         config, assumed = infer(shapes, given, path)
         notes += _inference_notes(config, assumed)
         name, step = _network_and_step(path)
-    expected = state_shapes(make_plan(config.model))
+    expected = registry.state_shapes(config.model)
     notes += _fill_counters(arrays, expected)
-    arrays = checkpoints.fitted_state(expected, arrays, path)
+    arrays = registry.repaired(config.model, arrays, path)
+    checkpoints.check_state(expected, arrays, path)
     _check_types(arrays, path)
     return Checkpoint({key: arrays[key] for key in expected}, config, name, step, tuple(notes))
 
@@ -126,13 +126,13 @@ def differing(first, second):
 def flags(config):
     """Return, as one text, the command-line flags for what a `.pt` or `.pkl` of this network does not hold."""
     parts = [f"--normalisation {shlex.quote(config.normalisation)}"]
-    for section in ("model", "diffusion"):
-        settings = getattr(config, section)
-        defaults = type(settings)()
-        for field in dataclasses.fields(settings):
-            value = getattr(settings, field.name)
-            if value != getattr(defaults, field.name):
-                parts.append(f"--{field.name} {shlex.quote(str(value))}")
+    if registry.family_of(config.model).infer is None:
+        parts.append(f"--network {config.network}")
+    usual = dataclasses.replace(configuration.Config(), model=type(config.model)())
+    for name in configuration.setting_names("model", "diffusion", model=config.model):
+        value = configuration.setting(config, name)
+        if value != configuration.setting(usual, name):
+            parts.append(f"--{name} {shlex.quote(str(value))}")
     return " ".join(parts)
 
 
@@ -221,17 +221,9 @@ def _check_types(arrays, path):
 def _check_agrees(config, given, path):
     """Raise `UserError` if a given setting contradicts the configuration in a file."""
     for name, value in given.items():
-        inside = _setting(config, name)
+        inside = configuration.setting(config, name)
         if value != inside:
             raise found_expected(f"--{name}", repr(value), f"{inside!r}, as in {path}", "Leave the flag out.")
-
-
-def _setting(config, name):
-    """Return a setting by name, from whatever section has it."""
-    if name == "normalisation":
-        return config.normalisation
-    section = configuration.setting_names()[name]
-    return getattr(getattr(config, section), name)
 
 
 def _inference_notes(config, assumed):
@@ -240,12 +232,12 @@ def _inference_notes(config, assumed):
     def values(names):
         parts = []
         for name in names:
-            value = _setting(config, name)
+            value = configuration.setting(config, name)
             shown = "empty" if value == "" else value
             parts.append(f"{name} {shown}")
         return ", ".join(parts)
 
-    inferred = [name for name in configuration.setting_names("model") if name not in assumed]
+    inferred = [name for name in configuration.setting_names("model", model=config.model) if name not in assumed]
     return [
         f"From names and shapes or flags: {values(inferred)}.",
         "Not visible in the weights, taken from the original's defaults (give a flag where yours differs): "

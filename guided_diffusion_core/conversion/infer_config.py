@@ -1,195 +1,50 @@
-"""The configuration of a network from the names and shapes of its state dict.
+"""The configuration of a network from the names and shapes of its state dict."""
 
-Every number is read at several places and the most frequent reading wins, so that a file with a
-missing or misshapen tensor is still recognised and its faults can be listed one by one.
-"""
-
-import re
-from collections import Counter
 from dataclasses import fields
 
 from guided_diffusion_core import config as configuration
-from guided_diffusion_core.config import DiffusionConfig, ModelConfig
+from guided_diffusion_core.config import DiffusionConfig
 from guided_diffusion_core.data.formats.transforms import RGB_RULE
 from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.networks.medsegdiff.plan import default_channel_mult
-from guided_diffusion_core.networks.medsegdiff.state_shapes import BOTTLENECK_EMBED
+from guided_diffusion_core.networks import registry
 
-VISIBLE = (
-    "version",
-    "in_ch",
-    "mask_channels",
-    "num_channels",
-    "num_res_blocks",
-    "channel_mult",
-    "attention_resolutions",
-    "use_scale_shift_norm",
-    "resblock_updown",
-    "class_cond",
-    "learn_sigma",
-)
-# Settings that names and shapes do not show.
-HIDDEN = tuple(
-    field.name for section in (ModelConfig, DiffusionConfig) for field in fields(section) if field.name not in VISIBLE
-)
-
-FOURIER_FILTERS = "hwm.ffparser."  # of version `1`; a network of few resolutions has none
-ORIGINAL_SIZES = (64, 128, 256)  # smallest of the original's image sizes for each channel_mult
 ORIGINAL_RULES = {"ISIC": RGB_RULE, "BRATS": "none"}  # how the original scales intensities
-
-_UPSAMPLER = re.compile(r"output_blocks\.(\d+)\.[12]\.(conv|in_layers\.\d)\.")
 
 
 def infer(shapes, given, where):
-    """(`Config`, names of the settings that are taken from the original's defaults).
+    """Return (`Config`, names of the settings that are taken from the original's defaults).
 
     shapes: dict name -> shape of a state dict, names without prefix.
-    given:  settings on the command line, by name; also "normalisation".
+    given:  settings on the command line, by name; also "network" and "normalisation". A family that cannot be told
+            by its weights needs its name and the settings that are not the defaults.
     where:  the file, for errors.
-    Raises `UserError` if this is no such network, or if a given setting contradicts it.
+    Raises `UserError` if this is no network that is known, or if a given setting contradicts it.
     """
-    if not any(name.startswith("input_blocks.") for name in shapes):
-        raise found_expected(
-            where,
-            f"{len(shapes)} tensors, such as {', '.join(list(shapes)[:3])}",
-            "a network of MedSegDiff, with input_blocks.0.0.weight",
-            "Use such a checkpoint.",
-        )
-    seen = _visible(shapes)
-    shown = _filtered_size(shapes)
-    if shown and given.get("image_size", shown) != shown:
-        raise found_expected(
-            "--image_size", given["image_size"], f"{shown}, which the weights of {where} show", "Leave the flag out."
-        )
-    image_size = shown or given.get("image_size", _usual_size(seen["channel_mult"]))
-    levels = seen.pop("attention_levels")
-    seen["attention_resolutions"] = ",".join(str(image_size // 2**level) for level in levels)
-    _check_given(given, seen, image_size, where)
-    if _numbers(seen["channel_mult"]) == default_channel_mult(image_size):
-        seen["channel_mult"] = ""
-    if "attention_resolutions" in given:
-        seen["attention_resolutions"] = given["attention_resolutions"]  # the same ones in another order
-    data_name = given.get("data_name", "ISIC" if seen["in_ch"] - seen["mask_channels"] == 3 else "BRATS")
-    settings = {**given, **seen, "image_size": image_size, "data_name": data_name}
-    settings.setdefault("normalisation", ORIGINAL_RULES.get(data_name, RGB_RULE if seen["in_ch"] == 4 else "none"))
-    assumed = [
-        name
-        for name in (*HIDDEN, "data_name", "normalisation")
-        if name not in given and not (shown and name == "image_size")
-    ]
+    family, shown, guessed = _family(shapes, given, where)
+    settings = {"network": family.name, **given, **shown, **guessed}
+    channels = configuration.resolve(settings).model.image_channels
+    data_name = given.get("data_name", "ISIC" if channels == 3 else "BRATS")
+    rule = ORIGINAL_RULES.get(data_name, RGB_RULE if channels == 3 else "none")
+    settings = {"normalisation": rule, **settings, "data_name": data_name}
+    hidden = [name for name in family.flags() if name not in shown]
+    hidden += [field.name for field in fields(DiffusionConfig)]
+    assumed = [name for name in (*hidden, "data_name", "normalisation") if name not in given]
     return configuration.resolve(settings), assumed
 
 
-def _visible(shapes):
-    """The settings of `VISIBLE`; the levels of attention in place of attention_resolutions."""
-    width = _vote(
-        [
-            _dim(shapes, "input_blocks.0.0.weight", 0),
-            _dim(shapes, "time_embed.0.weight", 1),
-            _dim(shapes, "out.0.weight", 0),
-            _dim(shapes, "out.0.bias", 0),
-        ],
-        ModelConfig.num_channels,
+def _family(shapes, given, where):
+    """Return (`Family`, settings that the weights show, settings guessed from them)."""
+    if "network" in given:
+        candidates = [registry.family_named(given["network"])]
+    else:
+        candidates = [family for family in registry.families().values() if family.infer]
+    for family in candidates:
+        found = family.infer(shapes, given, where) if family.infer else ({}, {})
+        if found:
+            return family, *found
+    raise found_expected(
+        where,
+        f"{len(shapes)} tensors, such as {', '.join(list(shapes)[:3])}",
+        "a network of MedSegDiff, with input_blocks.0.0.weight",
+        "Use such a checkpoint, or name the network with --network.",
     )
-    images = _dim(shapes, "hwm.conv_blocks_context.0.blocks.0.conv.weight", 1)
-    inputs = _dim(shapes, "input_blocks.0.0.weight", 1)
-    masks = _vote([_dim(shapes, "hwm.seg_outputs.0.weight", 0), images and inputs and inputs - images], 1)
-    in_ch = _vote([inputs, images and images + masks], ModelConfig.in_ch)
-    outputs = _vote([_dim(shapes, "out.2.weight", 0), _dim(shapes, "out.2.bias", 0)], 1)
-    per_level, levels, updown = _levels(shapes)
-    mult = []
-    attention = []
-    for level in range(levels):
-        blocks = [f"input_blocks.{1 + level * per_level + index}" for index in range(per_level - 1)]
-        layers = [
-            f"{block}.0.{layer}"
-            for block in blocks
-            for layer in ("out_layers.3.weight", "out_layers.3.bias", "in_layers.2.bias")
-        ]
-        level_width = _vote([_dim(shapes, layer, 0) for layer in layers], width)
-        mult.append(max(1, round(level_width / width)))
-        if any(name.startswith(f"{block}.1.") for block in blocks for name in shapes):
-            attention.append(level)
-    return {
-        "version": "1" if any(name.startswith((FOURIER_FILTERS, BOTTLENECK_EMBED)) for name in shapes) else "new",
-        "in_ch": in_ch,
-        "mask_channels": masks,
-        "num_channels": width,
-        "num_res_blocks": max(1, per_level - 1),
-        "channel_mult": ",".join(map(str, mult)),
-        "attention_levels": attention,
-        "use_scale_shift_norm": _scales_and_shifts(shapes),
-        "resblock_updown": updown,
-        "class_cond": "label_emb.weight" in shapes,
-        "learn_sigma": outputs == 2 * masks,
-    }
-
-
-def _levels(shapes):
-    """(blocks per resolution on the way up, resolutions, whether residual blocks resample).
-
-    Each resolution but the last ends in a block with an upsampler.
-    """
-    blocks = [int(name.split(".")[1]) for name in shapes if name.startswith("output_blocks.")]
-    count = max(blocks, default=0) + 1
-    found = [match for match in map(_UPSAMPLER.match, shapes) if match]
-    ends = {int(match[1]) for match in found}
-    per_level = max(2, min(ends) + 1 if ends else count)
-    return per_level, max(1, round(count / per_level)), _vote([match[2] != "conv" for match in found], False)
-
-
-def _scales_and_shifts(shapes):
-    """Whether the time embedding of a residual block has two numbers for each channel."""
-    ending = ".emb_layers.1.weight"
-    votes = []
-    for name in shapes:
-        if name.endswith(ending):
-            width = _dim(shapes, f"{name.removesuffix(ending)}.out_layers.0.weight", 0)
-            votes.append(_dim(shapes, name, 0) == 2 * width if width else None)
-    return _vote(votes, ModelConfig.use_scale_shift_norm)
-
-
-def _dim(shapes, name, axis):
-    """One length of a tensor, None if there is none."""
-    shape = shapes.get(name, ())
-    return shape[axis] if axis < len(shape) else None
-
-
-def _vote(readings, default):
-    """The most frequent reading that is not None, the first of several; else the default."""
-    counts = Counter(reading for reading in readings if reading is not None)
-    return counts.most_common(1)[0][0] if counts else default
-
-
-def _filtered_size(shapes):
-    """The image size that the first Fourier filter of version `1` shows, which works at half of it; None
-    without one."""
-    side = _dim(shapes, f"{FOURIER_FILTERS}0.complex_weight", 1)
-    return side and 2 * side
-
-
-def _usual_size(channel_mult):
-    """The smallest of the original's image sizes with these multipliers, else its default."""
-    fitting = [size for size in ORIGINAL_SIZES if default_channel_mult(size) == _numbers(channel_mult)]
-    return fitting[0] if fitting else ModelConfig.image_size
-
-
-def _numbers(text):
-    return tuple(int(part) for part in text.split(",")) if re.fullmatch(r"\d+(,\d+)*", text) else ()
-
-
-def _check_given(given, seen, image_size, where):
-    """Refuse a setting that the weights contradict."""
-    meanings = {
-        "channel_mult": lambda text: _numbers(text) or default_channel_mult(image_size),
-        "attention_resolutions": lambda text: set(_numbers(text)),
-    }
-    for name in VISIBLE:
-        meaning = meanings.get(name, lambda value: value)
-        if name in given and meaning(given[name]) != meaning(seen[name]):
-            raise found_expected(
-                f"--{name}",
-                repr(given[name]),
-                f"{seen[name]!r}, which the weights of {where} show",
-                "Leave the flag out.",
-            )

@@ -14,8 +14,10 @@ import numpy as np
 
 from guided_diffusion_core import checkpoints
 from guided_diffusion_core.backends import BACKENDS, COMPARED, backend_module, start_backend
+from guided_diffusion_core.config import setting, setting_names
 from guided_diffusion_core.conversion import convert
 from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.networks.family import as_prediction
 
 INPUT_SEED = 0
 # Of the largest output: sums in another order made 2.7e-6 at width 128 and 64 px, 1.5e-6 at width 32.
@@ -43,7 +45,8 @@ def verify(source_path, target_path, given, config):
     Returns the exit code: 0, or 1 if an array or an output of the same backend differs at all, or the
     backends' outputs by more than `BACKENDS_AGREE`.
     """
-    shown = {**given, "normalisation": config.normalisation, **vars(config.model), **vars(config.diffusion)}
+    names = ["network", "normalisation", *setting_names("model", "diffusion", model=config.model)]
+    shown = {**given, **{name: setting(config, name) for name in names}}
     source = convert.read(source_path, given)
     target = convert.read(target_path, shown)
     unequal = convert.differing(source, target)
@@ -104,9 +107,9 @@ def run(backend, folder):
             runtime.to_tensor(x, dtype=runtime.precision()),
             runtime.to_tensor([config.diffusion.diffusion_steps // 2], dtype=runtime.precision()),
         ]
-        if config.model.class_cond:
-            inputs.append(runtime.to_tensor([1], dtype="int32"))
         with runtime.no_grad():
-            for key, value in zip(("out", "cal"), model(*inputs)):
+            prediction = as_prediction(model(*inputs))
+        for key, value in prediction._asdict().items():
+            if value is not None:
                 outputs[f"{name}/{key}"] = runtime.to_numpy(value)
     np.savez(Path(folder) / f"{backend}.npz", **outputs)

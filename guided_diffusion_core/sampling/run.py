@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from guided_diffusion_core import checkpoints
-from guided_diffusion_core.config import PRESETS, ComputeConfig, DataConfig, setting_names
+from guided_diffusion_core.config import PRESETS, ComputeConfig, DataConfig, setting, setting_names
 from guided_diffusion_core.data.formats.labels import split_names
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.results.display import as_picture
@@ -34,9 +34,13 @@ def sampling_config(path, given, preset=None):
     trained = checkpoints.read_config(path)
     layers = (PRESETS[preset] if preset else {}, given)
     chosen = {**layers[0], **given}
-    for name, section in setting_names("model", "diffusion").items():
-        expected = getattr(getattr(trained, section), name)
-        if name in chosen and chosen[name] != expected:
+    free = {"seed", *setting_names("data", "training", "sampling", "compute")}
+    known = setting_names("model", "diffusion", model=trained.model)
+    for name in chosen:
+        if name in free or (name not in given and name not in known):  # a preset may be another network's
+            continue
+        expected = setting(trained, name)
+        if chosen[name] != expected:
             raise found_expected(
                 f"--{name}",
                 chosen[name],
@@ -61,11 +65,11 @@ def sampling_config(path, given, preset=None):
 def check_dataset(dataset, config, batch_size):
     """Refuse data that the network was not trained for; `UserError`."""
     masks = config.model.mask_channels
-    if dataset.in_channels + masks != config.model.in_ch:
+    if dataset.in_channels != config.model.image_channels:
         raise found_expected(
             "--data_name",
             f"{dataset.in_channels} image channels",
-            f"{config.model.in_ch - masks}, with which the network was trained",
+            f"{config.model.image_channels}, with which the network was trained",
             f"Use data like {config.data.data_name}'s, or another checkpoint.",
         )
     if len(dataset.labels) != masks:

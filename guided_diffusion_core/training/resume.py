@@ -5,7 +5,7 @@ import sys
 from tqdm import tqdm
 
 from guided_diffusion_core import checkpoints
-from guided_diffusion_core.config import setting_names
+from guided_diffusion_core.config import setting
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.processes import launched, shared_batch
 from guided_diffusion_core.training.rates import last_step
@@ -38,10 +38,7 @@ def resumed_config(resume, out_dir, given, processes=1):
     folder = checkpoints.find_whole(resume, out_dir)
     step, config, networks = checkpoints.load_all(folder)
     config = _shared(config, processes)
-    trained = {
-        "seed": config.seed,
-        **{name: getattr(getattr(config, section), name) for name, section in setting_names().items()},
-    }
+    trained = {name: setting(config, name) for name in given}
     for name, value in given.items():
         if name not in FREE_ON_RESUME and value != trained[name]:
             raise found_expected(

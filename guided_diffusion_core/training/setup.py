@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.networks.medsegdiff.plan import make_plan
+from guided_diffusion_core.networks.registry import smallest_batch
 from guided_diffusion_core.system.files import make_writable_folder, write_atomic
 
 
@@ -30,17 +30,12 @@ def fit_to_data(config, dataset, in_ch_given, mask_channels_given=False):
             f"{channels} for this data, its {dataset.in_channels} image channels and {masks} of the mask",
             "Leave the flag out.",
         )
-    if config.model.class_cond:
-        raise found_expected(
-            "--class_cond", True, "False, because these datasets have no class labels", "Leave the flag out."
-        )
     # the names of several masks, since data to sample need not say them; of one they stay as given
     labels = ",".join(dataset.labels) if masks > 1 else config.data.labels
     config = config.replace(in_ch=channels, mask_channels=masks, labels=labels, normalisation=dataset.normalisation)
-    plan = make_plan(config.model)
     microbatch = config.training.microbatch if config.training.microbatch > 0 else config.training.batch_size
-    smallest = config.training.batch_size % microbatch or microbatch
-    if plan.image_size == 2**plan.highway.poolings and smallest * config.processes == 1:
+    last = config.training.batch_size % microbatch or microbatch  # examples of the smallest forward pass
+    if last * config.processes < smallest_batch(config.model):
         raise found_expected(
             "--batch_size",
             f"a forward pass of one example at {config.model.image_size} pixels",

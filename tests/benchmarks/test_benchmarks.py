@@ -1,5 +1,6 @@
 """The benchmark's own arithmetic, and that its command runs; pytest measures nothing."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 from support.backends import BACKENDS, ROOT, Backend
 
 from benchmarks import operations, ours, report, run, scaling
-from benchmarks.cases import SCALING, Case, make_cases, plan, settings
+from benchmarks.cases import SCALING, Case, make_cases, network, settings
 from benchmarks.peer import check_folder
 from benchmarks.worker import PEER
 from guided_diffusion_core.errors import UserError
@@ -23,7 +24,9 @@ ORIGINAL = {(64, 4): 245.6, (256, 1): 521.4}
 @pytest.mark.parametrize("size, batch", ORIGINAL)
 def test_operations_are_the_originals(size, batch):
     case = Case("evaluation", "new", size, batch, 128)
-    assert operations.evaluation_operations(plan(case), batch) / 1e9 == pytest.approx(ORIGINAL[size, batch], rel=3e-4)
+    assert operations.evaluation_operations(network(case), batch) / 1e9 == pytest.approx(
+        ORIGINAL[size, batch], rel=3e-4
+    )
 
 
 @pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch counts here")
@@ -36,11 +39,14 @@ def test_operations_are_what_pytorch_counts(changed):
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    flags = {**settings(Case("evaluation", "new", 64, 2, 32)), **changed}
+    case = Case("evaluation", "new", 64, 2, 32)
+    flags = {**settings(case), **changed}
     model, _ = Backend("pytorch").module("script_util").create_model_and_diffusion(**flags)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(torch.zeros(2, 4, 64, 64), torch.tensor([1, 2]))
-    assert operations.evaluation_operations(model.plan, 2) == counter.get_total_flops()
+    assert (
+        operations.evaluation_operations(dataclasses.replace(network(case), **changed), 2) == counter.get_total_flops()
+    )
 
 
 def row(name, wall, scale=1.0):
@@ -63,7 +69,7 @@ def test_ratio_is_the_median_of_the_ratios_round_by_round():
     found = report.summarise(rows[1], results)
     assert found["ratio"] == pytest.approx(1.0) and found["seconds"] == pytest.approx(1.9)
     assert report.summarise(rows[0], results)["ratio"] is None
-    counted = operations.training_operations(plan(found["case"]), 4)
+    counted = operations.training_operations(network(found["case"]), 4)
     assert found["share"] == pytest.approx(counted / 3.8 / 5e9)
 
 

@@ -7,9 +7,7 @@ from safetensors.numpy import save_file
 from guided_diffusion_core import checkpoints, config
 from guided_diffusion_core.checkpoints import files
 from guided_diffusion_core.errors import UserError
-from guided_diffusion_core.networks.medsegdiff.initialization import initial_state
-from guided_diffusion_core.networks.medsegdiff.plan import make_plan
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.networks.registry import initial_state, repaired
 
 CONFIG = config.resolve(
     {
@@ -27,7 +25,7 @@ CONFIG = config.resolve(
 @pytest.fixture(scope="module")
 def weights():
     """An initial state without the zeros that it starts some layers with."""
-    state = initial_state(state_shapes(make_plan(CONFIG.model)), seed=5)
+    state = initial_state(CONFIG.model, seed=5)
     rs = np.random.RandomState(0)
     return {
         name: value + rs.standard_normal(value.shape).astype(value.dtype) if value.dtype == np.float32 else value
@@ -64,7 +62,7 @@ def test_a_file_loads_into_either_backend(saved, weights, backend):
 def test_a_file_of_version_1_without_the_random_layer(tmp_path, backend, capsys):
     """As the original writes it: the layer becomes zero, and a line says so."""
     settings = CONFIG.replace(version="1")
-    state = initial_state(state_shapes(make_plan(settings.model)), seed=5)
+    state = initial_state(settings.model, seed=5)
     names = ("hwm.bottleneck_embed.weight", "hwm.bottleneck_embed.bias")
     given = {name: value for name, value in state.items() if name not in names}
     path = checkpoints.save(tmp_path, 1, settings, {"model": given}) / "model.safetensors"
@@ -77,11 +75,12 @@ def test_a_file_of_version_1_without_the_random_layer(tmp_path, backend, capsys)
 
 
 def test_half_of_the_random_layer_is_a_broken_file(capsys):
-    state = initial_state(state_shapes(make_plan(CONFIG.replace(version="1").model)), seed=5)
+    model = CONFIG.replace(version="1").model
+    state = initial_state(model, seed=5)
     expected = {name: value.shape for name, value in state.items()}
     del state["hwm.bottleneck_embed.bias"]
     with pytest.raises(UserError, match="1 missing: hwm.bottleneck_embed.bias"):
-        checkpoints.fitted_state(expected, state, "some.safetensors")
+        checkpoints.check_state(expected, repaired(model, state, "some.safetensors"), "some.safetensors")
     assert capsys.readouterr().err == ""
 
 

@@ -9,9 +9,7 @@ from support.small import NETWORK, NETWORK_V1, small_config
 
 from guided_diffusion_core import checkpoints
 from guided_diffusion_core.data.phantoms import write_brats_phantom, write_isic_phantoms, write_refuge2_phantoms
-from guided_diffusion_core.networks.medsegdiff.initialization import initial_state
-from guided_diffusion_core.networks.medsegdiff.plan import make_plan
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.networks.registry import initial_state
 
 SMALL = [text for name, value in NETWORK.items() if name != "in_ch" for text in (f"--{name}", str(value))]
 SHORT = ["--batch_size", "2", "--max_steps", "1"]
@@ -32,7 +30,7 @@ def brats(tmp_path):
 def trained(tmp_path):
     """A checkpoint of the small network for colour images, untrained."""
     config = small_config(preset="fast", sample_steps=2, num_ensemble=2, normalisation="RGB / 255", data_name="ISIC")
-    weights = initial_state(state_shapes(make_plan(config.model)), config.seed)
+    weights = initial_state(config.model, config.seed)
     checkpoints.save(tmp_path / "run", 1, config, {"model": weights})
     return tmp_path / "run"
 

@@ -18,8 +18,8 @@ from guided_diffusion_core.config import (
     split_settings,
 )
 from guided_diffusion_core.errors import UserError
-from guided_diffusion_core.networks.medsegdiff.plan import make_plan
-from guided_diffusion_core.networks.medsegdiff.state_shapes import is_buffer, state_shapes
+from guided_diffusion_core.networks.registry import state_shapes
+from guided_diffusion_core.networks.state import is_buffer
 
 # Names and defaults of the original's model_and_diffusion_defaults().
 ORIGINAL_DEFAULTS = {
@@ -33,7 +33,6 @@ ORIGINAL_DEFAULTS = {
     "attention_resolutions": "16,8",
     "channel_mult": "",
     "dropout": 0.0,
-    "class_cond": False,
     "use_checkpoint": False,
     "use_scale_shift_norm": True,
     "resblock_updown": False,
@@ -102,7 +101,7 @@ def test_presets_of_the_originals_readme(preset, flags, parameters):
     resolved = resolve({}, preset=preset)
     assert dataclasses.replace(resolve(given), preset=preset, sampling=resolved.sampling) == resolved
     assert resolved.sampling.num_ensemble == given["num_ensemble"]
-    shapes = state_shapes(make_plan(resolve({"in_ch": 4}, preset=preset).model))
+    shapes = state_shapes(resolve({"in_ch": 4}, preset=preset).model)
     assert sum(math.prod(shape) for name, shape in shapes.items() if not is_buffer(name)) == parameters
     assert any("qkv" in name for name in shapes), "it has attention"
 
@@ -236,3 +235,31 @@ def test_settings_are_split_and_what_is_not_available_is_refused():
         split_settings({"dpm_solver": True})
     with pytest.raises(TypeError, match="widht"):
         split_settings({"widht": 1})
+
+
+@pytest.mark.parametrize("version, network", [("new", "medsegdiff_new"), ("1", "medsegdiff_v1")])
+def test_the_version_and_the_network_name_the_same_family(version, network):
+    by_version = resolve({"version": version, "num_channels": 64})
+    assert by_version.network == network and by_version == resolve({"network": network, "num_channels": 64})
+    assert by_version.to_dict()["network"] == network
+    other = {"new": "1", "1": "new"}[version]
+    with pytest.raises(UserError, match=f"--network: found {network}; expected medsegdiff"):
+        resolve({"network": network, "version": other})
+    assert resolve({"network": network}, base=resolve({"version": other, "num_channels": 64})) == by_version
+
+
+def test_an_unknown_network_is_refused():
+    with pytest.raises(UserError, match="--network: found 'unet'; expected medsegdiff_new or medsegdiff_v1"):
+        resolve({"network": "unet"})
+    with pytest.raises(UserError, match="some.file: found a network 'unet'; expected medsegdiff_new or medsegdiff_v1"):
+        from_dict({**Config().to_dict(), "network": "unet"}, where="some.file")
+
+
+def test_classes_of_older_files_are_read_where_they_are_off():
+    tree = Config().to_dict()
+    del tree["network"]  # as older versions wrote
+    tree["model"]["class_cond"] = False
+    assert from_dict(tree) == Config()
+    tree["model"]["class_cond"] = True
+    with pytest.raises(UserError, match="some.file: found a class-conditional network; expected one without"):
+        from_dict(tree, where="some.file")

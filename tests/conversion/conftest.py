@@ -8,13 +8,12 @@ from support.conversions import CONFIG
 from support.small import random_state
 
 from guided_diffusion_core.conversion import convert
-from guided_diffusion_core.networks.medsegdiff.plan import make_plan
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.networks.registry import state_shapes
 
 
 @pytest.fixture(scope="module")
 def weights():
-    state = random_state(state_shapes(make_plan(CONFIG.model)))
+    state = random_state(state_shapes(CONFIG.model))
     return {name: value if value.dtype == np.int64 else value.astype(np.float32) for name, value in state.items()}
 
 

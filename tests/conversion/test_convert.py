@@ -14,13 +14,12 @@ from support.small import NETWORK
 
 from guided_diffusion_core import checkpoints, config
 from guided_diffusion_core.conversion import convert
-from guided_diffusion_core.conversion.infer_config import VISIBLE, infer
+from guided_diffusion_core.conversion.infer_config import infer
 from guided_diffusion_core.conversion.pickles import write_pkl
 from guided_diffusion_core.conversion.torch_files import write_pt
 from guided_diffusion_core.errors import UserError
-from guided_diffusion_core.networks.medsegdiff.initialization import initial_state
-from guided_diffusion_core.networks.medsegdiff.plan import make_plan
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.networks.medsegdiff.infer import VISIBLE
+from guided_diffusion_core.networks.registry import initial_state, state_shapes
 
 
 class TestEveryDirection:
@@ -146,7 +145,7 @@ class TestConfiguration:
             {"channel_mult": "2,1,1", "num_res_blocks": 3},
             {"attention_resolutions": ""},
             {"channel_mult": "1,2,2", "attention_resolutions": "32,8", "resblock_updown": True},
-            {"use_scale_shift_norm": True, "class_cond": True, "learn_sigma": False, "in_ch": 2, "num_channels": 64},
+            {"use_scale_shift_norm": True, "learn_sigma": False, "in_ch": 2, "num_channels": 64},
             {"mask_channels": 2, "in_ch": 5, "learn_sigma": False},
             {"mask_channels": 3, "in_ch": 7, "version": "1"},
         ],
@@ -154,7 +153,7 @@ class TestConfiguration:
     def test_every_setting_that_shapes_show(self, settings):
         settings = {**NETWORK, "attention_resolutions": "32", **settings}
         model = config.resolve(settings).model
-        found, _ = infer(state_shapes(make_plan(model)), {"image_size": 32, "num_heads": 2}, "x")
+        found, _ = infer(state_shapes(model), {"image_size": 32, "num_heads": 2}, "x")
         assert found.model == model
 
     @pytest.mark.parametrize(
@@ -174,7 +173,7 @@ class TestConfiguration:
 
     def test_version_1_without_the_layer_that_the_original_draws_at_random(self, tmp_path, capsys):
         model = dataclasses.replace(CONFIG.model, version="1", channel_mult="1,1,2,2")
-        state = initial_state(state_shapes(make_plan(model)), seed=2)
+        state = initial_state(model, seed=2)
         given = {name: value for name, value in state.items() if "bottleneck_embed" not in name}
         (tmp_path / "x.pt").write_bytes(write_pt(given))
         flags = {name: value for name, value in GIVEN.items() if name != "image_size"}

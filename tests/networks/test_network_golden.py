@@ -10,7 +10,8 @@ from support.golden_rules import GOLDEN, golden_weight, relative_rms, rms, sampl
 
 from guided_diffusion_core.config import ModelConfig, setting_names
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan
-from guided_diffusion_core.networks.medsegdiff.state_shapes import BOTTLENECK_EMBED, is_buffer, state_shapes
+from guided_diffusion_core.networks.medsegdiff.state_shapes import BOTTLENECK_EMBED, state_shapes
+from guided_diffusion_core.networks.state import is_buffer
 
 TOLERANCE = 1e-5  # relative RMS; the original differs from itself by 1.6e-6 (golden README)
 SAMPLES = 32

@@ -5,8 +5,8 @@ import pytest
 from support.backends import BACKENDS, Backend
 from support.small import NETWORK, NETWORK_V1, RandomDataset, computing, random_state, small_config
 
-from guided_diffusion_core.networks.medsegdiff.plan import make_plan
-from guided_diffusion_core.networks.medsegdiff.state_shapes import is_buffer, state_shapes
+from guided_diffusion_core.networks.registry import state_shapes
+from guided_diffusion_core.networks.state import is_buffer
 
 NETWORKS = {"new": NETWORK, "1": NETWORK_V1}
 
@@ -23,7 +23,7 @@ def create(backend, use_checkpoint, version="new", **settings):
     }
     loop = backend.module("train_util").create_train_loop(small_config(**settings), RandomDataset())
     # weights without zeros: with the initial ones most gradients are zero
-    shapes = state_shapes(make_plan(small_config(**settings).model))
+    shapes = state_shapes(small_config(**settings).model)
     backend.module("runtime").load_state(loop.model, random_state(shapes))
     return loop
 

@@ -11,9 +11,10 @@ from support.small import NETWORK, NETWORK_V1, computing, random_state
 
 from guided_diffusion_core.config import ModelConfig
 from guided_diffusion_core.errors import UserError
-from guided_diffusion_core.networks.medsegdiff.initialization import initial_state
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan
-from guided_diffusion_core.networks.medsegdiff.state_shapes import is_buffer, state_shapes
+from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.networks.registry import initial_state
+from guided_diffusion_core.networks.state import is_buffer
 from guided_diffusion_core.noise import NoiseTape
 
 FORWARD_TOLERANCE = 1e-9  # of a tensor's largest value
@@ -22,7 +23,6 @@ FLAGS_TURNED = {
     "use_scale_shift_norm": True,
     "resblock_updown": True,
     "use_new_attention_order": True,
-    "class_cond": True,
     "num_head_channels": 16,
     "in_ch": 2,
     "learn_sigma": False,
@@ -46,12 +46,11 @@ def plan_of(settings):
 
 
 def inputs(plan, batch=2):
-    """Network input, time steps, labels (or None) and the weights of the loss, numpy."""
+    """Return network input, time steps and the weights of the loss, numpy arrays."""
     generator = np.random.default_rng(1)
     shape = (batch, plan.in_channels, plan.image_size, plan.image_size)
-    labels = np.arange(batch) % plan.num_classes if plan.num_classes else None
     target = generator.standard_normal((batch, plan.out_channels + plan.mask_channels, *shape[2:]))
-    return generator.standard_normal(shape), np.array([3, 700]), labels, target
+    return generator.standard_normal(shape), np.array([3, 700]), target
 
 
 def record_types(model, types):
@@ -79,9 +78,8 @@ def run(backend, plan):
     backend.module("nn").set_dropout_noise(model, NoiseTape(2), 0, (0, 1))
     types = {}
     record_types(model, types)
-    x, t, labels, target = inputs(plan)
-    y = None if labels is None else runtime.to_tensor(labels)
-    out, cal = model(runtime.to_tensor(x), runtime.to_tensor(t), y)
+    x, t, target = inputs(plan)
+    out, cal = model(runtime.to_tensor(x), runtime.to_tensor(t))
     weights = runtime.to_tensor(target)
     masks = plan.mask_channels
     loss = (out * weights[:, :-masks]).sum() + (cal * weights[:, -masks:]).sum()
@@ -101,7 +99,7 @@ def can_cancel(name):
     A norm takes out again what was added to a whole channel (batch norm) or group (group norm, whose
     groups have one channel at width 32): biases before it, and the time embedding's shift.
     """
-    return name.endswith(".bias") or ".emb_layers." in name or name.startswith(("time_embed.", "label_emb."))
+    return name.endswith(".bias") or ".emb_layers." in name or name.startswith("time_embed.")
 
 
 @both
@@ -164,20 +162,10 @@ def test_widths_and_sizes_between(width, size, resolutions, in_ch, version):
         assert np.isfinite(first).all() and largest(first - second) <= 3e-5 * largest(first)
 
 
-def test_labels_must_fit_the_network(backend):
-    runtime = backend.module("runtime")
-    for settings, labels in (({}, np.array([0, 1])), (FLAGS_TURNED, None)):
-        plan = plan_of(settings)
-        x, t, _, _ = inputs(plan)
-        y = None if labels is None else runtime.to_tensor(labels)
-        with pytest.raises(ValueError, match="class-conditional"):
-            backend.module("unet").make_network(plan)(runtime.to_tensor(x, "float32"), runtime.to_tensor(t), y)
-
-
 def test_created_network_has_the_initial_weights_of_its_seed(backend):
     create_model = backend.module("script_util").create_model
     found = backend.module("runtime").state_arrays(create_model(seed=4, **NETWORK))
-    expected = initial_state(state_shapes(plan_of({})), 4)
+    expected = initial_state(ModelConfig(**NETWORK), 4)
     assert list(found) == list(expected)
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value)

@@ -11,9 +11,8 @@ import pytest
 from support.backends import BACKENDS, Backend
 from support.small import RandomDataset, computing, small_config
 
-from guided_diffusion_core.networks.medsegdiff.initialization import initial_state, moved_by_one_ulp
-from guided_diffusion_core.networks.medsegdiff.plan import make_plan
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.networks.registry import initial_state
+from guided_diffusion_core.networks.state import moved_by_one_ulp
 from guided_diffusion_core.noise import NoiseTape
 
 STEPS = 10
@@ -47,7 +46,7 @@ def total_losses(name, move=lambda state: state):
     config = small_config()
     loop = create_loop(name, config)
     runtime = Backend(name).module("runtime")
-    runtime.load_state(loop.model, move(initial_state(state_shapes(make_plan(config.model)), config.seed)))
+    runtime.load_state(loop.model, move(initial_state(config.model, config.seed)))
     totals = np.array([values["total"] for _, values in loop.run_loop(STEPS)])
     assert totals.shape == (STEPS,) and np.isfinite(totals).all()
     return totals

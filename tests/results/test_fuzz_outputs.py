@@ -17,9 +17,7 @@ from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.conversion import convert
 from guided_diffusion_core.data import list_truths, open_dataset, phantoms
 from guided_diffusion_core.errors import UserError
-from guided_diffusion_core.networks.medsegdiff.initialization import initial_state
-from guided_diffusion_core.networks.medsegdiff.plan import make_plan
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.networks.registry import initial_state, make_plan
 from guided_diffusion_core.results.outputs import read_output
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries warn of what they find, each in its own way
@@ -28,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries warn of what 
 @pytest.fixture(scope="module")
 def weights():
     config = small_config(normalisation="RGB / 255", data_name="ISIC")
-    arrays = initial_state(state_shapes(make_plan(config.model)), config.seed)
+    arrays = initial_state(config.model, config.seed)
     return config, arrays
 
 

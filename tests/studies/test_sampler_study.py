@@ -13,8 +13,7 @@ from guided_diffusion_core import checkpoints
 from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.data.phantoms import write_brats_phantom
 from guided_diffusion_core.errors import UserError
-from guided_diffusion_core.networks.medsegdiff.plan import make_plan
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.networks.registry import state_shapes
 from studies import sampler_study
 from studies.sampler_study import PROBED, Point, Watched, measure, probe
 
@@ -176,7 +175,7 @@ def trained(tmp_path_factory):
     config = small_config(in_ch=5, data_name="BRATS", predict_xstart=True)
     state = {
         name: value.astype(np.float32) if value.dtype.kind == "f" else value
-        for name, value in random_state(state_shapes(make_plan(config.model))).items()
+        for name, value in random_state(state_shapes(config.model)).items()
     }
     checkpoints.save(folder / "net", 1, config, {checkpoints.NETWORK: state})
     write_brats_phantom(folder / "data", "BraTS2021_00001", (40, 40, 8), seed=1)

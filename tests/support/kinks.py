@@ -9,8 +9,7 @@ those elements were positive there is found here, from a few samples of the grad
 import numpy as np
 from support.golden_rules import samples
 
-from guided_diffusion_core.networks.medsegdiff.initialization import moved_by_one_ulp
-from guided_diffusion_core.networks.medsegdiff.state_shapes import is_buffer
+from guided_diffusion_core.networks.state import is_buffer, moved_by_one_ulp
 
 SLOPES = (0.01, 1.0)
 SAMPLES = 8

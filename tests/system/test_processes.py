@@ -19,9 +19,7 @@ from guided_diffusion_core import checkpoints, training
 from guided_diffusion_core.backends import BACKENDS
 from guided_diffusion_core.data.phantoms import write_isic_phantoms
 from guided_diffusion_core.errors import UserError
-from guided_diffusion_core.networks.medsegdiff.initialization import initial_state
-from guided_diffusion_core.networks.medsegdiff.plan import make_plan
-from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.networks.registry import initial_state
 from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.sampling.folder import require_one_sharing
 from guided_diffusion_core.system import processes
@@ -256,9 +254,7 @@ def process_of_rank(launcher_pid, rank):
 def test_sampling_is_shared(backend, isic, tmp_path):
     """Two processes write the masks of one, to the bit, and one report."""
     config = small_config(preset="fast", normalisation="RGB / 255", data_name="ISIC")
-    checkpoints.save(
-        tmp_path / "run", 1, config, {"model": initial_state(state_shapes(make_plan(config.model)), config.seed)}
-    )
+    checkpoints.save(tmp_path / "run", 1, config, {"model": initial_state(config.model, config.seed)})
     flags = [
         "scripts/segmentation_sample.py",
         "--backend",

@@ -13,7 +13,8 @@ from support.kinks import KinkedHighway, golden_slopes, replace_slopes, restore_
 
 from guided_diffusion_core.config import ModelConfig, setting_names
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan
-from guided_diffusion_core.networks.medsegdiff.state_shapes import is_buffer, state_shapes
+from guided_diffusion_core.networks.medsegdiff.state_shapes import state_shapes
+from guided_diffusion_core.networks.state import is_buffer
 from guided_diffusion_core.noise import NoiseTape
 
 SAMPLES = 8

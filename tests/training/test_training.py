@@ -16,7 +16,7 @@ from support.small import NETWORK, RandomDataset, computing, small_config
 from guided_diffusion_core import checkpoints, training
 from guided_diffusion_core.data.phantoms import write_isic_phantoms
 from guided_diffusion_core.errors import UserError
-from guided_diffusion_core.networks.medsegdiff.state_shapes import is_buffer
+from guided_diffusion_core.networks.state import is_buffer
 from guided_diffusion_core.noise import TRAIN_NOISE, TRAIN_TIMESTEP, NoiseTape
 from guided_diffusion_core.system.processes import Alone
 

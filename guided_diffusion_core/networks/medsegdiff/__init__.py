@@ -1,1 +1,1 @@
-"""MedSegDiff's network, both versions."""
+"""The parts that both versions of MedSegDiff's network share; no family by itself."""

@@ -11,24 +11,20 @@ import math
 import numpy as np
 
 from guided_diffusion_core.networks.medsegdiff.state_shapes import BOTTLENECK_EMBED
-from guided_diffusion_core.noise import INITIAL_WEIGHT, NoiseTape
+from guided_diffusion_core.noise import INITIAL_WEIGHT
 
 HIGHWAY_SLOPE = 0.01  # of the leaky ReLU that He's gain is computed for
 FOURIER_DEVIATION = np.float32(0.02)  # of the weights of an FF-Parser
 ZERO_LAYERS = ("out_layers.3", "proj_out")
 
 
-def initial_state(shapes, seed):
-    """Return a dict name -> float32 array (int64 for batch counters).
+def initial_value(name, shapes, tape):
+    """Return the array that a parameter or buffer starts with: float32, int64 for batch counters.
 
-    shapes: dict name -> shape, from `state_shapes`.
-    seed:   int.
+    shapes: dict name -> shape of the whole network, from `state_shapes`.
+    tape:   NoiseTape.
     """
-    tape = NoiseTape(seed)
-    return {name: _initial_value(name, shape, shapes, tape) for name, shape in shapes.items()}
-
-
-def _initial_value(name, shape, shapes, tape):
+    shape = shapes[name]
     layer, kind = name.rsplit(".", 1)
     if kind == "num_batches_tracked":
         return np.zeros(shape, np.int64)
@@ -39,8 +35,6 @@ def _initial_value(name, shape, shapes, tape):
         return np.full(shape, kind != "bias", np.float32)
     if kind == "complex_weight":
         return tape.normal(f"{INITIAL_WEIGHT}/{name}", shape) * FOURIER_DEVIATION
-    if layer == "label_emb":
-        return tape.normal(f"{INITIAL_WEIGHT}/{name}", shape)
     fan_in = math.prod(weight_shape[1:])
     if layer.startswith("hwm.") and layer != BOTTLENECK_EMBED:
         return _he_normal(name, shape, kind, fan_in, tape)
@@ -53,16 +47,3 @@ def _he_normal(name, shape, kind, fan_in, tape):
         return np.zeros(shape, np.float32)
     gain = math.sqrt(2 / (1 + HIGHWAY_SLOPE**2))
     return tape.normal(f"{INITIAL_WEIGHT}/{name}", shape) * np.float32(gain / math.sqrt(fan_in))
-
-
-def moved_by_one_ulp(state):
-    """A copy of a state dict with every non-zero float32 value moved to the next larger float32.
-
-    The yardstick of rounding: what such a move changes, no comparison of two frameworks can tell.
-    """
-    return {
-        name: np.where(value != 0, np.nextafter(value, np.float32(np.inf)), value)
-        if value.dtype == np.float32
-        else value
-        for name, value in state.items()
-    }

@@ -8,8 +8,8 @@ beside it, the highway network (a 2D U-Net after Isensee et al. 2021) that sees 
 
 from dataclasses import dataclass
 
-from guided_diffusion_core.config import NUM_CLASSES
 from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.networks.family import check_channels
 
 GROUP_NORM_GROUPS = 32
 HIGHWAY_POOLINGS = 5  # of version `new`
@@ -110,7 +110,6 @@ class UNetPlan:
     model_channels: int
     out_channels: int
     time_embed_dim: int
-    num_classes: int
     input_blocks: tuple
     middle_block: tuple
     output_blocks: tuple
@@ -149,9 +148,8 @@ def make_plan(config):
         in_channels=config.in_ch,
         mask_channels=config.mask_channels,
         model_channels=config.num_channels,
-        out_channels=config.mask_channels * (2 if config.learn_sigma else 1),
+        out_channels=config.out_channels,
         time_embed_dim=4 * config.num_channels,
-        num_classes=NUM_CLASSES if config.class_cond else 0,
         input_blocks=input_blocks,
         middle_block=middle,
         output_blocks=_output_blocks(config, channel_mult, attention, width, skips),
@@ -170,18 +168,7 @@ def _check_sizes(config):
     ):
         if value < 32 or value % 32:
             raise found_expected(flag, value, f"a multiple of 32 {unit}", f"Use {max(32, round(value / 32) * 32)}.")
-    if config.mask_channels < 1:
-        raise found_expected(
-            "--mask_channels", config.mask_channels, "at least 1", "Leave it out: it follows from the data."
-        )
-    if config.in_ch <= config.mask_channels:
-        masks = "the mask's" if config.mask_channels == 1 else f"the {config.mask_channels} of the mask"
-        raise found_expected(
-            "--in_ch",
-            config.in_ch,
-            f"at least one image channel and {masks}",
-            "Leave it out: it follows from the data.",
-        )
+    check_channels(config)
     if config.num_res_blocks < 1:
         raise found_expected("--num_res_blocks", config.num_res_blocks, "at least 1", "Use 2.")
 

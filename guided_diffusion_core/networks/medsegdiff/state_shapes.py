@@ -16,8 +16,6 @@ def state_shapes(plan):
     embed = plan.time_embed_dim
     _add(shapes, "time_embed.0", (embed, width))
     _add(shapes, "time_embed.2", (embed, embed))
-    if plan.num_classes:
-        shapes["label_emb.weight"] = (plan.num_classes, embed)
     for index, block in enumerate(plan.input_blocks):
         _add_block(shapes, f"input_blocks.{index}", block, plan)
     _add_block(shapes, "middle_block", plan.middle_block, plan)
@@ -27,11 +25,6 @@ def state_shapes(plan):
     _add(shapes, "out.2", (plan.out_channels, width, 3, 3))
     _add_highway(shapes, plan.highway)
     return shapes
-
-
-def is_buffer(name):
-    """Whether a name of the state dict is a running statistic rather than a parameter."""
-    return name.rsplit(".", 1)[-1] in ("running_mean", "running_var", "num_batches_tracked")
 
 
 def _add(shapes, name, weight):

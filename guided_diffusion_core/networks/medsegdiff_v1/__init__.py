@@ -1,0 +1,1 @@
+"""MedSegDiff's network, version `1`; what both versions share is in `networks/medsegdiff/`."""
