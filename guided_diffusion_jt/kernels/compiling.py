@@ -22,47 +22,14 @@ from importlib import util
 from pathlib import Path
 
 from guided_diffusion_core.system.files import write_atomic
+from guided_diffusion_jt.kernels import source
 
-_COMMON = (
-    "algorithm",
-    "chrono",
-    "cmath",
-    "cstring",
-    "fstream",
-    "functional",
-    "iomanip",
-    "iostream",
-    "map",
-    "mutex",
-    "queue",
-    "set",
-    "sstream",
-    "thread",
-    "unordered_map",
-    "unordered_set",
-    "var.h",
-    "op.h",
-    "fused_op.h",
-    "graph.h",
-    "executor.h",
-    "ops/op_register.h",
-)
 _LEVEL = "-O1"  # of optimisation, of Jittor itself
-# File name -> text. Jittor defines the two names at the top of each operator.
+# Headers of this folder; Jittor defines the names at the top of the second one at the top of each operator.
 _CORE = "core.h"
 _OPERATORS = "operators.h"
-_TEXTS = {
-    _CORE: "".join(f"#include <{name}>\n" for name in (*_COMMON, "var_holder.h", "pyjt/py_converter.h")),
-    _OPERATORS: "#define JIT 1\n#define JIT_cpu 1\n" + "".join(f"#include <{name}>\n" for name in _COMMON),
-}
 # Jittor runs: interpreter, asm_tuner.py, --cc_path=COMPILER, SOURCE, the compiler's options.
 _SCRIPT = "operator.sh"
-_SCRIPT_TEXT = """\
-if grep -q @begin "$3"; then exec {python} "$@"; fi
-compiler=${{2#--cc_path=}}
-shift 2
-exec "$compiler" "$@"
-"""
 
 
 def prepare_core(cache):
@@ -80,15 +47,15 @@ def prepare_core(cache):
         return
     os.environ["cc_flags"] = _core_flags(cache)
     os.environ["kernel_flags"] = "-Ofast"  # Jittor's own, which it leaves out where cc_flags has an -O
-    for name, text in _TEXTS.items():
-        _write(cache / name, text)
+    for name in (_CORE, _OPERATORS):
+        _write(cache / name, source(name))
     if not any(_core_flags(cache) in key.read_text() for key in cache.glob("jittor_core*.so.key")):
-        source = Path(util.find_spec("jittor").submodule_search_locations[0])
+        package = Path(util.find_spec("jittor").submodule_search_locations[0])
         python = subprocess.run([os.environ["python_config_path"], "--includes"], capture_output=True, text=True)
         native = ["-march=native"] if platform.machine() == "x86_64" else []
         _precompile(
             cache / _CORE,
-            ["-std=c++14", "-fPIC", *native, _LEVEL, f"-I{source}/src", f"-I{source}/extern", *python.stdout.split()],
+            ["-std=c++14", "-fPIC", *native, _LEVEL, f"-I{package}/src", f"-I{package}/extern", *python.stdout.split()],
         )
 
 
@@ -104,7 +71,7 @@ def prepare_operators(flags, cache):
         kept = [word for word in shlex.split(flags.cc_flags) if not word.startswith(linker)]
         at = kept.index("-include")
         _precompile(cache / _OPERATORS, [*kept[:at], *kept[at + 2 :]])
-    _write(cache / _SCRIPT, _SCRIPT_TEXT.format(python=shlex.quote(flags.python_path)))
+    _write(cache / _SCRIPT, source(_SCRIPT).replace("@PYTHON@", shlex.quote(flags.python_path)))
     flags.python_path = f'/bin/sh "{cache / _SCRIPT}"'
 
 
