@@ -1,9 +1,9 @@
-"""The dump: what one backend computed, as files that need no framework to be read.
+"""The dump: the recorded tensors of one backend, in files that can be read without a framework.
 
-A dump is a folder with `manifest.json` and, per section, a JSON file (the entries in order) beside a
-safetensors file (their tensors); `parity/README.md` describes the format for other implementations.
-A section is one case in one precision, run free or every layer alone. Variants of it from numbers
-moved by one ulp measure the reference's own rounding error; of them only the distances are kept.
+A dump is a folder with `manifest.json` and two files per section: a JSON file (the entries in order) and a
+safetensors file (their tensors). `parity/README.md` describes the format for other implementations. A
+section is one case in one precision, either as it runs or with every layer run by itself. Variants with
+numbers perturbed by one ulp measure the rounding error of the reference; only their distances are kept.
 """
 
 import json
@@ -22,21 +22,21 @@ from guided_diffusion_core.system.files import write_atomic
 FORMAT = "parity-dump"
 VERSION = 1
 MANIFEST = "manifest.json"
-# Variants of a section: the case as it is, and every layer alone.
+# Variants of a section: the case as it runs, and every layer run by itself.
 PLAIN = "plain"
 LAYERS = "layers"
-# Of each, those that measure the reference's own error: all weights moved by one ulp; for layers alone the weights
-# and what the layers are given, each number up or down at random (equal ones alike).
-MOVED = {PLAIN: ("one ulp up", "one ulp down"), LAYERS: tuple(f"layers, one ulp, draw {k}" for k in (1, 2, 3))}
+# Further variants of each, which measure the error of the reference. As it runs: all weights perturbed by one ulp.
+# Layers by themselves: their weights and inputs, each number up or down at random (equal numbers alike).
+PERTURBED = {PLAIN: ("one ulp up", "one ulp down"), LAYERS: tuple(f"layers, one ulp, draw {k}" for k in (1, 2, 3))}
 
 
 @dataclass(frozen=True)
 class Entry:
     """One recorded tensor.
 
-    rung:   what it is: "output", "gradient", "update", ... site: where, such as "hwm.td.0#0".
-    tensor: its name in the section's file; several entries may share one.
-    dtype, shape: as in the file.
+    rung:   kind of tensor: "output", "gradient", "update", ... site: its place, such as "hwm.td.0#0".
+    tensor: its name in the section's file; several entries may share a tensor.
+    dtype, shape: those in the file.
     """
 
     rung: str
@@ -52,8 +52,8 @@ class Entry:
 
 
 @dataclass
-class Keyed:
-    """What is of one case in one precision and variant."""
+class SectionKey:
+    """Base class of everything that belongs to one case, precision and variant."""
 
     case: str
     precision: str
@@ -61,23 +61,23 @@ class Keyed:
 
     @property
     def key(self):
-        """What identifies a section in its dump."""
+        """(case, precision, variant), which identifies a section in its dump."""
         return (self.case, self.precision, self.variant)
 
 
 @dataclass
-class Section(Keyed):
+class Section(SectionKey):
     """One case in one precision, recorded once.
 
     entries:  list of `Entry` in the order of computation.
     draws:    the noise tape's draws in order: [site, step, case, member, digest].
     settings: of the case. types: module name -> class.
     uncalled: modules without children that were not called.
-    checks:   what the child has checked of itself, name -> bool.
-    contexts: `Port.context` of each forward pass. arguments: call -> what is no tensor among them.
+    checks:   results of the recording process's own checks, name -> bool.
+    contexts: `Port.context` of each forward pass. arguments: call -> outline of its arguments.
     tensors:  name -> numpy array.
-    errors:   of a moved variant, which keeps neither entries nor tensors: key -> distance from the float64
-              run that is not moved, RMS and largest.
+    errors:   only in perturbed variants, which have neither entries nor tensors: key -> distance from the
+              plain float64 run, RMS and largest.
     """
 
     entries: list = field(default_factory=list)
@@ -92,18 +92,18 @@ class Section(Keyed):
     tensors: dict = field(default_factory=dict)
 
     def array(self, entry):
-        """The numpy array of an entry."""
+        """Return the numpy array of an entry."""
         return self.tensors[entry.tensor]
 
     def by_key(self):
-        """Key -> `Entry`."""
+        """Return the entries as a dict, key -> `Entry`."""
         return {entry.key: entry for entry in self.entries}
 
 
 class Dump:
     """A dump on disk. Its manifest names the sections; `load` reads one.
 
-    backend: who computed. versions, flags: dicts of text.
+    backend: name of the backend that computed it. versions, flags: dicts of text.
     files:   (case, precision, variant) -> name of the section's files, without suffix.
     """
 
@@ -115,20 +115,20 @@ class Dump:
         self.files = dict(files)
 
     def load(self, *key):
-        """The `Section` of (case, precision, variant), or None if the dump has none.
+        """Read the `Section` of (case, precision, variant); None if the dump does not have it.
 
-        Raises `UserError` if its files do not fit each other.
+        Raises `UserError` if its files do not match.
         """
         if key not in self.files:
             return None
         return read_section(self.folder / self.files[key])
 
     def cases(self):
-        """Names of the cases, in order, each once."""
+        """Return the names of the cases, in order, each once."""
         return list(dict.fromkeys(case for case, _, _ in self.files))
 
     def add(self, key, stem):
-        """Name a section that `write_section` has written in the manifest."""
+        """Add a section that `write_section` has written to the manifest."""
         self.files[tuple(key)] = stem
         sections = [
             {"case": case, "precision": precision, "variant": variant, "file": file}
@@ -146,12 +146,12 @@ class Dump:
 
 
 def section_stem(*key):
-    """Name of the files of the section (case, precision, variant), without suffix."""
+    """Return the name of the files of the section (case, precision, variant), without suffix."""
     return re.sub(r"[^A-Za-z0-9]+", "-", " ".join(key))
 
 
 def write_section(folder, section):
-    """Write the two files of a `Section`, each at once and whole."""
+    """Write the two files of a `Section`."""
     stem = Path(folder) / section_stem(*section.key)
     arrays = {name: np.require(array, requirements="C") for name, array in section.tensors.items()}
     write_atomic(f"{stem}.safetensors", save(arrays))
@@ -161,7 +161,7 @@ def write_section(folder, section):
 
 
 def read_dump(folder):
-    """The `Dump` in a folder. Raises `UserError` if it is none, or holds no section."""
+    """Return the `Dump` in a folder. Raises `UserError` if the folder is not a dump or has no section."""
     path = Path(folder) / MANIFEST
     with _manifest_errors(path):
         tree = json.loads(path.read_text(encoding="utf-8"))
@@ -180,7 +180,7 @@ def read_dump(folder):
 
 
 def read_section(stem):
-    """The `Section` in STEM.json and STEM.safetensors. Raises `UserError` if they do not fit each other."""
+    """Read the `Section` in STEM.json and STEM.safetensors. Raises `UserError` if they do not match."""
     section = _read_entries(Path(f"{stem}.json"))
     section.tensors = _read_tensors(f"{stem}.safetensors")
     _check_section(section, f"{stem}.safetensors")
@@ -191,7 +191,8 @@ def _read_entries(path):
     with _manifest_errors(path):
         tree = json.loads(path.read_text(encoding="utf-8"))
         entries = [Entry(**{**entry, "shape": tuple(entry["shape"])}) for entry in tree.pop("entries")]
-        twice = [key for key, count in Counter(entry.key for entry in entries).items() if count > 1]
+        counts = Counter(entry.key for entry in entries)
+        twice = [key for key, count in counts.items() if count > 1]
         if twice:
             raise ValueError(f"{twice[0]} is recorded twice")
         return Section(**tree, entries=entries)
@@ -217,7 +218,7 @@ def _manifest_errors(path):
 def _read_tensors(path):
     try:
         return load_file(path)
-    except Exception as error:  # safetensors raises its own type and OSError, by version
+    except Exception as error:  # safetensors raises different types, depending on its version
         raise found_expected(
             path, f"no readable tensors ({error})", "the file that the manifest names", "Record the dump again."
         ) from error
@@ -232,4 +233,4 @@ def _check_section(section, path):
         elif (str(array.dtype), array.shape) != (entry.dtype, entry.shape):
             problems.append(f"{entry.key}: {array.dtype} {array.shape}, the manifest says {entry.dtype} {entry.shape}")
     if problems:
-        raise UserError(f"{path}: does not fit its manifest: {'; '.join(problems[:5])}. Record the dump again.")
+        raise UserError(f"{path}: does not match its manifest: {'; '.join(problems[:5])}. Record the dump again.")

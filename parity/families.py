@@ -1,7 +1,7 @@
-"""What every suite's cases run: weights, forward pass, gradients, and layers alone.
+"""The families of every suite: weights, forward pass, gradients, and layers by themselves.
 
-Each family is a function(port, case, weights, inputs, recorder) that runs in a backend's own
-process. Nothing here imports a framework: `port.verbs` are those of the backend's `runtime`.
+Each family is a function(port, case, weights, inputs, recorder) that runs in a backend's own process.
+This module imports no framework: `recorder.verbs` is the backend's `runtime` module.
 """
 
 import functools
@@ -12,33 +12,37 @@ import numpy as np
 from guided_diffusion_core.backends import backend_module
 from parity.capture import ROOT, LayerCapture, flatten, is_floating, unique_modules
 
-# In units of what rounds an output's largest number; measured over all cases: 5.2 with Jittor, 0 with PyTorch.
+# Largest change of an output by recording, in eps of its largest number. Measured over all cases: 5.2 with Jittor,
+# 0 with PyTorch.
 FUSED = 32
 
 
 def prepare(port, case, weights):
-    """The case's network with the weights, in the case's mode."""
+    """Return the case's network with the weights, in the case's mode."""
     model = port.build(case)
     port.load(model, weights)
-    model.train() if case.training else model.eval()
+    if case.training:
+        model.train()
+    else:
+        model.eval()
     return model
 
 
 def run_weights(port, case, weights, inputs, recorder):
-    """The weights as they come back from the network."""
+    """Record the weights as the network returns them after loading."""
     model = prepare(port, case, weights)
     record_state(port, model, recorder, lambda name: True, "weight")
 
 
 def record_state(port, model, recorder, wanted, rung):
-    """Record those parameters and buffers of a network whose name is `wanted`."""
+    """Record the parameters and buffers of a network for whose names `wanted` is true."""
     for name, value in port.state(model).items():
         if wanted(name):
             recorder.add(rung, name, value)
 
 
 def run_forward(port, case, weights, inputs, recorder):
-    """Every module's inputs and outputs in one forward pass, and the buffers after it."""
+    """Record every module's inputs and outputs in one forward pass, and the buffers after it."""
     verbs = recorder.verbs
     with verbs.no_grad():
         plain = _outputs(port, prepare(port, case, weights), inputs, recorder)
@@ -55,26 +59,32 @@ def run_forward(port, case, weights, inputs, recorder):
 
 
 def _outputs(port, model, inputs, recorder):
-    tensors = {name: recorder.verbs.to_tensor(value, _dtype(value, recorder.verbs)) for name, value in inputs.items()}
+    verbs = recorder.verbs
+    tensors = {name: verbs.to_tensor(value, _dtype(value, verbs)) for name, value in inputs.items()}
     return port.run(model, tensors, recorder.tape(2))
 
 
 def _dtype(value, verbs):
+    """Return the tensor type for an array: the current precision for floats, otherwise None (unchanged)."""
     return verbs.precision() if np.issubdtype(value.dtype, np.floating) else None
 
 
 def _identical(verbs, first, second):
-    return first.keys() == second.keys() and all(
-        verbs.to_numpy(first[name]).tobytes() == verbs.to_numpy(second[name]).tobytes() for name in first
-    )
+    """Return True if outputs agree to the bit."""
+    if first.keys() != second.keys():
+        return False
+    return all(verbs.to_numpy(first[name]).tobytes() == verbs.to_numpy(second[name]).tobytes() for name in first)
 
 
 def _nearly_identical(verbs, first, second):
-    """Whether outputs differ by rounding at most: Jittor fuses operators across modules and compiles them with
-    -Ofast, so that a copy between two modules can change the order of a sum."""
-    return first.keys() == second.keys() and all(
-        _is_close(verbs.to_numpy(first[name]), verbs.to_numpy(second[name])) for name in first
-    )
+    """Return True if outputs differ at most by rounding.
+
+    Jittor fuses operators across modules and compiles them with -Ofast. So a copy between two modules can
+    change the order of a sum.
+    """
+    if first.keys() != second.keys():
+        return False
+    return all(_is_close(verbs.to_numpy(first[name]), verbs.to_numpy(second[name])) for name in first)
 
 
 def _is_close(first, second):
@@ -83,18 +93,18 @@ def _is_close(first, second):
 
 
 def parameters(port, model):
-    """Name -> parameter of a network, buffers left out."""
+    """Return name -> parameter of a network, without the buffers."""
     return {port.name(name): param for name, param in model.named_parameters() if not port.is_buffer(name)}
 
 
 def run_gradients(port, case, weights, inputs, recorder):
-    """The gradient of a weighted sum of all outputs, by every parameter and every module's input."""
+    """Record the gradients of a weighted sum of all outputs: of every parameter and every module's input."""
     verbs = recorder.verbs
     optim = backend_module(port.backend, "optim")
     model = prepare(port, case, weights)
     params = parameters(port, model)
     plain = _outputs(port, model, inputs, recorder)
-    # of the network as it is: the copies below add some gradients up in another order
+    # Parameter gradients come from a run without recording: the copies below change the order of some sums.
     found = dict(zip(params, optim.gradients(_loss(verbs, plain), list(params.values()))))
     recorder.draws.clear()
     model = prepare(port, case, weights)
@@ -108,93 +118,104 @@ def run_gradients(port, case, weights, inputs, recorder):
 
 
 def _loss(verbs, outputs):
-    """A number that every output takes part in."""
+    """Return a number that depends on every output."""
     return _total(_weighted_sum(verbs, tensor, k) for k, tensor in enumerate(outputs.values()))
 
 
 def _total(numbers):
-    """Sum of one-element tensors; not from Python's 0, beside which Jittor's float64 becomes float32."""
+    """Sum one-element tensors. The sum does not start from Python's 0, which makes Jittor's float64 float32."""
     return functools.reduce(operator.add, numbers)
 
 
 def _weighted_sum(verbs, tensor, k):
-    """A sum over a tensor with fixed random weights, which no symmetry cancels."""
+    """Sum a tensor with fixed random weights, so that no symmetry cancels the sum."""
     weights = np.random.default_rng((7, k)).standard_normal(tuple(tensor.shape))
     return (tensor * verbs.to_tensor(weights, verbs.precision())).sum()
 
 
 def run_layers(port, case, weights, source, recorder):
-    """Every layer alone on recorded inputs and output gradients: what it adds, not what it inherits.
+    """Run every layer by itself on recorded inputs and output gradients, so that its errors are its own.
 
-    source: `Section` of the reference with inputs and, where the case has them, output gradients.
+    source: `Section` of the reference with inputs and, if the case has them, output gradients.
     """
     model = prepare(port, case, weights)
     modules = {port.name(name) or ROOT: module for name, module in unique_modules(model)}
     entries = source.by_key()
-    for place, outline in source.arguments.items():
-        name = place.rpartition("#")[0]
+    for call, outline in source.arguments.items():
+        name = call.rpartition("#")[0]
         if outline["pass"] < len(source.contexts):
             port.restore(model, source.contexts[outline["pass"]])
         if owns_buffers(port, modules[name]):
-            port.load(model, weights)  # its ancestors' runs have changed them
-        _run_layer(port, modules[name], place, outline["given"], source, entries, recorder)
+            port.load(model, weights)  # earlier runs of its ancestors have changed the buffers
+        _run_layer(port, modules[name], call, outline["given"], source, entries, recorder)
 
 
-def _run_layer(port, module, place, given, source, entries, recorder):
+def _run_layer(port, module, call, given, source, entries, recorder):
+    """Run one layer and record its outputs, buffers and gradients.
+
+    call: such as "hwm.td.0#0". given: outline of its arguments. entries: those of `source` by key.
+    """
     verbs = recorder.verbs
-    inputs = [verbs.to_tensor(array, _dtype(array, verbs)) for array in _numbered(source, entries, "input", place)]
-    cotangents = _numbered(source, entries, "output gradient", place)
-    backward = any(np.any(array) for array in cotangents)
-    tracked = [verbs.tracked_copy(tensor) if backward and is_floating(tensor) else tensor for tensor in inputs]
-    if backward:
-        outputs = flatten(module(*_filled(given, tracked)))
+    inputs = [verbs.to_tensor(array, _dtype(array, verbs)) for array in _numbered(source, entries, "input", call)]
+    cotangents = _numbered(source, entries, "output gradient", call)
+    has_backward = any(np.any(array) for array in cotangents)
+    if has_backward:
+        tracked = [verbs.tracked_copy(tensor) if is_floating(tensor) else tensor for tensor in inputs]
+        outputs = flatten(module(*_with_tensors(given, tracked)))
     else:
+        tracked = inputs
         with verbs.no_grad():
-            outputs = flatten(module(*_filled(given, tracked)))
+            outputs = flatten(module(*_with_tensors(given, inputs)))
     for k, tensor in enumerate(outputs):
-        recorder.add("output", _site(place, k, outputs), tensor)
+        recorder.add("output", _site(call, k, outputs), tensor)
     if owns_buffers(port, module):
         for key, value in verbs.state_arrays(module).items():
-            recorder.add("buffer", f"{place}.{key}", value)
-    if backward:
-        loss = _total(
-            (tensor * verbs.to_tensor(array, verbs.precision())).sum() for tensor, array in zip(outputs, cotangents)
-        )
-        own = {key: param for key, param in parameters(port, module).items() if "." not in key}
-        wanted = [tensor for tensor in tracked if is_floating(tensor)]
-        found = backend_module(port.backend, "optim").gradients(loss, [*own.values(), *wanted])
-        for key, gradient in zip(own, found):
-            recorder.add("gradient", f"{place}.{key}", gradient)
-        numbers = [k for k, tensor in enumerate(tracked) if is_floating(tensor)]
-        for k, gradient in zip(numbers, found[len(own) :]):
-            recorder.add("input gradient", _site(place, k, tracked), gradient)
+            recorder.add("buffer", f"{call}.{key}", value)
+    if has_backward:
+        _record_layer_gradients(port, module, call, tracked, outputs, cotangents, recorder)
+
+
+def _record_layer_gradients(port, module, call, inputs, outputs, cotangents, recorder):
+    """Record the gradients of a layer's own parameters and of its inputs, given those of its outputs."""
+    verbs = recorder.verbs
+    # The gradient of sum(output * cotangent) is the product of the cotangents with the layer's Jacobian.
+    products = [tensor * verbs.to_tensor(array, verbs.precision()) for tensor, array in zip(outputs, cotangents)]
+    loss = _total(product.sum() for product in products)
+    params = {key: param for key, param in parameters(port, module).items() if "." not in key}
+    numbers = [k for k, tensor in enumerate(inputs) if is_floating(tensor)]
+    wanted = [*params.values(), *(inputs[k] for k in numbers)]
+    found = backend_module(port.backend, "optim").gradients(loss, wanted)
+    for key, gradient in zip(params, found):
+        recorder.add("gradient", f"{call}.{key}", gradient)
+    for k, gradient in zip(numbers, found[len(params) :]):
+        recorder.add("input gradient", _site(call, k, inputs), gradient)
 
 
 def owns_buffers(port, module):
-    """Whether a module without children holds buffers."""
+    """Return True if a module itself, not one of its children, has buffers."""
     return any("." not in key and port.is_buffer(key) for key in module.state_dict())
 
 
-def _numbered(source, entries, rung, place):
-    """The arrays of a call's inputs or output gradients, in order."""
-    single = entries.get(f"{rung}/{place}")
+def _numbered(source, entries, rung, call):
+    """Return the arrays of a call's inputs or output gradients, in order."""
+    single = entries.get(f"{rung}/{call}")
     if single:
         return [source.array(single)]
     arrays = []
-    while f"{rung}/{place}[{len(arrays)}]" in entries:
-        arrays.append(source.array(entries[f"{rung}/{place}[{len(arrays)}]"]))
+    while f"{rung}/{call}[{len(arrays)}]" in entries:
+        arrays.append(source.array(entries[f"{rung}/{call}[{len(arrays)}]"]))
     return arrays
 
 
-def _filled(outline, tensors):
-    """The arguments of an outline with its tensors."""
+def _with_tensors(outline, tensors):
+    """Return the arguments of an outline, with tensors in the places of {"input": position}."""
     if isinstance(outline, list):
-        return [_filled(item, tensors) for item in outline]
+        return [_with_tensors(item, tensors) for item in outline]
     return tensors[outline["input"]] if isinstance(outline, dict) else outline
 
 
-def _site(place, k, tensors):
-    return place if len(tensors) == 1 else f"{place}[{k}]"
+def _site(call, k, tensors):
+    return call if len(tensors) == 1 else f"{call}[{k}]"
 
 
 FAMILIES = {"weights": run_weights, "forward": run_forward, "gradients": run_gradients}

@@ -1,26 +1,25 @@
-"""Naming the culprit: the first layer whose added error breaks the rule.
+"""Naming the culprit: the first layer that adds an error beyond the rule.
 
-Every layer of a case is seen twice: in the free-running comparison, where it inherits the error of
-all before it, and alone, given the reference's inputs and output gradients (variant LAYERS), where
-all error is its own.
+Every layer of a case is compared twice. In the plain run it inherits the errors of all earlier layers. By
+itself, on the inputs and output gradients of the reference (variant LAYERS), all of its error is its own.
 """
 
 from dataclasses import dataclass
 
 from parity.capture import ROOT
 
-LAYER_FAMILIES = ("forward", "gradients")  # of which layers can be run alone
+LAYER_FAMILIES = ("forward", "gradients")  # their layers can be run by themselves
 FORWARD_RUNGS = ("output", "buffer")
 BACKWARD_RUNGS = ("gradient", "input gradient")
 
 
 @dataclass(frozen=True)
 class Culprit:
-    """Where a case first goes wrong.
+    """The place where a case first goes wrong.
 
-    site:      the layer, such as "hwm.td.0#0", or the entry or draw where no layer is to blame.
-    direction: "forward", "backward" or "" where no layer is to blame.
-    precision: in which it shows. ratio: of its added error to what is allowed.
+    site:      the layer, such as "hwm.td.0#0"; an entry or a draw if no layer is to blame.
+    direction: "forward", "backward" or "" if no layer is to blame.
+    precision: of the run that shows it. ratio: its added error divided by the allowed error.
     text:      a sentence.
     """
 
@@ -32,85 +31,87 @@ class Culprit:
     text: str
 
 
-def locate(free, layers):
-    """The `Culprit` of a case, or None if all its verdicts agree.
+def locate(plain, layers):
+    """Return the `Culprit` of a case, or None if all its verdicts agree.
 
-    free:   the case's free-running verdicts, one per precision. layers: those of its layers alone.
+    plain:  verdicts of the case as it runs, one per precision. layers: verdicts of its layers by themselves.
     """
-    order = _completion_order(free)
+    order = _completion_order(plain)
     for direction, rungs in (("forward", FORWARD_RUNGS), ("backward", BACKWARD_RUNGS)):
-        found = [
-            (order[direction].get(_place(row.site), len(order[direction])), verdict.precision, row)
-            for verdict in layers
-            for row in verdict.rows
-            if row.rung in rungs and row.diverged and _counts(row, verdict)
-        ]
+        found = []  # (position of the call, precision, row) of each row to blame
+        for verdict in layers:
+            for row in verdict.rows:
+                if row.rung in rungs and row.diverged and _counts(row, verdict):
+                    position = order[direction].get(_call_of(row.site), len(order[direction]))
+                    found.append((position, verdict.precision, row))
         if found:
             _, precision, row = min(found, key=lambda item: item[0])
-            return _layer_culprit(free, direction, precision, row)
-    return _entry_culprit(free)
+            return _layer_culprit(plain, direction, precision, row)
+    return _entry_culprit(plain)
 
 
 def module_of(site):
-    """Name of the module in a site: "hwm.td.0" of "hwm.td.0#0[1]"."""
+    """Return the name of the module in a site: "hwm.td.0" for "hwm.td.0#0[1]"."""
     return site.partition("#")[0]
 
 
-def _place(site):
-    """The call in a site: "out.0#0" of "out.0#0.weight"."""
+def _call_of(site):
+    """Return the call in a site: "out.0#0" for "out.0#0.weight" or "out.0#0[1]"."""
     name, _, rest = site.partition("#")
-    return f"{name}#{rest.split('[')[0].split('.')[0]}"
+    number = rest.split("[")[0].split(".")[0]
+    return f"{name}#{number}"
 
 
-def _completion_order(free):
-    """Direction -> call -> its place in the order in which calls end, innermost first."""
-    rows = free[0].rows if free else []
+def _completion_order(plain):
+    """Return direction -> call -> its position in the order in which calls end, innermost first."""
+    rows = plain[0].rows if plain else []
     order = {"forward": {}, "backward": {}}
     for row in rows:
         if row.rung == "output":
-            order["forward"].setdefault(_place(row.site), len(order["forward"]))
+            order["forward"].setdefault(_call_of(row.site), len(order["forward"]))
         elif row.rung == "input gradient":
-            order["backward"].setdefault(_place(row.site), len(order["backward"]))
+            order["backward"].setdefault(_call_of(row.site), len(order["backward"]))
     return order
 
 
 def _counts(row, verdict):
-    """In float32 only modules without children: inside others rounding may cross a kink, whose effect
-    no layer adds. What a container does itself shows in float64."""
+    """Return True if a row can blame its module. In float32 only modules without children can be blamed.
+
+    Inside a container, rounding may cross a kink (such as that of a ReLU): an error that none of its layers
+    adds. An error of the container itself shows in float64.
+    """
     if verdict.precision == "float64":
         return True
     name = module_of(row.site)
     prefix = "" if name == ROOT else f"{name}."
-    return not any(other != name and other.startswith(prefix) for other in {module_of(r.site) for r in verdict.rows})
+    modules = {module_of(other.site) for other in verdict.rows}
+    return not any(module != name and module.startswith(prefix) for module in modules)
 
 
-def _layer_culprit(free, direction, precision, row):
-    first = next((verdict.first for verdict in free if verdict.first), None)
+def _layer_culprit(plain, direction, precision, row):
+    first = next((verdict.first for verdict in plain if verdict.first), None)
+    call = _call_of(row.site)
     text = (
-        f"{_place(row.site)} adds the first error ({direction}, {row.rung} {row.site}, {precision}, "
+        f"{call} adds the first error ({direction}, {row.rung} {row.site}, {precision}, "
         f"{row.ratio:.3g} times what is allowed)"
     )
     if first is not None and module_of(first.site) != module_of(row.site):
         text += f"; the first difference on the way is {first.rung} {first.site}"
-    case = free[0].case if free else ""
-    return Culprit(case, _place(row.site), direction, precision, row.ratio, text)
+    case = plain[0].case if plain else ""
+    return Culprit(case, call, direction, precision, row.ratio, text)
 
 
-def _entry_culprit(free):
-    """The first entry, or else the first problem, of free-running verdicts."""
-    for verdict in free:
-        if verdict.first:
-            row = verdict.first
-            return Culprit(
-                verdict.case,
-                f"{row.rung} {row.site}",
-                "",
-                verdict.precision,
-                row.ratio,
-                f"{row.rung} {row.site} is the first to differ ({verdict.precision}, "
-                f"{row.problem or f'{row.ratio:.3g} times what is allowed'})",
-            )
-    for verdict in free:
+def _entry_culprit(plain):
+    """Return the first entry that differs or, without one, the first problem of the verdicts; None if they agree."""
+    for verdict in plain:
+        row = verdict.first
+        if row:
+            site = f"{row.rung} {row.site}"
+            reason = row.problem or f"{row.ratio:.3g} times what is allowed"
+            text = f"{site} is the first to differ ({verdict.precision}, {reason})"
+            return Culprit(verdict.case, site, "", verdict.precision, row.ratio, text)
+    for verdict in plain:
         if verdict.problems:
-            return Culprit(verdict.case, verdict.problems[0], "", verdict.precision, float("inf"), verdict.problems[0])
+            problem = verdict.problems[0]
+            return Culprit(verdict.case, problem, "", verdict.precision, float("inf"), problem)
     return None

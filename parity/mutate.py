@@ -1,8 +1,8 @@
-"""Testing the harness: every planted fault has to be found and named, no control may raise an alarm.
+"""Test of the harness: it has to find and name every planted fault, and pass every harmless control.
 
-One backend is the port that gets the faults, the other one the reference. A fault goes up the ladder
-until a case diverges; where that is a case of layers, each layer is run alone to name the culprit. A
-control has to pass the whole ladder in both precisions.
+One backend gets the faults; the other one is the reference. A fault goes up the ladder of cases until one
+diverges. If the layers of that case can be run by themselves, they name the culprit. A control has to pass
+the whole ladder in both precisions.
 """
 
 import re
@@ -50,10 +50,10 @@ COLUMNS = ("fault", "what is wrong", "caught by", "named", "ratio")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one fault.
+    """The result for one fault or control.
 
-    case, precision: that caught it, "" if none did. rung: of the first entry that differs.
-    site: what the harness names. ratio: of that entry or layer.
+    case, precision: those that caught it, "" if none did. rung: of the first entry that differs.
+    site:  the name that the harness gives as the culprit. ratio: of that entry or layer.
     """
 
     fault: object
@@ -65,27 +65,32 @@ class Outcome:
 
     @property
     def right(self):
-        """Whether a fault was caught and named, or a control passed."""
+        """True if a fault was caught and named, or if a control passed."""
         if not self.fault.site:
             return not self.case
         return bool(self.case) and names(self.site, self.fault.site)
 
     def cells(self):
-        """The outcome as a row of the table, in the order of `COLUMNS`."""
-        caught = f"{self.case}, {self.rung}, {self.precision}" if self.case else "not caught"
-        if not self.case and not self.fault.site:
+        """Return the outcome as a row of the table, in the order of `COLUMNS`."""
+        ratio = ""
+        if self.case:
+            caught = f"{self.case}, {self.rung}, {self.precision}"
+            ratio = f"{self.ratio:.1e}" if self.ratio < float("inf") else "inf"
+        elif self.fault.site:
+            caught = "not caught"
+        else:
             caught = "harmless: no alarm"
-        ratio = "" if not self.case else f"{self.ratio:.1e}" if self.ratio < float("inf") else "inf"
-        return (self.fault.name, self.fault.about, caught, f"`{self.site}`" if self.site else "", ratio)
+        site = f"`{self.site}`" if self.site else ""
+        return (self.fault.name, self.fault.about, caught, site, ratio)
 
 
 def names(site, expected):
-    """Whether a site is the expected one: a call of that module, or an entry or problem of that pattern."""
+    """Return True if a site is the expected one: a call of that module, or an entry or problem that matches."""
     return module_of(site) == expected or fnmatchcase(site, expected)
 
 
 def select_faults(wanted, part):
-    """Faults and controls by name, or all, and of those every N-th from the I-th ("I/N")."""
+    """Return faults and controls by name, or all of them; with the part "I/N", only every N-th from the I-th."""
     every = FAULTS + CONTROLS
     known = {fault.name for fault in every}
     unknown = [name for name in wanted if name not in known]
@@ -100,14 +105,16 @@ def select_faults(wanted, part):
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise found_expected("--part", repr(part), "I/N with I from 1 to N", "Write for example 1/2.")
     chosen = [fault for fault in every if not wanted or fault.name in wanted]
-    return chosen[int(match[1]) - 1 :: int(match[2])]
+    first = int(match[1]) - 1
+    step = int(match[2])
+    return chosen[first::step]
 
 
 class Laboratory:
-    """The reference's records and the port that gets the faults, in folders.
+    """The records of the reference, and the port that gets the faults.
 
-    folder: for what is dropped afterwards. port: name of the backend that gets the faults.
-    kept:   folder that keeps the reference's records, with those of an earlier run; "" for a part of `folder`.
+    port:   name of the backend that gets the faults. folder: temporary folder.
+    kept:   folder that keeps the records of the reference, also from earlier runs; "" for a part of `folder`.
     Raises `UserError` if another backend recorded the earlier run.
     """
 
@@ -123,9 +130,11 @@ class Laboratory:
         self.port = run.Backend(port, run.SUITE, Path(folder) / "port")
         self.cases = {case.name: case for case in run.select_cases(run.load_suite(run.SUITE), LADDER)}
 
-    def refer(self, jobs):
-        """Record what a fault is compared with, unless an earlier one has met it. Raises `UserError` where the
-        reference cannot run."""
+    def record_reference(self, jobs):
+        """Record the reference's side of jobs that are not recorded yet.
+
+        Raises `UserError` if the reference cannot run.
+        """
         for job in jobs:
             try:
                 self.reference.record(job)
@@ -133,9 +142,9 @@ class Laboratory:
                 raise UserError(str(error)) from error
 
     def examine(self, fault):
-        """The `Outcome` of one fault or control."""
+        """Run one fault or control up the ladder and return its `Outcome`."""
         for name, precision in self.rungs():
-            self.refer(run.jobs_of(self.cases[name], (precision,), True, self.reference.folder))
+            self.record_reference(run.jobs_of(self.cases[name], (precision,), True, self.reference.folder))
             try:
                 verdict = self._compare(run.Job(name, precision, PLAIN, fault.name))
             except run.WorkerFailed as error:
@@ -145,13 +154,16 @@ class Laboratory:
         return Outcome(fault)
 
     def rungs(self):
-        """(case, precision) in the order in which a fault meets them: float32 up the ladder, with the
-        float64 gate for layers on the way, then the rest in float64."""
-        first = [(name, "float32") for name in LADDER]
-        first.insert(LADDER.index(GATE) + 1, (GATE, "float64"))
-        return first + [
-            (name, "float64") for name in LADDER if name != GATE and "float64" in self.cases[name].precisions
-        ]
+        """Return the (case, precision) pairs in the order in which a fault meets them.
+
+        The ladder comes in float32, with the float64 gate for layers after its own case, then in float64.
+        """
+        rungs = [(name, "float32") for name in LADDER]
+        rungs.insert(LADDER.index(GATE) + 1, (GATE, "float64"))
+        for name in LADDER:
+            if name != GATE and "float64" in self.cases[name].precisions:
+                rungs.append((name, "float64"))
+        return rungs
 
     def _compare(self, job):
         self.port.forget([job.key])
@@ -162,19 +174,19 @@ class Laboratory:
         rung = verdict.first.rung if verdict.first else "structure"
         culprit = locate([verdict], [])
         if case.family in LAYER_FAMILIES:
-            alone = []
-            self.refer(run.layer_jobs(case, self.reference.folder, True))
+            layers = []
+            self.record_reference(run.layer_jobs(case, self.reference.folder, True))
             for job in run.layer_jobs(case, self.reference.folder, False, fault.name):
-                alone.append(self._compare(job))
-                culprit = locate([verdict], alone)
-                if culprit.direction:  # float32 names a layer; float64 is for what a container does itself
+                layers.append(self._compare(job))
+                culprit = locate([verdict], layers)
+                if culprit.direction:  # float32 has named a layer; float64 is for errors of a container itself
                     break
         if verdict.problems and not culprit.direction:
             return Outcome(fault, case.name, verdict.precision, "structure", verdict.problems[0], float("inf"))
         return Outcome(fault, case.name, verdict.precision, rung, culprit.site, culprit.ratio)
 
     def stop(self):
-        """End all processes."""
+        """Stop all processes."""
         self.reference.stop()
         self.port.stop()
 
@@ -186,8 +198,8 @@ def examine_all(faults, port, show=lambda outcome: None, reference=""):
         outcomes = []
         try:
             tqdm.write(
-                f"{len(faults)} faults in {port}, compared with {laboratory.reference.name}, each case of which is "
-                f"recorded when a fault first meets it; dumps go to {folder} until the end",
+                f"{len(faults)} faults in {port}, compared with {laboratory.reference.name}; a case of the "
+                f"reference is recorded when a fault first needs it. Temporary dumps: {folder}",
                 file=sys.stderr,
             )
             for fault in tqdm(faults, unit="fault", desc="planting", dynamic_ncols=True):
@@ -199,7 +211,7 @@ def examine_all(faults, port, show=lambda outcome: None, reference=""):
 
 
 def run_mutations(wanted, port, part, table, reference=""):
-    """Plant faults, print what became of each, and write the table to a file if one is named.
+    """Plant faults, print the outcome of each, and write the table to a file if one is named.
 
     reference: folder that keeps the other backend's records; "" for none.
     Returns 0 if every fault was found and named and every control passed, else 1.
@@ -209,9 +221,10 @@ def run_mutations(wanted, port, part, table, reference=""):
     outcomes = examine_all(faults, port, lambda outcome: tqdm.write(format_outcome(outcome)), reference)
     wrong = [outcome for outcome in outcomes if not outcome.right]
     planted = [outcome for outcome in outcomes if outcome.fault.site]
+    n_found = sum(outcome.right for outcome in planted)
+    n_alarms = sum(not outcome.fault.site for outcome in wrong)
     print(
-        f"{sum(outcome.right for outcome in planted)} of {len(planted)} faults found and named, "
-        f"{sum(not outcome.right for outcome in outcomes) - sum(not outcome.right for outcome in planted)} alarms on "
+        f"{n_found} of {len(planted)} faults found and named, {n_alarms} alarms on "
         f"{len(outcomes) - len(planted)} controls, {time.perf_counter() - began:.0f} s"
     )
     if table:
@@ -220,16 +233,17 @@ def run_mutations(wanted, port, part, table, reference=""):
 
 
 def format_outcome(outcome):
-    """An outcome as a line for the console."""
+    """Format an outcome as a line for the console."""
     name, _, caught, site, ratio = outcome.cells()
-    text = f"{'ok   ' if outcome.right else 'WRONG'} {name}: {caught}"
+    word = "ok   " if outcome.right else "WRONG"
+    text = f"{word} {name}: {caught}"
     if site:
         text += f"; named {site}, ratio {ratio}"
     return text if outcome.right else f"{text}; expected {outcome.fault.site or 'no alarm'}"
 
 
 def format_table(outcomes, port):
-    """The table of all outcomes in Markdown."""
+    """Format all outcomes as a Markdown table."""
     planted = sum(bool(outcome.fault.site) for outcome in outcomes)
     lines = [
         "# Planted faults",
@@ -244,5 +258,7 @@ def format_table(outcomes, port):
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
     ]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in outcome.cells()) + " |" for outcome in outcomes]
+    for outcome in outcomes:
+        cells = [cell.replace("|", "\\|") for cell in outcome.cells()]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""What a case hands over in a backend's own process, and how it becomes a section of a dump."""
+"""Recording of a case in a backend's process: from tensors of the framework to a section of a dump."""
 
 import hashlib
 
@@ -10,11 +10,11 @@ from parity.dump import Entry, Section
 
 
 class RecordingTape(NoiseTape):
-    """A noise tape that notes the place and the values of its draws.
+    """A noise tape that records its draws.
 
-    draws:    [site, step, case, member, digest of the values] in order.
-    repeated: function that says whether a draw only repeats an earlier one, in whatever order the framework
-              comes by it; that is not noted a second time.
+    draws:    list that gets [site, step, case, member, digest of the values] of each draw, in order.
+    repeated: function that returns True while the framework may repeat earlier draws (recomputation); a
+              repeated draw is not recorded a second time.
     """
 
     def __init__(self, seed, draws, repeated):
@@ -24,6 +24,7 @@ class RecordingTape(NoiseTape):
 
     def _generator(self, site, step, case, member):
         generator = super()._generator(site, step, case, member)
+        # a second generator of the same place, because reading from the first one would change its draws
         probe = super()._generator(site, step, case, member).bytes(16)
         draw = [str(site), int(step), str(case), int(member), hashlib.blake2b(probe).hexdigest()[:16]]
         if not (self.repeated() and draw in self.draws):
@@ -35,7 +36,7 @@ class Recorder:
     """Collects the entries of one section.
 
     verbs:  the backend's `runtime` module.
-    checks: what the family has checked of itself, name -> bool; a False fails the comparison.
+    checks: results of the family's own checks, name -> bool; False fails the comparison.
     """
 
     def __init__(self, verbs):
@@ -51,11 +52,11 @@ class Recorder:
         self._names = {}
 
     def tape(self, seed, repeated=lambda: False):
-        """A noise tape whose draws are recorded; repeated: as of `RecordingTape`."""
+        """Return a noise tape whose draws are recorded; repeated: see `RecordingTape`."""
         return RecordingTape(seed, self.draws, repeated)
 
     def add(self, rung, site, value):
-        """Record a tensor of the framework, a numpy array or a number; one object is stored once."""
+        """Record a tensor of the framework, a numpy array or a number. The same object is stored only once."""
         name = self._names.get(id(value))
         if name is None or self._values[name] is not value:
             name = f"{rung}/{site}"
@@ -80,22 +81,23 @@ class Recorder:
         self.uncalled = uncalled_leaves(capture.model, capture.port, capture.calls)
 
     def backward(self, capture, loss, params, gradients):
-        """Record the gradient of `loss` by every call's outputs and inputs, from the loss to the input,
-        and beside each layer those of its parameters.
+        """Record the gradients of `loss`: of every call's outputs and inputs, and of each layer's parameters.
 
+        The order is that of the backward pass, from the loss to the input.
         params: name -> gradient of a parameter. gradients: the backend's `optim.gradients`.
         """
-        wanted = []
-        places = []
-        seen = set()
-        indices = {}  # id of a tensor -> its place in `wanted`: Jittor gives a repeated one no gradient
+        wanted = []  # tensors to differentiate by, each once: Jittor gives a repeated one no gradient
+        indices = {}  # id of a tensor -> its index in `wanted`
+        places = []  # (rung, site, index in `wanted`, or None for a parameter) of each entry to record
+        seen = set()  # modules whose parameters are already among `places`
         owners = {name: name.rpartition(".")[0] or ROOT for name in params}
         for kind, call in reversed(capture.events):
             tensors = call.outputs if kind == "output" else call.tracked
             for k, tensor in enumerate(tensors):
                 if is_floating(tensor):
                     index = indices.setdefault(id(tensor), len(wanted))
-                    wanted += [tensor] if index == len(wanted) else []
+                    if index == len(wanted):  # a new tensor
+                        wanted.append(tensor)
                     places.append((f"{kind} gradient", call.site(f"{kind}s", k), index))
             if kind == "output" and call.name not in seen:
                 seen.add(call.name)
@@ -105,12 +107,13 @@ class Recorder:
             self.add(rung, site, params[site] if index is None else found[index])
 
     def section(self, case, precision, variant):
-        """The finished `Section`, with its tensors."""
+        """Return the finished `Section`, with its tensors."""
         self.verbs.synchronize()
         tensors = {name: self._array(value) for name, value in self._values.items()}
-        entries = [
-            Entry(rung, site, name, str(tensors[name].dtype), tensors[name].shape) for rung, site, name in self._entries
-        ]
+        entries = []
+        for rung, site, name in self._entries:
+            array = tensors[name]
+            entries.append(Entry(rung, site, name, str(array.dtype), array.shape))
         return Section(
             case.name,
             precision,
@@ -133,7 +136,7 @@ class Recorder:
 
 
 def _outline(value, inputs):
-    """An argument as JSON: a tensor as {"input": its place among the call's inputs}."""
+    """Return an argument as JSON; a tensor becomes {"input": its position among the call's inputs}."""
     if isinstance(value, (tuple, list)):
         return [_outline(item, inputs) for item in value]
     return {"input": next(inputs)} if is_tensor(value) else value

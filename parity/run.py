@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.system.files import make_writable_folder
-from parity.dump import LAYERS, MANIFEST, MOVED, PLAIN, Dump, Keyed, read_dump, section_stem
+from parity.dump import LAYERS, MANIFEST, PERTURBED, PLAIN, Dump, SectionKey, read_dump, section_stem
 from parity.protocol import PRECISIONS
 
 SUITE = "parity.medsegdiff"
@@ -78,7 +78,7 @@ def select_cases(suite, patterns):
 
 
 @dataclass
-class Job(Keyed):
+class Job(SectionKey):
     """One section to record.
 
     fault:  name of a planted fault that holds meanwhile. source: of layers alone, the files (without suffix) of the
@@ -97,14 +97,14 @@ def jobs_of(case, precisions, is_reference, folder):
     folder:       of the backend's dump.
     """
     if is_reference:
-        wanted = [("float64", PLAIN), *(("float32", variant) for variant in (PLAIN, *MOVED[PLAIN]))]
+        wanted = [("float64", PLAIN), *(("float32", variant) for variant in (PLAIN, *PERTURBED[PLAIN]))]
         if "float64" in precisions and "float64" in case.precisions:
-            wanted += [("float64", variant) for variant in MOVED[PLAIN]]
+            wanted += [("float64", variant) for variant in PERTURBED[PLAIN]]
     else:
         wanted = [(precision, PLAIN) for precision in case.precisions if precision in precisions]
     truth = str(Path(folder) / section_stem(case.name, "float64", PLAIN))
     return [
-        Job(case.name, precision, variant, truth=truth if variant in MOVED[PLAIN] else None)
+        Job(case.name, precision, variant, truth=truth if variant in PERTURBED[PLAIN] else None)
         for precision, variant in wanted
     ]
 
@@ -120,7 +120,7 @@ def layer_jobs(case, reference_folder, is_reference, fault=None):
     )
     jobs = [Job(case.name, precision, LAYERS, fault, source) for precision in ("float32", "float64")]
     return jobs + [
-        Job(case.name, "float32", variant, source=source, truth=truth) for variant in MOVED[LAYERS] if is_reference
+        Job(case.name, "float32", variant, source=source, truth=truth) for variant in PERTURBED[LAYERS] if is_reference
     ]
 
 

@@ -1,7 +1,7 @@
-"""The process of one backend: reads jobs from its standard input, one JSON line each, runs them,
-writes sections into a dump and answers with one JSON line on a pipe of its own.
+"""The process of one backend. It reads jobs from its standard input, one JSON line each, and runs them.
 
-Started by `parity/run.py`. What the framework prints goes to the log of the run.
+For each job it writes a section into a dump and answers with one JSON line on a separate pipe.
+`parity/run.py` starts this process. The output of the framework goes to a log file.
 """
 
 import contextlib
@@ -16,27 +16,32 @@ import numpy as np
 
 from guided_diffusion_core.backends import start_backend
 from guided_diffusion_core.errors import UserError
-from parity.dump import LAYERS, MOVED, PLAIN, read_section, write_section
+from parity.dump import LAYERS, PERTURBED, PLAIN, read_section, write_section
 from parity.families import FAMILIES, run_layers
 from parity.faults import planted
 from parity.recorder import Recorder
 from parity.rule import distance
 
 
-def moved(arrays, variant, precision):
-    """The arrays (by name) of a variant: as they are, or each value that is not zero moved by one ulp of the
-    precision that the run computes in; of layers alone each up or down at random, since what is moved
-    all one way adds up in a sum faster than rounding does."""
-    if variant in MOVED[PLAIN]:
-        up = variant == MOVED[PLAIN][0]
-        return {name: _moved(value, lambda values: up, precision) for name, value in arrays.items()}
-    if variant in MOVED[LAYERS]:
-        salt = np.random.default_rng(MOVED[LAYERS].index(variant)).integers(2**64, dtype=np.uint64)
-        return {name: _moved(value, lambda values: _coin(values, salt), precision) for name, value in arrays.items()}
+def perturbed(arrays, variant, precision):
+    """Return the arrays (by name) of a variant: unchanged, or with each nonzero value perturbed by one ulp.
+
+    The ulp is that of the precision in which the run computes. For layers by themselves, each value goes up or
+    down at random: changes in one direction would add up in a sum faster than rounding errors do.
+    """
+    if variant in PERTURBED[PLAIN]:
+        up = variant == PERTURBED[PLAIN][0]
+        return {name: _perturbed(value, lambda values: up, precision) for name, value in arrays.items()}
+    if variant in PERTURBED[LAYERS]:
+        draw = PERTURBED[LAYERS].index(variant)
+        salt = np.random.default_rng(draw).integers(2**64, dtype=np.uint64)
+        return {
+            name: _perturbed(value, lambda values: _coin(values, salt), precision) for name, value in arrays.items()
+        }
     return arrays
 
 
-def _moved(value, is_up, precision):
+def _perturbed(value, is_up, precision):
     if value.dtype.kind != "f":
         return value
     values = value.astype(precision)
@@ -45,8 +50,11 @@ def _moved(value, is_up, precision):
 
 
 def _coin(values, salt):
-    """A random bool for each number, the same for equal ones: where several are the largest, as dropout and
-    the borders of a picture leave many, maximum pooling has to find them so."""
+    """Draw a random bool for each number, the same for equal numbers.
+
+    Dropout and the borders of a picture leave many equal numbers. If several of them are the largest of a
+    window, they have to stay equal for maximum pooling.
+    """
     bits = values.astype(np.float64).view(np.uint64) ^ salt
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # of SplitMix64, Steele et al. 2014
         bits = (bits ^ bits >> np.uint64(shift)) * np.uint64(factor)
@@ -56,8 +64,8 @@ def _coin(values, salt):
 class Worker:
     """Runs jobs with one backend and one suite.
 
-    backend: its name in the table of `guided_diffusion_core/backends.py`. suite: name of the suite's module.
-    threads: of the computation.
+    backend: its name in the table of `guided_diffusion_core/backends.py`.
+    suite:   name of the suite's module. threads: of the computation.
     """
 
     def __init__(self, backend, suite, threads):
@@ -74,11 +82,11 @@ class Worker:
         case = self.cases[job["case"]]
         self.verbs.set_precision(job["precision"])
         recorder = Recorder(self.verbs)
-        arrays = moved(self.suite.weights(case), job["variant"], job["precision"])
+        arrays = perturbed(self.suite.weights(case), job["variant"], job["precision"])
         with self._fault(job.get("fault")):
             if job["source"]:
                 source = read_section(job["source"])
-                source.tensors = moved(source.tensors, job["variant"], job["precision"])
+                source.tensors = perturbed(source.tensors, job["variant"], job["precision"])
                 run_layers(self.port, case, arrays, source, recorder)
             else:
                 family = {**FAMILIES, **self.port.families}[case.family]

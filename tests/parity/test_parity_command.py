@@ -12,9 +12,9 @@ from support.backends import BACKENDS, ROOT
 from support.parity_runs import parity, result_of
 
 from parity import run
-from parity.dump import LAYERS, MOVED, PLAIN, read_dump
+from parity.dump import LAYERS, PERTURBED, PLAIN, read_dump
 from parity.medsegdiff import CASES
-from parity.worker import moved
+from parity.worker import perturbed
 
 both = pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
 
@@ -83,7 +83,7 @@ def test_one_backend_is_recorded_for_a_later_comparison(tmp_path):
         (case, precision, variant)
         for case in ("table/linear", "weights/new")
         for precision in ("float64", "float32")
-        for variant in (PLAIN, *MOVED[PLAIN])
+        for variant in (PLAIN, *PERTURBED[PLAIN])
     }
     done = parity("compare", out_dir / name, out_dir / name)
     assert done.returncode == 0 and done.stdout.endswith(f"agree: {name} against {name}, 4 comparisons, 610 tensors\n")
@@ -134,7 +134,7 @@ def test_an_interrupted_run_goes_on(tmp_path):
 def test_the_reference_is_recorded_with_its_own_error():
     case = next(case for case in CASES if case.name == "forward/full-size")
     jobs = [(job.precision, job.variant) for job in run.jobs_of(case, ("float64", "float32"), True, "folder")]
-    assert jobs == [("float64", PLAIN), ("float32", PLAIN), *(("float32", variant) for variant in MOVED[PLAIN])]
+    assert jobs == [("float64", PLAIN), ("float32", PLAIN), *(("float32", variant) for variant in PERTURBED[PLAIN])]
     assert [job.precision for job in run.jobs_of(case, ("float64", "float32"), False, "folder")] == ["float32"]
 
 
@@ -144,34 +144,38 @@ def test_layers_alone_of_the_reference_are_recorded_with_their_own_error():
     assert [(job.precision, job.variant) for job in jobs] == [
         ("float32", LAYERS),
         ("float64", LAYERS),
-        *(("float32", variant) for variant in MOVED[LAYERS]),
+        *(("float32", variant) for variant in PERTURBED[LAYERS]),
     ]
     assert {job.source for job in jobs} == {"folder/gradients-new-float32-plain"}
-    assert [job.truth for job in jobs] == [None, None, *["folder/gradients-new-float64-layers"] * len(MOVED[LAYERS])]
+    assert [job.truth for job in jobs] == [
+        None,
+        None,
+        *["folder/gradients-new-float64-layers"] * len(PERTURBED[LAYERS]),
+    ]
     assert [job.variant for job in run.layer_jobs(case, "folder", False, "fault")] == [LAYERS, LAYERS]
 
 
-def test_every_number_of_a_moved_run_moves_by_one_ulp():
+def test_every_number_of_a_perturbed_run_changes_by_one_ulp():
     """Weights all one way; of layers alone each at random, in every draw another way. Zeros and integers stay."""
     values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     values[7], values[8] = 0.0, values[9]
     arrays = {"a": values, "b": -values, "count": np.array([3, 4])}
-    assert moved(arrays, PLAIN, "float32") is arrays and moved(arrays, LAYERS, "float32") is arrays
+    assert perturbed(arrays, PLAIN, "float32") is arrays and perturbed(arrays, LAYERS, "float32") is arrays
     directions = {}
-    for variant in (*MOVED[PLAIN], *MOVED[LAYERS]):
+    for variant in (*PERTURBED[PLAIN], *PERTURBED[LAYERS]):
         for precision in ("float32", "float64"):
-            found = moved(arrays, variant, precision)
+            found = perturbed(arrays, variant, precision)
             np.testing.assert_array_equal(found["count"], [3, 4])
             for name in "ab":
                 assert found[name].dtype == precision and found[name][7] == 0
                 up, down = (np.nextafter(arrays[name].astype(precision), np.array(way, precision)) for way in (9, -9))
                 np.testing.assert_array_equal(np.delete((found[name] == up) | (found[name] == down), 7), True)
                 directions[variant, precision, name] = np.delete(found[name] == up, 7)
-    up, down = MOVED[PLAIN]
+    up, down = PERTURBED[PLAIN]
     assert all(
         np.all(directions[up, "float32", name]) and not np.any(directions[down, "float32", name]) for name in "ab"
     )
-    drawn = [directions[variant, "float32", name] for variant in MOVED[LAYERS] for name in "ab"]
+    drawn = [directions[variant, "float32", name] for variant in PERTURBED[LAYERS] for name in "ab"]
     assert all(450 < np.sum(one) < 550 for one in drawn), "as many up as down"
     assert all(one[7] == one[8] for one in drawn), "equal numbers stay equal"
     assert all(400 < np.sum(one != other) < 600 for k, one in enumerate(drawn) for other in drawn[:k])

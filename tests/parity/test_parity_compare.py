@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from guided_diffusion_core.errors import UserError
-from parity import compare
 from parity.accepted_gaps import AcceptedGap
-from parity.compare import AGREE, DIVERGED, INCOMPLETE, compare_case, compare_dumps
-from parity.dump import LAYERS, MOVED, PLAIN, Dump, Entry, Section, read_dump, section_stem, write_section
+from parity.compare import compare_case, compare_dumps
+from parity.dump import LAYERS, PERTURBED, PLAIN, Dump, Entry, Section, read_dump, section_stem, write_section
 from parity.protocol import Case
 from parity.result import EXIT_CODES, result_tree, stale_gaps, state_of
 from parity.rule import distance
+from parity.verdict import AGREE, DIVERGED, INCOMPLETE
 
 CASE = "forward/made"
 DRAWS = [["train/noise", 0, "0", 0, "aa"], ["train/noise", 0, "1", 0, "bb"], ["dropout/x", 0, "0", 0, "cc"]]
@@ -57,11 +57,11 @@ def made_dump(folder, change=lambda section: None, keys=None, suite="made"):
     folder.mkdir(parents=True, exist_ok=True)
     dump = Dump(folder, folder.name, {"framework": "1"}, {"suite": suite})
     for precision, variant in keys or [
-        (precision, variant) for precision in ("float64", "float32") for variant in (PLAIN, *MOVED[PLAIN])
+        (precision, variant) for precision in ("float64", "float32") for variant in (PLAIN, *PERTURBED[PLAIN])
     ]:
         section = made_section(precision, variant)
         change(section)
-        if variant in MOVED[PLAIN]:
+        if variant in PERTURBED[PLAIN]:
             truth = made_section("float64", PLAIN)
             change(truth)
             section.errors = {
@@ -194,7 +194,7 @@ def test_accepted_gaps_are_used_and_stale_ones_fail(tmp_path, monkeypatch):
         AcceptedGap("all zero", "forward/*", "output/never", "why", "where", "made"),
         AcceptedGap("all zero", "forward/*", "output/never", "why", "where", "another suite"),
     ]
-    monkeypatch.setattr(compare, "ACCEPTED_GAPS", tuple(rows))
+    monkeypatch.setattr("parity.verdict.ACCEPTED_GAPS", tuple(rows))
     monkeypatch.setattr("parity.result.ACCEPTED_GAPS", tuple(rows))
     change = STRUCTURE["module second is never called in the candidate"]
     verdict = compare_case(made_dump(tmp_path / "a", change), made_dump(tmp_path / "b", change), CASE, "float32")
@@ -209,7 +209,7 @@ def test_accepted_gaps_are_used_and_stale_ones_fail(tmp_path, monkeypatch):
     [
         ([("float32", PLAIN)], "reference in float64"),
         ([("float64", PLAIN), ("float32", PLAIN)], "own error"),
-        ([("float64", PLAIN), ("float32", PLAIN), ("float32", MOVED[PLAIN][0])], "own error"),
+        ([("float64", PLAIN), ("float32", PLAIN), ("float32", PERTURBED[PLAIN][0])], "own error"),
     ],
 )
 def test_a_reference_without_its_runs_is_incomplete(tmp_path, keys, missing):
@@ -248,8 +248,8 @@ def summed_alone(folder, errors, who):
     ],
 )
 def test_one_lucky_run_of_a_layer_alone_does_not_decide(tmp_path, error, draws, state):
-    """The reference's plain run has the number right to the bit, by luck; any draw that has not tells the bound."""
-    reference = summed_alone(tmp_path / "a", {LAYERS: 0.0, **dict(zip(MOVED[LAYERS], draws))}, "reference")
+    """The reference's plain run is exact by luck; any draw that is not exact determines what is allowed."""
+    reference = summed_alone(tmp_path / "a", {LAYERS: 0.0, **dict(zip(PERTURBED[LAYERS], draws))}, "reference")
     candidate = summed_alone(tmp_path / "b", {LAYERS: error}, "candidate")
     verdict = compare_case(reference, candidate, "gradients/made", "float32", LAYERS)
     assert verdict.state == state

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from support.pages import HOSTILE, TAGS, Page
 
-from parity.compare import Row, Verdict
 from parity.dump import Dump, Entry, Section, write_section
 from parity.report import write_report
+from parity.verdict import Row, Verdict
 
 
 def row(rung, site, ratio=0.05, error=1e-7, own=2e-7, problem=""):
@@ -223,7 +223,7 @@ def test_tree_shows_what_each_layer_adds(page):
         "deep.1.inner.norm": (["0.9", "inf"], False),
     }
     assert "Module forward float32 backward float32" in found.text
-    assert "every layer ran alone" in found.text and "2 of 4 modules above 1" in found.text
+    assert "every layer ran by itself" in found.text and "2 of 4 modules above 1" in found.text
     assert re.findall(r'class="cell l(\d)"', found.source) == [*"15", *"11", *"35" * 3, *"325"]
 
 
@@ -237,7 +237,7 @@ def test_tree_of_the_case_as_it_ran_where_no_layer_ran_alone(page):
         row("result", "out", 9.0),
     ]
     found = page(result_of([verdict("gradients/a", rows, precision) for precision in ("float64", "float32")]))
-    assert "it includes what a layer inherits" in found.text
+    assert "It includes errors from earlier layers" in found.text
     assert found.modules["a.0"] == (["0.01", "0.01", "0.3", "0.3"], True)
     assert found.modules["network"][0] == ["(0.01)", "(0.01)", "0.5", "0.5"]
     assert "out" not in found.modules
@@ -285,7 +285,7 @@ def test_no_curves_without_rows(page):
     found = page(
         result_of([verdict("weights/a", [row("weight", "x")]), MASKS, verdict("forward/a", [], missing=["no record"])])
     )
-    assert not found.images and "Error on the way" not in found.text
+    assert not found.images and "Growth of the error" not in found.text
 
 
 def test_exact_values_only_still_make_a_picture(page):

@@ -90,7 +90,7 @@ def test_float64_is_judged_by_its_own_eps():
     assert ratio(np.float64(candidate), truth, truth, references, "float64") > 1
 
 
-def test_moved_float64_runs_count():
+def test_perturbed_float64_runs_count():
     _, _, truth, references = tensors()
     candidate = truth * (1 + 1e-9)
     references["float64"] = [truth * (1 - 1e-9)]
@@ -105,9 +105,9 @@ def test_what_is_zero_in_truth_is_judged_on_the_scale_of_its_kind():
     given = candidate, reference, truth, {"float32": [reference], "float64": []}
     there = candidate + np.float32(1e-3), reference + np.float32(1e-3)
     assert ratio(*given) > 1
-    assert ratio(*given, kind_scale=1.0) <= 1
-    assert ratio(candidate * 1000, *given[1:], kind_scale=1.0) > 1
-    assert ratio(*there, truth + 1e-3, {"float32": [there[1]], "float64": []}, kind_scale=1.0) > 1, "small, but there"
+    assert ratio(*given, rung_scale=1.0) <= 1
+    assert ratio(candidate * 1000, *given[1:], rung_scale=1.0) > 1
+    assert ratio(*there, truth + 1e-3, {"float32": [there[1]], "float64": []}, rung_scale=1.0) > 1, "small, but there"
 
 
 def test_zero_error_where_nothing_is_allowed():

@@ -6,10 +6,11 @@ from support.backends import BACKENDS
 from support.parity_runs import parity, result_of
 
 from parity import run
-from parity.compare import AGREE, compare_case
+from parity.compare import compare_case
 from parity.dump import LAYERS, PLAIN, read_dump
 from parity.locate import LAYER_FAMILIES, locate
 from parity.medsegdiff import CASES
+from parity.verdict import AGREE
 
 both = pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
 # One of each family that computes; their records are compared with a second recording, bit by bit.
