@@ -41,15 +41,15 @@ class DataConfig:
     )
     data_dir: str = option("", "folder of the data")
     labels: str = option(
-        "", "names of the labels to segment, separated by commas, a mask for each; empty: the layout's default"
+        "", "names of the labels to segment, separated by commas; each gets its own mask; empty: the layout's default"
     )
     slices: str = option(
         "all",
-        "volumes: which axial slices, filters separated by commas that all must hold: all, even, "
-        "odd, brain (some image voxel), tumour (some labelled voxel), START:STOP:STEP",
+        "which axial slices of a volume are used: one or several conditions separated by commas, which must all be "
+        "true: all, even, odd, brain (an image voxel above 0), tumour (a labelled voxel), START:STOP:STEP",
     )
     upstream_compat: bool = option(
-        False, "resize masks bilinearly and take all that is above zero, as the original does"
+        False, "resize masks like the original: bilinearly, then take all that is above zero"
     )
 
 

@@ -58,6 +58,7 @@ def pair_by_stem(images, masks, where):
             paired.setdefault(key, []).append((image_name, path))
         else:
             unpaired.setdefault(key, []).append((short, path))
+    # the masks of one image, and masks of one name without an image
     require_unique(_paths_by_name(paired) | _paths_by_name(unpaired), where)
     pairs = []
     for key, found in named_images.items():

@@ -26,7 +26,7 @@ def add_flags(parser):
         "--test_dir",
         default="",
         metavar="FOLDER",
-        help="folder of the test set, where labels may lack; what it shares with --data_dir is found",
+        help="folder of the test set, whose labels may be missing; images and names that both sets have are reported",
     )
     parser.add_argument(
         "--out_dir",
@@ -39,12 +39,12 @@ def add_flags(parser):
         type=int,
         default=os.cpu_count(),
         metavar="INT",
-        help="threads that read (default: one for each processor)",
+        help="number of threads that read files (default: one for each processor)",
     )
 
 
 def run(args):
-    """Check the data; return 1 where errors were found."""
+    """Check the data; return 1 if there are errors."""
     config = DataConfig(**command_line.given_settings(args))
     inventories = {"train": take_inventory(partial(list_files, config, "Training", True))}
     if args.test_dir:

@@ -10,6 +10,7 @@ from support.backends import ROOT
 from guided_diffusion_core import command_line
 from guided_diffusion_core.config import DataConfig, setting_names
 from guided_diffusion_core.data import LAYOUTS, folders, known_layout, pairs
+from guided_diffusion_core.data.formats import dataset_json
 from guided_diffusion_core.data.formats.transforms import CHANNEL_RULES, RGB_RULE, ZSCORE_ALL_RULE, ZSCORE_RULE
 from guided_diffusion_core.data.layouts import brats, isic, nnunet, refuge2
 
@@ -78,7 +79,7 @@ def test_names_of_folders_and_files():
         assert pairs.MASK_ENDING.search(ending) and f"NAME{ending}" in SECTIONS["IMAGES"]
     for part in brats.PART_NAMES:
         assert re.search(rf"\b{part}\b", SECTIONS["BRATS"])
-    for word in (nnunet.DESCRIPTION, *sum(nnunet.FOLDERS.values(), ()), *nnunet.PICTURES, ".nii.gz"):
+    for word in (nnunet.DESCRIPTION, *sum(nnunet.FOLDERS.values(), ()), *dataset_json.PICTURES, ".nii.gz"):
         assert word in SECTIONS["NNUNET"]
     for column in isic.CSV_COLUMNS:
         assert f"`{column}`" in SECTIONS["ISIC"]

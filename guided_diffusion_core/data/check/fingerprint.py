@@ -17,7 +17,7 @@ def fingerprint_png(check):
     for name, found in check.fingerprint().items():
         sizes |= _by_axis(name, found["sizes"])
         spacings |= _by_axis(name, found["spacings"])
-        for label, share in found["foreground_share"].items():
+        for label, share in found["foreground_share"].items():  # shares of the pixels, from 0 to 1
             shares[f"{name}, {label}"] = 100 * np.array(share["cases"])
     figure = Figure(figsize=(11, 8), layout="constrained")
     upper, lower = figure.subplots(2, 2)

@@ -55,6 +55,7 @@ def take_inventory(list_files):
     with collecting() as problems:
         normalisation, files = list_files()
     cases = {file.case for file in files}
+    # a label file has a label map, an image has none
     labelled = {file.case for file in files if file.label_map is not None}
     unlabelled = tuple(sorted(cases - labelled))
     return Inventory(tuple(files), normalisation, unlabelled, tuple(problems))

@@ -45,6 +45,7 @@ def find_pairs(data_dir, split):
         pairs = _pairs_of_folders(data_dir, split)
     if not pairs:
         raise found_expected(f"--data_dir {data_dir!r}", "no image (jpg, jpeg or png)", EXPECTED, "Check the path.")
+    # two folders may hold the same case
     paths_by_name = {}
     for pair in pairs:
         paths_by_name.setdefault(pair.name, []).append(pair.image or pair.mask)
@@ -58,6 +59,7 @@ def _pairs_of_csv(data_dir, split):
     for file in sorted(bf.listdir(data_dir)):
         if not file.lower().endswith(ending) or file.startswith("."):
             continue
+        # csv files of other tasks, such as the classes of ISIC, have other columns and are ignored
         table = bf.join(data_dir, file)
         rows = _read_csv(table)
         if rows and {"img", "seg"} <= set(rows[0]):
@@ -75,6 +77,7 @@ def _read_csv(path):
     delimiter = max(CSV_DELIMITERS, key=lines[0].count) if lines else ","
     rows = []
     for row in csv.DictReader(lines, delimiter=delimiter):
+        # the key of surplus cells is None
         rows.append({CSV_COLUMNS.get((column or "").strip().lower(), column): value for column, value in row.items()})
     return rows
 
@@ -115,6 +118,7 @@ def _pair_of_row(data_dir, table, row):
 
 
 def _path_of_cell(data_dir, value):
+    """Return the path in a cell, which is relative to the folder of the data and may be written for Windows."""
     return bf.join(data_dir, (value or "").replace("\\", "/"))
 
 

@@ -1,29 +1,25 @@
 """nnU-Net's raw data sets: dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz; volumes or pictures.
 
-Format: https://github.com/MIC-DKFZ/nnUNet, documentation/dataset_format.md. The format of version 1 is read too.
+Format: https://github.com/MIC-DKFZ/nnUNet, documentation/dataset_format.md.
 """
 
-import json
 import re
-from dataclasses import dataclass
 
 import blobfile as bf
 import numpy as np
 
 from guided_diffusion_core.data.check.inventory import files_of_volumes
+from guided_diffusion_core.data.formats import dataset_json
+from guided_diffusion_core.data.formats.dataset_json import DESCRIPTION
 from guided_diffusion_core.data.formats.images import channel_values, image_size
-from guided_diffusion_core.data.formats.labels import LabelMap
 from guided_diffusion_core.data.formats.slices import require_all_slices
-from guided_diffusion_core.data.formats.transforms import channel_rule, resize_linear
-from guided_diffusion_core.data.formats.volumes import SUFFIXES
+from guided_diffusion_core.data.formats.transforms import resize_linear
 from guided_diffusion_core.data.layout import Layout
 from guided_diffusion_core.data.pairs import Pair, PairDataset, pair_truths
 from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, VolumeParts, volume_truths
 from guided_diffusion_core.errors import UserError, found_expected, join_names, report
-from guided_diffusion_core.system.files import read_bytes, require_folder
+from guided_diffusion_core.system.files import require_folder
 
-DESCRIPTION = "dataset.json"
-PICTURES = (".png", ".bmp", ".tif", ".tiff")
 FOLDERS = {"Training": ("imagesTr", "labelsTr"), "Test": ("imagesTs", "labelsTs")}  # split -> images, labels
 FIRST_CHANNEL = "0000"
 LABEL = "label"  # the part of a case that holds its labels
@@ -35,95 +31,17 @@ EXPECTED = (
 ADVICE = "Add what is missing, or remove the other files."
 
 
-@dataclass(frozen=True)
-class Description:
-    """The content of dataset.json.
-
-    channels: names of the channels.
-    labels:   `LabelMap` of all labels.
-    ending:   ending of all image and label files.
-    """
-
-    channels: tuple
-    labels: LabelMap
-    ending: str
-
-    @property
-    def has_pictures(self):
-        """Return True for a data set of 2D pictures, False for one of volumes."""
-        return self.ending in PICTURES
-
-    @property
-    def parts(self):
-        """Return the numbers of the channels as in file names, from "0000" on."""
-        return tuple(f"{number:04d}" for number in range(len(self.channels)))
-
-    @property
-    def normalisation(self):
-        """Return the intensity rules of the channels in words, for the checkpoint."""
-        rules = [f"channel {part}: {channel_rule(name)[0]}" for part, name in zip(self.parts, self.channels)]
-        return "; ".join(rules)
-
-    @property
-    def scales(self):
-        """Return the intensity rules of the channels as functions."""
-        return tuple(channel_rule(name)[1] for name in self.channels)
-
-    @property
-    def volume_parts(self):
-        """Return the `VolumeParts` of a case."""
-        return VolumeParts(self.parts, LABEL, self.scales, self.normalisation)
-
-
 def read_description(data_dir):
     """Return the `Description` of a data set. Raises `UserError` for a missing or malformed dataset.json."""
     path = bf.join(require_folder(data_dir, "--data_dir", EXPECTED), DESCRIPTION)
     if not bf.exists(path):
         raise found_expected(f"--data_dir {str(data_dir)!r}", f"no {DESCRIPTION}", EXPECTED, "Check the path.")
-    try:
-        tree = json.loads(read_bytes(path))
-        channels = tree.get("channel_names", tree.get("modality"))  # version 1 calls them modality
-        names = tuple(str(channels[str(number)]) for number in range(len(channels)))
-        description = Description(names, _label_map(tree["labels"]), tree.get("file_ending", SUFFIXES[1]))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise found_expected(
-            path,
-            f"something that cannot be read ({type(error).__name__}: {error})",
-            'channel_names such as {"0": "T2"} and labels such as {"background": 0, "tumour": 1}',
-            "Correct the file.",
-        ) from error
-    endings = SUFFIXES + PICTURES
-    if not names or description.ending not in endings:
-        raise found_expected(
-            path,
-            f"{len(names)} channels in files {description.ending}",
-            f"at least one channel, in files {', '.join(endings)}",
-            "Convert the files.",
-        )
-    return description
+    return dataset_json.read_description(path)
 
 
-def _label_map(labels):
-    """Return the `LabelMap` of the labels in dataset.json.
-
-    Names become lower case, and "_" replaces everything that is neither a letter nor a digit. Version 1 has numbers
-    as keys and names as values. Raises ValueError for labels that follow neither version.
-    """
-    if all(name.isdigit() for name in labels):
-        labels = {name: int(value) for value, name in labels.items()}
-    values = {}
-    for name, value in labels.items():
-        short = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-        numbers = frozenset(value if isinstance(value, list) else [value])
-        if short in values or not numbers or not all(type(number) is int for number in numbers):
-            raise ValueError(f"label {name!r} with {value!r}")
-        values[short] = numbers
-    ignored = values.pop("ignore", frozenset())
-    hint = ""
-    if ignored:
-        hint = f"Label {min(ignored)} means ignore, but here every pixel counts: complete the labels."
-    background = values.pop("background", frozenset({0}))
-    return LabelMap(tuple(values), tuple(values.values()), background, hint=hint)
+def volume_parts(description):
+    """Return the `VolumeParts` of a case."""
+    return VolumeParts(description.parts, LABEL, description.scales, description.normalisation)
 
 
 def find_cases(data_dir, split, description, with_labels):
@@ -262,7 +180,7 @@ class NnunetLayout(Layout):
         if description.has_pictures:
             require_all_slices(config.slices)
             return PictureChannels(cases, description, label_map, size, *settings)
-        return VolumeDataset(cases, description.volume_parts, label_map, size, config.slices, *settings)
+        return VolumeDataset(cases, volume_parts(description), label_map, size, config.slices, *settings)
 
     def list_truths(self, config, split):
         """Return the list of `Truth` of a split, see `data.list_truths`.
@@ -283,7 +201,7 @@ class NnunetLayout(Layout):
         if description.has_pictures:
             require_all_slices(config.slices)
             return pair_truths(_pairs(cases), label_map, config.data_dir, EXPECTED)
-        return volume_truths(cases, description.volume_parts, label_map, config.slices, config.data_dir)
+        return volume_truths(cases, volume_parts(description), label_map, config.slices, config.data_dir)
 
     def list_files(self, config, split, need_masks):
         """Return (normalisation, list of `ListedFile`) of a split, see `data.list_files`."""

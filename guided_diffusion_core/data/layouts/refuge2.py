@@ -50,6 +50,7 @@ def find_pairs(data_dir, split=None):
         files.append((name, bf.join(folder, file)))
     if not images and not illustrations and not masks:
         raise found_expected(f"--data_dir {data_dir!r}", "no picture", EXPECTED, "Check the path.")
+    # a folder of illustrations may hold copies of the photographs under the same names
     taken = {name.lower() for name, _ in images}
     images += [(name, path) for name, path in illustrations if name.lower() not in taken]
     return pair_by_stem(images, masks, f"--data_dir {data_dir!r}")
