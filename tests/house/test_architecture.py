@@ -15,7 +15,8 @@ FRAMEWORKS = ("torch", "jittor")
 ALIASES = {"jittor_utils": "jittor"}
 # The example's networks import their framework: the parity suite loads each in its backend's own process.
 IN_A_BACKENDS_PROCESS = ("parity/example/pytorch_unet.py", "parity/example/jittor_unet.py")
-NOTHING = "nothing"
+# A network's one source for all backends: `from .. import nn` means the nn of the backend that imports it.
+SHARED_SOURCE = "network.py"
 
 
 def table(title):
@@ -34,7 +35,9 @@ def imported_modules(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            assert path.name == SHARED_SOURCE, f"{path}: relative import"
+        elif isinstance(node, ast.ImportFrom):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
@@ -85,20 +88,13 @@ def test_no_import_points_upward(rows):
 
 
 def module_graph():
-    """Module -> modules of this project that it imports when it is imported itself."""
+    """Module -> modules of this project that it imports, inside functions too."""
     paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
     graph = {}
     for module, path in modules.items():
-        body = [node for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
-        names = []
-        for node in body:
-            if isinstance(node, ast.Import):
-                names += [alias.name for alias in node.names]
-            elif node.level == 0:
-                names += [f"{node.module}.{alias.name}" for alias in node.names]
         # an imported name is a module, or stands in one
-        targets = {name if name in modules else name.rpartition(".")[0] for name in names}
+        targets = {name if name in modules else name.rpartition(".")[0] for name in imported_modules(path)}
         graph[module] = (targets & modules.keys()) - {module}
     return graph
 

@@ -19,13 +19,14 @@ GUIDES = [
     *(ROOT / "docs").glob("*.md"),
     ROOT / "parity" / "README.md",
     ROOT / "benchmarks" / "README.md",
+    ROOT / "tests" / "README.md",
 ]
 PAGES = [*GUIDES, *(ROOT / "logs").rglob("*.md"), *(ROOT / "parity").glob("*.md"), *(ROOT / "tests").rglob("*.md")]
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
 # Flags of other programs that the pages name: torchrun, mpirun, pip, git.
-FOREIGN_FLAGS = {"--nproc_per_node", "--bind-to"}
+FOREIGN_FLAGS = {"--nproc_per_node", "--bind-to", "--NAME.FIELD"}
 PROGRAMS = ("medsegdiff", "python", "torchrun", "mpirun", "make")
 README_WORDS = 900
 FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir()}
