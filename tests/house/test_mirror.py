@@ -105,9 +105,9 @@ def private_names_of_others(tree):
     names = {alias.name for node in imports for alias in node.names}
     yield from (name for name in names if not is_public(name))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if node.value.id in names and not is_public(node.attr):
-                yield f"{node.value.id}.{node.attr}"
+        is_attribute = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        if is_attribute and node.value.id in names and not is_public(node.attr):
+            yield f"{node.value.id}.{node.attr}"
 
 
 def test_private_names_that_cross_modules_are_seen():
