@@ -1,9 +1,8 @@
 """Several processes, started by mpirun: how they agree on gradients, statistics and decisions.
 
-Twin of `guided_diffusion_pt/dist_util.py`. The messages go through mpi4py and not through Jittor's own MPI
-module: that one is compiled into the cache which plain runs share, splits the batches of every loader by
-itself, and waits inside a call in which no signal is answered, so that a process whose partner was killed
-could not say so.
+Twin of `guided_diffusion_pt/dist_util.py`. The messages go through mpi4py, not through Jittor's own MPI
+module. That one is compiled into the cache which runs of one process share, and splits the batches of every loader by
+itself. It also waits inside a call that answers no signal: a process whose partner was killed could not report it.
 """
 
 import time
@@ -17,7 +16,7 @@ from guided_diffusion_jt.runtime import jt
 
 
 def setup_dist():
-    """Connect the processes of this run, once; returns their group, `processes.Alone` without a launcher.
+    """Connect the processes of this run, once, and return their group: `processes.Alone` without a launcher.
 
     Raises `UserError` under a launcher that this backend does not serve.
     """
@@ -28,17 +27,17 @@ def setup_dist():
 
 
 def group():
-    """The processes that compute together: a `Group`, or `processes.Alone`."""
+    """Return the processes that compute together: a `Group`, or `processes.Alone`."""
     return runtime.current.group
 
 
 def _mpi():
-    """mpi4py's MPI, initialized by its import."""
+    """Import mpi4py's MPI, which that initializes, and return it."""
     try:
         import mpi4py
 
-        # At the end of a process with an error, MPI would wait for the others. A process that ends without
-        # this farewell makes mpirun end them.
+        # MPI's finalizer would wait for the others at the end of a process with an error. If a process ends without
+        # it, mpirun ends the others.
         mpi4py.rc.finalize = False
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -52,7 +51,7 @@ def _mpi():
 
 
 class Group:
-    """Several processes; each one calls the same verbs in the same order."""
+    """Several processes. All of them call the same methods in the same order."""
 
     def __init__(self, rank, size):
         self.rank = rank
@@ -60,7 +59,7 @@ class Group:
         self.mpi = _mpi()
 
     def gather(self, values):
-        """The values of every process: numpy (size, *shape of one's)."""
+        """Return the values of every process: numpy (size, *shape of the values of one)."""
         own = np.array(values)
         found = np.empty((self.size, *own.shape), own.dtype)
         _wait(self.mpi.COMM_WORLD.Iallgather(own, found))
@@ -76,13 +75,13 @@ class Group:
 
 
 def _wait(request):
-    """Wait for a message, answering signals: Python answers them between its own instructions alone."""
+    """Wait for a message and answer signals, which Python does only between its own instructions."""
     while not request.Test():
         time.sleep(0)
 
 
 class _AllReduce(jt.Function):
-    """The sum over the processes is part of every process' loss: its gradient is the sum of theirs."""
+    """A sum over the processes. It is part of the loss of each process, so its gradient is the sum of theirs."""
 
     def execute(self, tensor):
         return _summed(tensor)
@@ -99,13 +98,13 @@ def _summed(tensor):
 
 
 def all_reduce(tensor):
-    """The sum of the tensors that the processes give, in each of them; its gradient is that of the sum of
-    their losses."""
+    """Return the sum of the tensors of all processes, in each of them. Its gradient is that of the sum of their
+    losses."""
     return _AllReduce.apply(tensor) if runtime.current.group.size > 1 else tensor
 
 
 def average(tensors):
-    """The mean of each tensor of a list over the processes, the same bits in all of them."""
+    """Return the mean of each tensor of a list over the processes, with the same bits in all of them."""
     if runtime.current.group.size == 1:
         return tensors
     arrays = [runtime.to_numpy(tensor) for tensor in tensors]

@@ -1,17 +1,17 @@
 """Gradient checkpointing: activations are recomputed in the backward pass instead of kept (Chen et al. 2016,
 arXiv:1604.06174).
 
-Twin of `guided_diffusion_pt/recompute.py`. Jittor has none of its own, and four of its
-ways stand against it:
+Twin of `guided_diffusion_pt/recompute.py`. Jittor has no gradient checkpointing, and four of its
+properties need care:
 
-- It computes when a value is asked for. If the recomputations were left to the end of the backward pass, all
-  of them would be in memory together: each one is computed at once.
-- It keeps the graph behind a gradient, for a second derivative: the gradients leave it here.
-- A convolution of which one gradient is asked for while the other one waits is spread out in memory (10 GiB
-  instead of 2 at 128 px). So every convolution has to be in some `checkpoint`, whose gradients are all
-  computed together.
-- The gradient of `concat` overwrites what came in as soon as it is computed, also where a part of that has
-  still to be read. So every `concat` with a gradient has to be in some `checkpoint` too.
+- It computes a value when that is asked for. All recomputations would be in memory together if they were left to the
+  end of the backward pass, so each one is computed at once.
+- It keeps the graph behind a gradient, for a second derivative. The gradients are cut off from it here.
+- If one gradient of a convolution is asked for while the other one waits, Jittor spreads the convolution out in
+  memory (10 GiB instead of 2 at 128 px). So every convolution must be in some `checkpoint`, which computes all its
+  gradients together.
+- The gradient of `concat` overwrites its input as soon as it is computed, even if a part of that has still to be
+  read. So every `concat` with a gradient must be in some `checkpoint` too.
 """
 
 from contextlib import contextmanager
@@ -21,14 +21,14 @@ from guided_diffusion_jt.runtime import jt
 
 
 def is_recomputing():
-    """Whether the forward pass that runs now is a repeated one, which must leave no trace: running
+    """Return whether the current forward pass repeats an earlier one. It must leave no trace then: running
     statistics count each batch once."""
     return runtime.current.recomputations > 0
 
 
 @contextmanager
 def recomputation():
-    """A context whose forward passes are repeated ones."""
+    """Mark the forward passes of this context as repeated ones."""
     runtime.current.recomputations += 1
     try:
         yield
@@ -39,8 +39,7 @@ def recomputation():
 class _Recomputed(jt.Function):
     """func(*inputs) as one operator, whose gradient runs `func` again.
 
-    params: the parameters that `func` uses. They are inputs of the operator too: no other tensor gets a
-            gradient through it.
+    params: the parameters that `func` uses. They are inputs of the operator too, since only inputs get a gradient.
     """
 
     def __init__(self, func, params):
@@ -63,11 +62,11 @@ class _Recomputed(jt.Function):
 
 
 def checkpoint(func, inputs, modules, flag):
-    """func(*inputs), a tensor; with `flag`, what it computes on the way is computed again in the backward
-    pass, which saves memory and costs a second forward pass.
+    """Return func(*inputs), a tensor. With `flag`, the backward pass computes its activations again, which saves
+    memory and costs a second forward pass.
 
     func:    a function of the tensors `inputs` that gives the same numbers whenever it is called.
-    modules: those whose parameters it uses.
+    modules: the modules whose parameters it uses.
     """
     if not flag or jt.flags.no_grad:
         return func(*inputs)

@@ -75,15 +75,14 @@ def __getattr__(name):
 
 
 def to_tensor(array, dtype=None):
-    """A tensor with a copy of `array`'s values; one number becomes the shape (1,).
+    """Return a tensor with a copy of the array's values; one number becomes the shape (1,).
 
     array: numpy array, number or nested list.
-    dtype: name of a numpy type such as "float32"; None keeps the array's own (float64 and int64
-           included).
+    dtype: name of a numpy type such as "float32"; None keeps the type of the array, float64 and int64 included.
     """
     tensor = _pending_tensor(array, dtype)
-    # A pending array that is fused into an operator is read there in the type of the process' first
-    # precision: in float64 after float32 as garbage.
+    # An operator reads a pending array that is fused into it in the first precision of the process: after float32,
+    # float64 is read as garbage.
     tensor.sync()
     return tensor
 
@@ -94,7 +93,7 @@ def _pending_tensor(array, dtype):
 
 
 def to_numpy(tensor):
-    """A numpy array with a copy of the tensor's values, of the same dtype."""
+    """Return a numpy array with a copy of the tensor's values, of the same dtype."""
     return tensor.numpy().copy()
 
 
@@ -105,21 +104,20 @@ def set_threads(n):
 
 
 def set_precision(name):
-    """The type of parameters and computation from now on: "float32" or "float64".
+    """Set the type of parameters and computation from now on: "float32" or "float64".
 
-    Set it before a network is built or loaded. float64 is for comparisons: slow.
+    Set it before a network is built or loaded. float64 is slow; it is for comparisons.
     """
     _jittor().flags.auto_convert_64_to_32 = {"float32": 1, "float64": 0}[name]
 
 
 def precision():
-    """The type that `set_precision` set: "float32" (at the start) or "float64"."""
+    """Return the type that `set_precision` set: "float32" (the default) or "float64"."""
     return "float32" if _jittor().flags.auto_convert_64_to_32 else "float64"
 
 
 def set_mixed_precision(name):
-    """The type in which the networks' convolutions and products compute from now on: "no" alone, that of the
-    parameters.
+    """Accept "no", the type of the parameters, for the networks' convolutions and products; refuse 16 bits.
 
     Measured on a CPU: a convolution with 288 products per sum is off by 0.39 of its largest value in bfloat16
     (rounding once: 0.004) and takes 50 times as long as in float32, 750 times in float16. Raises `UserError`
@@ -136,8 +134,8 @@ def set_mixed_precision(name):
 
 
 def scalar(value):
-    """A number as a factor or summand of tensors, in full precision: Jittor would take a Python
-    number as float32, even beside float64."""
+    """Return a number as a factor or summand of tensors, in full precision: Jittor would take a Python number as
+    float32, even next to float64."""
     return to_tensor(value, dtype=precision())
 
 
@@ -147,13 +145,12 @@ def synchronize():
 
 
 def no_grad():
-    """A context in which nothing is recorded for a backward pass."""
+    """Return a context in which nothing is recorded for a backward pass."""
     return _jittor().no_grad()
 
 
 def tracked_copy(tensor):
-    """A copy whose own gradient can be asked for (`optim.gradients`): what flows back through this
-    one use of the tensor."""
+    """Return a copy of a tensor, whose gradient (`optim.gradients`) is what flows back through this one use of it."""
     copy = tensor.copy()
     return copy.start_grad() if copy.is_stop_grad() else copy
 
@@ -164,17 +161,17 @@ def assign(tensor, array):
 
 
 def versions():
-    """Name -> version of what the numbers depend on: Python, numpy and the framework."""
+    """Return name -> version of everything that the numbers depend on: Python, numpy and the framework."""
     return {"python": platform.python_version(), "numpy": np.__version__, "jittor": _jittor().__version__}
 
 
 def _to_original(name, value):
-    """A buffer as the original has it: Jittor has neither 0-d values nor a 64-bit counter here."""
+    """Return a buffer in the original's type and shape: Jittor has neither 0-d values nor a 64-bit counter here."""
     return value.astype(np.int64).reshape(()) if name.endswith("num_batches_tracked") else value
 
 
 def state_arrays(model):
-    """Name -> numpy array of every parameter and buffer, in float32 or float64 as computed.
+    """Return name -> numpy array of every parameter and buffer, in float32 or float64 as computed.
 
     Names, order and shapes are the original's, `num_batches_tracked` (int64, ()) included.
     """

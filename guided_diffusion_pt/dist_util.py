@@ -1,8 +1,8 @@
 """Several processes, started by torchrun: how they agree on gradients, statistics and decisions.
 
 Twin of `guided_diffusion_jt/dist_util.py`. Gradients are averaged once per optimizer step, as
-DistributedDataParallel does; its hooks need `backward()`, in place of which the loop asks for the
-gradients of each microbatch (`optim.gradients`).
+DistributedDataParallel does. The hooks of that need `backward()`; the loop asks for the gradients of
+each microbatch instead (`optim.gradients`).
 """
 
 from contextlib import contextmanager
@@ -15,38 +15,38 @@ import torch.distributed as dist
 from guided_diffusion_core.system import processes
 from guided_diffusion_pt import runtime
 
-# A dead process breaks its connections and is noticed at once; one that computes long (validation) is not dead.
+# A dead process breaks its connections, which is noticed at once. A process that computes for long is not dead.
 PATIENCE = timedelta(days=30)
 
 
 def setup_dist():
-    """Connect the processes of this run, once; returns their group, `processes.Alone` without a launcher.
+    """Connect the processes of this run, once, and return their group: `processes.Alone` without a launcher.
 
     Raises `UserError` under a launcher that this backend does not serve.
     """
     found = processes.launched_for("pytorch")
     if found.size > 1 and runtime.current.group.size == 1:
         with _explained():
-            # each tensor by the library of its device
+            # each tensor travels by the library of its device
             dist.init_process_group("cpu:gloo,cuda:nccl" if th.cuda.is_available() else "gloo", timeout=PATIENCE)
         runtime.current.group = Group(found.rank, found.size)
     return runtime.current.group
 
 
 def group():
-    """The processes that compute together: a `Group`, or `processes.Alone`."""
+    """Return the processes that compute together: a `Group`, or `processes.Alone`."""
     return runtime.current.group
 
 
 class Group:
-    """Several processes; each one calls the same verbs in the same order."""
+    """Several processes. All of them call the same methods in the same order."""
 
     def __init__(self, rank, size):
         self.rank = rank
         self.size = size
 
     def gather(self, values):
-        """The values of every process: numpy (size, *shape of one's)."""
+        """Return the values of every process: numpy (size, *shape of the values of one)."""
         own = th.from_numpy(np.array(values))
         found = [th.empty_like(own) for _ in range(self.size)]
         with _explained():
@@ -59,7 +59,7 @@ class Group:
 
 
 class _AllReduce(th.autograd.Function):
-    """The sum over the processes is part of every process' loss: its gradient is the sum of theirs."""
+    """A sum over the processes. It is part of the loss of each process, so its gradient is the sum of theirs."""
 
     @staticmethod
     def forward(ctx, tensor):
@@ -71,13 +71,13 @@ class _AllReduce(th.autograd.Function):
 
 
 def all_reduce(tensor):
-    """The sum of the tensors that the processes give, in each of them; its gradient is that of the sum of
-    their losses."""
+    """Return the sum of the tensors of all processes, in each of them. Its gradient is that of the sum of their
+    losses."""
     return _AllReduce.apply(tensor) if runtime.current.group.size > 1 else tensor
 
 
 def average(tensors):
-    """The mean of each tensor of a list over the processes, the same bits in all of them."""
+    """Return the mean of each tensor of a list over the processes, with the same bits in all of them."""
     if runtime.current.group.size == 1:
         return tensors
     flat = _summed(th.cat([tensor.reshape(-1) for tensor in tensors])) / runtime.current.group.size

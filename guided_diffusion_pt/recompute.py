@@ -13,14 +13,14 @@ from guided_diffusion_pt import runtime
 
 
 def is_recomputing():
-    """Whether the forward pass that runs now is a repeated one, which must leave no trace: running
+    """Return whether the current forward pass repeats an earlier one. It must leave no trace then: running
     statistics count each batch once."""
     return runtime.current.recomputations > 0
 
 
 @contextmanager
 def recomputation():
-    """A context whose forward passes are repeated ones."""
+    """Mark the forward passes of this context as repeated ones."""
     runtime.current.recomputations += 1
     try:
         yield
@@ -29,11 +29,11 @@ def recomputation():
 
 
 def checkpoint(func, inputs, modules, flag):
-    """func(*inputs), a tensor; with `flag`, what it computes on the way is computed again in the backward
-    pass, which saves memory and costs a second forward pass.
+    """Return func(*inputs), a tensor. With `flag`, the backward pass computes its activations again, which saves
+    memory and costs a second forward pass.
 
     func:    a function of the tensors `inputs` that gives the same numbers whenever it is called.
-    modules: those whose parameters it uses.
+    modules: the modules whose parameters it uses.
     """
     if not flag or not th.is_grad_enabled():
         return func(*inputs)

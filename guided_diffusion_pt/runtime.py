@@ -63,26 +63,25 @@ def started():
 
 
 def _keep_freed_memory():
-    """Let the C library keep what tensors leave for the next ones. By default it gives pieces from 32 MiB on, such
-    as a tensor of 256x256 pixels, back to the system, which clears them again: a fifth of an evaluation's time."""
+    """Let the C library keep freed memory for the next tensors. By default it gives pieces from 32 MiB on, such as a
+    tensor of 256x256 pixels, back to the system, which clears them again: a fifth of the time of an evaluation."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc
     if mallopt:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes
-        mallopt(-4, 0)  # M_MMAP_MAX: pieces from the system
+        mallopt(-4, 0)  # M_MMAP_MAX: number of pieces that come from the system on their own
 
 
 def to_tensor(array, dtype=None):
-    """A tensor with a copy of `array`'s values.
+    """Return a tensor with a copy of the array's values.
 
     array: numpy array, number or nested list.
-    dtype: name of a numpy type such as "float32"; None keeps the array's own (float64 and int64
-           included).
+    dtype: name of a numpy type such as "float32"; None keeps the type of the array, float64 and int64 included.
     """
     return th.from_numpy(np.array(array, dtype=dtype, order="C"))
 
 
 def to_numpy(tensor):
-    """A numpy array with a copy of the tensor's values, of the same dtype."""
+    """Return a numpy array with a copy of the tensor's values, of the same dtype."""
     return tensor.detach().cpu().numpy().copy()
 
 
@@ -92,32 +91,32 @@ def set_threads(n):
 
 
 def set_precision(name):
-    """The type of parameters and computation from now on: "float32" or "float64".
+    """Set the type of parameters and computation from now on: "float32" or "float64".
 
-    Set it before a network is built or loaded. float64 is for comparisons: slow.
+    Set it before a network is built or loaded. float64 is slow; it is for comparisons.
     """
     th.set_default_dtype(_PRECISIONS[name])
 
 
 def precision():
-    """The type that `set_precision` set: "float32" (at the start) or "float64"."""
+    """Return the type that `set_precision` set: "float32" (the default) or "float64"."""
     return str(th.get_default_dtype()).removeprefix("torch.")
 
 
 def set_mixed_precision(name):
-    """The type in which the networks' convolutions and products compute from now on: "no" (that of the
-    parameters), "bf16" or "fp16". A CPU without instructions for these is slow in them."""
+    """Set the type in which the networks' convolutions and products compute from now on: "no" (that of the
+    parameters), "bf16" or "fp16". A CPU without instructions for 16 bits is slow in them."""
     assert name in _MIXED, name
     current.mixed_precision = name
 
 
 def mixed_precision():
-    """What `set_mixed_precision` set; "no" at the start."""
+    """Return what `set_mixed_precision` set: "no" by default."""
     return current.mixed_precision
 
 
 def autocast(tensor, enabled=True):
-    """The context in which a network computes as `set_mixed_precision` says, or in float32 if not `enabled`.
+    """Return the context in which a network computes as `set_mixed_precision` says, or in float32 if not `enabled`.
 
     tensor: one on the network's device.
     """
@@ -127,12 +126,12 @@ def autocast(tensor, enabled=True):
 
 
 def widened(tensor):
-    """A tensor of 16 bits in float32; any other as it is."""
+    """Return a tensor of 16 bits in float32, and any other as it is."""
     return tensor.float() if tensor.dtype in (th.bfloat16, th.float16) else tensor
 
 
 def scalar(value):
-    """A number as a factor or summand of tensors, in full precision."""
+    """Return a number as a factor or summand of tensors, in full precision."""
     return value
 
 
@@ -143,13 +142,12 @@ def synchronize():
 
 
 def no_grad():
-    """A context in which nothing is recorded for a backward pass."""
+    """Return a context in which nothing is recorded for a backward pass."""
     return th.no_grad()
 
 
 def tracked_copy(tensor):
-    """A copy whose own gradient can be asked for (`optim.gradients`): what flows back through this
-    one use of the tensor."""
+    """Return a copy of a tensor, whose gradient (`optim.gradients`) is what flows back through this one use of it."""
     copy = tensor.clone()
     return copy if copy.requires_grad else copy.requires_grad_()
 
@@ -161,12 +159,12 @@ def assign(tensor, array):
 
 
 def versions():
-    """Name -> version of what the numbers depend on: Python, numpy and the framework."""
+    """Return name -> version of everything that the numbers depend on: Python, numpy and the framework."""
     return {"python": platform.python_version(), "numpy": np.__version__, "torch": th.__version__}
 
 
 def state_arrays(model):
-    """Name -> numpy array of every parameter and buffer, in float32 or float64 as computed.
+    """Return name -> numpy array of every parameter and buffer, in float32 or float64 as computed.
 
     Names, order and shapes are the original's, `num_batches_tracked` (int64, ()) included.
     """

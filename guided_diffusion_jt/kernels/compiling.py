@@ -1,15 +1,15 @@
 """How Jittor compiles: the same operators in less time.
 
-Reading the same headers again is half of the time in which g++ compiles Jittor itself, and four fifths of that of
-an operator. Here g++ reads them once (`-include`, GCC's manual, "Using Precompiled Headers"). Where it finds the
-precompiled form unfit for a file, it reads the header instead: slower, with the same result.
+Headers. g++ spends half of the time of Jittor itself, and four fifths of that of an operator, on reading the same
+headers again. Here it reads them once, from a precompiled form (`-include`, GCC's manual, "Using Precompiled
+Headers"). If that form does not fit a file, g++ reads the header instead: slower, with the same result.
 
-Each operator goes through Jittor's asm_tuner.py, which starts Python, has g++ write assembly with debug symbols and
-edits it where the source says "@begin" (`use_movnt_pass.cc`, off unless set). Without that word it is left out, which
-is half of what remains of an operator's time and nine tenths of the disk space.
+Assembly. Each operator goes through Jittor's asm_tuner.py, which starts Python, lets g++ write assembly with debug
+symbols and edits it where the source says "@begin" (`use_movnt_pass.cc`, off unless set). Operators without that word
+go to g++ directly: half of the remaining time of an operator, and nine tenths of its disk space.
 
-Jittor itself is compiled with -O1, in three quarters of the time of -O2: it only arranges what the operators, with
--Ofast as ever, compute. Training steps of a small network (64 px, width 32) take as long: 0.66 s with either.
+Optimisation. Jittor itself is compiled with -O1, in three quarters of the time of -O2. It only arranges the work of
+the operators, which keep -Ofast. A training step of a small network (64 px, width 32) takes 0.66 s with either.
 """
 
 import os
@@ -25,7 +25,8 @@ from guided_diffusion_core.system.files import write_atomic
 from guided_diffusion_jt.kernels import source
 
 _LEVEL = "-O1"  # of optimisation, of Jittor itself
-# Headers of this folder; Jittor defines the names at the top of the second one at the top of each operator.
+# Headers of this folder, for Jittor itself and for its operators. The names that the second one defines are those
+# that Jittor defines at the top of each operator.
 _CORE = "core.h"
 _OPERATORS = "operators.h"
 # Jittor runs: interpreter, asm_tuner.py, --cc_path=COMPILER, SOURCE, the compiler's options.
@@ -35,8 +36,9 @@ _SCRIPT = "operator.sh"
 def prepare_core(cache):
     """Let Jittor, which is imported next, compile itself with the header of its core.
 
-    cache: Path of its compiled code. Nothing is done for other compilers than g++, where the user has flags of
-    his own (`cc_flags`, `kernel_flags`), and where nvcc would get the flags too (`nvcc_path`).
+    cache: Path of its compiled code.
+    Other compilers than g++ are left alone. So are flags that the user has set (`cc_flags`, `kernel_flags`), and all
+    flags where nvcc would get them too (`nvcc_path`).
     """
     if (
         not os.path.basename(os.environ["cc_path"]).startswith("g++")
@@ -60,7 +62,10 @@ def prepare_core(cache):
 
 
 def prepare_operators(flags, cache):
-    """Jittor's flags (`jt.flags`) once it is imported: operators get the header of operators and no asm_tuner.py."""
+    """Let the imported Jittor compile operators with their own header and without asm_tuner.py.
+
+    flags: `jt.flags`. cache: Path of its compiled code.
+    """
     if _core_flags(cache) not in flags.cc_flags:
         return
     del os.environ["cc_flags"], os.environ["kernel_flags"]  # processes that this one starts may have another cache
@@ -94,8 +99,8 @@ def _write(path, text):
 
 
 def _precompile(header, flags):
-    with tempfile.TemporaryDirectory(dir=header.parent, prefix=".") as own:  # whole or not at all
-        made = Path(own) / "made.gch"
+    with tempfile.TemporaryDirectory(dir=header.parent, prefix=".") as room:  # whole or not at all
+        made = Path(room) / "made.gch"
         done = subprocess.run([os.environ["cc_path"], "-x", "c++-header", str(header), *flags, "-o", str(made)])
         if done.returncode == 0:
             os.replace(made, _compiled(header))

@@ -1,7 +1,6 @@
-"""Operators written in C++ where Jittor's own chains of operators cost memory or time on a CPU.
+"""Group normalisation and SiLU, where Jittor's own chains of operators cost memory and time on a CPU.
 
-Each one takes float32 and float64 and is compiled once for a type, whatever the sizes. Sums are added up in
-blocks, whose results are added in float64: one long float32 sum loses digits.
+The operators take float32 and float64 and are compiled once for each type, whatever the sizes.
 """
 
 from guided_diffusion_jt.kernels import source
@@ -14,8 +13,11 @@ _BACKWARD = f"group_norm_gradient(in0_p, in1_p, in2_p, in3_p, in4_p, {_SIZES}, o
 
 
 class _GroupNorm(jt.Function):
-    """Keeps its input for the gradient, and two numbers a group; as a chain of operators it would keep three
-    tensors of the input's size. kept: a list that takes what `_normalized` computes the result from."""
+    """Group normalisation that keeps its input and two numbers per group for the gradient. A chain of operators
+    would keep three tensors of the input's size.
+
+    kept: a list that takes the arguments from which `_normalized` computes the result again.
+    """
 
     def execute(self, x, weight, bias, num_groups, eps, kept):
         self.shape = x.shape
@@ -46,7 +48,7 @@ class _GroupNorm(jt.Function):
 
 
 def group_norm(x, weight, bias, num_groups, eps):
-    """`nn.GroupNorm32` of (N, C, ...), with weight and bias (C,)."""
+    """Return `nn.GroupNorm32` of x (N, C, ...), with weight and bias (C,)."""
     kept = []
     result = _GroupNorm.apply(x, weight, bias, num_groups, eps, kept)
     if not jt.flags.no_grad:
@@ -55,7 +57,7 @@ def group_norm(x, weight, bias, num_groups, eps):
 
 
 def _normalized(x, weight, bias, mean, scale):
-    """What the operator computes of its inputs and the two numbers a group, all in its shapes."""
+    """Compute the operator's result again from its inputs and the two numbers per group, all in its shapes."""
     per_group = (*mean.shape, 1, 1)
     per_channel = (1, *x.shape[1:3], 1)
     normal = (x - mean.reshape(per_group)) * scale.reshape(per_group)
@@ -63,8 +65,8 @@ def _normalized(x, weight, bias, mean, scale):
 
 
 class _SiLU(jt.Function):
-    """Keeps its input alone for the gradient; not even that after a group normalisation, whose result is computed
-    again from what that one keeps."""
+    """SiLU that keeps only its input for the gradient. After a group normalisation it keeps nothing: its input is
+    computed again from what the normalisation keeps."""
 
     def execute(self, x, normalized_from):
         self.x = x if normalized_from is None else None
@@ -72,12 +74,13 @@ class _SiLU(jt.Function):
         return x * jt.sigmoid(x)
 
     def grad(self, grad):
-        # Of the gradient's shape, an operator between them would run on its own and early: its result would wait.
+        # The gradient takes x's shape, not the other way round: a reshape of x would run on its own and early, and its
+        # result would be kept until it is used.
         x = self.x if self.normalized_from is None else _normalized(*self.normalized_from)
         sigmoid = jt.sigmoid(x)
         return (grad.reshape(x.shape) * sigmoid * (1 + x * (1 - sigmoid))).reshape(grad.shape), None
 
 
 def silu(x):
-    """x * sigmoid(x)."""
+    """Return x * sigmoid(x), any shape."""
     return _SiLU.apply(x, getattr(x, "normalized_from", None))

@@ -1,4 +1,4 @@
-"""Importing Jittor on various machines: it compiles itself, and reads its settings when it is imported."""
+"""Importing Jittor on various machines. It compiles itself, and reads its settings when it is imported."""
 
 import fcntl
 import os
@@ -15,17 +15,16 @@ from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.system import environment
 from guided_diffusion_jt.kernels import compiling
 
-# Distribution and file whose folder stands for oneDNN's `lib` and `include`.
+# Link -> the distribution that brings oneDNN's folder of that name, and a file in that folder.
 _ONEDNN = {"lib": ("onednn-cpu-gomp", "libmkldnn.so"), "include": ("onednn-devel-cpu-gomp", "dnnl.h")}
 _ONEDNN_INSTALL = "pip install onednn-cpu-gomp==2021.2.0 onednn-devel-cpu-gomp==2021.2.0"
 
 
 def prepare():
-    """Make everything that `import jittor` looks at: settings, compiler, oneDNN.
+    """Prepare everything that `import jittor` looks at: settings, compiler, oneDNN. Imports no Jittor.
 
-    Imports no Jittor. What the user has set in the environment stays. Raises `UserError` if the
-    compiler, Python's headers or a suitable numpy is missing, or the cache cannot be written.
-    Returns the Path of Jittor's compiled code.
+    Variables that the user has set in the environment stay. Returns the Path of Jittor's compiled code. Raises
+    `UserError` if the compiler, Python's headers or a suitable numpy is missing, or the cache cannot be written.
     """
     if int(np.__version__.split(".")[0]) >= 2:
         raise found_expected(
@@ -37,11 +36,11 @@ def prepare():
         os.environ["python_config_path"] = environment.python_config()
     for name, value in (
         ("nvcc_path", ""),  # a CUDA toolkit without a driver breaks the import
-        ("mpicc_path", ""),  # with OpenMPI installed, the import would build an MPI module; `dist_util` serves
-        ("FIX_TORCH_ERROR", "0"),  # else Jittor imports torch
+        ("mpicc_path", ""),  # with OpenMPI installed, the import would build an MPI module; `dist_util` replaces it
+        ("FIX_TORCH_ERROR", "0"),  # otherwise Jittor imports torch
         ("log_silent", "1"),
-        # else the git branch around the packages: each one compiles anew; a cache of our own, since the flags
-        # of `compiling` would make Jittor compile itself again for every other program
+        # By default the cache is named after the git branch around the packages, and each branch compiles again. It
+        # is not shared with other programs: the flags of `compiling` would make Jittor compile itself again for them.
         ("cache_name", "medsegdiff"),
     ):
         os.environ.setdefault(name, value)
@@ -65,16 +64,15 @@ def prepare():
 
 
 def _onednn_folder():
-    """Name of the folder below Jittor's `mkl` in which it looks for oneDNN 2.2."""
+    """Return the name of the folder below Jittor's `mkl` in which it looks for oneDNN 2.2."""
     return "dnnl_lnx_2.2.0_cpu_gomp" + ("_aarch64" if platform.machine() == "aarch64" else "")
 
 
 def link_onednn(folder):
     """Link the installed oneDNN to `folder`, where Jittor looks before it tries to download one.
 
-    folder: Path. Links of another installation are replaced; what Jittor itself has put there is
-            not. Several processes may do this at once.
-    Returns whether a complete oneDNN is there now.
+    folder: Path. Links of another installation are replaced; files that Jittor has downloaded there are not.
+    Returns whether the folder has a complete oneDNN now. Several processes may do this at once.
     """
     for name, (distribution, file) in _ONEDNN.items():
         target = _installed_folder(distribution, file)
@@ -83,27 +81,27 @@ def link_onednn(folder):
             continue
         if not link.is_symlink() or os.readlink(link) != target:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".") as own:
-                (Path(own) / name).symlink_to(target)
-                os.replace(Path(own) / name, link)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".") as room:
+                (Path(room) / name).symlink_to(target)
+                os.replace(Path(room) / name, link)
     return all((folder / name / file).is_file() for name, (_, file) in _ONEDNN.items())
 
 
 def _installed_folder(distribution, file):
-    """Folder into which `distribution` was installed the file of that name, or None."""
+    """Return the folder into which a distribution has installed the file of that name, or None."""
     try:
         files = metadata.files(distribution) or []
     except metadata.PackageNotFoundError:
         return None
     found = [os.path.realpath(entry.locate()) for entry in files if entry.name == file]
-    # a header may also lie in a folder below the one that is meant
+    # a header may have a copy in a deeper folder: the shortest path is the right one
     return min((os.path.dirname(path) for path in found if os.path.isfile(path)), key=len, default=None)
 
 
 @contextmanager
 def _as_without_mpirun():
-    """Hide mpirun from Jittor, which else takes its own MPI module for granted; and let the processes of a run in
-    one after the other: two that bring the compiled core up to date at once can both fail."""
+    """Hide mpirun from Jittor, which otherwise expects its own MPI module, and let the processes of a run in one
+    after the other: two that bring the compiled core up to date at once can both fail."""
     import jittor_utils
 
     hidden = os.environ.pop("OMPI_COMM_WORLD_SIZE", None)
@@ -124,11 +122,11 @@ def _as_without_mpirun():
 
 @_as_without_mpirun()
 def _import_prepared():
-    """Import Jittor as the machine is prepared now.
+    """Import Jittor on the prepared machine and return its module.
 
-    A compiled core that was made for other paths or settings makes Jittor rebuild a part, ask for
-    a restart in its silenced log, and leave with exit code 0 ("please rerun your command"). The
-    second attempt in the same process finds that part up to date.
+    If its compiled core was made for other paths or settings, Jittor rebuilds a part, asks for a restart in its
+    silenced log, and leaves with exit code 0 ("please rerun your command"). The second attempt in the same process
+    finds that part up to date.
     """
     try:
         import jittor
@@ -144,7 +142,7 @@ def _import_prepared():
 
 
 def import_jittor():
-    """Prepare the machine and import Jittor; returns its module. Raises `UserError` as `prepare` does."""
+    """Prepare the machine, import Jittor and return its module. Raises `UserError` as `prepare` does."""
     cache = prepare()
     jittor = _import_prepared()
     compiling.prepare_operators(jittor.flags, cache)

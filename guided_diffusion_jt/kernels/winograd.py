@@ -1,8 +1,8 @@
 """3x3 convolutions of stride one and their gradients by Winograd's algorithm, on a CPU in float32.
 
-Tiles of a channel lie side by side, so that the transforms are sums of rows and the products of all channels
-those of blocks of 6 output channels and 16 tiles, whose sums stay in registers. Some rows of tiles at a time,
-which stay in the processor's caches.
+The tiles of a channel lie next to each other, so that a transform is a sum of rows. The products of all channels are
+taken in blocks of 6 output channels and 16 tiles, whose sums stay in registers. A few rows of tiles are computed at a
+time and stay in the processor's caches. The C++ is in `winograd.h`.
 """
 
 from guided_diffusion_core.networks.winograd import KERNEL, TILE, factors
@@ -10,16 +10,16 @@ from guided_diffusion_jt.kernels import source
 from guided_diffusion_jt.runtime import jt, nn
 
 _SIZE = TILE + KERNEL - 1
-# of a block
-_OUTPUTS = 6
-_TILES = 16
-# Measured on one core: from these on it takes 0.3 to 0.7 of the time of oneDNN's direct convolution.
+_OUTPUTS = 6  # output channels of a block
+_TILES = 16  # tiles of a block
+# From this size on it takes 0.3 to 0.7 of the time of oneDNN's direct convolution, measured on one core.
 _CHANNELS = 64
 _FEWEST_TILES = 16
 _CHUNK = 64  # tiles at a time
 
 
 def _constant(name, matrix):
+    """Return the C++ definition of a matrix."""
     rows = ", ".join("{" + ", ".join(f"{value!r}f" for value in row) + "}" for row in matrix.tolist())
     return f"static constexpr float {name}[{matrix.shape[0]}][{matrix.shape[1]}] = {{{rows}}};\n"
 
@@ -50,8 +50,11 @@ def pays(x, weight):
     )
 
 
-def _multiplied(weight, turned=False):
-    """The kernels' values, in blocks of output channels: (36, O / 6, C, 6); turned: those of the gradient."""
+def _transformed(weight, turned=False):
+    """Transform the kernels (O, C, 3, 3) to blocks of output channels: (36, O / 6 rounded up, C, 6).
+
+    turned: transform the kernels of the gradient instead, with O and C exchanged.
+    """
     out_channels, channels = weight.shape[1::-1] if turned else weight.shape[:2]
     shape = [_SIZE**2, -(-out_channels // _OUTPUTS), channels, _OUTPUTS]
     return jt.code(
@@ -60,13 +63,13 @@ def _multiplied(weight, turned=False):
 
 
 def _convolve(x, kernels, bias):
-    """x (N, C, H, W), `_multiplied` kernels, bias (O,): (N, O, H, W)."""
+    """Convolve x (N, C, H, W) with `_transformed` kernels and a bias (O,); returns (N, O, H, W)."""
     shape = [x.shape[0], bias.shape[0], *x.shape[2:]]
     return jt.code(shape, x.dtype, [x, kernels, bias], cpu_header=_HEADER, cpu_src=_CONVOLVE, data={"tiles": _CHUNK})
 
 
 def _weight_gradient(x, gradient):
-    """Gradient of the weight (O, C, 3, 3) from x (N, C, H, W) and the output's gradient (N, O, H, W)."""
+    """Return the gradient of the weight (O, C, 3, 3) from x (N, C, H, W) and the output's gradient (N, O, H, W)."""
     channels = x.shape[1]
     out_channels = gradient.shape[1]
     room = [_SIZE**2, -(-out_channels // _OUTPUTS) * _OUTPUTS, -(-channels // _TILES) * _TILES]
@@ -81,20 +84,20 @@ def _weight_gradient(x, gradient):
 
 
 class _Convolution(jt.Function):
-    """The convolution and its gradients, each by Winograd's algorithm."""
+    """A convolution whose gradients use Winograd's algorithm too."""
 
     def execute(self, x, weight, bias):
         self.saved = x, weight
-        return _convolve(x, _multiplied(weight), bias)
+        return _convolve(x, _transformed(weight), bias)
 
     def grad(self, grad):
         x, weight = self.saved
-        to_x = _convolve(grad, _multiplied(weight, turned=True), jt.zeros((weight.shape[1],)))
+        to_x = _convolve(grad, _transformed(weight, turned=True), jt.zeros((weight.shape[1],)))
         return to_x, _weight_gradient(x, grad), grad.sum((0, 2, 3))
 
 
 def conv2d(x, weight, bias):
-    """A 3x3 convolution with a border of zeros, by whichever way pays.
+    """Convolve 3x3 with a border of zeros, by the faster algorithm.
 
     x: (N, C, H, W). weight: (O, C, 3, 3). bias: (O,). Returns (N, O, H, W).
     """

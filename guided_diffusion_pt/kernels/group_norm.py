@@ -1,8 +1,8 @@
 """Group normalisation of large images whose channels come last in memory.
 
-There torch's own adds up all positions of a channel one after another in float32: at 256x256 its variance is
-off by 1.3e-5, a hundred times more than with the channels first. Here a few rows at a time are added up by
-themselves, which also stay in the processor's caches.
+torch's own operator adds up all positions of a channel one after another in float32 there: at 256x256 its variance is
+off by 1.3e-5, a hundred times more than with the channels first. Here each strip of a few rows has its own sum. A
+strip also stays in the processor's caches.
 """
 
 from math import gcd
@@ -10,12 +10,12 @@ from math import gcd
 import torch as th
 from torch.nn import functional as F
 
-_POSITIONS = 64**2  # up to here torch's own is within 1.5e-6
-_STRIPS = 64  # the most parts of an image, of some rows each
+_POSITIONS = 64**2  # up to this number of positions, torch's own operator is within 1.5e-6
+_STRIPS = 64  # the largest number of strips of an image
 
 
 def serves(x):
-    """Whether x (N, C, ...) is so large and in that order in memory."""
+    """Return whether x (N, C, ...) is large and has its channels last in memory."""
     return (
         x.dim() == 4
         and x.shape[2] * x.shape[3] > _POSITIONS
@@ -25,13 +25,13 @@ def serves(x):
 
 
 def _strips(x):
-    """x (N, C, H, W) without a copy as (N, strips, positions of a strip, C)."""
+    """View x (N, C, H, W) as (N, strips, positions of a strip, C), without a copy."""
     n, channels, height, _ = x.shape
     return x.permute(0, 2, 3, 1).view(n, gcd(height, _STRIPS), -1, channels)
 
 
 def _statistics(x, groups):
-    """Mean and variance (N, groups) of x (N, C, H, W), in float64."""
+    """Return mean and variance (N, groups) of x (N, C, H, W), in float64."""
 
     def of_strip(strip):
         positions, channels = strip.shape
@@ -45,7 +45,10 @@ def _statistics(x, groups):
 
 
 def _sums(gradient, x):
-    """Sums over the positions of the gradient and of its product with x, both (N, C, H, W): float64 (N, C)."""
+    """Return the sums over positions of the gradient and of its product with x, float64 (N, C) each.
+
+    gradient, x: (N, C, H, W).
+    """
     found = [
         th.stack([th.stack([strip.sum(0), (strip * values).sum(0)]) for strip, values in zip(*images)])
         for images in zip(_strips(gradient), _strips(x))
@@ -78,7 +81,7 @@ class _GroupNorm(th.autograd.Function):
         centred = (moment - mean * plain) * root  # (N, C), the gradient times the normalised values
 
         def shared(values):
-            """The groups' means over their channels and positions, for each channel: (N, C)."""
+            """Return the mean over each group's channels and positions, repeated for its channels: (N, C)."""
             repeated = channels // ctx.groups
             sums = (values * weight).view(n, ctx.groups, repeated).sum(2) / (repeated * height * width)
             return sums.repeat_interleave(repeated, 1)
@@ -90,7 +93,7 @@ class _GroupNorm(th.autograd.Function):
 
 
 class _SiLU(th.autograd.Function):
-    """SiLU of slope source + offset, of which it keeps these three."""
+    """SiLU of x = slope * source + offset, which keeps these three instead of x."""
 
     @staticmethod
     def forward(ctx, x, source, slope, offset):
@@ -103,7 +106,7 @@ class _SiLU(th.autograd.Function):
 
 
 def group_norm(x, groups, weight, bias, eps):
-    """`nn.GroupNorm32` of x (N, C, H, W) that `serves` holds of."""
+    """Return `nn.GroupNorm32` of x (N, C, H, W), for which `serves` must be true."""
     out, slope, offset = _GroupNorm.apply(x, groups, weight, bias, eps)
     if th.is_grad_enabled():
         out.affine_of = x, slope, offset
@@ -111,15 +114,15 @@ def group_norm(x, groups, weight, bias, eps):
 
 
 def silu(x):
-    """x * sigmoid(x), any shape."""
+    """Return x * sigmoid(x), any shape."""
     return _SiLU.apply(x, *x.affine_of) if hasattr(x, "affine_of") else F.silu(x)
 
 
 def _spread(values, x):
-    """(N, C) as factors of x."""
+    """Shape values (N, C) as factors of x (N, C, H, W)."""
     return values.to(x.dtype)[:, :, None, None]
 
 
 def _affine(x, slope, offset):
-    """slope x + offset, both (N, C)."""
+    """Return slope * x + offset, with slope and offset (N, C)."""
     return th.addcmul(_spread(offset, x), x, _spread(slope, x), out=th.empty_like(x))

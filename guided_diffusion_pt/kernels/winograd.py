@@ -1,12 +1,12 @@
 """3x3 convolutions of stride one and their gradients by Winograd's algorithm, on a CPU in float32.
 
-All large products are those of matrices; between them stand copies of tiles, for which the channels come last
-in memory. A few tiles at a time, so that they stay in the processor's caches.
+All large products are matrix products. Between them tiles are copied, with the channels last in memory. A few tiles are
+computed at a time, so that they stay in the processor's caches.
 
-It rounds differently from the direct convolution, no more. Measured with all 3x3 convolutions of two trained
-networks done so (BraTS 2021, 4 slices, DDIM of 20 evaluations): samples move by 1e-6 at most, as much as
-where the image moves by its last bit, and less than from one order in memory to the other; no pixel of a mask
-changes. In training, three steps of AdamW are as close to the original's as with direct convolutions.
+The result differs from the direct convolution by rounding only. With all 3x3 convolutions of two trained networks
+computed this way (BraTS 2021, 4 slices, DDIM of 20 evaluations), samples move by 1e-6 at most. That is as much as when
+the image changes in its last bit, and less than between the two orders in memory; no pixel of a mask changes. In
+training, three steps of AdamW are as close to the original's as with direct convolutions.
 """
 
 from itertools import product
@@ -18,25 +18,25 @@ from torch.nn import functional as F
 from guided_diffusion_core.networks.winograd import KERNEL, TILE, matrices
 
 _INPUTS, _KERNELS, _OUTPUTS = (th.from_numpy(matrix).float() for matrix in matrices())
-# Measured on one core at 64 px: below these, the direct convolution of oneDNN is as fast.
+# Below this size the direct convolution of oneDNN is as fast, measured on one core at 64 px.
 _CHANNELS = 128
 _TILES = 64
-# Tiles times channels that are multiplied at a time, and numbers of each row that are transformed at a time. With a
-# quarter of the former and half of the latter an evaluation at 256 px takes 1.03 to 1.17 times as long (three
-# measurements on a noisy machine); more takes memory.
+# Tiles times channels that are multiplied at a time, and numbers of each row that are transformed at a time. An
+# evaluation at 256 px takes 1.03 to 1.17 times as long (three measurements on a noisy machine) with a quarter of the
+# first and half of the second; larger values take memory.
 _CHUNK = 2**17
 _BLOCK = 8192
 
 
 def serves(x, channels):
-    """Whether it is for values like those of x, in layers of at least this many channels."""
+    """Return whether the algorithm can take values like those of x and pays in layers with this number of channels."""
     return (
         x.device.type == "cpu" and x.dtype == th.float32 and not th.is_autocast_enabled("cpu") and channels >= _CHANNELS
     )
 
 
 def pays(x, weight):
-    """Whether the convolution of x (N, C, H, W) with weight (O, C, 3, 3) is done here, not directly."""
+    """Return whether the convolution of x (N, C, H, W) with weight (O, C, 3, 3) is faster here than directly."""
     n, _, height, width = x.shape
     return (
         serves(x, min(weight.shape[:2]))
@@ -46,17 +46,18 @@ def pays(x, weight):
     )
 
 
-def _multiplied(weight):
-    """The kernels' values: (36, C, O)."""
+def _transformed(weight):
+    """Transform the kernels (O, C, 3, 3) to (36, C, O)."""
     out_channels, channels = weight.shape[:2]
     return (_KERNELS @ weight.reshape(-1, KERNEL**2).T).view(-1, out_channels, channels).transpose(1, 2)
 
 
 def _input_tiles(x, part):
-    """Of x (N, H, W, C) with a border of zeros one of `_parts`: its overlapping 6x6 tiles
-    (6, 6, n, rows, columns, C).
+    """Return the overlapping 6x6 tiles (6, 6, n, rows, columns, C) of a part of x (N, H, W, C) with a border of zeros.
 
-    The border is put around each part, not around the whole, which would be one more pass through the memory."""
+    part: one of `_parts`. Only the part gets its border: one around the whole x would cost one more pass through the
+          memory.
+    """
     images, rows, columns = part[1:4]
     (first, last, above, below), (left, right, before, after) = (
         _reach(places, size) for places, size in zip((rows, columns), x.shape[1:3])
@@ -72,21 +73,24 @@ def _input_tiles(x, part):
 
 
 def _reach(tiles, size):
-    """What a slice of tiles of an axis of `size` positions reads: start, end, zeros before it and after it."""
+    """Return the range that a slice of tiles reads on an axis: start, end, zeros before it and zeros after it.
+
+    size: positions of the axis.
+    """
     start = TILE * tiles.start - 1
     end = TILE * tiles.stop + 1
     return max(start, 0), min(end, size), int(start < 0), int(end > size)
 
 
 def _output_tiles(x):
-    """The 4x4 tiles of (N, H, W, C), without a copy: (4, 4, N, H / 4, W / 4, C)."""
+    """Return the 4x4 tiles (4, 4, N, H / 4, W / 4, C) of x (N, H, W, C), without a copy."""
     n, height, width, channels = x.shape
     return x.view(n, height // TILE, TILE, width // TILE, TILE, channels).permute(2, 4, 0, 1, 3, 5)
 
 
 def _parts(tiles, count):
-    """Slices of the axes of images, rows and columns of (h, w, N, rows, columns, C) that hold about `count`
-    tiles, in the order in which these lie when flattened."""
+    """Yield indices of tiles (h, w, N, rows, columns, C) that select about `count` tiles each, in the order in which
+    the tiles lie when flattened."""
     n, rows, columns = tiles.shape[2:5]
     steps = max(1, count // (rows * columns)), max(1, count // columns), max(1, min(count, columns))
     for starts in product(*(range(0, size, step) for size, step in zip((n, rows, columns), steps))):
@@ -98,7 +102,7 @@ def _parts(tiles, count):
 
 
 def _blocks(tiles):
-    """Of `_parts` few, and the place of each part's numbers in a row of all: (index, slice)."""
+    """Yield small `_parts` of tiles, each with the place of its numbers in a row of all numbers: (index, slice)."""
     channels = tiles.shape[5]
     start = 0
     for part in _parts(tiles, _BLOCK // channels):
@@ -108,7 +112,7 @@ def _blocks(tiles):
 
 
 def _values(matrix, tiles):
-    """matrix (k, h w) times tiles (h, w, N, rows, columns, C): (k, tiles, C)."""
+    """Multiply matrix (k, h w) with tiles (h, w, N, rows, columns, C); returns (k, tiles, C)."""
     values = tiles.new_empty(len(matrix), tiles[0, 0].numel())
     for part, place in _blocks(tiles):
         th.mm(matrix, tiles[part].reshape(matrix.shape[1], -1), out=values[:, place])
@@ -116,7 +120,10 @@ def _values(matrix, tiles):
 
 
 def _convolve(x, kernels, bias):
-    """x (N, C, H, W), `_multiplied` kernels (36, C, O), bias (O,): (N, O, H, W), in memory as x is."""
+    """Convolve x (N, C, H, W) with `_transformed` kernels (36, C, O) and a bias (O,).
+
+    Returns (N, O, H, W) in x's order in memory.
+    """
     n, _, height, width = x.shape
     out = x.new_empty(n, height, width, kernels.shape[2])
     source = x.permute(0, 2, 3, 1)
@@ -132,7 +139,7 @@ def _convolve(x, kernels, bias):
 
 
 def _kernel_gradient(x, gradient):
-    """Gradient of the kernels (O, C, 3, 3) from the input (N, C, H, W) and the output's (N, O, H, W)."""
+    """Return the gradient of the kernels (O, C, 3, 3) from x (N, C, H, W) and the output's gradient (N, O, H, W)."""
     source = x.permute(0, 2, 3, 1)
     gradients = _output_tiles(gradient.permute(0, 2, 3, 1).contiguous())
     total = x.new_zeros(len(_INPUTS), x.shape[1], gradient.shape[1])
@@ -144,29 +151,29 @@ def _kernel_gradient(x, gradient):
 
 
 class _Convolution(th.autograd.Function):
-    """The convolution and its gradients, each by Winograd's algorithm."""
+    """A convolution whose gradients use Winograd's algorithm too."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
-        return _convolve(x, _multiplied(weight), bias)
+        return _convolve(x, _transformed(weight), bias)
 
     @staticmethod
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
         turned = weight.flip(2, 3).transpose(0, 1).contiguous()
-        to_x = _convolve(gradient, _multiplied(turned), gradient.new_zeros(len(turned)))
+        to_x = _convolve(gradient, _transformed(turned), gradient.new_zeros(len(turned)))
         return to_x, _kernel_gradient(x, gradient), gradient.sum((0, 2, 3))
 
 
 def conv2d(x, weight, bias):
-    """A 3x3 convolution with a border of zeros, by whichever way pays.
+    """Convolve 3x3 with a border of zeros, by the faster algorithm.
 
-    x: (N, C, H, W). weight: (O, C, 3, 3). bias: (O,). Returns (N, O, H, W), in memory as x is.
+    x: (N, C, H, W). weight: (O, C, 3, 3). bias: (O,). Returns (N, O, H, W) in x's order in memory.
     """
     if pays(x, weight):
         return _Convolution.apply(x, weight, bias)
-    # With the channels last oneDNN is slow backward, and torch copies the kernels in every call.
+    # With the channels last, oneDNN is slow in the backward pass, and torch copies the kernels in every call.
     if not x.is_contiguous() and (th.is_grad_enabled() or weight.numel() > x.numel()):
         return F.conv2d(x.contiguous(), weight, bias, padding=1).contiguous(memory_format=th.channels_last)
     return F.conv2d(x, weight, bias, padding=1)
