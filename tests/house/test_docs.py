@@ -1,6 +1,7 @@
 """The pages that people read: links lead somewhere, commands can be typed, flags exist, the README stays short."""
 
 import argparse
+import ast
 import re
 import runpy
 import shlex
@@ -153,6 +154,32 @@ def known_flags():
 def test_flags_in_the_text_exist(page):
     unknown = set(FLAG.findall(page.read_text())) - known_flags() - FOREIGN_FLAGS
     assert not unknown
+
+
+def texts_of_the_sources():
+    """All strings in the code of the software, joined: those of an f-string without its values."""
+    trees = [
+        ast.parse(path.read_text())
+        for folder in ("guided_diffusion_core", "guided_diffusion_pt", "guided_diffusion_jt", "medsegdiff")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    return "\n".join(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def quoted_messages(text):
+    """Parts of messages, of three words and more, in the first cells of a page's tables."""
+    for cell in re.findall(r"^\| ([^|]*) \|", text, re.MULTILINE):
+        for code in re.findall(r"`([^`]+)`", cell):
+            parts = re.split(r"…|: |; |found |expected |--\w+ \w+", code)
+            yield from (part.strip() for part in parts if len(part.split()) > 2)
+
+
+def test_troubleshooting_quotes_messages_that_exist():
+    messages = list(quoted_messages((ROOT / "docs" / "troubleshooting.md").read_text()))
+    texts = texts_of_the_sources()
+    assert len(messages) > 8
+    assert not [message for message in messages if message not in texts]
 
 
 def test_every_guide_is_reached_from_the_readme():
