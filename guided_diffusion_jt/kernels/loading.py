@@ -142,7 +142,12 @@ def _import_prepared():
 
 
 def import_jittor():
-    """Prepare the machine, import Jittor and return its module. Raises `UserError` as `prepare` does."""
+    """Prepare the machine, import Jittor and return its module. Raises `UserError` as `prepare` does.
+
+    If the program has imported Jittor itself, that one is returned, with its own settings.
+    """
+    if "jittor" in sys.modules:
+        return sys.modules["jittor"]
     cache = prepare()
     jittor = _import_prepared()
     compiling.prepare_operators(jittor.flags, cache)

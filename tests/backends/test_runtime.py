@@ -180,6 +180,15 @@ def test_a_module_that_is_imported_first_starts_jittor(module):
     assert python(code) == "True"
 
 
+@needs_jittor
+def test_a_jittor_of_the_programs_own_is_taken_as_it_is():
+    code = (
+        "import os, sys, types; own = sys.modules['jittor'] = types.ModuleType('jittor'); before = dict(os.environ)\n"
+        "from guided_diffusion_jt.runtime import jt; print(jt is own, before == os.environ)"
+    )
+    assert python(code) == "True True"
+
+
 @pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch is not among MEDSEGDIFF_BACKENDS")
 def test_import_leaves_the_allocator_as_it_is():
     """The first module that is asked of the backend sets it."""

@@ -87,6 +87,18 @@ def test_no_import_points_upward(rows):
         known.add(name)
 
 
+def test_jittor_is_imported_in_one_place():
+    """It reads its settings when it is imported, after `runtime.start` has made them: every other module takes `jt`
+    from `runtime`."""
+    importing = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if {"jittor", "jittor_utils"} & {name.partition(".")[0] for name in imported_modules(path)}
+    }
+    assert importing == {"guided_diffusion_jt/kernels/loading.py"}
+
+
 def module_graph():
     """Module -> modules of this project that it imports, inside functions too."""
     paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
