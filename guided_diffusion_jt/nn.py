@@ -280,9 +280,9 @@ def timestep_embedding(timesteps, dim, max_period=10000):
     return jt.concat([jt.cos(angles), jt.sin(angles)], dim=1)
 
 
-def extract(table, t, like):
-    """table[t], float64 numpy (T,) at indices (N,), in the type, device and shape of `like`."""
-    values = runtime.to_tensor(table, dtype=str(like.dtype))[t]
+def per_case(values, like):
+    """Return numbers, float64 numpy (N,), one for each case, in the type, device and shape of `like` (N, ...)."""
+    values = runtime.to_tensor(values, dtype=str(like.dtype))
     return values.reshape(-1, *[1] * (len(like.shape) - 1)).expand(like.shape)
 
 

@@ -30,16 +30,13 @@ def create_model(*, seed=0, **settings):
     return build.build_network(config, registry.initial_state(config, seed))
 
 
-def create_gaussian_diffusion(
-    *, steps=DiffusionConfig.diffusion_steps, learn_sigma=False, sigma_small=False, mask_channels=1, **settings
-):
+def create_gaussian_diffusion(*, steps=DiffusionConfig.diffusion_steps, learn_sigma=False, mask_channels=1, **settings):
     """Return the diffusion process of the settings (fields of `DiffusionConfig`), a `SpacedDiffusion`.
 
-    sigma_small: where the variance is not learned, take the posterior's instead of beta.
     learn_sigma, mask_channels: of the network.
     """
     config = DiffusionConfig(diffusion_steps=steps, **settings)
-    return build.build_process(config, learn_sigma, mask_channels, sigma_small)
+    return build.build_process(config, learn_sigma, mask_channels)
 
 
 def load_model_and_diffusion(path):

@@ -24,23 +24,21 @@ def build_network(settings, state=None, where="weights"):
     return network
 
 
-def build_process(diffusion, learn_sigma=False, mask_channels=1, sigma_small=False):
+def build_process(diffusion, learn_sigma=False, mask_channels=1):
     """Return the process of a `DiffusionConfig`, a `SpacedDiffusion`.
 
     learn_sigma, mask_channels: of the network.
-    sigma_small: where the variance is not learned, take the posterior's instead of beta.
     """
     steps = diffusion.diffusion_steps
     if diffusion.use_kl:
         loss_type = LossType.RESCALED_KL
     else:
         loss_type = LossType.RESCALED_MSE if diffusion.rescale_learned_sigmas else LossType.MSE
-    fixed = ModelVarType.FIXED_SMALL if sigma_small else ModelVarType.FIXED_LARGE
     return SpacedDiffusion(
         use_timesteps=space_timesteps(steps, diffusion.timestep_respacing or [steps]),
         betas=get_named_beta_schedule(diffusion.noise_schedule, steps),
         model_mean_type=ModelMeanType.START_X if diffusion.predict_xstart else ModelMeanType.EPSILON,
-        model_var_type=ModelVarType.LEARNED_RANGE if learn_sigma else fixed,
+        model_var_type=ModelVarType.LEARNED_RANGE if learn_sigma else ModelVarType.FIXED_LARGE,
         loss_type=loss_type,
         rescale_timesteps=diffusion.rescale_timesteps,
         mask_channels=mask_channels,

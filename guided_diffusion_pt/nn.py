@@ -211,9 +211,9 @@ def timestep_embedding(timesteps, dim, max_period=10000):
     return th.cat([th.cos(angles), th.sin(angles)], dim=1)
 
 
-def extract(table, t, like):
-    """table[t], float64 numpy (T,) at indices (N,), in the type, device and shape of `like`."""
-    values = runtime.to_tensor(table).to(like)[t]
+def per_case(values, like):
+    """Return numbers, float64 numpy (N,), one for each case, in the type, device and shape of `like` (N, ...)."""
+    values = runtime.to_tensor(values).to(like)
     return values.reshape(-1, *[1] * (len(like.shape) - 1)).expand(like.shape)
 
 

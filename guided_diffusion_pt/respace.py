@@ -1,6 +1,6 @@
 """Diffusion processes that visit only some steps of another one."""
 
-from guided_diffusion_core.diffusion.schedule import respace, sampling_timesteps, space_timesteps  # noqa: F401
+from guided_diffusion_core.diffusion.schedule import respace, space_timesteps  # noqa: F401
 from guided_diffusion_pt.gaussian_diffusion import GaussianDiffusion
 
 
@@ -19,24 +19,4 @@ class SpacedDiffusion(GaussianDiffusion):
         kept_betas, timestep_map = respace(betas, use_timesteps)
         super().__init__(betas=kept_betas, **kwargs)
         self.timestep_map = timestep_map
-        self.whole_betas = betas
         self.original_num_steps = len(betas)
-
-
-def with_sampling_steps(diffusion, steps):
-    """The process that a sampler of `steps` network evaluations follows: a `SpacedDiffusion`.
-
-    diffusion: the trained process, spaced or not; its schedule stays, only steps of it are skipped.
-    steps:     0 for all, else 1 to its number of steps (`sampling_timesteps`).
-    Raises `UserError` for a number that it cannot give.
-    """
-    kept = sampling_timesteps(diffusion.num_timesteps, steps)
-    return SpacedDiffusion(
-        [diffusion.timestep_map[t] for t in kept],
-        betas=diffusion.whole_betas,
-        model_mean_type=diffusion.model_mean_type,
-        model_var_type=diffusion.model_var_type,
-        loss_type=diffusion.loss_type,
-        rescale_timesteps=diffusion.rescale_timesteps,
-        mask_channels=diffusion.mask_channels,
-    )

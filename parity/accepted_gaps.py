@@ -59,11 +59,4 @@ ACCEPTED_GAPS = (
             "input gradient/hwm.upscale_logits_ops.*#0",
         )
     ),
-    AcceptedGap(
-        "all zero",
-        "sampling/*",
-        "state/diffusion.q_posterior_mean_variance#5.1",
-        "the last step has no noise: the posterior's variance is 0 at t = 0 (DDPM, eq. 7)",
-        "guided_diffusion_core/diffusion/schedule.py, posterior_variance",
-    ),
 )

@@ -31,9 +31,6 @@ OBSERVED = (
     "_target",
     "_vb_term",
     "p_mean_variance",
-    "p_sample",
-    "ddim_sample",
-    "dpm_solver_sample",
 )
 
 
@@ -60,8 +57,8 @@ class Images:
 
 
 @contextlib.contextmanager
-def observed(diffusion, recorder):
-    """Record what the methods of a process are given and return while the context is open, call by call."""
+def observed(recorder, owner, name_of_owner, names):
+    """Record what some methods of an object are given and return while the context is open, call by call."""
     counts = {}
 
     def wrap(name, method):
@@ -69,20 +66,20 @@ def observed(diffusion, recorder):
             number = counts[name] = counts.get(name, -1) + 1
             for k, value in enumerate(args):
                 if is_tensor(value) and is_floating(value):
-                    recorder.add("state", f"diffusion.{name}#{number} given {k}", value)
+                    recorder.add("state", f"{name_of_owner}.{name}#{number} given {k}", value)
             result = method(*args, **keywords)
-            _record_parts(recorder, f"diffusion.{name}#{number}", result)
+            _record_parts(recorder, f"{name_of_owner}.{name}#{number}", result)
             return result
 
         return call
 
-    for name in OBSERVED:
-        setattr(diffusion, name, wrap(name, getattr(diffusion, name)))
+    for name in names:
+        setattr(owner, name, wrap(name, getattr(owner, name)))
     try:
         yield
     finally:
-        for name in OBSERVED:
-            delattr(diffusion, name)
+        for name in names:
+            delattr(owner, name)
 
 
 def _record_parts(recorder, site, result):
@@ -123,7 +120,7 @@ def run_loss(port, case, weights, inputs, recorder):
     batch = np.concatenate([images.images[:3], images.masks[:3]], axis=1)
     noise = np.random.default_rng(6).standard_normal(images.masks[:3].shape).astype(np.float32)
     port.nn.set_dropout_noise(model, recorder.tape(2), 0, (0, 1, 2))
-    with observed(diffusion, recorder), verbs.no_grad():
+    with observed(recorder, diffusion, "diffusion", OBSERVED), verbs.no_grad():
         terms, prediction = diffusion.training_losses_segmentation(
             model,
             None,
@@ -255,7 +252,10 @@ def run_sampling_case(port, case, weights, inputs, recorder):
     sampler = port.module("sample_util").EnsembleSampler(
         prepare(port, case, weights), process(port, case), sampling, recorder.tape(4)
     )
-    with observed(sampler.diffusion, recorder):
+    with (
+        observed(recorder, sampler.solver.process, "diffusion", OBSERVED),
+        observed(recorder, sampler.solver, "solver", ("step",)),
+    ):
         members = sampler(images.images, ["first", "second"])
     recorder.add("members", "ensemble", members.astype(recorder.verbs.precision()))
 

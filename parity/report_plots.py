@@ -13,7 +13,7 @@ from parity.dump import PLAIN
 FLOOR = 1e-18
 CEILING = 1e3
 STEP = re.compile(r", step (\d+)$")
-SAMPLE = re.compile(r"diffusion\.(?:p|ddim)_sample#(\d+)\.sample$")
+SAMPLE = re.compile(r"solver\.step#(\d+)\.sample$")
 OF_TRAINING = ("loss", "update", "average")
 COLOURS = ("#1f4e9c", "#c2570c", "#2f7d32")
 DPI = 110

@@ -15,7 +15,8 @@ import numpy as np
 from guided_diffusion_core import checkpoints, command_line
 from guided_diffusion_core.backends import backend_module
 from guided_diffusion_core.data import open_dataset
-from guided_diffusion_core.diffusion.schedule import ModelMeanType
+from guided_diffusion_core.diffusion.gaussian import GaussianProcess
+from guided_diffusion_core.diffusion.schedule import ModelMeanType, respace
 from guided_diffusion_core.evaluation.metrics import count
 from guided_diffusion_core.noise import SAMPLE_STEP, NoiseTape
 from guided_diffusion_core.sampling.run import run_sampling
@@ -67,7 +68,7 @@ def measure(point, model_path, data, out_dir):
     sampler = backend_module(point.backend, "sample_util").EnsembleSampler(
         watched, diffusion, config.sampling, NoiseTape(config.seed)
     )
-    watched.process = sampler.diffusion
+    watched.process = visited(diffusion, point.evaluations)
     summary = command_line.configuration_text(
         config, backend=point.backend, model_path=str(path), sampler=point.sampler
     )
@@ -81,6 +82,15 @@ def measure(point, model_path, data, out_dir):
         summary,
     )
     write_atomic(out_dir / "course.json", json.dumps(watched.course, allow_nan=False).encode())
+
+
+def visited(process, evaluations):
+    """Return the `GaussianProcess` that has only the steps of a process that a sampler visits."""
+    kept = process.times(evaluations)
+    betas, ascending = respace(process.betas, kept)
+    spaced = GaussianProcess(betas, process.model_mean_type, process.model_var_type)
+    spaced.timestep_map = tuple(process.timestep_map[t] for t in ascending)
+    return spaced
 
 
 def probe(network, model_path, data, out_dir):
@@ -189,7 +199,7 @@ class Watched:
         alpha_bar = process.alphas_cumprod[index]
         share = (values[:, 1:].astype(np.float64) + 1) / 2
         smallest = process.posterior_log_variance_clipped[index]
-        deviation = np.exp((share * process.log_betas[index] + (1 - share) * smallest) / 2) * process.adds_noise[index]
+        deviation = np.exp((share * process.log_betas[index] + (1 - share) * smallest) / 2) * (index > 0)
         predicted = _predicted_xstart(process, index, values, x_t)
         residual = x_t.astype(np.float64) - np.sqrt(alpha_bar) * self.truth
         entry = (

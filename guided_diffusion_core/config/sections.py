@@ -5,12 +5,13 @@ Names and defaults are the original's wherever the original has the setting.
 
 from dataclasses import dataclass
 
+from guided_diffusion_core.diffusion.solvers import SOLVERS
 from guided_diffusion_core.networks.medsegdiff.settings import ModelConfig
 from guided_diffusion_core.options import option
 
 FLIPS = ("none", "vertical", "horizontal", "both")
 AUGMENT_SHARES = ("augment_scale", "augment_contrast", "augment_gamma")  # settings from 0 to below 1
-SAMPLERS = ("ancestral", "ddim", "dpm-solver++")
+SAMPLERS = tuple(SOLVERS)
 LR_SCHEDULES = ("constant", "linear", "cosine", "cosine-restarts")
 FUSIONS = ("mean", "majority", "staple", "upstream")  # `fusion.py`
 

@@ -17,7 +17,6 @@ from guided_diffusion_core.errors import found_expected
 class ModelMeanType(enum.Enum):
     """What the network predicts."""
 
-    PREVIOUS_X = enum.auto()  # the mean of x_{t-1}
     START_X = enum.auto()  # x_0
     EPSILON = enum.auto()  # the noise in x_t
 
@@ -25,7 +24,6 @@ class ModelMeanType(enum.Enum):
 class ModelVarType(enum.Enum):
     """The variance of a reverse step."""
 
-    LEARNED = enum.auto()  # the network's second channel is its logarithm
     FIXED_SMALL = enum.auto()  # the posterior's
     FIXED_LARGE = enum.auto()  # beta
     LEARNED_RANGE = enum.auto()  # between the two, by the network's second channel (Improved DDPM, eq. 15)
@@ -36,12 +34,11 @@ class LossType(enum.Enum):
 
     MSE = enum.auto()  # squared error of the prediction, and the bound where the variance is learned
     RESCALED_MSE = enum.auto()  # the same with the bound's term times T / 1000
-    KL = enum.auto()  # the variational bound alone
-    RESCALED_KL = enum.auto()  # the same times T: an estimate of the whole bound
+    RESCALED_KL = enum.auto()  # the variational bound alone, times T: an estimate of the whole bound
 
     def is_vb(self):
-        """Whether the variational bound is the whole objective."""
-        return self in (LossType.KL, LossType.RESCALED_KL)
+        """Return whether the variational bound is the whole objective."""
+        return self == LossType.RESCALED_KL
 
 
 def betas_for_alpha_bar(steps, alpha_bar, max_beta=0.999):
@@ -90,18 +87,13 @@ class DiffusionTables:
         self.log_betas = np.log(betas)
         self.alphas_cumprod = np.cumprod(1.0 - betas)
         self.alphas_cumprod_prev = np.append(1.0, self.alphas_cumprod[:-1])
-        self.alphas_cumprod_next = np.append(self.alphas_cumprod[1:], 0.0)
-        # No noise is added on the way from the first step to x_0.
-        self.adds_noise = (np.arange(self.num_timesteps) > 0).astype(np.float64)
         self._set_marginals()
         self._set_posterior()
 
     def _set_marginals(self):
         """q(x_t | x_0) and its inversions (DDPM, eq. 4)."""
-        self.one_minus_alphas_cumprod = 1.0 - self.alphas_cumprod
         self.sqrt_alphas_cumprod = np.sqrt(self.alphas_cumprod)
         self.sqrt_one_minus_alphas_cumprod = np.sqrt(1.0 - self.alphas_cumprod)
-        self.log_one_minus_alphas_cumprod = np.log(1.0 - self.alphas_cumprod)
         self.sqrt_recip_alphas_cumprod = np.sqrt(1.0 / self.alphas_cumprod)
         self.sqrt_recipm1_alphas_cumprod = np.sqrt(1.0 / self.alphas_cumprod - 1)
 
@@ -118,8 +110,6 @@ class DiffusionTables:
         self.posterior_log_variance_clipped = np.log(np.append(first, self.posterior_variance[1:]))
         self.posterior_mean_coef1 = self.betas * np.sqrt(self.alphas_cumprod_prev) / scale
         self.posterior_mean_coef2 = remaining * np.sqrt(1.0 - self.betas) / scale
-        self.recip_posterior_mean_coef1 = 1.0 / self.posterior_mean_coef1
-        self.posterior_mean_coef_ratio = self.posterior_mean_coef2 / self.posterior_mean_coef1
         self.fixed_large_variance = np.append(first, self.betas[1:])
         self.fixed_large_log_variance = np.log(self.fixed_large_variance)
 
@@ -203,45 +193,6 @@ def sampling_timesteps(num_timesteps, steps):
     gaps = (steps or num_timesteps) - 1
     ascending = ((2 * i * (num_timesteps - 1) + gaps) // (2 * gaps) if gaps else 0 for i in range(gaps + 1))
     return tuple(ascending)[::-1]
-
-
-def ddim_coefficients(tables, eta):
-    """The DDIM step as x_{t-1} = xstart_coef x_0 + x_t_coef x_t + sigma noise.
-
-    DDIM, eq. 12, with the noise of x_t written through x_0 and x_t; eq. 16 for sigma.
-    tables: `DiffusionTables`. eta: 0 (deterministic) to 1 (the posterior of DDPM).
-    Returns (xstart_coef, x_t_coef, sigma), float64 (T,) each; sigma is 0 at t = 0.
-    Raises `UserError` for an eta outside its range.
-    """
-    if not 0 <= eta <= 1:
-        raise found_expected("--eta", eta, "a number from 0 (deterministic) to 1 (ancestral)", "Give such a number.")
-    variance = 1.0 - tables.alphas_cumprod
-    remaining = 1.0 - tables.alphas_cumprod_prev
-    fresh = eta**2 * tables.betas / variance  # share of the remaining noise that is drawn anew
-    # Rounding may bring `fresh` above 1 at t = 0, where nothing remains.
-    x_t_coef = np.sqrt(remaining * np.maximum(1.0 - fresh, 0.0) / variance)
-    xstart_coef = np.sqrt(tables.alphas_cumprod_prev) - x_t_coef * tables.sqrt_alphas_cumprod
-    return xstart_coef, x_t_coef, np.sqrt(remaining * fresh)
-
-
-def dpm_solver_coefficients(tables):
-    """The step of DPM-Solver++ (2M) as x_{t-1} = xstart_coef x_0 + before_coef x_0' + x_t_coef x_t, where
-    x_0 and x_0' are predicted at t and at the step before, t + 1.
-
-    DPM-Solver++, algorithm 2, with alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar) and steps in half
-    the logarithm of the signal-to-noise ratio, lambda = log(alpha / sigma) (DPM-Solver, section 2.2). The
-    first step knows no x_0' and the last one ends at an infinite lambda: both are of first order, which is
-    DDIM with eta 0, and so the last one gives x_0.
-    tables: `DiffusionTables`. Returns (xstart_coef, before_coef, x_t_coef), float64 (T,) each.
-    """
-    alpha_prev = np.sqrt(tables.alphas_cumprod_prev)
-    sigma_prev = np.sqrt(1.0 - tables.alphas_cumprod_prev)
-    x_t_coef = sigma_prev / tables.sqrt_one_minus_alphas_cumprod
-    data_coef = alpha_prev - x_t_coef * tables.sqrt_alphas_cumprod  # alpha_{t-1} (1 - exp(-h))
-    h = -np.diff(np.log(tables.sqrt_alphas_cumprod / tables.sqrt_one_minus_alphas_cumprod))  # of t = 1 ... T - 1
-    extrapolation = np.zeros(tables.num_timesteps)
-    extrapolation[1:-1] = h[:-1] / (2.0 * h[1:])  # 1 / (2 r)
-    return data_coef * (1.0 + extrapolation), -data_coef * extrapolation, x_t_coef
 
 
 def quantile_place(count, quantile=0.995):

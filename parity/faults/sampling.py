@@ -1,48 +1,49 @@
 """Faults of the samplers and of what follows them."""
 
+import dataclasses
 from unittest import mock
 
 import numpy as np
 
 from guided_diffusion_core import sampling
+from guided_diffusion_core.diffusion.solvers import SOLVERS
 from guided_diffusion_core.noise import NoiseTape
 from parity.faults.planting import fault, replaced
 
 
-@fault("x_0 not clipped", "state diffusion.q_posterior_mean_variance#0 given 0")
+@fault("x_0 not clipped", "state solver.step#0.*")
 def clip_left_out(port):
-    return replaced(
-        port.module("gaussian_diffusion").GaussianDiffusion,
-        "_reverse_step",
-        lambda original, self, out, x_t, t, clip_denoised: original(self, out, x_t, t, False),
-    )
+    return replaced(port.module("solver").Solver, "_limited", lambda original, self, x_0: x_0)
 
 
-@fault("DDIM's coefficients of the next time step", "state diffusion.ddim_sample#?.sample")
+def changed_steps(name, change):
+    """Pass the rows of a sampler through change(Steps), which returns the fields that it replaces."""
+    solver = SOLVERS[name]
+
+    def changed(*arguments):
+        steps = solver(*arguments)
+        return dataclasses.replace(steps, **change(steps))
+
+    return mock.patch.dict(SOLVERS, {name: changed})
+
+
+@fault("DDIM's coefficients of the next time step", "state solver.step#?.sample")
 def ddim_coefficients(port):
-    return replaced(
-        port.module("gaussian_diffusion"),
-        "ddim_coefficients",
-        lambda original, tables, eta: tuple(np.roll(values, 1) for values in original(tables, eta)),
+    return changed_steps(
+        "ddim", lambda steps: {name: np.roll(getattr(steps, name), -1) for name in ("xstart", "x_t", "noise")}
     )
 
 
-@fault("DPM-Solver's extrapolation twice as far", "state diffusion.dpm_solver_sample#1.sample")
+@fault("DPM-Solver's extrapolation twice as far", "state solver.step#1.sample")
 def dpm_solver_extrapolation(port):
-    def far(original, tables):
-        xstart_coef, before_coef, x_t_coef = original(tables)
-        return xstart_coef - before_coef, 2 * before_coef, x_t_coef
-
-    return replaced(port.module("dpm_solver"), "dpm_solver_coefficients", far)
+    return changed_steps(
+        "dpm-solver++", lambda steps: {"xstart": steps.xstart - steps.before, "before": 2 * steps.before}
+    )
 
 
-@fault("noise added in the last step too", "state diffusion.p_sample#5.sample")
+@fault("noise added in the last step too", "state solver.step#5.sample")
 def noise_in_last_step(port):
-    def noisy(original, self, *args, **keywords):
-        with mock.patch.object(self, "adds_noise", np.ones(self.num_timesteps)):
-            return original(self, *args, **keywords)
-
-    return replaced(port.module("gaussian_diffusion").GaussianDiffusion, "p_sample", noisy)
+    return changed_steps("ancestral", lambda steps: {"noise": np.ones(len(steps.noise))})
 
 
 @fault("one noise for all members of an ensemble", "noise tape: *")

@@ -14,6 +14,7 @@ from guided_diffusion_core.diffusion.schedule import (
     respace,
     space_timesteps,
 )
+from guided_diffusion_core.diffusion.solvers import SOLVERS
 
 GOLDEN = dict(np.load(ROOT / "tests" / "golden" / "diffusion.npz"))
 TABLE_TOLERANCE = 1e-12  # recorded in float64
@@ -166,10 +167,8 @@ def test_dpm_solver_sampling(backend, steps, thresholding):
     trained = DiffusionTables(get_named_beta_schedule("linear", 1000)).alphas_cumprod
     times = np.linspace(0, 999, steps + 1)
     diffusion = process_through(backend, np.exp(np.interp(times, np.arange(1000), np.log(trained))), times)
-    x_noisy = tensor(backend, np.concatenate([ToyData().img, draws(23, 1)[0]], axis=1))
-    outs = list(
-        diffusion.dpm_solver_sample_loop_progressive(
-            ToyNetwork(backend), None, x_noisy, clip_denoised=False, dynamic_thresholding=thresholding
-        )
-    )
+    rows = SOLVERS["dpm-solver++"](diffusion, diffusion.times(0), None)
+    solver = backend.module("solver").Solver(diffusion, rows, False, thresholding)
+    evaluate = backend.module("process").on_image(ToyNetwork(backend), tensor(backend, ToyData().img))
+    outs = list(solver.run(evaluate, tensor(backend, draws(23, 1)[0])))
     check(array(backend, outs[-2]["sample"]), f"dpm/steps{steps}_thr{int(thresholding)}/final")

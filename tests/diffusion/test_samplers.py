@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from support.identities import NOISE, TABLES, X_START, close, network_like
+from support.identities import NOISE, X_START, close, network_like
 from support.toy import ToyNetwork, array, draws, framework, make_diffusion, process_through, tensor
 
-from guided_diffusion_core.diffusion.schedule import LossType, ModelMeanType, ModelVarType
-from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.diffusion.schedule import ModelMeanType, ModelVarType
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -28,9 +27,7 @@ def test_a_share_above_1_spoils_few_ancestral_steps_and_no_ddim_step(backend):
     learned = np.concatenate([X_START[:, -1:], 0 * NOISE + 7], axis=1)
     arguments = network_like(backend, learned), tensor(backend, X_START), tensor(backend, np.array([1, 1]))
     for steps, least, most in ((1000, 4, 6), (10, 1e6, 2e6)):
-        diffusion = backend.module("respace").with_sampling_steps(
-            make_diffusion(backend, 1000, mean=ModelMeanType.START_X), steps
-        )
+        diffusion = make_diffusion(backend, 1000, mean=ModelMeanType.START_X, visits=steps)
         ancestral, ddim = (
             np.abs(
                 array(backend, sample(*arguments, tensor(backend, NOISE), **settings)["sample"])
@@ -59,7 +56,7 @@ def test_no_noise_at_the_last_step(backend):
 
 @pytest.mark.parametrize("sampler", ["p_sample_loop_known", "ddim_sample_loop_known", "dpm_solver_sample_loop_known"])
 def test_a_case_is_sampled_the_same_alone_and_in_a_batch(backend, sampler):
-    diffusion = backend.module("respace").with_sampling_steps(make_diffusion(backend), 4)
+    diffusion = make_diffusion(backend, visits=4)
     noise = dict(zip((0, 33, 66, 99, "initial"), draws(5, 5, NOISE.shape)))
 
     def sample(cases):
@@ -216,7 +213,7 @@ def test_dynamic_thresholding_follows_its_definition(backend):
     """A case whose 0.995 quantile lies within [-1, 1] is clipped, another one scaled; each by itself."""
     x_start = np.random.default_rng(2).standard_normal((3, 1, 16, 16)) * np.array([0.3, 1.0, 7.0]).reshape(3, 1, 1, 1)
     x_start[0, 0, 3, 3] = 5.0
-    found = array(backend, backend.module("dpm_solver").dynamic_threshold(tensor(backend, x_start)))
+    found = array(backend, backend.module("solver").dynamic_threshold(tensor(backend, x_start)))
     for case, expected in zip(found, x_start):
         limit = max(1.0, np.quantile(np.abs(expected), 0.995))
         close(case, np.clip(expected, -limit, limit) / limit)
@@ -279,7 +276,7 @@ def test_network_sees_the_trained_time_steps(backend, rescale):
     """In training and in sampling, on the schedule and on steps of steps of it."""
     scale = 1000 / 50 if rescale else 1
     spaced = make_diffusion(backend, steps=50, respacing="10", rescale_timesteps=rescale)
-    few = backend.module("respace").with_sampling_steps(spaced, 3)
+    few = make_diffusion(backend, steps=50, respacing="10", rescale_timesteps=rescale, visits=3)
     assert few.timestep_map == tuple(spaced.timestep_map[t] for t in (0, 5, 9))
     assert few.original_num_steps == 50
     close(few.alphas_cumprod, spaced.alphas_cumprod[[0, 5, 9]], 1e-13)
@@ -297,20 +294,3 @@ def test_network_sees_the_trained_time_steps(backend, rescale):
     few.p_sample_loop_known(network, None, tensor(backend, X_START), tensor(backend, NOISE), step_noise)
     assert seen == list(few.timestep_map)[::-1]
     close(np.stack(network.times[1:])[:, 0], np.array(seen) * scale)
-
-
-def test_sampling_steps_of_an_unspaced_process(backend):
-    gaussian = backend.module("gaussian_diffusion").GaussianDiffusion(
-        betas=TABLES.betas,
-        model_mean_type=ModelMeanType.START_X,
-        model_var_type=ModelVarType.LEARNED,
-        loss_type=LossType.KL,
-        rescale_timesteps=True,
-    )
-    few = backend.module("respace").with_sampling_steps(gaussian, 1)
-    close(few.alphas_cumprod, TABLES.alphas_cumprod[-1:])
-    assert few.timestep_map == (99,)
-    kept = ("model_mean_type", "model_var_type", "loss_type", "rescale_timesteps", "original_num_steps")
-    assert all(getattr(few, name) == getattr(gaussian, name) for name in kept)
-    with pytest.raises(UserError, match="--sample_steps"):
-        backend.module("respace").with_sampling_steps(few, 2)

@@ -64,7 +64,7 @@ PLAIN = verdict(
 STEPS = verdict(
     "steps/a", [row(rung, f"w, step {step}") for step in range(2) for rung in ("loss", "update", "gradient")]
 )
-SAMPLING = verdict("sampling/a", [row("state", f"diffusion.ddim_sample#{k}.sample") for k in range(3)])
+SAMPLING = verdict("sampling/a", [row("state", f"solver.step#{k}.sample") for k in range(3)])
 MASKS = verdict("masks/a", [row("mask", "first"), row("mask", "second")])
 
 
@@ -289,7 +289,7 @@ def test_no_curves_without_rows(page):
 
 
 def test_exact_values_only_still_make_a_picture(page):
-    rows = [row("state", "diffusion.p_sample#0.sample", 0.0, 0.0, 0.0)]
+    rows = [row("state", "solver.step#0.sample", 0.0, 0.0, 0.0)]
     found = page(result_of([verdict("sampling/a", rows)]))
     assert len(found.images) == 1 and "largest 0 of jittor" in found.images[0]["alt"]
 

@@ -3,9 +3,8 @@
 import numpy as np
 from support.toy import ToyData, tensor
 
-from guided_diffusion_core.diffusion.schedule import DiffusionTables, ModelVarType, get_named_beta_schedule
+from guided_diffusion_core.diffusion.schedule import DiffusionTables, get_named_beta_schedule
 
-LEARNED = (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
 X_START = ToyData().x_start().astype(np.float64)
 NOISE = ToyData().noise.astype(np.float64)
 TABLES = DiffusionTables(get_named_beta_schedule("linear", 100))

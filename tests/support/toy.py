@@ -10,6 +10,7 @@ from guided_diffusion_core.diffusion.schedule import (
     ModelMeanType,
     ModelVarType,
     get_named_beta_schedule,
+    sampling_timesteps,
     space_timesteps,
 )
 
@@ -84,10 +85,15 @@ def make_diffusion(
     loss=LossType.MSE,
     rescale_timesteps=False,
     masks=1,
+    visits=0,
 ):
-    """A `SpacedDiffusion` on the linear schedule; respacing: as of `space_timesteps`, None for all."""
+    """A `SpacedDiffusion` on the linear schedule.
+
+    respacing: as of `space_timesteps`, None for all. visits: as many of these, as of `sampling_timesteps`; 0: all.
+    """
+    kept = space_timesteps(steps, respacing or [steps])
     return backend.module("respace").SpacedDiffusion(
-        space_timesteps(steps, respacing or [steps]),
+        [kept[index] for index in sampling_timesteps(len(kept), visits)],
         betas=get_named_beta_schedule("linear", steps),
         model_mean_type=mean,
         model_var_type=variance,
