@@ -75,6 +75,7 @@ def start(words):
         words = ["python", "-m", *words[words.index("medsegdiff") :]]
     if words[1] == "-m":
         sys.argv = ["-m", *words[3:]]
+        sys.modules.pop(f"{words[2]}.__main__", None)  # from an earlier command in this process
         runpy.run_module(words[2], run_name="__main__", alter_sys=True)
     else:
         path = str(ROOT / words[1])
