@@ -1,36 +1,40 @@
-"""The machine's own limits: large float32 products, convolutions and copies, by the libraries that are
-installed."""
+"""The limits of the machine: large float32 matrix products, convolutions and copies."""
 
 from importlib.util import find_spec
 
 import numpy as np
 
 SIDE = 1536  # of the square matrices
-# of the convolution
-CHANNELS = 256
-PIXELS = 32
+CHANNELS = 256  # of the convolution, in and out
+PIXELS = 32  # side of the convolution's pictures
+BATCH = 4
 COPIED = 2**26  # bytes
 
 
 def limits(threads):
-    """Name -> (function that does it once, its operations or bytes)."""
+    """Return name -> (function that runs it once, number of its operations or bytes)."""
     generator = np.random.default_rng(0)
-    a, b = (generator.standard_normal((SIDE, SIDE), np.float32) for _ in range(2))
+    a = generator.standard_normal((SIDE, SIDE), np.float32)
+    b = generator.standard_normal((SIDE, SIDE), np.float32)
     source = np.ones(COPIED, np.uint8)
     target = np.empty_like(source)
-    found = {"matmul": (lambda: a @ b, 2 * SIDE**3), "copy": (lambda: np.copyto(target, source), 2 * COPIED)}
+    found = {
+        "matmul": (lambda: a @ b, 2 * SIDE**3),
+        "copy": (lambda: np.copyto(target, source), 2 * COPIED),  # read and written
+    }
     if find_spec("torch"):
-        found |= _of_torch(a, b, generator, threads)
+        found |= _torch_limits(a, b, generator, threads)
     return found
 
 
-def _of_torch(a, b, generator, threads):
+def _torch_limits(a, b, generator, threads):
+    """Return limits by PyTorch's operators, in the form of `limits`."""
     import torch
 
     torch.set_num_threads(threads)
     left = torch.from_numpy(a)
     right = torch.from_numpy(b)
-    x = torch.from_numpy(generator.standard_normal((4, CHANNELS, PIXELS, PIXELS), np.float32))
+    x = torch.from_numpy(generator.standard_normal((BATCH, CHANNELS, PIXELS, PIXELS), np.float32))
     weight = torch.from_numpy(generator.standard_normal((CHANNELS, CHANNELS, 3, 3), np.float32))
     last = x.contiguous(memory_format=torch.channels_last)
 
@@ -38,7 +42,7 @@ def _of_torch(a, b, generator, threads):
         with torch.no_grad():
             torch.nn.functional.conv2d(images, weight, padding=1)
 
-    operations = 18 * CHANNELS**2 * 4 * PIXELS**2
+    operations = 2 * 3**2 * CHANNELS**2 * BATCH * PIXELS**2  # of a 3 x 3 convolution
     return {
         "matmul, torch": (lambda: left @ right, 2 * SIDE**3),
         "convolution": (lambda: conv(x), operations),

@@ -1,11 +1,9 @@
-"""Runs the measurements: for each case one process per implementation, which take turns, round by round."""
+"""The measurements: one process per case and implementation; the implementations take turns in each round."""
 
 import contextlib
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,79 +14,56 @@ from tqdm import tqdm
 from benchmarks.worker import MACHINE, PEER
 from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.system.files import make_writable_folder, write_atomic
+from guided_diffusion_core.system.json_worker import WorkerFailed, WorkerProcess
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "results.json"
 COLD = "jittor, cold cache"
-# The commands of start and loading need packages that this project does not; scaling is one's own affair.
+# Not measured for the original: start and loading need packages that this project does not install, and scaling
+# compares an implementation only with itself.
 NOT_OF_PEER = ("start", "loading", "scaling")
-LARGEST_DIFFERENCE = 1e-3  # of compared outputs, relative root mean square: rounding is far below
+LARGEST_DIFFERENCE = 1e-3  # of compared outputs, relative RMS; rounding errors are far smaller
 
 
 class Process:
     """The process of one implementation and case (`worker.py`).
 
-    job: as of `worker.serve`, without scratch. folder: for its files. home: a home of its own (`COLD`), or None.
+    job:    see `worker.serve`, without scratch and arrays. folder: for its files.
+    home:   a home folder of its own (`COLD`), or None.
     """
 
     def __init__(self, job, folder, home=None):
-        self.arrays = Path(folder) / f"{job['implementation']}.npz"
-        self.log = Path(folder) / f"{job['implementation']}.log"
+        name = job["implementation"]
+        self.arrays = Path(folder) / f"{name}.npz"
+        self.log = Path(folder) / f"{name}.log"
         job = {**job, "scratch": str(folder), "arrays": str(self.arrays)}
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(job["threads"]),
-            "OMP_WAIT_POLICY": "passive",
-            "TQDM_DISABLE": "1",
-            **({"HOME": home, "JITTOR_HOME": home} if home else {}),
-        }
-        read, write = os.pipe()
-        with open(self.log, "ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.worker", json.dumps(job), str(write)],
-                cwd=ROOT,
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                pass_fds=(write,),
-                text=True,
-            )
-        os.close(write)
-        self._answers = os.fdopen(read, encoding="utf-8")
-        self._name = job["implementation"]
+        environment = {"OMP_NUM_THREADS": str(job["threads"]), "OMP_WAIT_POLICY": "passive", "TQDM_DISABLE": "1"}
+        if home:
+            environment |= {"HOME": home, "JITTOR_HOME": home}
+        self._worker = WorkerProcess(name, "benchmarks.worker", [json.dumps(job)], self.log, environment)
 
     def answer(self):
-        """Its next answer, a dict. Raises `UserError` if it failed."""
-        line = self._answers.readline()
-        tree = (
-            json.loads(line)
-            if line
-            else {"error": f"the process ended with code {self._process.wait()}", "user": False}
-        )
-        if "error" in tree:
-            tail = "" if tree["user"] else "\n" + self.log.read_text(errors="replace")[-2000:]
-            raise UserError(f"{self._name}: {tree['error']}{tail}")
-        return tree
+        """Return its next answer, a dict. Raises `UserError`, with the end of the log, if it failed."""
+        try:
+            return self._worker.answer()
+        except WorkerFailed as error:
+            text = f"{self._worker.name}: {error.reason}"
+            if not error.user:  # the log is in a temporary folder
+                text += "\n" + self.log.read_text(errors="replace")[-2000:]
+            raise UserError(text) from error
 
     def begin(self):
-        """Let it do the measured thing once; its next answer has the seconds."""
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        """Let it run one repetition; its next answer has the seconds."""
+        self._worker.request("repeat")
 
     def stop(self):
-        """End it."""
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
-        self._answers.close()
-        self._process.kill()
-        self._process.wait()
+        """End the process."""
+        self._worker.stop()
 
 
 class Group:
-    """Processes of one implementation and case that work at the same time.
+    """Processes of one implementation and case that run at the same time.
 
-    job, folder: as of `Process`. count: how many.
+    job, folder: see `Process`. count: number of processes.
     """
 
     def __init__(self, job, folder, count):
@@ -96,10 +71,10 @@ class Group:
         self.ready = None
         try:
             for index in range(count):
-                own = Path(folder) / str(index)
-                own.mkdir(exist_ok=True)
-                self._processes.append(Process(job, own))
-                ready = self._processes[-1].answer()  # one after the other: the first compiles for all
+                process_folder = Path(folder) / str(index)
+                process_folder.mkdir(exist_ok=True)
+                self._processes.append(Process(job, process_folder))
+                ready = self._processes[-1].answer()  # one after the other, because the first compiles for all
                 self.ready = self.ready or ready
         except BaseException:
             self.stop()
@@ -107,29 +82,34 @@ class Group:
         self.arrays = self._processes[0].arrays
 
     def repeat(self):
-        """Let all do the measured thing once: the seconds until the last is done; processor seconds and memory
-        of all together."""
+        """Let all processes run one repetition at the same time.
+
+        Returns the seconds until the last one has finished, and the sums of processor seconds and memory.
+        """
         for process in self._processes:
             process.begin()
         answers = [process.answer() for process in self._processes]
         return {
             "wall": max(answer["wall"] for answer in answers),
             "rates": answers[0]["rates"],
-            **{name: sum(answer[name] for answer in answers) for name in ("cpu", "memory_mib")},
+            "cpu": sum(answer["cpu"] for answer in answers),
+            "memory_mib": sum(answer["memory_mib"] for answer in answers),
         }
 
     def stop(self):
-        """End them."""
+        """End all processes."""
         for process in self._processes:
             process.stop()
 
 
 class Benchmark:
-    """A run of cases, whose results are kept in a folder from case to case.
+    """A run of cases. Its results are written to a folder after each case.
 
-    out_dir: folder of `results.json`. implementations: names, backends and `PEER`. peer: its folder or "".
-    threads: of each process. repeats: rounds. seconds: of a case, after which no further round begins.
-    cold: measure Jittor's first start as well. resume: keep what is measured there already.
+    out_dir:         folder of `results.json`.
+    implementations: names of backends, and `PEER`. peer: folder of the original, or "".
+    threads:         of each process. repeats: number of rounds.
+    seconds:         after this time no further round of a case begins.
+    cold:            measure Jittor's first start as well. resume: keep the results in the folder.
     """
 
     def __init__(self, out_dir, implementations, peer, threads, repeats, seconds, cold, resume):
@@ -149,9 +129,10 @@ class Benchmark:
             "limits": {},
             "rows": [],
         }
-        self._take_over(resume)
+        self._load_earlier(resume)
 
-    def _take_over(self, resume):
+    def _load_earlier(self, resume):
+        """Load the results of an earlier run. Raises `UserError` without `resume` or for other settings."""
         path = self.out_dir / RESULTS
         if not path.exists():
             return
@@ -173,7 +154,7 @@ class Benchmark:
         self.results = earlier
 
     def run(self, cases):
-        """Measure all cases that are not in the results yet; yields after each one."""
+        """Measure all cases that are not in the results yet; yield each one when it is done."""
         done = {row["case"]["name"] for row in self.results["rows"]}
         cases = [case for case in cases if case.name not in done]
         rounds = sum(self._rounds(case) for case in cases)
@@ -195,7 +176,7 @@ class Benchmark:
         return len(self._names(case)) * (self.results["settings"]["repeats"] + (case.what != "start"))
 
     def _repeats(self, case, bar):
-        """Yields before each round of a case; none begins after its seconds."""
+        """Yield before each round of a case. No round begins after the allowed seconds, except the first."""
         settings = self.results["settings"]
         began = time.perf_counter()
         for done in range(settings["repeats"]):
@@ -213,15 +194,15 @@ class Benchmark:
         }
 
     def _turns(self, case, folder, bar):
-        """Rows of a case whose implementations take turns: A B machine, B machine A, ..."""
+        """Measure a case in which the implementations take turns (A B machine, B machine A, ...); return its rows."""
         groups = {}
         rows = {}
         try:
             for name in [*self._names(case), MACHINE]:
-                of_machine = name == MACHINE
-                groups[name] = Group(
-                    self._job(name, None if of_machine else case), folder, 1 if of_machine else case.processes
-                )
+                if name == MACHINE:
+                    groups[name] = Group(self._job(name, None), folder, 1)
+                else:
+                    groups[name] = Group(self._job(name, case), folder, case.processes)
                 rows[name] = self._row(case, name, groups[name].ready)
                 if name != MACHINE:
                     bar.update()
@@ -232,7 +213,7 @@ class Benchmark:
                     add_repetition(rows[name], groups[name].repeat())
                     if name != MACHINE:
                         bar.update()
-                order = order[1:] + order[:1]
+                order = order[1:] + order[:1]  # another one begins each round
         finally:
             for group in groups.values():
                 group.stop()
@@ -240,12 +221,12 @@ class Benchmark:
         return [{**row, "differences": agreement.get(name, {})} for name, row in rows.items()]
 
     def _starts(self, case, folder, bar):
-        """Rows of a case in which each repetition is a process of its own."""
+        """Measure a case in which each repetition starts a new process; return its rows."""
         rows = {}
         for _ in self._repeats(case, bar):
             for name in self._names(case):
                 if name == COLD and name in rows:
-                    bar.update()  # takes minutes: once
+                    bar.update()  # a cold start takes minutes, so it is measured once
                     continue
                 with tempfile.TemporaryDirectory() as home:
                     began = time.perf_counter()
@@ -281,7 +262,7 @@ class Benchmark:
 
 
 def add_repetition(row, answer):
-    """Enter one repetition into a row."""
+    """Add one repetition to a row."""
     row["wall"].append(answer["wall"])
     row["cpu"].append(answer["cpu"])
     row["memory_mib"] = max(row["memory_mib"], answer["memory_mib"])
@@ -290,9 +271,12 @@ def add_repetition(row, answer):
 
 
 def differences(files):
-    """Implementation -> what is compared -> its distance from the first implementation that has it, root mean
-    square relative to that one's. files: implementation -> npz file. `UserError` where two compute something
-    else."""
+    """Compare the outputs of implementations: return implementation -> output -> distance.
+
+    The distance is the root mean square of the difference from the first implementation with that output,
+    relative to its root mean square.
+    files: implementation -> npz file. Raises `UserError` if two of them compute different things.
+    """
     loaded = {name: dict(np.load(path)) for name, path in files.items()}
     found = {}
     reference = {}
@@ -310,7 +294,7 @@ def differences(files):
 
 
 def describe_machine():
-    """What the machine says of itself."""
+    """Return processor, cores and load of this machine."""
     model = ""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

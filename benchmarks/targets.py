@@ -1,4 +1,4 @@
-"""What is to be reached, and what a run has found of it."""
+"""The targets for speed and memory, and how far a run has reached them."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,11 @@ from benchmarks.worker import PEER
 
 @dataclass(frozen=True)
 class Target:
-    """A bound on one figure: of what (key of `WHAT`) at a size (None: all) for an implementation.
+    """A bound on one figure of an implementation.
 
-    figure: "time" or "memory", the ratio to the implementation `to`; "seconds"; "share" of the machine's limit.
-    bound:  the largest allowed, or with `least` the smallest.
+    what:   key of `WHAT`. size: in pixels, or None for all sizes.
+    figure: "time" or "memory" (ratio to the implementation `to`), "seconds", or "share" of the machine's limit.
+    bound:  the largest allowed value; with `least`, the smallest.
     """
 
     what: str
@@ -40,7 +41,7 @@ TARGETS = (
 
 
 def table(summary):
-    """The report's section on the targets, of the rows of `report.summarise`; "" if none was measured."""
+    """Format the section on targets from the rows of `report.summarise`; "" if no target was measured."""
     lines = []
     for target in TARGETS:
         for row in summary:
@@ -62,7 +63,7 @@ def table(summary):
 
 
 def _found(target, row, summary):
-    """The figure of a row, or None where what it is compared with was not measured."""
+    """Return the figure of a row; None if the implementation to compare with was not measured."""
     if target.figure == "share":
         return row["share"]
     if target.figure == "seconds":
@@ -76,9 +77,11 @@ def _found(target, row, summary):
 
 
 def _line(target, case, found):
+    """Format one target as a row of the table."""
     reached = found >= target.bound if target.least else found <= target.bound
     figure = f"{target.figure} ({target.to})" if target.figure in ("time", "memory") else target.figure
-    bound = f"at {'least' if target.least else 'most'} {target.bound:.3g}"
+    side = "least" if target.least else "most"
+    answer = "yes" if reached else "no"
     return (
-        f"| {case.name} | {target.implementation} | {figure} | {bound} | {found:.3g} | {'yes' if reached else 'no'} |"
+        f"| {case.name} | {target.implementation} | {figure} | at {side} {target.bound:.3g} | {found:.3g} | {answer} |"
     )

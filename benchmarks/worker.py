@@ -1,37 +1,31 @@
-"""The process of one implementation and one case: prepares, then does the measured thing once for each line
-that it reads.
+"""The process of one implementation and one case. It prepares, then runs one repetition per line that it reads.
 
-Started by `run.py`, so that implementations take turns and have separate memory peaks. Answers with JSON lines
-on a pipe of its own; what the frameworks print goes to the log of the run.
+`run.py` starts one such process per implementation, so that implementations can take turns and have separate
+memory peaks. Answers are JSON lines on a separate pipe; the output of the frameworks goes to a log file.
 """
 
 import contextlib
 import json
 import os
 import platform
-import resource
 import sys
 import time
-import traceback
 
 import numpy as np
 
 from benchmarks import machine
 from benchmarks.cases import Case
-from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.system.json_worker import failure, send
+from guided_diffusion_core.system.process_memory import peak_memory_mib
 
-# names of implementations beside the backends'
+# names of implementations other than the backends
 MACHINE = "machine"
 PEER = "peer"
 
 
-def _memory_mib():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 @contextlib.contextmanager
 def _timed(result):
-    """Put wall and processor seconds of the block, of all threads, into a dict."""
+    """Add the wall seconds and the processor seconds (of all threads) of the block to a dict."""
     wall = time.perf_counter()
     cpu = time.process_time()
     yield
@@ -39,7 +33,7 @@ def _timed(result):
 
 
 class _Machine:
-    """The limits of the machine as something to measure: all of them in each repetition."""
+    """The limits of the machine, with the methods of `ours.Ours`; each repetition measures all of them."""
 
     def __init__(self, threads):
         self.limits = machine.limits(threads)
@@ -67,7 +61,7 @@ class _Machine:
 
 
 def _open(job):
-    """The implementation that a job names, imported in this process alone."""
+    """Return the implementation that a job names; nothing else is imported into this process."""
     if job["implementation"] == MACHINE:
         return _Machine(job["threads"])
     if job["implementation"] == PEER:
@@ -80,44 +74,38 @@ def _open(job):
 
 
 def serve(job, answers):
-    """Prepare a job, then answer each line of the standard input; the first answer says it is ready.
+    """Prepare a job, then answer each line of the standard input; the first answer follows the preparation.
 
-    job: implementation, case (fields of `Case` or None), peer (folder), threads, scratch (folder), arrays (file
-         for what is compared).
+    job:     implementation, case (fields of `Case` or None), peer (folder), threads, scratch (folder), arrays
+             (file for the outputs to compare).
+    answers: stream for the answers.
     """
-
-    def answer(tree):
-        answers.write(json.dumps(tree) + "\n")
-        answers.flush()
-
     try:
         measured = _open(job)
-        measured.prepare(Case(**job["case"]) if job["case"] else None, scratch=job["scratch"])
+        case = Case(**job["case"]) if job["case"] else None
+        measured.prepare(case, scratch=job["scratch"])
         np.savez(job["arrays"], **measured.check())
         first = {}
         with _timed(first):
             measured.repeat()
-        answer(
+        send(
+            answers,
             {
                 "versions": measured.versions(),
                 "scale": measured.scale(),
                 "first": first,
                 "cpu_so_far": sum(os.times()[:4]),
-                "memory_mib": _memory_mib(),
-            }
+                "memory_mib": peak_memory_mib(),
+            },
         )
         for _ in sys.stdin:
             seconds = {}
             with _timed(seconds):
-                extra = measured.repeat()
-            answer(
-                {**seconds, "memory_mib": _memory_mib(), "rates": extra if job["implementation"] == MACHINE else None}
-            )
+                result = measured.repeat()
+            rates = result if job["implementation"] == MACHINE else None
+            send(answers, {**seconds, "memory_mib": peak_memory_mib(), "rates": rates})
     except Exception as error:
-        user = isinstance(error, UserError)
-        if not user:
-            traceback.print_exception(error)
-        answer({"error": f"{type(error).__name__}: {error}", "user": user})
+        send(answers, failure(error))
 
 
 if __name__ == "__main__":

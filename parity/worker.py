@@ -10,12 +10,11 @@ import json
 import os
 import sys
 import time
-import traceback
 
 import numpy as np
 
 from guided_diffusion_core.backends import start_backend
-from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.system.json_worker import failure, send
 from parity.dump import LAYERS, PERTURBED, PLAIN, read_section, write_section
 from parity.families import FAMILIES, run_layers
 from parity.faults import planted
@@ -116,32 +115,23 @@ def _keep_distances(section, truth):
 
 
 def serve(backend, suite, threads, answers):
-    """Answer each job with {"seconds"}, or {"error", "user"}; the first answer says it is ready."""
+    """Answer each job with {"seconds"} or with a failure; the first answer has the versions.
 
-    def answer(tree):
-        answers.write(json.dumps(tree) + "\n")
-        answers.flush()
-
+    answers: stream for the answers.
+    """
     try:
         worker = Worker(backend, suite, threads)
     except Exception as error:
-        answer(_failure(error))
+        send(answers, failure(error))
         return
-    answer({"versions": worker.verbs.versions()})
+    send(answers, {"versions": worker.verbs.versions()})
     for line in sys.stdin:
         began = time.perf_counter()
         try:
             worker.run(json.loads(line))
-            answer({"seconds": time.perf_counter() - began})
+            send(answers, {"seconds": time.perf_counter() - began})
         except Exception as error:
-            answer(_failure(error))
-
-
-def _failure(error):
-    if isinstance(error, UserError):
-        return {"error": str(error), "user": True}
-    traceback.print_exception(error)
-    return {"error": f"{type(error).__name__}: {error}", "user": False}
+            send(answers, failure(error))
 
 
 if __name__ == "__main__":
