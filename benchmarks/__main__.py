@@ -1,7 +1,6 @@
-"""Measures speed and memory of both backends and, beside them, of the original.
+"""Measures speed and memory of the backends and, on request, of the original.
 
-`python -m benchmarks run` writes results.json, README.md and plots; benchmarks/README.md says what the
-figures mean.
+`python -m benchmarks run` writes results.json, README.md and plots. benchmarks/README.md explains the figures.
 """
 
 import datetime
@@ -26,7 +25,7 @@ def add_run_flags(parser):
         help="; ".join(f"{name}: {about}" for name, about in WHAT.items()) + " (default: evaluation training)",
     )
     parser.add_argument(
-        "--versions", nargs="+", choices=("new", "1"), default=["new"], help="of the network (default: new)"
+        "--versions", nargs="+", choices=("new", "1"), default=["new"], help="versions of the network (default: new)"
     )
     parser.add_argument(
         "--sizes",
@@ -34,34 +33,44 @@ def add_run_flags(parser):
         type=int,
         default=[64, 256],
         metavar="PIXELS",
-        help="sides of the network input (default: 64 256)",
+        help="side of the network input (default: 64 256)",
     )
     parser.add_argument(
         "--width", type=int, default=128, metavar="INT", help="base width of the network (default: 128)"
     )
     parser.add_argument(
-        "--batch", type=int, default=0, metavar="INT", help="examples at once (default: 4 at 64 px, else 1)"
+        "--batch", type=int, default=0, metavar="INT", help="examples per batch (default: 4 at 64 px, otherwise 1)"
     )
-    parser.add_argument("--backends", nargs="*", choices=tuple(BACKENDS), default=list(BACKENDS), help="(default: all)")
-    parser.add_argument("--peer", default="", metavar="FOLDER", help="the original's folder, to measure it as well")
-    parser.add_argument("--repeats", type=int, default=5, metavar="INT", help="rounds (default: 5)")
+    parser.add_argument(
+        "--backends",
+        nargs="*",
+        choices=tuple(BACKENDS),
+        default=list(BACKENDS),
+        help="backends to measure (default: all)",
+    )
+    parser.add_argument("--peer", default="", metavar="FOLDER", help="folder of the original, to measure it as well")
+    parser.add_argument("--repeats", type=int, default=5, metavar="INT", help="number of rounds (default: 5)")
     parser.add_argument(
         "--seconds",
         type=int,
         default=120,
         metavar="INT",
-        help="no round of a case begins after so many; at least one does (default: 120)",
+        help="time for each case, after which no further round begins (default: 120)",
     )
-    parser.add_argument("--threads", type=int, default=1, metavar="INT", help="of each implementation (default: 1)")
     parser.add_argument(
-        "--cold", action="store_true", help="start: Jittor with an empty cache too, which takes minutes, once"
+        "--threads", type=int, default=1, metavar="INT", help="threads of each implementation (default: 1)"
     )
-    parser.add_argument("--resume", action="store_true", help="keep the cases that --out_dir holds already")
+    parser.add_argument(
+        "--cold",
+        action="store_true",
+        help="for start: also measure Jittor once with an empty cache, which takes minutes",
+    )
+    parser.add_argument("--resume", action="store_true", help="keep the cases that are already measured in --out_dir")
     parser.add_argument(
         "--out_dir",
         default=f"logs/benchmark-{datetime.date.today()}",
         metavar="FOLDER",
-        help="for the report (default: %(default)s)",
+        help="folder for the report (default: %(default)s)",
     )
 
 

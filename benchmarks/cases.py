@@ -1,6 +1,7 @@
-"""What is measured: cases, and the network, weights and inputs that all implementations get alike."""
+"""The cases to measure, and the network, weights and inputs, which are the same for all implementations."""
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,22 +9,21 @@ import numpy as np
 from guided_diffusion_core.config import ModelConfig
 from guided_diffusion_core.networks.registry import state_shapes
 
-# What is measured -> one line about it.
+# Kind of measurement -> one line about it.
 WHAT = {
     "evaluation": "one evaluation of the network, no gradients",
-    "step": "one step's evaluation in sampling; what depends on the image alone is known, where that is kept",
+    "step": "one evaluation within sampling; results that depend only on the image are reused where that is supported",
     "training": "one training step: loss, gradients, AdamW, moving average",
     "cases": "whole cases: image file in, fused mask file out, an ensemble of 5",
     "start": "a new process until its first training step is done",
     "loading": "image files to training batches",
-    "scaling": "whole cases as in cases, while one quantity grows and the others stay",
+    "scaling": "whole cases as in cases, while one quantity grows and the others are fixed",
 }
-BATCHES = {64: 4}  # of evaluation, step and training by size in pixels; others: 1
-# of whole cases: the preset `fast`
-STEPS = 5
-ENSEMBLE = 5
+BATCHES = {64: 4}  # size in pixels -> batch of evaluation, step and training; other sizes: 1
+STEPS = 5  # of the sampler in whole cases, as in the preset `fast`
+ENSEMBLE = 5  # members in whole cases, as in the preset `fast`
 IMAGE_CHANNELS = 3
-# What grows in "scaling", and its values; what does not has the value of `SCALING_BASE`.
+# Quantities of "scaling" and their values. While one grows, the others have the values of `SCALING_BASE`.
 SCALING = {
     "size": (32, 64, 128, 256),
     "width": (32, 64, 128),
@@ -37,12 +37,12 @@ SCALING_BASE = {"size": 64, "width": 32, "steps": STEPS, "members": ENSEMBLE, "b
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement, of every implementation.
+    """One measurement of every implementation.
 
-    what:      key of `WHAT`. version: of the network. size: in pixels.
-    batch:     examples at once. width: base channels.
-    steps:     of the sampler, and members of the ensemble, in whole cases.
-    processes: that work at the same time, each on a batch of its own.
+    what:           key of `WHAT`. version: of the network. size: side of the input, in pixels.
+    batch:          examples per batch. width: base channels.
+    steps, members: of the sampler and of the ensemble, in whole cases.
+    processes:      number of processes that run at the same time, each with its own batch.
     """
 
     what: str
@@ -56,7 +56,7 @@ class Case:
 
     @property
     def name(self):
-        """Such as "training/new-64px-batch4-width128"."""
+        """The name, such as "training/new-64px-batch4-width128"."""
         name = f"{self.what}/{self.version}-{self.size}px-batch{self.batch}-width{self.width}"
         if self.what == "scaling":
             name += f"-steps{self.steps}-members{self.members}-processes{self.processes}"
@@ -64,26 +64,31 @@ class Case:
 
 
 def make_cases(what, versions, sizes, width, batch=0):
-    """The cases of all combinations, and for "scaling" those of `SCALING`. batch: 0 takes that of `BATCHES`."""
+    """Return the cases of all combinations; for "scaling", those of `scaling_cases`.
+
+    batch: 0 takes the batch of `BATCHES`.
+    """
+    kinds = [kind for kind in what if kind != "scaling"]
     cases = [
         Case(kind, version, size, batch or BATCHES.get(size, 1), width)
-        for kind in what
-        if kind != "scaling"
-        for version in versions
-        for size in sizes
+        for kind, version, size in itertools.product(kinds, versions, sizes)
     ]
-    return cases + (scaling_cases(versions) if "scaling" in what else [])
+    if "scaling" in what:
+        cases += scaling_cases(versions)
+    return cases
 
 
 def scaling_cases(versions):
-    """The cases in which one quantity has another value than in `SCALING_BASE`, and the base itself once."""
-    grown = [{**SCALING_BASE, name: value} for name, values in SCALING.items() for value in values]
-    unlike = list({tuple(settings.items()): settings for settings in grown}.values())
-    return [Case("scaling", version, **settings) for version in versions for settings in unlike]
+    """Return the cases that differ from `SCALING_BASE` in one quantity, and the base itself once."""
+    cases = []
+    for version in versions:
+        for name, values in SCALING.items():
+            cases += [Case("scaling", version, **{**SCALING_BASE, name: value}) for value in values]
+    return list(dict.fromkeys(cases))  # each once: every quantity contains the base
 
 
 def settings(case):
-    """The flags of the original's README (`--num_heads 1 --learn_sigma True ...`) for a case."""
+    """Return the flags of the original's README (`--num_heads 1 --learn_sigma True ...`) for a case."""
     return {
         "image_size": case.size,
         "num_channels": case.width,
@@ -108,7 +113,7 @@ def network(case):
 
 
 def weights(case):
-    """Name -> array of every parameter and buffer: random, without the zeros at the start of a training."""
+    """Return name -> array of every parameter and buffer: random, without the zeros of a new network."""
     generator = np.random.default_rng(0)
     return {name: _weight(name, shape, generator) for name, shape in state_shapes(network(case)).items()}
 
@@ -125,7 +130,10 @@ def _weight(name, shape, generator):
 
 
 def inputs(case):
-    """Arrays by name: x (N, C + 1, S, S), images and noised mask; mask, noise (N, 1, S, S); t (N,) steps."""
+    """Return the inputs of a case as arrays by name.
+
+    x (N, C + 1, S, S): image and noisy mask. mask, noise (N, 1, S, S). t (N,): time steps.
+    """
     generator = np.random.default_rng(1)
     mask_shape = (case.batch, 1, case.size, case.size)
     return {

@@ -1,4 +1,4 @@
-"""This software as something to measure, in either backend."""
+"""The measured operations of this software, in any backend."""
 
 import tempfile
 from pathlib import Path
@@ -14,14 +14,14 @@ from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.sampling.run import run_sampling
 from guided_diffusion_core.training.stream import TrainingStream
 
-PHANTOM_SIZE = 384  # height in pixels of the pictures of whole cases and of loading
-LOADED_BATCHES = 4  # in one repetition of loading
-# Parameters whose gradients are compared: near the output, in the middle, and at the input.
+PHANTOM_SIZE = 384  # height in pixels of the pictures for whole cases and loading
+LOADED_BATCHES = 4  # per repetition of loading
+# Parameters whose gradients are compared: near the output, in the middle and at the input.
 GRADIENTS = ("out.2.weight", "middle_block.0.in_layers.2.weight", "input_blocks.0.0.weight", "time_embed.0.weight")
 
 
 class Ours:
-    """What every implementation offers: `prepare` once, then `check` once and `repeat` again and again.
+    """One implementation to measure. Call `prepare` once, then `check` once, then `repeat` any number of times.
 
     backend: its name in the table of `guided_diffusion_core/backends.py`. threads: of the computation.
     """
@@ -31,21 +31,21 @@ class Ours:
         self.runtime = start_backend(backend, threads=threads)
 
     def module(self, name):
-        """A module of the backend's package."""
+        """Return a module of the backend's package."""
         return backend_module(self.backend, name)
 
     def versions(self):
-        """Name -> version of what the figures depend on."""
+        """Return name -> version of the software that the figures depend on."""
         return self.runtime.versions()
 
     def prepare(self, case, **_):
-        """Build what a `cases.Case` needs; sets `repeat`, a function that does the measured thing once."""
+        """Build what a `cases.Case` needs, and set `repeat`, a function that runs the measured operation once."""
         self.case = case
         self.arrays = cases.inputs(case)
         if case.what != "loading":
             create = self.module("script_util").create_model_and_diffusion
             self.model, self.diffusion = create(**cases.settings(case))
-            if case.what != "start":  # a training starts from the network's own
+            if case.what != "start":  # a new training starts from the initial weights
                 self.runtime.load_state(self.model, cases.weights(case))
         self.repeat = {
             "evaluation": self._evaluation,
@@ -58,7 +58,7 @@ class Ours:
         }[case.what]()
 
     def check(self):
-        """Arrays that must be the same in all implementations."""
+        """Return arrays by name that must be the same in all implementations."""
         return {
             "evaluation": self._check_evaluation,
             "step": self._check_evaluation,
@@ -68,11 +68,13 @@ class Ours:
         }.get(self.case.what, dict)()
 
     def scale(self):
-        """What a repetition's seconds are multiplied by to give those of one step, evaluation, case, image."""
-        batch = self.case.batch * self.case.processes
-        return {"cases": 1 / batch, "scaling": 1 / batch, "loading": 1 / (LOADED_BATCHES * batch)}.get(
-            self.case.what, 1
-        )
+        """Return the factor from the seconds of a repetition to those of one step, evaluation, case or image."""
+        examples = self.case.batch * self.case.processes
+        if self.case.what in ("cases", "scaling"):
+            return 1 / examples
+        if self.case.what == "loading":
+            return 1 / (LOADED_BATCHES * examples)
+        return 1
 
     def _tensors(self, *names):
         return [self.runtime.to_tensor(self.arrays[name]) for name in names]
@@ -129,13 +131,13 @@ class Ours:
         return lambda: loop.run_step(image, mask)
 
     def _phantoms(self):
-        """Folders of ISIC phantoms for training and for sampling."""
+        """Write ISIC phantoms and return their folders, (for training, for sampling)."""
         self.folder = tempfile.TemporaryDirectory()
         batch = self.case.batch
         return write_isic_phantoms(self.folder.name, LOADED_BATCHES * batch, batch, PHANTOM_SIZE, seed=0)
 
     def _cases(self):
-        """One batch of phantoms, sampled as the preset `fast` says."""
+        """Return a function that samples one batch of phantoms with the preset `fast`."""
         config = resolve(
             {**cases.settings(self.case), "num_ensemble": self.case.members, "sample_steps": self.case.steps},
             preset="fast",

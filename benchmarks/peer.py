@@ -1,7 +1,7 @@
-"""The original's code, loaded from the folder in which the user keeps it.
+"""The measured operations of the original, whose code is loaded from a folder of the user.
 
-Nothing of it is contained here. What it imports and does not need for network, training step and sampling
-(picture files, augmentation, a summary of layers) is replaced by empty modules where it is not installed.
+None of that code is contained here. It imports some packages that network, training step and sampling do not
+need (picture files, augmentation, a summary of layers). Empty modules replace those that are not installed.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.networks.medsegdiff.state_shapes import BOTTLENECK_EMBED
 
 PACKAGE = "guided_diffusion"
-# Module -> names that are imported from it. Each becomes an empty module if it is not installed.
+# Module -> names that the original imports from it. An empty module replaces one that is not installed.
 STUBS = {
     "torchvision": (),
     "torchvision.transforms": (),
@@ -34,7 +34,7 @@ STUBS = {
 
 
 class _Unavailable:
-    """Stands for a name that the measured code imports and never calls."""
+    """Stand-in for a name that the measured code imports but never calls."""
 
     def __init__(self, name):
         self.name = name
@@ -65,18 +65,21 @@ def _install_stubs():
 
 
 def check_folder(folder):
-    """Refuse a folder that does not hold the original; `UserError`."""
+    """Raise `UserError` if a folder does not contain the original."""
     if not (Path(folder) / PACKAGE / "script_util.py").is_file():
         raise found_expected(
             "--peer",
             folder,
-            f"a folder that holds {PACKAGE}/script_util.py, the original's",
+            f"a folder with the original's {PACKAGE}/script_util.py",
             "Give the top folder of the original's repository.",
         )
 
 
 def load(folder):
-    """A function name -> module of the original's package in `folder`. `UserError` if there is none."""
+    """Return a function that imports a module of the original's package by name.
+
+    Raises `UserError` if the folder does not contain the original.
+    """
     check_folder(folder)
     sys.path.insert(0, str(Path(folder).resolve()))
     _install_stubs()
@@ -84,7 +87,7 @@ def load(folder):
 
 
 def start_process_group():
-    """What the original's training loop asks for even alone: a group of this one process."""
+    """Start a process group of this one process, which the original's training loop requires."""
     import torch.distributed as dist
 
     if not dist.is_initialized():
@@ -93,12 +96,12 @@ def start_process_group():
 
 
 class Peer:
-    """The original as something to measure, with the methods of `ours.Ours`.
+    """The original, with the methods of `ours.Ours`.
 
-    folder: that holds it. threads: of the computation.
+    folder: of its code. threads: of the computation.
     """
 
-    # Steps of its 1000 that are sampled, for one of the members, one case; the rest costs the same each.
+    # A whole case takes 1000 steps per member. Each costs the same, so a repetition runs only these, of one member.
     CASE_STEPS = 2
 
     def __init__(self, folder, threads):
@@ -109,11 +112,11 @@ class Peer:
         torch.set_num_threads(threads)
 
     def versions(self):
-        """Name -> version of what the figures depend on."""
+        """Return name -> version of the software that the figures depend on."""
         return {"torch": self.th.__version__}
 
     def prepare(self, case, scratch):
-        """Build what a `cases.Case` needs; sets `repeat`. scratch: folder for its log."""
+        """Build what a `cases.Case` needs, and set `repeat`. scratch: folder for the original's log."""
         self.case = case
         self.arrays = cases.inputs(case)
         script_util = self.module("script_util")
@@ -135,8 +138,10 @@ class Peer:
         }[case.what]()
 
     def check(self):
-        """Arrays that must be the same in all implementations; none of version 1, whose bottleneck the
-        original draws at random in every call."""
+        """Return arrays by name that must be the same in all implementations.
+
+        There are none for version 1: the original draws weights of its bottleneck at random in every call.
+        """
         if self.case.version == "1":
             return {}
         return {
@@ -147,7 +152,7 @@ class Peer:
         }.get(self.case.what, dict)()
 
     def scale(self):
-        """What a repetition's seconds are multiplied by to give those of one step, evaluation or case."""
+        """Return the factor from the seconds of a repetition to those of one step, evaluation or case."""
         if self.case.what != "cases":
             return 1
         return cases.ENSEMBLE * cases.settings(self.case)["diffusion_steps"] / self.CASE_STEPS
@@ -175,7 +180,8 @@ class Peer:
         found = self.th.autograd.grad(total, [params[name] for name in GRADIENTS])
         for module, rate in zip(dropouts, rates):
             module.p = rate
-        return {"total": total.detach().numpy(), **{name: value.numpy() for name, value in zip(GRADIENTS, found)}}
+        gradients = {name: value.numpy() for name, value in zip(GRADIENTS, found)}
+        return {"total": total.detach().numpy(), **gradients}
 
     def _evaluation(self):
         self.model.eval()
@@ -211,8 +217,10 @@ class Peer:
         return lambda: loop.run_step(x[:, :-1], mask)
 
     def _cases(self):
-        """Some steps of the sampler that its README's command uses: 1000 ancestral ones, one case and one
-        member at a time."""
+        """Return a function that runs some steps of the ancestral sampler, as in the command of the original's README.
+
+        The original samples one case and one member at a time.
+        """
         self.model.eval()
         img = self._tensors("x")[0][:1]
 

@@ -1,11 +1,8 @@
-"""Table and plots of `results.json`."""
+"""The report of a benchmark: tables and plots from `results.json`."""
 
 import json
 import statistics
 from pathlib import Path
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from benchmarks import scaling, targets
 from benchmarks.cases import WHAT, Case, network
@@ -14,15 +11,16 @@ from benchmarks.run import RESULTS
 from benchmarks.worker import PEER
 from guided_diffusion_core.backends import COMPARED
 from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.html_report import figure_bytes, make_figure
 from guided_diffusion_core.system.files import write_atomic
 
 OPERATIONS = {"evaluation": evaluation_operations, "training": training_operations}
-PER_HOUR = ("cases", "loading")  # shown as how many in an hour
-COMPUTED = ("matmul", "convolution")  # limits of arithmetic, beside that of memory
+PER_HOUR = ("cases", "loading")  # also shown as a number per hour
+COMPUTED = ("matmul", "convolution")  # limits of arithmetic; the other limit is that of memory
 
 
 def write_report(out_dir):
-    """Write README.md and the plots beside the results in a folder. Raises `UserError` if there are none."""
+    """Write README.md and the plots into the folder of the results. Raises `UserError` if there are no results."""
     path = Path(out_dir) / RESULTS
     if not path.is_file():
         raise found_expected(
@@ -32,19 +30,23 @@ def write_report(out_dir):
     summary = [summarise(row, results) for row in results["rows"]]
     write_atomic(Path(out_dir) / "README.md", readme(results, summary).encode())
     for what in WHAT:
-        rows = [row for row in summary if row["case"].what == what]
+        rows = _rows_of(summary, what)
         if rows:
             plot = scaling.plot if what == "scaling" else _plot
             plot(rows, Path(out_dir) / f"{what}.png")
 
 
 def summarise(row, results):
-    """The figures of one row of the results.
+    """Compute the figures of one row of the results.
 
-    Returns a dict: case, implementation, seconds and cpu (medians, of one step, evaluation, case or image),
-    ratio and cpu_ratio to the reference (`PEER`, or the reference among the backends without one; the median of the ratios round by
-    round; None of the reference), memory, rate (operations per second of processor time) and share (of the
-    machine's limit; both None where operations are not counted).
+    Returns a dict with
+        case, implementation
+        seconds, cpu      medians over the rounds, of one step, evaluation, case or image
+        ratio, cpu_ratio  median over the rounds of the ratio to the reference; None for the reference itself.
+                          The reference is `PEER` or, without it, the first of the compared backends.
+        memory, first     peak memory in MiB, seconds of the first repetition
+        rate, share       operations per second of processor time, and as a share of the machine's limit; None if
+                          operations are not counted
     """
     case = Case(**{key: value for key, value in row["case"].items() if key != "name"})
     reference = _reference(row, results["rows"])
@@ -58,32 +60,42 @@ def summarise(row, results):
         "cpu": row["scale"] * statistics.median(row["cpu"]),
         "first": row["first"]["wall"],
     }
-    for name, clock in (("ratio", "wall"), ("cpu_ratio", "cpu")):
-        pairs = zip(row[clock], reference[clock]) if reference else ()
-        ratios = [row["scale"] * a / (reference["scale"] * b) for a, b in pairs]
-        found[name] = statistics.median(ratios) if ratios else None
+    found["ratio"] = _median_ratio(row, reference, "wall")
+    found["cpu_ratio"] = _median_ratio(row, reference, "cpu")
     if case.what in OPERATIONS:
         found["rate"] = OPERATIONS[case.what](network(case), case.batch) / found["cpu"]
         found["share"] = found["rate"] / limit(results["limits"][row["case"]["name"]])
     return found
 
 
+def _median_ratio(row, reference, clock):
+    """Return the median over the rounds of the ratio of two rows' seconds, or None."""
+    if not reference:
+        return None
+    scale = row["scale"] / reference["scale"]
+    ratios = [scale * seconds / expected for seconds, expected in zip(row[clock], reference[clock])]
+    return statistics.median(ratios) if ratios else None
+
+
 def _reference(row, rows):
-    """The row of the same case that this one is compared with, or None."""
+    """Return the row of the same case to compare a row with, or None."""
     same = {other["implementation"]: other for other in rows if other["case"] == row["case"]}
     reference = same.get(PEER) or same.get(COMPARED[0])
     return None if reference is row else reference
 
 
 def limit(rounds):
-    """The machine's limit, operations per second of processor time: the best of its medians over the rounds."""
-    return max(
-        statistics.median(rates[name]["cpu"] for rates in rounds) for name in rounds[0] if name.startswith(COMPUTED)
-    )
+    """Return the machine's limit in operations per second of processor time: the largest median over the rounds."""
+    names = [name for name in rounds[0] if name.startswith(COMPUTED)]
+    return max(_median_rate(name, rounds) for name in names)
+
+
+def _median_rate(name, rounds):
+    return statistics.median(rates[name]["cpu"] for rates in rounds)
 
 
 def readme(results, summary):
-    """The text of the report."""
+    """Return the text of the report."""
     settings = results["settings"]
     machine = results["machine"]
     parts = [
@@ -96,33 +108,43 @@ Seconds are medians over the rounds; a ratio is the median of the ratios round b
 original) where it was measured, else to {COMPARED[0]}.
 """
     ]
-    parts += filter(None, [targets.table(summary)])
+    target_table = targets.table(summary)
+    if target_table:
+        parts.append(target_table)
     for what, about in WHAT.items():
-        rows = [row for row in summary if row["case"].what == what]
+        rows = _rows_of(summary, what)
         if rows:
             table = scaling.table(rows) if what == "scaling" else _table(rows)
             parts.append(f"## {what}: {about}\n\n{table}\n\n![{what}]({what}.png)\n")
-    compared = [
-        f"| {row['case']['name']} | {row['implementation']} | "
-        + ", ".join(f"{name} {value:.1e}" for name, value in row["differences"].items())
-        + " |"
-        for row in results["rows"]
-        if row.get("differences")
-    ]
+    compared = []
+    for row in results["rows"]:
+        if row.get("differences"):
+            distances = ", ".join(f"{name} {value:.1e}" for name, value in row["differences"].items())
+            compared.append(f"| {row['case']['name']} | {row['implementation']} | {distances} |")
     if compared:
         parts.append(
-            "## Outputs compared before measuring\n\nDistance from the reference, root mean square relative "
-            "to its own.\n\n| case | implementation | distance |\n|---|---|---|\n" + "\n".join(compared) + "\n"
+            "## Outputs compared before measuring\n\nRoot mean square of the difference from the reference, relative "
+            "to its root mean square.\n\n| case | implementation | distance |\n|---|---|---|\n"
+            + "\n".join(compared)
+            + "\n"
         )
     parts.append(_limits(results["limits"]))
     return "\n".join(parts)
 
 
+def _rows_of(summary, what):
+    return [row for row in summary if row["case"].what == what]
+
+
 def _table(rows):
+    """Format rows of one kind of measurement as a Markdown table."""
     head = "| case | implementation | s | ratio | CPU s | CPU ratio | peak MiB | first s |"
     counted = rows[0]["rate"] is not None
     hourly = rows[0]["case"].what in PER_HOUR
-    head += (" GFLOP/s | share of limit |" if counted else "") + (" per hour |" if hourly else "")
+    if counted:
+        head += " GFLOP/s | share of limit |"
+    if hourly:
+        head += " per hour |"
     lines = [head, "|---" * (head.count("|") - 1) + "|"]
     for row in rows:
         cells = [
@@ -135,8 +157,10 @@ def _table(rows):
             f"{row['memory']:.0f}",
             f"{row['first']:.3g}",
         ]
-        cells += [f"{row['rate'] / 1e9:.0f}", f"{100 * row['share']:.0f}%"] if counted else []
-        cells += [f"{3600 / row['seconds']:.3g}"] if hourly else []
+        if counted:
+            cells += [f"{row['rate'] / 1e9:.0f}", f"{100 * row['share']:.0f}%"]
+        if hourly:
+            cells.append(f"{3600 / row['seconds']:.3g}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -149,25 +173,23 @@ def _limits(limits):
     rounds = [rates for case in limits.values() for rates in case]
     if not rounds:
         return ""
-    lines = [
-        f"| {name} | {statistics.median(rates[name]['cpu'] for rates in rounds) / 1e9:.1f} "
-        f"{'GB/s' if name == 'copy' else 'GFLOP/s'} |"
-        for name in rounds[0]
-    ]
+    lines = []
+    for name in rounds[0]:
+        unit = "GB/s" if name == "copy" else "GFLOP/s"
+        lines.append(f"| {name} | {_median_rate(name, rounds) / 1e9:.1f} {unit} |")
     return (
-        "## The machine's own limits\n\nMeasured in the same rounds, per second of processor time; a case's share "
-        "is of the best of the arithmetic ones in its own rounds.\n\n| what | median |\n|---|---|\n"
+        "## Limits of the machine\n\nMeasured in the same rounds, per second of processor time. The share of a case "
+        "refers to the highest arithmetic limit in its rounds.\n\n| what | median |\n|---|---|\n"
         + "\n".join(lines)
         + "\n"
     )
 
 
 def _plot(rows, path):
-    """Seconds and peak memory of each case, a bar for each implementation."""
+    """Plot seconds and peak memory of each case, with a bar per implementation."""
     names = sorted({row["implementation"] for row in rows})
     cases = list(dict.fromkeys(row["case"].name for row in rows))
-    figure = Figure(figsize=(11, 1.5 + 0.5 * len(cases) * len(names)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = make_figure(11, 1.5 + 0.5 * len(cases) * len(names))
     shown_keys = (("seconds", "seconds"), ("memory", "peak memory, MiB"))
     for axes, (key, label) in zip(figure.subplots(1, 2, sharey=True), shown_keys):
         for place, name in enumerate(names):
@@ -179,4 +201,4 @@ def _plot(rows, path):
         axes.set_yticks([index + 0.4 * (len(names) - 1) / len(names) for index in range(len(cases))], cases)
     axes.legend()
     axes.invert_yaxis()
-    figure.savefig(path, dpi=100)
+    write_atomic(path, figure_bytes(figure))
