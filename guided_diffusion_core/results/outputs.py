@@ -42,6 +42,35 @@ def output_path(out_dir, name, kind, is_volume, label=None):
     return bf.join(str(out_dir), stem + suffix)
 
 
+def to_native(case, values, labels):
+    """Resize (n, K, S, S) to the native (K, H, W), or to (K, X, Y, Z) with zeros in slices not sampled.
+
+    case: `Case` with n examples. labels: K; the axis may be left out if K is 1.
+    Raises ValueError if n is not the case's number of examples.
+    """
+    values = np.asarray(values, np.float32)
+    if len(values) != len(case.indices):
+        raise ValueError(f"{len(values)} pictures for the {len(case.indices)} examples of case {case.name}")
+    values = values.reshape(len(values), labels, *values.shape[-2:])  # adds K if it is left out
+    resized = resize_linear(values, case.shape[:2])  # (n, K, S, S) -> (n, K, H, W)
+    if not case.is_volume:
+        return resized[0]
+    volumes = np.zeros((labels, *case.shape), np.float32)
+    volumes[..., list(case.slices)] = np.moveaxis(resized, 0, -1)  # (n, K, X, Y) -> (K, X, Y, n)
+    return volumes
+
+
+def native_masks(case, probability, threshold):
+    """Return the masks of a native probability (K, ...): bool, empty in slices that were not sampled."""
+    masks = binarize(probability, threshold)
+    if case.is_volume:
+        # Slices that were not sampled stay empty, even at the threshold 0.
+        sampled = np.zeros(case.shape[2], bool)
+        sampled[list(case.slices)] = True
+        masks &= sampled  # (K, X, Y, Z) & (Z,)
+    return masks
+
+
 class CaseWriter:
     """Writes the files of cases into one folder. The folder is made, and checked to be writable, at once.
 
@@ -70,14 +99,9 @@ class CaseWriter:
         Raises ValueError if n is not the case's number of examples, `UserError` if a file cannot be
         written.
         """
-        probability = self._to_native(case, probability)
-        uncertainty = self._to_native(case, uncertainty)
-        masks = binarize(probability, threshold)
-        if case.is_volume:
-            # Slices that were not sampled stay empty, even at the threshold 0.
-            sampled = np.zeros(case.shape[2], bool)
-            sampled[list(case.slices)] = True
-            masks &= sampled  # (K, X, Y, Z) & (Z,)
+        probability = to_native(case, probability, len(self.labels))
+        uncertainty = to_native(case, uncertainty, len(self.labels))
+        masks = native_masks(case, probability, threshold)
         paths = {}
         if pictures is not None:
             paths[OVERLAY] = output_path(self.out_dir, case.name, OVERLAY, case.is_volume)
@@ -116,19 +140,6 @@ class CaseWriter:
             labels = (None,) if kind == OVERLAY else self._in_names
             paths.update(output_path(self.out_dir, case.name, kind, case.is_volume, label) for label in labels)
         return paths
-
-    def _to_native(self, case, values):
-        """Resize (n, K, S, S) to the native (K, H, W), or to (K, X, Y, Z) with zeros in slices not sampled."""
-        values = np.asarray(values, np.float32)
-        if len(values) != len(case.indices):
-            raise ValueError(f"{len(values)} pictures for the {len(case.indices)} examples of case {case.name}")
-        values = values.reshape(len(values), len(self.labels), *values.shape[-2:])  # adds K if it is left out
-        resized = resize_linear(values, case.shape[:2])  # (n, K, S, S) -> (n, K, H, W)
-        if not case.is_volume:
-            return resized[0]
-        volumes = np.zeros((len(self.labels), *case.shape), np.float32)
-        volumes[..., list(case.slices)] = np.moveaxis(resized, 0, -1)  # (n, K, X, Y) -> (K, X, Y, n)
-        return volumes
 
 
 def find_output(out_dir, name, kind, label=None):

@@ -193,6 +193,19 @@ def _require_finite(members, keys):
         )
 
 
+def sample_batch(sampler, examples, size):
+    """Sample the masks of N examples in a batch of a fixed size, which the examples fill again from the first one.
+
+    sampler: as in `run_sampling`. examples: list of `Example`, at most `size`.
+    Returns (members, N, K, S, S). Raises `UserError` for values that are not finite.
+    """
+    filled = [examples[row % len(examples)] for row in range(size)]
+    keys = [example.noise_key for example in filled]
+    members = sampler(np.stack([example.image for example in filled]), keys)
+    _require_finite(members, keys)
+    return members[:, : len(examples)]
+
+
 def _sample_cases(sampler, dataset, batches, size, fuse_members, write, shown=True):
     """Sample batches and write(case, probability, uncertainty, pictures) each case that they complete.
     shown: whether there is a progress bar. Returns the seconds of the sampler."""
@@ -204,12 +217,9 @@ def _sample_cases(sampler, dataset, batches, size, fuse_members, write, shown=Tr
         for batch in batches:
             examples = [dataset[index] for _, index in batch]
             began = time.perf_counter()
-            filled = [examples[row % len(examples)] for row in range(size)]
-            images, keys = zip(*((example.image, example.noise_key) for example in filled))
-            members = sampler(np.stack(images), list(keys))
+            members = sample_batch(sampler, examples, size)
             seconds += time.perf_counter() - began
-            _require_finite(members, keys)
-            probability, uncertainty = fuse_members(members[:, : len(batch)])
+            probability, uncertainty = fuse_members(members)
             for (case, _), example, *fused in zip(batch, examples, probability, uncertainty):
                 parts = done.setdefault(case.name, [])
                 parts.append((*fused, as_picture(example.image)))

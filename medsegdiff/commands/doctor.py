@@ -168,8 +168,8 @@ def _backends(missing):
 
 
 TORCH_DEVICES = (
-    "import torch; print('CPU,', torch.get_num_threads(), 'threads, oneDNN', str(torch.backends.mkldnn.is_available()) + ',', "
-    "'CUDA', torch.cuda.device_count() if torch.cuda.is_available() else 'none')"
+    "import torch; onednn = torch.backends.mkldnn.is_available(); gpus = torch.cuda.device_count(); "
+    "print(f'CPU, {torch.get_num_threads()} threads, oneDNN {onednn}; CUDA devices: {gpus}')"
 )
 
 

@@ -1,14 +1,11 @@
 """Sample masks for a folder of images with a trained network."""
 
-from hashlib import sha256
-
 from guided_diffusion_core import checkpoints, command_line, sampling
 from guided_diffusion_core.backends import backend_module, start_backend
-from guided_diffusion_core.data import open_dataset
 from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.sampling.folder import part_of, require_one_sharing
 from guided_diffusion_core.system import processes
-from guided_diffusion_core.system.files import read_bytes
+from medsegdiff.sampling import open_folder, sample_folder, summary_of
 
 
 def add_flags(parser):
@@ -69,38 +66,29 @@ def run(args):
     config = sampling.sampling_config(
         path, command_line.given_settings(args), command_line.chosen_preset(args)
     ).replace(processes=found.size)
-    dataset = open_dataset(config.data, config.model.image_size, "Test", need_masks=False)
-    sampling.check_dataset(dataset, config, args.batch_size)
+    dataset = open_folder(config, args.batch_size)
     part_of(dataset.cases(), args.part_id, args.num_parts)
-    summary = command_line.configuration_text(
-        config,
-        backend=args.backend,
-        model_path=str(path),
-        model_sha256=sha256(read_bytes(path)).hexdigest(),
-        out_dir=args.out_dir,
-        batch_size=args.batch_size,
-        images=len(dataset),
-    )
     if found.rank == 0:
-        print(summary)
-    if not args.dry_run:
-        start_backend(args.backend, mixed_precision=config.compute.mixed_precision)
-        model, diffusion, _ = backend_module(args.backend, "script_util").load_model_and_diffusion(path)
-        group = backend_module(args.backend, "dist_util").setup_dist()
-        sampler = backend_module(args.backend, "sample_util").EnsembleSampler(
-            model, diffusion, config.sampling, NoiseTape(config.seed)
-        )
-        sampling.run_sampling(
-            sampler,
-            dataset,
-            args.out_dir,
-            args.batch_size,
-            config.sampling.threshold,
-            summary,
-            config.sampling.fusion,
-            args.part_id,
-            args.num_parts,
-            args.resume,
-            group,
-        )
-        group.close()
+        print(summary_of(args.backend, path, config, dataset, args.out_dir, args.batch_size))
+    if args.dry_run:
+        return
+    start_backend(args.backend, mixed_precision=config.compute.mixed_precision)
+    model, diffusion, _ = backend_module(args.backend, "script_util").load_model_and_diffusion(path)
+    group = backend_module(args.backend, "dist_util").setup_dist()
+    sampler = backend_module(args.backend, "sample_util").EnsembleSampler(
+        model, diffusion, config.sampling, NoiseTape(config.seed)
+    )
+    sample_folder(
+        sampler,
+        args.backend,
+        path,
+        config,
+        dataset,
+        args.out_dir,
+        args.batch_size,
+        args.part_id,
+        args.num_parts,
+        args.resume,
+        group,
+    )
+    group.close()

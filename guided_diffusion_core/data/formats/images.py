@@ -57,8 +57,23 @@ def read_picture(path, size):
     image = _one_picture(path)
     if image is not None and image.mode in EIGHT_BITS:
         return _scaled_rgb(image, size)
-    values = stored_values(path)
-    scale = _largest_value(values, path)
+    return _scaled_values(stored_values(path), size, path)
+
+
+def scale_array(values, size, where):
+    """Return the values of a picture as network input, by the rules of `read_picture`.
+
+    values: (H, W, C), C = 1 for grey or 3 for RGB: uint8 or uint16 as stored in a file, or floating point in [0, 1].
+    where:  name of the picture in errors. Raises `UserError` for other values.
+    """
+    if values.dtype == np.uint8:
+        image = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
+        return _scaled_rgb(image, size)
+    return _scaled_values(values, size, where)
+
+
+def _scaled_values(values, size, where):
+    scale = _largest_value(values, where)
     planes = values[..., None] if values.ndim == 2 else values  # (H, W) -> (H, W, 1)
     if planes.shape[2] >= 3:
         planes = planes[..., :3]
@@ -68,7 +83,7 @@ def read_picture(path, size):
     return resize_linear(channels / scale, (size, size))
 
 
-def _largest_value(values, path):
+def _largest_value(values, where):
     """Return the number that stands for white in an array of stored values."""
     kind = values.dtype.kind
     if kind == "u" and values.dtype.itemsize <= 2:
@@ -76,7 +91,7 @@ def _largest_value(values, path):
     if kind == "f" and values.min() >= 0 and values.max() <= 1:
         return 1
     raise found_expected(
-        path,
+        where,
         f"{values.dtype} values from {values.min():g} to {values.max():g}",
         "8 or 16 bits without sign, or floating point from 0 to 1",
         "Convert the file.",

@@ -1,0 +1,83 @@
+"""Training, for the command and from Python."""
+
+from os import PathLike
+from typing import Any
+
+from guided_diffusion_core import command_line, training
+from guided_diffusion_core.backends import backend_module, start_backend
+from guided_diffusion_core.config import resolve, setting_names
+from guided_diffusion_core.data import open_dataset
+from guided_diffusion_core.errors import join_names
+from guided_diffusion_core.system import processes
+from guided_diffusion_core.training.validation import open_validation
+from medsegdiff.model import Model, choose_backend, load
+
+
+def train(
+    data_dir: str | PathLike,
+    out_dir: str | PathLike,
+    *,
+    backend: str | None = None,
+    preset: str | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    seed: int = 0,
+    resume: str = "",
+    **settings: Any,
+) -> Model:
+    """Train a network, as `medsegdiff train` does, and return it.
+
+    data_dir: the training data, in the layout data_name, which is "BRATS" unless it is given.
+    out_dir:  the run's folder, for the log, the configuration and the checkpoints; `load` takes it.
+    backend:  "pytorch" or "jittor"; None takes the first one that is installed.
+    preset:   a named set of values, such as "fast"; the settings override it.
+    device:   "cpu".
+    threads:  how many compute; None leaves that to the framework.
+    seed:     of every random number.
+    resume:   "last" goes on from the last checkpoint of out_dir.
+    settings: by the names of the flags of `medsegdiff train`, such as data_name="IMAGES", image_size=64, lr=1e-3,
+              max_steps=300.
+    Raises `UserError` as `medsegdiff train` does, TypeError for an unknown setting.
+    """
+    backend = choose_backend(backend)
+    known = setting_names()
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise TypeError(f"unknown settings: {join_names(unknown)}; known are {', '.join(known)}")
+    given = {**settings, "data_dir": str(data_dir), "seed": seed}
+    run(backend, str(out_dir), given, preset, str(resume), threads=threads, device=device, show=False)
+    return load(out_dir, backend, device, threads)
+
+
+def run(backend, out_dir, given, preset=None, resume="", dry_run=False, threads=None, device="cpu", show=True):
+    """Train, or go on with a training.
+
+    given:   dict of the settings that the user gave.
+    dry_run: stop before the training. show: print the resolved configuration.
+    The other arguments are those of `train`.
+    """
+    found = processes.launched_for(backend)
+    step = 0
+    networks = None
+    validated = None
+    if resume:
+        step, config, networks, validated = training.resumed_config(resume, out_dir, given, found.size)
+    else:
+        config = resolve(given, preset=preset).replace(processes=found.size)
+    dataset = open_dataset(config.data, config.model.image_size, "Training", need_masks=True)
+    config = training.fit_to_data(
+        config, dataset, in_ch_given="in_ch" in given, mask_channels_given="mask_channels" in given
+    )
+    validation = open_validation(config, out_dir, training.last_step(config.training), validated)
+    summary = command_line.configuration_text(config, backend=backend, out_dir=out_dir, examples=len(dataset))
+    if show and found.rank == 0:
+        print(summary)
+    if dry_run:
+        return
+    start_backend(backend, threads=threads, mixed_precision=config.compute.mixed_precision, device=device)
+    if found.rank == 0:
+        training.prepare_run(out_dir, summary)
+    group = backend_module(backend, "dist_util").setup_dist()
+    loop = backend_module(backend, "train_util").create_train_loop(config, dataset, step, networks)
+    training.run_training(loop, config, out_dir, validation)
+    group.close()
