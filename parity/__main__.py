@@ -147,7 +147,7 @@ def command_run(args):
 
 
 def _choices(flag, text, known):
-    """Distinct names separated by commas."""
+    """Return the distinct names in a text, separated by commas. Raises `UserError` for an unknown one."""
     names = list(dict.fromkeys(text.split(",")))
     wrong = [name for name in names if name not in known]
     if wrong:
@@ -173,14 +173,14 @@ def _open_backend(name, args, out_dir):
 
 
 def _layered(cases, args):
-    """The cases whose layers are run alone: with `run --layers` those of small networks."""
+    """Return the cases whose layers are run alone; with `run --layers` these are the cases of small networks."""
     if args.command == "locate":
         return [case for case in cases if case.family in LAYER_FAMILIES]
     return [case for case in cases if args.layers and case.family in LAYER_FAMILIES and "float64" in case.precisions]
 
 
 def _layer_jobs(cases, precisions, reference, candidate):
-    """Backend name -> jobs for every layer alone, on the reference's float32 inputs."""
+    """Return backend name -> jobs that run every layer alone, on the reference's float32 inputs."""
     jobs = {reference.name: [], candidate.name: []}
     for case in cases:
         jobs[reference.name] += run.layer_jobs(case, reference.folder, True)

@@ -1,16 +1,15 @@
-"""What a comparison leaves out, each with its reason and where it can be seen."""
+"""The entries that a comparison may leave out, each with its reason and where it can be seen."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class AcceptedGap:
-    """Something that a comparison leaves out. A row that no compared case needs fails.
+    """Something that a comparison may leave out. A gap that no compared case needs fails the comparison.
 
-    kind: "uncalled", a module without children that no call reaches; "all zero", a tensor of zeros
-          in both.
-    case, name: of the case, and of the module or the entry (`RUNG/SITE`); may hold * and ?.
-    evidence: where it can be seen. suite: to which the case belongs.
+    kind:       "uncalled", a module without children that no call reaches; "all zero", a tensor of zeros in both.
+    case, name: name of the case, and of the module or the entry (`RUNG/SITE`); may hold * and ?.
+    evidence:   where it can be seen. suite: the suite of the case.
     """
 
     kind: str
@@ -22,7 +21,7 @@ class AcceptedGap:
 
     @property
     def label(self):
-        """Identifies the row in messages."""
+        """Return the name of the gap in messages."""
         return f"{self.kind}: {self.case}: {self.name}"
 
 

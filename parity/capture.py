@@ -1,25 +1,25 @@
-"""Recording what a network computes, layer by layer; runs in a backend's own process.
+"""Recording what a network computes, layer by layer, in a backend's own process.
 
-Nothing is hooked into the framework: every module's own forward function is wrapped on the
-instance, which is the same for every backend (`Backend.forward`).
+The framework needs no hooks: the forward method of every module is wrapped on its instance. The table of backends
+names that method (`Backend.forward`).
 """
 
 from dataclasses import dataclass, field
 
 from guided_diffusion_core.backends import BACKENDS
 
-ROOT = "network"  # stands for the whole network, whose own name is empty
+ROOT = "network"  # the name of the whole network, which the frameworks leave empty
 
 
 @dataclass
 class Call:
     """One call of one module.
 
-    name:    of the module. number: how many times it was called before.
+    name:    name of the module. number: how many times it was called before.
     passes:  forward passes of the whole network before this one.
     given:   the arguments, tensors and others.
-    inputs:  the tensors among them. outputs: the tensors of the result; nested tuples flattened.
-    tracked: the copies of the inputs that the module worked on, where gradients are recorded.
+    inputs:  the tensors among the arguments. outputs: the tensors of the result; nested tuples are flattened.
+    tracked: if gradients are recorded, the copies of the inputs that the module worked on.
     """
 
     name: str
@@ -32,30 +32,30 @@ class Call:
     outputs: list = field(default_factory=list)
 
     def site(self, kind, k):
-        """Name of the k-th of `inputs` or `outputs`: "hwm#0[1]"; a single one has no index."""
+        """Return the name of the k-th of `inputs` or `outputs`, such as "hwm#0[1]"; a single one has no index."""
         many = len(getattr(self, kind)) > 1
         return f"{self.name}#{self.number}" + (f"[{k}]" if many else "")
 
 
 def is_tensor(value):
-    """Whether a value is an array of a framework."""
+    """Return whether a value is an array of a framework."""
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def flatten(values):
-    """The tensors in nested tuples and lists, in order."""
+    """Return the tensors in nested tuples and lists, in order."""
     if isinstance(values, (tuple, list)):
         return [tensor for value in values for tensor in flatten(value)]
     return [values] if is_tensor(values) else []
 
 
 def is_floating(tensor):
-    """Whether a tensor of a framework holds floating-point numbers."""
+    """Return whether a tensor of a framework holds floating-point numbers."""
     return "float" in str(tensor.dtype)
 
 
 def unique_modules(model):
-    """(name, module) of every module once: Jittor lists one with several parents under each name."""
+    """Yield (name, module) of every module once: Jittor lists a module with several parents under each name."""
     seen = set()
     for name, module in model.named_modules():
         if id(module) not in seen:
@@ -67,9 +67,9 @@ class LayerCapture:
     """Records every module call of a network while it is open.
 
     model: the network. port: its `Port`.
-    track: function that copies a tensor so that the gradient through one use of it can be asked
-           for, or None where no gradients are wanted.
-    calls: in the order of completion. events: (kind, call) with kind "input" on entry and "output"
+    track: function that copies a tensor, so that the gradient through one use of it can be asked
+           for; None if no gradients are wanted.
+    calls: the calls in the order of completion. events: (kind, call), with kind "input" on entry and "output"
            on completion. contexts: `Port.context` of each forward pass of the whole network.
     """
 
@@ -133,7 +133,7 @@ class LayerCapture:
 
 
 def uncalled_leaves(model, port, calls):
-    """Names of the modules without children that no call reached."""
+    """Return the names of the modules without children that no call reached."""
     called = {id(call.module) for call in calls}
     return [
         port.name(name)
@@ -147,5 +147,5 @@ def _has_children(module):
 
 
 def module_types(model, port):
-    """Module name -> name of its class, in the order of the network."""
+    """Return module name -> name of its class, in the order of the network."""
     return {port.name(name) or ROOT: type(module).__name__ for name, module in unique_modules(model)}

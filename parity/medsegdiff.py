@@ -1,8 +1,8 @@
 """The suite of MedSegDiff: its ladder of cases, from single weights to fused masks.
 
-Small networks (32 px, width 32) with random weights without zeros, so that every parameter takes
-part; `forward/full-size` is the network of the original's own settings. What the cases run beside
-the harness's own families is in `parity/medsegdiff_families.py` and `parity/medsegdiff_checkpoints.py`.
+Most cases have small networks (32 px, width 32) with random weights without zeros, so that every parameter takes part.
+`forward/full-size` has the original's settings. The families that `parity/families.py` does not have are
+in `parity/medsegdiff_families.py` and `parity/medsegdiff_checkpoints.py`.
 """
 
 import numpy as np
@@ -52,7 +52,8 @@ TRAINING = {
     "ema_warmup": False,
     "seed": 3,
 }
-# Outside a rotated image there is 0, which must be nothing unusual: else leaky ReLUs come near their kinks (below).
+# A rotated image is 0 outside its borders. Its case has images with mean 0, so that this is an ordinary value:
+# otherwise leaky ReLUs come near their kinks (below).
 AUGMENTED = {
     "augment_flip": "both",
     "augment_rotation": 30.0,
@@ -61,8 +62,8 @@ AUGMENTED = {
     "augment_contrast": 0.2,
     "augment_gamma": 0.3,
 }
-# Of the batch norms of the highway network, in standard deviations: every channel lies wholly on one
-# side of its leaky ReLU's kink, since at a kink rounding decides the gradient.
+# At the kink of a leaky ReLU rounding decides the gradient. The batch norms of the highway network move each channel
+# this far to one side of it, in standard deviations.
 KINK_DISTANCE = 4.5
 
 
@@ -254,7 +255,7 @@ CASES = (
 
 
 def weights(case):
-    """Name -> float32 array of every parameter and buffer: random, without zeros."""
+    """Return name -> float32 array of every parameter and buffer: random, without zeros."""
     if "model" not in case.settings:
         return {}
     shapes = state_shapes(ModelConfig(**case.settings["model"]))
@@ -291,21 +292,22 @@ def inputs(case):
 
 
 def open_port(backend):
-    """The `Port` of one backend."""
+    """Return the `Port` of one backend."""
     return MedSegDiffPort(backend)
 
 
 class MedSegDiffPort(Port):
-    """Both mirrors: they have the same modules and names."""
+    """The port of either mirror: they have the same modules and names."""
 
     families = {**FAMILIES, **CHECKPOINT_FAMILIES}
 
     def __init__(self, backend):
         super().__init__(backend)
-        self.runtime, self.nn = self.module("runtime"), self.module("nn")
+        self.runtime = self.module("runtime")
+        self.nn = self.module("nn")
 
     def module(self, name):
-        """A module of the backend's package."""
+        """Import a module of the backend's package."""
         return backend_module(self.backend, name)
 
     def build(self, case):

@@ -1,4 +1,4 @@
-"""What the cases of MedSegDiff run around checkpoints: resuming, conversion, validation on the way.
+"""Families of MedSegDiff's cases with checkpoints: resuming, conversion, validation during training.
 
 Each is a function(port, case, weights, inputs, recorder) that runs in a backend's own process.
 """
@@ -17,7 +17,7 @@ from parity.medsegdiff_families import Images, record_forward_backward, record_s
 
 
 def run_resume(port, case, weights, inputs, recorder):
-    """Training steps, a checkpoint, and from it more steps of a fresh loop, which are recorded."""
+    """Train, save a checkpoint, and record the steps of a new loop that resumes from it."""
     half = case.settings["half"]
     config = training_config(case)
     first = training_loop(port, case, weights, recorder)
@@ -33,7 +33,7 @@ def run_resume(port, case, weights, inputs, recorder):
 
 
 def run_validation(port, case, weights, inputs, recorder):
-    """Training steps, after each of which the moving average samples masks."""
+    """Record training steps and the masks that the moving average samples after each of them."""
     loop = training_loop(port, case, weights, recorder)
     config = training_config(case)
     images = Images(case, 2)
@@ -46,7 +46,7 @@ def run_validation(port, case, weights, inputs, recorder):
 
 
 def run_conversion(port, case, weights, inputs, recorder):
-    """A checkpoint through all formats and back into a network: each file's bytes, the weights, the outputs."""
+    """Convert a checkpoint through all formats and back into a network; record bytes, weights and outputs."""
     verbs = recorder.verbs
     model = port.build(case)
     port.load(model, weights)

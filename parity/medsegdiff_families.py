@@ -1,5 +1,4 @@
-"""What the cases of MedSegDiff run beside the harness's own families: the process, the objective,
-training, the optimizer, sampling and masks.
+"""Families of MedSegDiff's cases: the process, the objective, training, the optimizer, sampling and masks.
 
 Each is a function(port, case, weights, inputs, recorder) that runs in a backend's own process.
 """
@@ -35,7 +34,7 @@ OBSERVED = (
 
 
 class Images:
-    """Random images, about the case's `mean`, and masks (`Dataset`)."""
+    """A `Dataset` of random images around the case's `mean`, and random masks."""
 
     normalisation = "none"
 
@@ -93,7 +92,7 @@ def _record_parts(recorder, site, result):
 
 
 def process(port, case):
-    """The diffusion process of a case; its tables are the core's numbers."""
+    """Return the diffusion process of a case."""
     model = case.settings.get("model", {})
     settings = {
         "learn_sigma": model.get("learn_sigma", False),
@@ -104,7 +103,7 @@ def process(port, case):
 
 
 def run_table(port, case, weights, inputs, recorder):
-    """Every number of the process by time step, as the backend holds it."""
+    """Record every number of the process by time step, as the backend has it."""
     diffusion = process(port, case)
     for name, value in vars(diffusion).items():
         if isinstance(value, (np.ndarray, tuple)):
@@ -112,7 +111,7 @@ def run_table(port, case, weights, inputs, recorder):
 
 
 def run_loss(port, case, weights, inputs, recorder):
-    """The terms of the objective for two examples, and the process's own steps on the way."""
+    """Record the terms of the objective for three examples, and the results of the process on the way."""
     verbs = recorder.verbs
     images = Images(case)
     model = prepare(port, case, weights)
@@ -134,16 +133,16 @@ def run_loss(port, case, weights, inputs, recorder):
 
 
 def training_config(case):
-    """The `Config` of a case's training."""
+    """Return the `Config` of a case's training."""
     return resolve(
         {**case.settings["model"], **case.settings["training"], **case.settings.get("diffusion", {}), "max_steps": 10}
     )
 
 
 def training_loop(port, case, weights, recorder, step=0, networks=None):
-    """The port's own `TrainLoop` on random images, but from the case's weights and with a recorded tape.
+    """Return the port's `TrainLoop` on random images, with the case's weights and a recorded tape.
 
-    step, networks: of a checkpoint to go on from.
+    step, networks: content of a checkpoint from which it resumes.
     """
     training = port.module("train_util")
     model = prepare(port, case, weights)
@@ -154,13 +153,13 @@ def training_loop(port, case, weights, recorder, step=0, networks=None):
         mock.patch.object(training, "NoiseTape", lambda seed: recorder.tape(seed, repeated)),
     ):
         loop = training.create_train_loop(training_config(case), Images(case), step, networks)
-    if loop.schedule_sampler.state() and not networks:  # as after many steps
+    if loop.schedule_sampler.state() and not networks:  # so that it draws by losses at once
         loop.schedule_sampler.restore(_full_history(loop.schedule_sampler))
     return loop
 
 
 def _full_history(sampler):
-    """A history of losses that differ among the time steps, in the form of a sampler's `state`."""
+    """Return a full history of losses that differ among the time steps, in the form of a sampler's `state`."""
     state = sampler.state()
     losses = np.random.default_rng(8).uniform(0.1, 1, state["losses"].shape)
     return {
@@ -170,7 +169,7 @@ def _full_history(sampler):
 
 
 def record_forward_backward(loop, recorder):
-    """Make a loop record each batch, its losses and its gradients."""
+    """Let a loop record each batch, its losses and its gradients."""
     inner = loop.forward_backward
 
     def forward_backward(batch):
@@ -186,7 +185,7 @@ def record_forward_backward(loop, recorder):
 
 
 def run_training(port, case, weights, inputs, recorder):
-    """Losses and gradients of the first batches, without optimizer steps between them."""
+    """Record losses and gradients of the first batches, without optimizer steps between them."""
     loop = training_loop(port, case, weights, recorder)
     verbs = recorder.verbs
     record_forward_backward(loop, recorder)
@@ -198,7 +197,7 @@ def run_training(port, case, weights, inputs, recorder):
 
 
 def run_optimizer(port, case, weights, inputs, recorder):
-    """Optimizer steps on given gradients, which span ten orders of magnitude."""
+    """Record optimizer steps on given gradients, which span ten orders of magnitude."""
     loop = training_loop(port, case, weights, recorder)
     verbs = recorder.verbs
     generator = np.random.default_rng(9)
@@ -213,7 +212,7 @@ def run_optimizer(port, case, weights, inputs, recorder):
 
 
 def run_steps(port, case, weights, inputs, recorder):
-    """Training steps end to end."""
+    """Record training steps end to end."""
     loop = training_loop(port, case, weights, recorder)
     record_forward_backward(loop, recorder)
     record_steps(loop, case, recorder)
@@ -221,7 +220,7 @@ def run_steps(port, case, weights, inputs, recorder):
 
 
 def record_steps(loop, case, recorder):
-    """Run a loop's steps; record rates, updates (not weights), moments and changes of the averages."""
+    """Run a loop's steps and record rates, updates (not weights), moments and changes of the averages."""
     verbs = recorder.verbs
     before = _arrays(verbs, loop.params)
     means = [_arrays(verbs, averages) for averages in loop.ema_params]
@@ -246,7 +245,7 @@ def _arrays(verbs, tensors):
 
 
 def run_sampling_case(port, case, weights, inputs, recorder):
-    """The trajectory of an ensemble, state by state."""
+    """Record the trajectory of an ensemble, state by state."""
     sampling = SamplingConfig(**case.settings["sampling"])
     images = Images(case, 2)
     sampler = port.module("sample_util").EnsembleSampler(
@@ -261,7 +260,7 @@ def run_sampling_case(port, case, weights, inputs, recorder):
 
 
 def run_masks(port, case, weights, inputs, recorder):
-    """Phantoms in a dataset's layout, sampled by the public path: files, fusion, scores."""
+    """Record files and scores of phantoms in a dataset's layout, sampled and fused as the command does."""
     layout = case.settings["layout"]
     sampling = SamplingConfig(**case.settings["sampling"])
     with tempfile.TemporaryDirectory() as folder:
@@ -284,7 +283,7 @@ def run_masks(port, case, weights, inputs, recorder):
 
 
 def _record_masks(recorder, dataset, out_dir, truths, threshold):
-    """A case's entries are at its name; where there are several labels, at each "CASE LABEL"."""
+    """Record images, outputs and scores: those of a case at its name, of several labels at each "CASE LABEL"."""
     summary = evaluate(out_dir, truths, threshold)
     scores = {row["case"]: row["metrics"] for row in summary["metric_per_case"]}
     for index in range(len(dataset)):

@@ -1,1 +1,1 @@
-"""The harness on a network that is not MedSegDiff: a small U-Net in plain torch.nn and plain jittor.nn."""
+"""The parity suite on a network other than MedSegDiff: a small U-Net in plain torch.nn and in plain jittor.nn."""

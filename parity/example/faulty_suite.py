@@ -1,5 +1,5 @@
-"""The same suite with a mistake in the Jittor port: its upsampling aligns the corners' centres, PyTorch's
-does not. A run of it ends in divergence, first at the module `up`."""
+"""The same suite with a mistake in the Jittor port: its upsampling aligns the centres of the corners, PyTorch's does
+not. A run diverges, first at the module `up`."""
 
 import importlib
 
@@ -8,7 +8,7 @@ from parity.example.suite import CASES, inputs, weights  # noqa: F401
 
 
 def open_port(backend):
-    """The `Port` of one backend, Jittor's with the mistake."""
+    """Return the `Port` of one backend; that of Jittor has the mistake."""
     if backend == "jittor":
         return importlib.import_module("parity.example.jittor_unet").UNetPort(align_corners=True)
     return suite.open_port(backend)

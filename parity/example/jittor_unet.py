@@ -8,10 +8,10 @@ HEAD = {"final": "head"}  # this network's name -> PyTorch's, of the one module 
 
 
 class BatchNorm2d(nn.Module):
-    """Batch normalisation of (N, C, H, W) whose running variance is the unbiased one.
+    """Batch normalisation of (N, C, H, W) with the unbiased running variance, as in PyTorch.
 
-    Jittor's own keeps the biased variance, takes it as E[x^2] - E[x]^2, which cancels, and rounds
-    its constants to float32.
+    Jittor's own keeps the biased variance, computes it as E[x^2] - E[x]^2, which cancels, and rounds its constants to
+    float32.
     """
 
     def __init__(self, channels):
@@ -42,7 +42,7 @@ def _per_channel(vector):
 
 def _channel_sum(x):
     """Sum over examples and positions: (N, C, H, W) to (1, C, 1, 1)."""
-    return x.sum((2, 3), keepdims=True).sum(0, keepdims=True)  # in two stages: a long one loses digits
+    return x.sum((2, 3), keepdims=True).sum(0, keepdims=True)  # in two stages: one long sum loses digits
 
 
 def _follow(running, value):
@@ -50,14 +50,14 @@ def _follow(running, value):
 
 
 def conv_norm(in_channels, out_channels):
-    """3x3 convolution and batch normalisation: (N, in, H, W) to (N, out, H, W)."""
+    """Return a 3x3 convolution and a batch normalisation: (N, in, H, W) to (N, out, H, W)."""
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False), BatchNorm2d(out_channels))
 
 
 class UNet(nn.Module):
-    """(N, in_channels, H, W) to (N, out_channels, H, W); H and W even and above 2.
+    """A U-Net of two levels: (N, in_channels, H, W) to (N, out_channels, H, W); H and W even and above 2.
 
-    align_corners: of the upsampling; PyTorch's network has False.
+    align_corners: whether the upsampling aligns the corners' centres; PyTorch's network has False.
     """
 
     def __init__(self, in_channels, width, out_channels, align_corners):
@@ -80,13 +80,13 @@ class UNet(nn.Module):
 
 
 def _renamed(name, table):
-    """A dotted name with its first part replaced."""
+    """Return a dotted name with its first part replaced."""
     first, dot, rest = name.partition(".")
     return table.get(first, first) + dot + rest
 
 
 class UNetPort(Port):
-    """The four methods that every port has, and `name` for the module that is named differently.
+    """The port: the four methods that each one has, and `name` for the module that is named differently.
 
     align_corners: True is the mistake that `faulty_suite` shows.
     """

@@ -8,12 +8,12 @@ from parity.protocol import Port
 
 
 def conv_norm(in_channels, out_channels):
-    """3x3 convolution and batch normalisation: (N, in, H, W) to (N, out, H, W)."""
+    """Return a 3x3 convolution and a batch normalisation: (N, in, H, W) to (N, out, H, W)."""
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels))
 
 
 class UNet(nn.Module):
-    """(N, in_channels, H, W) to (N, out_channels, H, W); H and W even."""
+    """A U-Net of two levels: (N, in_channels, H, W) to (N, out_channels, H, W); H and W even."""
 
     def __init__(self, in_channels, width, out_channels):
         super().__init__()
@@ -36,7 +36,7 @@ class UNet(nn.Module):
 
 
 class UNetPort(Port):
-    """The four methods that every port has. `runtime`'s verbs serve any network with a state dict."""
+    """The port: the four methods that each one has. `runtime` loads and reads any network with a state dict."""
 
     def __init__(self):
         super().__init__("pytorch")

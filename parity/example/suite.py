@@ -18,7 +18,7 @@ CASES = (
 
 
 def weights(case):
-    """Name -> array of every parameter and buffer, under PyTorch's names: random, without zeros."""
+    """Return name -> array of every parameter and buffer, under PyTorch's names: random, without zeros."""
     inner = case.settings["in_channels"]
     width = case.settings["width"]
     outer = case.settings["out_channels"]
@@ -46,11 +46,11 @@ def weights(case):
 
 
 def inputs(case):
-    """x: (2, in_channels, 16, 16)."""
+    """Return the input x (2, in_channels, 16, 16)."""
     shape = (2, case.settings["in_channels"], 16, 16)
     return {"x": np.random.default_rng(1).standard_normal(shape).astype(np.float32)}
 
 
 def open_port(backend):
-    """The `Port` of one backend."""
+    """Return the `Port` of one backend."""
     return importlib.import_module(f"parity.example.{backend}_unet").UNetPort()

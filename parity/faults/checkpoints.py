@@ -1,4 +1,4 @@
-"""Faults of resuming, of the rate and the choice of time steps, and of validation."""
+"""Faults in resuming, in the learning rate, in the choice of time steps and in validation."""
 
 from unittest import mock
 
@@ -31,7 +31,7 @@ def importance_weights(port):
 
 
 def _changed_restore(port, change):
-    """Let a resumed loop follow change(loop, networks of the checkpoint, before): before what it was."""
+    """Apply change(loop, networks of the checkpoint, averages before it was read) to a loop after it was resumed."""
 
     def restore(original, self, step, networks):
         before = [[port.runtime.to_numpy(value) for value in averages] for averages in self.ema_params]
@@ -91,7 +91,7 @@ def validation_of_the_network(port):
     loop = port.module("train_util").TrainLoop
 
     def of_the_network(original, self, config, sampling):
-        # not longer: checkpoints need it too
+        # only here: checkpoints need it too
         with mock.patch.object(loop, "_average_state", lambda self, state, averages: state):
             return original(self, config, sampling)
 

@@ -1,4 +1,4 @@
-"""Harmless changes, on which no alarm may be raised."""
+"""Harmless changes, which must raise no alarm."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Faults of layers and of the network around them."""
+"""Faults in layers and in the network around them."""
 
 from unittest import mock
 

@@ -1,8 +1,8 @@
-"""What faults are made of: how they are registered, and the places of a port that they change.
+"""The parts of a fault: how it is registered, and the places of a port that it changes.
 
-A fault is a function(port) that returns a context manager; while it is open, what the worker builds
-and runs has the fault. No source file is touched. All are written against what both backends share,
-so that either can be the port. `CONTROLS` are harmless changes, on which no alarm may be raised.
+A fault is a function(port) that returns a context manager. While that is open, everything that the worker builds and
+runs has the fault. No source file changes. Faults use only what the backends share, so that each of them can be
+the port. `CONTROLS` are harmless changes, which must raise no alarm.
 """
 
 import importlib
@@ -16,9 +16,9 @@ from guided_diffusion_core.backends import BACKENDS
 class Fault:
     """A planted fault.
 
-    plant: function(port) -> context manager. about: what a porter did wrong.
-    site:  where the harness has to find it: a module, or an entry (`RUNG SITE`) or a problem, in which
-           * and ? stand for anything.
+    plant: function(port) -> context manager. about: the mistake of a porter that it stands for.
+    site:  where the harness has to find it: a module, or an entry (`RUNG SITE`) or a problem with the wildcards
+           * and ?.
     """
 
     name: str
@@ -42,7 +42,7 @@ def control(about):
 
 
 def replaced(owner, name, change):
-    """Let an attribute of a module or a class, called with some arguments, be change(what it was, *arguments)."""
+    """Replace a function of a module or a class: its call becomes change(original function, *arguments)."""
     original = getattr(owner, name)
     return mock.patch.object(owner, name, lambda *args, **keywords: change(original, *args, **keywords))
 
@@ -90,18 +90,18 @@ def assign(port, tensor, array):
 
 
 def constant(port, array):
-    """An array as a tensor of the run's precision."""
+    """Return an array as a tensor of the run's precision."""
     return port.runtime.to_tensor(array, dtype=port.runtime.precision())
 
 
 def library(port):
-    """The framework's own namespace, and the one that holds its functions on layers."""
+    """Return the framework's namespace, and its namespace of functions such as relu."""
     framework = importlib.import_module(BACKENDS[port.backend].framework)
     return framework, getattr(framework.nn, "functional", framework.nn)
 
 
 def concatenated(port, change):
-    """Let the network join skips by change(two tensors) instead of as they are."""
+    """Let the network join change([features, skip]) instead of the two tensors."""
     framework, _ = library(port)
     network = port.module("unet")
     # the name under which the network's module has imported the framework
@@ -128,9 +128,9 @@ def changed_adamw(port, change):
 
 
 def overwritten_update(port, rule, decay):
-    """AdamW whose moments are right and whose parameters follow rule(m, v, n) instead.
+    """Let AdamW keep its moments, but move the parameters by rule(m, v, n).
 
-    rule:  function of both moments and the number of the step: the step in units of the rate.
+    rule:  function of both moments and the number of the step; returns the move in units of the rate.
     decay: decoupled weight decay.
     """
     runtime = port.runtime

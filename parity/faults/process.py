@@ -1,4 +1,4 @@
-"""Faults of the diffusion process and its objective."""
+"""Faults in the diffusion process and its objective."""
 
 from unittest import mock
 

@@ -1,4 +1,4 @@
-"""Faults of the samplers and of what follows them."""
+"""Faults in the samplers and the steps after them."""
 
 import dataclasses
 from unittest import mock

@@ -1,4 +1,4 @@
-"""Faults of the training loop, the optimizer and the moving averages."""
+"""Faults in the training loop, the optimizer and the moving averages."""
 
 import contextlib
 from unittest import mock
