@@ -9,6 +9,7 @@ from support.backends import BACKENDS, ROOT
 from support.parity_runs import parity
 
 from guided_diffusion_core.errors import UserError
+from parity.dump import PLAIN, Dump
 from parity.faults import CONTROLS, FAULTS
 from parity.mutate import COLUMNS, Outcome, names, select_faults
 
@@ -143,8 +144,8 @@ def test_without_history_the_day_chooses_the_share(monkeypatch):
 
 def test_records_of_another_backend_are_refused_as_reference(tmp_path):
     name = BACKENDS[-1]
-    assert parity("run", "table/linear", "--backends", name, "--out_dir", tmp_path).returncode == 0
-    done = parity("mutate", "last-bit-noise", "--backend", name, "--reference", tmp_path / name)
+    Dump(tmp_path, name, {}, {}).add(("table/linear", "float32", PLAIN), "table")
+    done = parity("mutate", "last-bit-noise", "--backend", name, "--reference", tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"found a dump of {name}; expected one of" in done.stderr
 
