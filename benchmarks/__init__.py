@@ -1,1 +1,1 @@
-"""Measures this software, and beside it the original: see README.md of this folder."""
+"""Measurements of the speed and memory of this software and of the original; README.md explains them."""

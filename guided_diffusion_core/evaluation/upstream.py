@@ -30,7 +30,7 @@ DEFINITIONS = {
     "size": "truth and probability in 8 bits, resized to 256 x 256 (bilinear, antialiased), then divided by 255 and by "
     "the prediction's own maximum",
     "empty masks": "an all-zero prediction is divided by zero in the original, NaN, which exceeds no threshold: it "
-    "counts as an empty mask, scores about 0 beside a truth with foreground and 1 beside an empty one",
+    "counts as an empty mask, scores about 0 against a truth with foreground and 1 against an empty one",
     "mean": "over all cases",
 }
 

@@ -24,5 +24,5 @@ def source(weights):
 
 @pytest.fixture
 def convert_checkpoint(command):
-    """Run `convert_checkpoint` in this process: function of its flags that returns (exit code, stdout, stderr)."""
+    """Return a function of flags that runs `convert_checkpoint` here and returns (exit code, stdout, stderr)."""
     return functools.partial(command, "convert_checkpoint")

@@ -1,4 +1,4 @@
-"""Conversion of checkpoints: bitwise in every direction, names, and the configuration that is inferred."""
+"""Test the conversion of checkpoints: bitwise in every direction, names, and the inferred configuration."""
 
 import dataclasses
 import json
@@ -84,7 +84,7 @@ class TestNames:
         assert any("22 missing num_batches_tracked" in note for note in found.notes)
 
     def test_a_network_of_the_port_to_jittor(self, tmp_path, weights):
-        """XD-XXF/MedSegDiff-Jittor: these names, no counters, always one output channel."""
+        """A file of XD-XXF/MedSegDiff-Jittor has these names, no counters and one output channel."""
         arrays = without_counters(weights)
         arrays |= {name: arrays[name][:1] for name in ("out.2.weight", "out.2.bias")}
         path = tmp_path / "emasavedmodel_0.9999_000010.pkl"

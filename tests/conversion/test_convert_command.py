@@ -1,4 +1,4 @@
-"""The command that converts checkpoints: without frameworks, its messages, --dry_run and --verify."""
+"""Test the command that converts checkpoints: no framework, messages, --dry_run and --verify."""
 
 import pathlib
 import subprocess

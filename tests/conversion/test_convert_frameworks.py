@@ -1,4 +1,4 @@
-"""Conversion of checkpoints: the frameworks themselves as oracles, which write and read the files."""
+"""Test converted checkpoints with the frameworks as oracles, which write and read the files."""
 
 import io
 from collections import OrderedDict

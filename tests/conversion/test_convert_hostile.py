@@ -1,4 +1,4 @@
-"""Conversion of checkpoints: hostile, broken and odd files execute nothing and end in a clear error."""
+"""Test hostile, broken and unusual checkpoints: nothing is executed, and there is one clear error."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ class Payload:
 
 
 def hostile_pickles(path):
-    """Name -> pickle that makes the file `path` when plain pickle reads it."""
+    """Return name -> pickle that makes the file `path` when plain pickle reads it."""
     payload = Payload(path)
     system = f"touch {path}".encode()
     named = b"c__builtin__\n%s\n"
@@ -47,7 +47,7 @@ def hostile_pickles(path):
 
 
 def hostile_files(content):
-    """(ending, bytes) of every file that may contain a pickle."""
+    """Return (ending, bytes) of every kind of file that may contain a pickle."""
     yield ".pkl", content
     yield ".pkl", content + hashlib.sha1(content).digest() + b"HCAJSLHD"
     yield ".pt", zipped({"archive/data.pkl": content})
@@ -100,7 +100,7 @@ class TestHostileFiles:
             read(b"\x80\x02}r\xff\xff\xff\x7f.", "x")
 
     def test_any_changed_byte_ends_in_a_clear_error_or_in_arrays(self):
-        """The pickles themselves, without the checksums around them."""
+        """Change bytes of the pickles themselves, without the checksums around them."""
         rs = np.random.RandomState(0)
         arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7)}
         entries = unzipped(write_pt(arrays))

@@ -1,4 +1,4 @@
-"""segmentation_env.py and compare_runs.py: flags, files, reports, and errors that leave nothing behind."""
+"""Test segmentation_env.py and compare_runs.py: flags, files, reports, and errors that leave no files."""
 
 import json
 import re
@@ -23,7 +23,7 @@ FILES = {"comparison.json", "comparison.html", "bland_altman.png", "scatter.png"
 
 
 def write_run(dataset, folder, seed):
-    """Masks around the truth, the noisier the later the case."""
+    """Write a run whose masks are noisy versions of the truth; later cases are noisier."""
     generator = np.random.default_rng(seed)
     folder.mkdir()
     for place, case in enumerate(dataset.cases()):
@@ -36,14 +36,14 @@ def write_run(dataset, folder, seed):
 
 @pytest.fixture
 def runs(tmp_path):
-    """(folder of the data, folders of two runs on its three pictures)."""
+    """Return (folder of the data, folders of two runs on its three pictures)."""
     _, data = phantoms.write_isic_phantoms(tmp_path / "isic", train=0, test=3, size=40, seed=2)
     dataset = open_dataset(isic_config(data), 32, "Test", need_masks=True)
     return data, [write_run(dataset, tmp_path / name, seed) for seed, name in enumerate("ab")]
 
 
 def assert_needs_nothing(page):
-    """No script, and no file from outside."""
+    """Require a page without scripts and without files from outside."""
     assert set(page.tags) <= TAGS
     assert all(png_size(value) for name, value in page.attributes if name in ("src", "href"))
     assert not re.search(r"@import|url\(", page.source)
@@ -140,7 +140,7 @@ def brats_config(folder, slices):
 
 
 def test_picture_of_a_case(runs):
-    """Truth, prediction and errors at their places, in the colours of the legend."""
+    """Truth, prediction and errors are in the right places and in the colours of the legend."""
     data, (folder, _) = runs
     truth = list_truths(isic_config(data))[0]
     expected = np.zeros((1, 30, 30), bool)
@@ -156,7 +156,7 @@ def test_picture_of_a_case(runs):
 
 
 def test_report_without_images(runs, tmp_path):
-    """The masks alone, without the pictures that they belong to."""
+    """A report can be written from masks without their images."""
     data, (folder, _) = runs
     truths = list_truths(isic_config(data))
     for path in (tmp_path / "isic").rglob("*.jpg"):
@@ -256,7 +256,7 @@ def test_agreement_of_volumes_is_that_of_the_selected_slices(tmp_path):
 
 
 def test_two_labels(tmp_path):
-    """Masks of two labels without uncertainty, in the report and beside another run."""
+    """Masks of two labels without uncertainty can be reported and compared."""
     truths, _ = two_labels(tmp_path)
     summary = evaluation.evaluate(tmp_path, truths, 0.5)
     page_path = tmp_path / "report.html"

@@ -1,4 +1,4 @@
-"""Scoring of written predictions: the right pixels, nnU-Net's keys, empty masks, errors that name the cases."""
+"""Test the scoring of written predictions: the right pixels, nnU-Net's keys, empty masks, errors that name cases."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ NNUNET = {"Dice", "IoU", "FP", "TP", "FN", "TN", "n_pred", "n_ref"}
 
 @pytest.fixture
 def images(tmp_path):
-    """Three skin-lesion phantoms: dataset, truths, and a folder for predictions."""
+    """Return three skin-lesion phantoms: dataset, truths, and a folder for predictions."""
     phantoms.write_isic_phantoms(tmp_path / "isic", train=0, test=3, size=64, seed=2)
     (tmp_path / "out").mkdir()
     config = DataConfig(data_name="ISIC", data_dir=str(tmp_path / "isic"))
@@ -32,7 +32,7 @@ def images(tmp_path):
 
 
 def write_predictions(dataset, folder, threshold=0.5, seed=0):
-    """Random probabilities around the truth; returns them by case name, as written."""
+    """Write random probabilities near the truth; return them by case name, as written."""
     generator = np.random.default_rng(seed)
     written = {}
     for case in dataset.cases():

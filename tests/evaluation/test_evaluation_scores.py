@@ -1,4 +1,4 @@
-"""Scores, surface distances, intervals and calibration against MedPy, SimpleITK, scikit-image and scipy."""
+"""Test scores, surface distances, intervals and calibration against MedPy, SimpleITK, scikit-image and scipy."""
 
 import nibabel
 import numpy as np
@@ -21,7 +21,7 @@ from guided_diffusion_core.results.outputs import output_path
 
 
 def blobs(seed, shape):
-    """Two smooth random masks of a shape, unlike each other and of different sizes."""
+    """Return two smooth random masks of a shape that differ in form and size."""
     generator = np.random.default_rng(seed)
     noise = ndimage.gaussian_filter(generator.normal(size=shape), 2)
     other = noise + 0.5 * ndimage.gaussian_filter(generator.normal(size=shape), 2)
@@ -52,7 +52,7 @@ def test_overlap_scores_are_medpys_and_simpleitks(seed, shape):
     "shape, spacing", [((40, 30), (1.0, 1.0)), ((40, 30), (0.5, 2.0)), ((16, 20, 12), (1.0, 0.7, 2.5))]
 )
 def test_hd95_is_that_of_simpleitks_distances(shape, spacing):
-    """Distances by ITK's distance map (Maurer et al. 2003) from the border pixels of its label contour."""
+    """Compute distances with ITK's distance map (Maurer et al. 2003) from the border pixels of its label contour."""
     prediction, truth = (np.pad(mask, 1) for mask in blobs(7, shape))
     distances = []
     borders = []
@@ -71,7 +71,7 @@ def test_hd95_is_that_of_simpleitks_distances(shape, spacing):
 
 @pytest.mark.parametrize("spacing, tolerance", [((1.0, 1.0), 1.0), ((0.5, 2.0), 1.2), ((1.0, 1.0), 2.5)])
 def test_nsd_is_that_of_scikit_images_contours(spacing, tolerance):
-    """The contour through each cell of 2 x 2 pixels by marching squares; distances between the cells by a tree."""
+    """Compute the NSD from contours through cells of 2 x 2 pixels (marching squares); a tree gives the distances."""
     masks = [np.pad(mask, 1) for mask in blobs(9, (40, 30))]
     lengths = []
     places = []
@@ -90,7 +90,7 @@ def test_nsd_is_that_of_scikit_images_contours(spacing, tolerance):
 
 
 def test_nsd_of_a_moved_box():
-    """Two boxes, one moved by 3: only what is within the tolerance of the other counts."""
+    """Only the parts of two shifted boxes within the tolerance of each other count."""
     truth = np.zeros((30, 30, 30), bool)
     truth[5:15, 5:15, 5:15] = True
     moved = np.roll(truth, 3, axis=0)
@@ -111,7 +111,7 @@ def test_surface_distances_of_empty_masks():
 
 
 def scored_volume(folder, spacing, slices):
-    """A volume with a spacing, whose prediction is its truth moved by one voxel along x; the summary."""
+    """Return the summary of a volume with a spacing; the prediction is the truth shifted by one voxel along x."""
     phantoms.write_brats_phantom(folder / "brats", "A", (20, 24, 16), 0)
     for path in (folder / "brats").rglob("*.nii.gz"):
         image = nibabel.load(path)
@@ -142,7 +142,7 @@ def test_slices_with_gaps_have_no_surface_in_space(tmp_path):
 
 
 def test_interval_of_the_mean():
-    """The bootstrap interval of a mean of many values is about that of the normal distribution."""
+    """For many values, the bootstrap interval of the mean is close to that of the normal distribution."""
     values = np.random.default_rng(0).normal(0.8, 0.1, 400).tolist()
     low, high = statistics.mean_interval([*values, None])
     half = 1.96 * np.std(values) / 20
@@ -152,7 +152,7 @@ def test_interval_of_the_mean():
 
 
 class Case:
-    """What `Calibration.add` reads."""
+    """Stand-in for `Scored`, with the fields that `Calibration.add` reads."""
 
     def __init__(self, truth, probability, uncertainty):
         self.truth = truth[None]
@@ -162,7 +162,7 @@ class Case:
 
 
 def test_calibration_error():
-    """Foreground drawn with the stated probability is calibrated; twice that certain it is not."""
+    """Foreground drawn with the stated probability is calibrated; a probability of twice the certainty is not."""
     generator = np.random.default_rng(1)
     probability = generator.random(200_000).astype(np.float32)
     errors = []
@@ -192,7 +192,7 @@ def test_bins_of_the_calibration():
 
 
 def test_dice_against_retained_share():
-    """By hand: sort the pixels, keep the share, count."""
+    """Compute the curve by hand: sort the pixels, keep the share, count."""
     generator = np.random.default_rng(2)
     prediction, truth = generator.random((2, 1000)) < 0.4
     uncertainty = generator.permutation(1000) / 1000
@@ -218,7 +218,7 @@ def test_retained_share_of_ties_does_not_depend_on_the_order():
 
 
 def original_scores(prediction, truth):
-    """The original's eval_seg for one 8-bit picture of 256 x 256, from its description in torch's float32."""
+    """Compute the original's eval_seg for one 8-bit picture of 256 x 256 in torch's float32, from its description."""
     prediction = prediction.astype(np.float32)
     truth = truth.astype(np.float32) / np.float32(255)
     with np.errstate(invalid="ignore"):

@@ -1,4 +1,4 @@
-"""Scores and fusion against scipy and numpy."""
+"""Test scores and fusion against scipy and numpy."""
 
 import numpy as np
 import pytest

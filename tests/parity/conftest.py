@@ -1,4 +1,4 @@
-"""The record of the whole ladder, which several files compare."""
+"""A record of the whole ladder, which several files share."""
 
 import shutil
 

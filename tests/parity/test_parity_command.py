@@ -1,4 +1,4 @@
-"""The command `python -m parity`: what it refuses and how, resuming, recording alone, listing."""
+"""Test the command `python -m parity`: errors, resuming, recording of one backend, listing."""
 
 import os
 import signal
@@ -56,7 +56,7 @@ def test_wrong_input_is_one_clear_error(tmp_path, args, message):
 
 
 def test_a_backend_that_fails_ends_the_run_with_its_message(tmp_path):
-    """The other framework's package is hidden; the message says what to install."""
+    """If a framework is missing, the message says what to install."""
     hidden = tmp_path / "hidden" / ("torch" if BACKENDS[0] == "pytorch" else "jittor")
     hidden.mkdir(parents=True)
     (hidden / "__init__.py").write_text(f"raise ModuleNotFoundError('hidden', name='{hidden.name}')")
@@ -161,7 +161,7 @@ def test_layers_alone_of_the_reference_are_recorded_with_their_own_error():
 
 
 def test_every_number_of_a_perturbed_run_changes_by_one_ulp():
-    """Weights all one way; of layers alone each at random, in every draw another way. Zeros and integers stay."""
+    """All weights change in one direction; for layers, each at random in each draw. Zeros and integers stay."""
     values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     values[7], values[8] = 0.0, values[9]
     arrays = {"a": values, "b": -values, "count": np.array([3, 4])}

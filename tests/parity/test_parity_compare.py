@@ -1,4 +1,4 @@
-"""Comparing dumps: complete or failed. The dumps are made here; no framework takes part."""
+"""Test the comparison of dumps, which are made here without a framework: whatever is incomplete fails."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ DRAWS = [["train/noise", 0, "0", 0, "aa"], ["train/noise", 0, "1", 0, "bb"], ["d
 
 
 def made_section(precision="float32", variant=PLAIN, error=1e-7):
-    """A section of a network of two layers; values follow from the precision and a relative error."""
+    """Make a section of a network of two layers; the precision and a relative error determine the values."""
     generator = np.random.default_rng([len(precision + variant), len(variant)])
     truth = np.random.default_rng(3)
     tensors = {}
@@ -53,7 +53,7 @@ def made_section(precision="float32", variant=PLAIN, error=1e-7):
 
 
 def made_dump(folder, change=lambda section: None, keys=None, suite="made"):
-    """A dump with every run that a reference needs; change(section) is applied to each."""
+    """Make a dump with every run that a reference needs; change(section) is applied to each."""
     folder.mkdir(parents=True, exist_ok=True)
     dump = Dump(folder, folder.name, {"framework": "1"}, {"suite": suite})
     for precision, variant in keys or [
@@ -219,9 +219,9 @@ def test_a_reference_without_its_runs_is_incomplete(tmp_path, keys, missing):
 
 
 def summed_alone(folder, errors, who):
-    """A dump of one layer alone: one number, the sum of 3e4 that nearly cancel.
+    """Make a dump of one layer by itself: one number, a sum of 3e4 numbers that nearly cancel.
 
-    errors: variant -> relative error of the number in float32; the reference has all of them.
+    errors: variant -> relative error of the number in float32; a reference has all variants.
     """
     folder.mkdir()
     dump = Dump(folder, who, {}, {})
@@ -330,7 +330,7 @@ def test_broken_files_are_named(tmp_path):
 
 
 def made_masks(flipped=(), score=None):
-    """A change that turns a section into one of masks, some pixels flipped."""
+    """Return a change that turns a section into one of masks with some pixels flipped."""
     probability = np.random.default_rng(4).uniform(0, 1, (6, 6))
     probability[0, 0] = 0.5 + 1e-8
 

@@ -1,4 +1,4 @@
-"""The worked example of `parity/README.md`, by the public command."""
+"""Test the worked example of `parity/README.md` with the public command."""
 
 import pytest
 from support.backends import BACKENDS, ROOT
@@ -32,7 +32,7 @@ def test_the_mistake_is_located(tmp_path, case):
 
 
 def test_a_port_in_another_folder_is_found(tmp_path):
-    """A suite of the user's own, beside the user's code."""
+    """A suite may lie next to the user's own code."""
     (tmp_path / "my_suite.py").write_text("from parity.example.suite import *\n")
     done = parity("run", "weights/example", "--suite", "my_suite", "--out_dir", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

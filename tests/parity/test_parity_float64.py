@@ -70,7 +70,7 @@ def record_types(model, types):
 
 
 def run(backend, plan):
-    """One training pass: out and cal, the gradients by name, and the layers' types."""
+    """Run one training pass and return out and cal, the gradients by name, and the layers' types."""
     runtime = backend.module("runtime")
     model = backend.module("unet").make_network(plan)
     runtime.load_state(model, random_state(state_shapes(plan)))
@@ -94,10 +94,10 @@ def largest(value):
 
 
 def can_cancel(name):
-    """Whether a parameter's gradient may be zero in truth.
+    """Return True if the exact gradient of a parameter may be zero.
 
-    A norm takes out again what was added to a whole channel (batch norm) or group (group norm, whose
-    groups have one channel at width 32): biases before it, and the time embedding's shift.
+    A norm removes a number that was added to a whole channel (batch norm) or group (group norm, whose groups
+    have one channel at width 32). Such numbers are the biases before it and the shift of the time embedding.
     """
     return name.endswith(".bias") or ".emb_layers." in name or name.startswith("time_embed.")
 
@@ -121,7 +121,7 @@ def test_forward_and_gradients(variant):
 
 
 def compare_gradients(gradients, others):
-    """Each on its own scale; where the truth is zero, on the scale of the network's largest."""
+    """Gradients agree on their own scale; exact zeros agree on the scale of the largest gradient."""
     scale = max(map(largest, gradients.values()))
     for name, gradient in gradients.items():
         zero = largest(gradient) <= 1e-13 * scale
@@ -134,7 +134,7 @@ def compare_gradients(gradients, others):
 @pytest.mark.parametrize("version", ["new", "1"])
 @pytest.mark.parametrize("width, size, resolutions, in_ch", [(64, 96, "24", 5), (96, 160, "20,10", 2)])
 def test_widths_and_sizes_between(width, size, resolutions, in_ch, version):
-    """Any multiple of 32; at the smaller one the other backend computes the same."""
+    """Sizes may be any multiple of 32; at the smaller one the other backend computes the same."""
     settings = {
         **NETWORK,
         "num_channels": width,

@@ -1,4 +1,4 @@
-"""Planted faults are found and named, no control raises an alarm, and the table says so."""
+"""Test that planted faults are found and named, that controls pass, and that the table is up to date."""
 
 import re
 import types
@@ -65,7 +65,7 @@ def faults_of(share):
 
 
 def rows(text):
-    """Name of the fault -> cells of its row of a table in Markdown."""
+    """Return name of the fault -> cells of its row in a Markdown table."""
     lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
     return {cells[0].strip(): [cell.strip() for cell in cells] for cells in lines[2:]}
 
@@ -92,7 +92,7 @@ def test_the_table_lists_every_fault_and_control():
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
 @pytest.mark.long(seconds=300)
 def test_every_fault_of_this_runs_share_is_found_and_named(tmp_path, ladder):
-    """In the Jittor port, with all controls; the table is what comes out, but for the digits of the ratios."""
+    """Faults in the Jittor port, and all controls, give the rows of the table; only digits of ratios may differ."""
     share, _ = shares.chosen_share()
     chosen = [fault.name for fault in faults_of(share)]
     faults = len(chosen) - len(CONTROLS)

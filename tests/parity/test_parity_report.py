@@ -1,4 +1,4 @@
-"""The report of a comparison: what it says, and that it needs nothing from outside."""
+"""Test the report of a comparison: its content, and that it needs no other files."""
 
 import base64
 import io
@@ -69,7 +69,7 @@ MASKS = verdict("masks/a", [row("mask", "first"), row("mask", "second")])
 
 
 def dump(folder, backend, masks=None):
-    """A dump of the case masks/a: name -> mask."""
+    """Make a dump of the case masks/a from name -> mask."""
     folder.mkdir()
     found = Dump(folder, backend, {}, {})
     if masks:
@@ -85,7 +85,7 @@ def dump(folder, backend, masks=None):
 
 @pytest.fixture
 def page(tmp_path):
-    """Function (result, reference's masks, candidate's masks) -> `Page` of its report."""
+    """Return a function (result, reference's masks, candidate's masks) -> `Page` of the report."""
 
     def make(result, masks=None, others=None):
         path = tmp_path / "report.html"
@@ -98,7 +98,7 @@ def page(tmp_path):
 
 
 def picture(image):
-    """Pixels of an image of a page."""
+    """Return the pixels of an image of a page."""
     return np.asarray(Image.open(io.BytesIO(content(image, "image/png"))).convert("RGB")).astype(int)
 
 

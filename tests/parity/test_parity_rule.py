@@ -1,4 +1,4 @@
-"""The rule: free of scale, sees one wrong element, NaN, and noise where truth is zero."""
+"""Test the rule: it has no scale, and it notices one wrong element, NaN, and noise where the truth is zero."""
 
 import numpy as np
 import pytest
@@ -11,26 +11,26 @@ SIZE = 4000
 
 
 def tensors(scale=1.0, own=1e-6, error=1e-6):
-    """(candidate, beside, truth, references) with relative errors of a size; float32 and float64."""
+    """Return (candidate, reference, truth, references) with relative errors of a given size, in float32 and float64."""
     generator = np.random.default_rng(0)
     truth = generator.standard_normal(SIZE) * scale
     noise = [generator.standard_normal(SIZE) for _ in range(3)]
-    beside = (truth + own * scale * noise[0]).astype(np.float32)
+    reference = (truth + own * scale * noise[0]).astype(np.float32)
     moved = (truth + own * scale * noise[1]).astype(np.float32)
     candidate = (truth + error * scale * noise[2]).astype(np.float32)
-    return candidate, beside, truth, {"float32": [beside, moved], "float64": []}
+    return candidate, reference, truth, {"float32": [reference, moved], "float64": []}
 
 
 def own_errors(truth, references):
-    """The largest distance of the runs of each precision from the truth."""
+    """Return the largest distance of the runs of each precision from the truth."""
     return {
         precision: np.max([distance(truth, run) for run in runs] or np.zeros((1, 2)), axis=0)
         for precision, runs in references.items()
     }
 
 
-def ratio(candidate, beside, truth, references, precision="float32", **keywords):
-    return judge(candidate, beside, truth, own_errors(truth, references), precision, **keywords).ratio
+def ratio(candidate, reference, truth, references, precision="float32", **keywords):
+    return judge(candidate, reference, truth, own_errors(truth, references), precision, **keywords).ratio
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-8, 1.0, 1e20])
@@ -63,27 +63,27 @@ def test_one_wrong_element_of_many_diverges():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_no_numbers_must_be_at_the_same_places(value):
-    candidate, beside, truth, references = tensors()
+    candidate, reference, truth, references = tensors()
     candidate[3] = value
-    found = judge(candidate, beside, truth, own_errors(truth, references), "float32")
+    found = judge(candidate, reference, truth, own_errors(truth, references), "float32")
     assert found.ratio == np.inf and found.problem
-    for array in (beside, truth, *references["float32"]):
+    for array in (reference, truth, *references["float32"]):
         array[3] = value
-    assert ratio(candidate, beside, truth, references) <= 1, "at the same place it agrees, the rest is compared"
+    assert ratio(candidate, reference, truth, references) <= 1, "at the same place it agrees, the rest is compared"
     candidate[4] += 1
-    assert ratio(candidate, beside, truth, references) > 1
+    assert ratio(candidate, reference, truth, references) > 1
 
 
 def test_infinity_of_the_other_sign_diverges():
-    candidate, beside, truth, references = tensors()
-    for array in (beside, truth, *references["float32"]):
+    candidate, reference, truth, references = tensors()
+    for array in (reference, truth, *references["float32"]):
         array[3] = np.inf
     candidate[3] = -np.inf
-    assert ratio(candidate, beside, truth, references) == np.inf
+    assert ratio(candidate, reference, truth, references) == np.inf
 
 
 def test_float64_is_judged_by_its_own_eps():
-    candidate, beside, truth, references = tensors()
+    candidate, reference, truth, references = tensors()
     near = truth * (1 + 100 * EPS64)
     assert ratio(near, truth, truth, references, "float64") <= 1
     assert ratio(truth * (1 + 1e-9), truth, truth, references, "float64") > 1

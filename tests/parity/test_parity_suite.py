@@ -1,4 +1,4 @@
-"""The whole ladder on both backends, run as a user runs it; and the harness against itself."""
+"""Test the whole ladder on both backends, run like a user does, and the harness against itself."""
 
 import numpy as np
 import pytest
@@ -89,7 +89,7 @@ def test_a_dump_compared_with_itself_agrees(ladder, tmp_path):
 
 @both
 def test_a_changed_layer_of_a_real_dump_is_located(ladder):
-    """The reference's records with one layer's own run changed: that layer, and no other, is named."""
+    """If one layer's own run differs, that layer and no other is named."""
     reference, candidate = (read_dump(ladder[0] / name) for name in BACKENDS)
     free = [compare_case(reference, candidate, "forward/new", "float32", detail=False)]
     alone = [compare_case(reference, candidate, "forward/new", "float32", LAYERS, detail=False)]
@@ -103,7 +103,7 @@ def test_a_changed_layer_of_a_real_dump_is_located(ladder):
 
 @both
 def test_inputs_of_layers_alone_are_the_references(ladder):
-    """Both backends ran a layer on the same numbers: what PyTorch's free run recorded."""
+    """Both backends have run a layer on the same numbers: those of PyTorch's plain run."""
     free = read_dump(ladder[0] / BACKENDS[0]).load("forward/new", "float32", PLAIN)
     alone = read_dump(ladder[0] / BACKENDS[0]).load("forward/new", "float32", LAYERS)
     entries = free.by_key()

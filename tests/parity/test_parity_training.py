@@ -21,13 +21,13 @@ pytestmark = pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends
 
 
 def moved_down(state):
-    """As `moved_by_one_ulp`, to the next smaller value."""
+    """Change each value to the next smaller one; see `moved_by_one_ulp`."""
     mirrored = {name: -value for name, value in state.items()}
     return {name: -value for name, value in moved_by_one_ulp(mirrored).items()}
 
 
 def moved_at_random(state):
-    """Each value one ulp up or down, by chance."""
+    """Change each value by one ulp, up or down at random."""
     generator = np.random.default_rng(8)
     up = moved_by_one_ulp(state)
     down = moved_down(state)
@@ -42,7 +42,7 @@ def create_loop(name, config):
 
 
 def total_losses(name, move=lambda state: state):
-    """The total loss of each of ten steps from the seed's weights, moved."""
+    """Return the total loss of each of ten steps, from the perturbed weights of a seed."""
     config = small_config()
     loop = create_loop(name, config)
     runtime = Backend(name).module("runtime")
@@ -72,7 +72,7 @@ def test_float32_losses_within_the_spread_of_one_ulp():
 
 
 class RecordingTape(NoiseTape):
-    """A tape that notes the places of its draws."""
+    """A noise tape that records the places of its draws."""
 
     def __init__(self, seed):
         super().__init__(seed)
@@ -84,7 +84,7 @@ class RecordingTape(NoiseTape):
 
 
 def inputs_of_steps(name, steps):
-    """What the objective was given in each forward pass (numpy), the places drawn from, the weights."""
+    """Return the inputs of the objective in each forward pass (numpy), the places of the draws, the weights."""
     loop = create_loop(name, small_config(batch_size=4, microbatch=2))
     runtime = Backend(name).module("runtime")
     loop.tape = RecordingTape(loop.tape.seed)

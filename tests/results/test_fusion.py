@@ -1,4 +1,4 @@
-"""The rules of fusion: against the original's recorded values, STAPLE's definition, and votes counted by hand."""
+"""Test the rules of fusion against the original's recorded values, STAPLE's definition and votes counted by hand."""
 
 import subprocess
 import sys
@@ -15,9 +15,12 @@ TOLERANCE = 5e-7  # float32 against float64: measured 6e-8
 
 
 def estimated(votes):
-    """STAPLE by its definition (Warfield et al. 2004, eq. 20 to 23) in float64: the probability of foreground for
-    votes (M, H, W). Begins, as SimpleITK does, with the share of the votes, since two raters alone do not
-    determine the estimate, and ends when no member's sensitivity or specificity moves by more than 1e-7."""
+    """Estimate the probability of foreground for votes (M, H, W) by STAPLE's definition, in float64.
+
+    The equations are 20 to 23 of Warfield et al. 2004. Like SimpleITK, the iteration starts from the share of
+    votes, because two raters do not determine the estimate. It stops when no member's sensitivity or
+    specificity changes by more than 1e-7.
+    """
     votes = np.asarray(votes, np.float64).reshape(len(votes), -1)
     prior = votes.mean()
     truth = votes.mean(axis=0)
@@ -38,7 +41,7 @@ def estimated(votes):
 
 
 def raters(count, errors, size=24, seed=0):
-    """Votes (count, size, size) of raters that see a square and err in a share of the pixels, rising to `errors`."""
+    """Return votes (count, size, size) on a square; the raters' error rates rise to `errors`."""
     generator = np.random.default_rng(seed)
     truth = np.zeros((size, size), bool)
     truth[size // 4 : size // 2, size // 3 :] = True
@@ -66,7 +69,7 @@ def test_staple_is_its_definition(count, errors, seed):
 
 
 def test_staple_trusts_the_better_raters():
-    """One rater that errs often does not outvote two that seldom do, and they do not add up to a mean."""
+    """A rater with many errors does not outvote two with few errors, and the result is not the mean."""
     votes = raters(3, 0.4)
     alone = votes[2] & ~votes[0] & ~votes[1]
     assert alone.any() and fuse(votes.astype(float), "staple")[0][alone].max() < 1 / 3
@@ -84,7 +87,7 @@ def test_staple_estimates_every_picture_by_itself():
 @pytest.mark.parametrize("mask", [np.zeros((6, 7)), np.ones((6, 7)), np.eye(6, 7)], ids=["empty", "full", "alike"])
 @pytest.mark.parametrize("members", [1, 3])
 def test_unanimous_members_are_the_result(mask, members):
-    """By itself STAPLE has 0 / 0 where no member votes, or none votes against."""
+    """STAPLE's equations are 0 / 0 if no member votes for a pixel, or none votes against one."""
     for rule in ("majority", "staple"):
         probability, uncertainty = fuse(np.stack([mask] * members), rule)
         np.testing.assert_array_equal(probability, mask)

@@ -1,4 +1,4 @@
-"""Damaged checkpoints, pictures to sample and predictions: one clear error, and nothing half-written stays."""
+"""Test damaged checkpoints, images and predictions: one clear error, and no half-written file stays."""
 
 import contextlib
 import io
@@ -31,7 +31,7 @@ def weights():
 
 
 def test_checkpoints(weights, tmp_path):
-    """Damage in the header, where the configuration and the places of the arrays are, and in the whole file."""
+    """Damage the header, which has the configuration and the positions of the arrays, and the whole file."""
     config, arrays = weights
     small = {name: value for name, value in arrays.items() if value.size < 200}
     folder = checkpoints.save(tmp_path / "run", 3, config, {"model": small, "trainer": {"a": np.ones(9, np.float32)}})
@@ -68,7 +68,7 @@ def test_checkpoints(weights, tmp_path):
 
 @pytest.mark.parametrize("value", [None, "x", [1], -7, 0, 1e30, True])
 def test_any_value_of_a_setting_in_a_checkpoint(weights, tmp_path, monkeypatch, value):
-    """A whole file whose configuration says something else of one setting."""
+    """A complete file with another value of one setting is refused."""
     written = []
     monkeypatch.setattr(
         files,
@@ -115,7 +115,7 @@ def test_pointers_and_contents_of_a_checkpoint(weights, tmp_path, name):
 
 
 def halves(images, keys):
-    """A sampler without a network: two members, (2, N, 1, S, S)."""
+    """Sample two members without a network: (2, N, 1, S, S)."""
     return np.stack([images[:, :1] > 0.4, images[:, :1] > 0.6]).astype(np.float32)
 
 
@@ -124,7 +124,7 @@ def is_finished(report):
 
 
 def assert_only_whole_files(folder):
-    """Every file in a folder of masks can be read, and no temporary one is left."""
+    """Require that every file in a folder of masks can be read and that no temporary file is left."""
     for path in folder.iterdir() if folder.exists() else ():
         assert not path.name.startswith(".") and "writing" not in path.name
         if path.suffix == ".json":
@@ -161,7 +161,7 @@ def test_sampling_leaves_no_half_written_file(shared_data, tmp_path):
 
 @pytest.mark.parametrize("kind", ["probability.tiff", "mask.png", "uncertainty.tiff", "volume"])
 def test_predictions(tmp_path, kind):
-    """What sampling wrote, damaged, and scored."""
+    """Damage the files of a sampling run, then score them."""
     if kind == "volume":
         data = tmp_path / "data"
         name = "VOLUMES"

@@ -1,4 +1,4 @@
-"""The files of a case: lossless, of the native size and grid, whole or not there at all."""
+"""Test the files of a case: lossless, of the native size and grid, complete or absent."""
 
 import gzip
 import os
@@ -24,7 +24,7 @@ IMAGE = Case("ISIC_0000001", (4,), (45, 71))
 
 @pytest.fixture
 def pictures():
-    """Probability and uncertainty of one example, (1, 32, 32) each."""
+    """Return probability and uncertainty of one example, (1, 32, 32) each."""
     values = np.random.default_rng(0).random((2, 1, 32, 32)).astype(np.float32)
     return values[0], values[1] / 2
 
@@ -128,7 +128,7 @@ LABELS = ("disc", "cup")
 
 
 def test_files_of_several_labels(tmp_path):
-    """One file of each kind for each label, and one overlay."""
+    """Each label has one file of each kind; all labels share one overlay."""
     probability = np.random.default_rng(0).random((1, 2, 32, 32)).astype(np.float32)
     picture = np.full((1, 32, 32, 3), 128, np.uint8)
     writer = outputs.CaseWriter(tmp_path, LABELS)
@@ -231,7 +231,7 @@ def test_broken_output(tmp_path, pictures, kind):
 
 
 class TestUnwritable:
-    """As root, nothing is read-only: a folder below a file stands in, and a disk that fails."""
+    """Root may write everywhere, so the tests use a folder below a file and a disk that fails."""
 
     def test_folder_below_a_file(self, tmp_path):
         (tmp_path / "file").write_text("words")
