@@ -10,6 +10,7 @@ from guided_diffusion_core.backends import backend_module, start_backend
 from guided_diffusion_core.config import DataConfig, resolve
 from guided_diffusion_core.data import open_dataset
 from guided_diffusion_core.data.phantoms import write_isic_phantoms
+from guided_diffusion_core.networks.family import as_prediction
 from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.sampling.run import run_sampling
 from guided_diffusion_core.training.stream import TrainingStream
@@ -43,10 +44,9 @@ class Ours:
         self.case = case
         self.arrays = cases.inputs(case)
         if case.what != "loading":
-            create = self.module("script_util").create_model_and_diffusion
-            self.model, self.diffusion = create(**cases.settings(case))
-            if case.what != "start":  # a new training starts from the initial weights
-                self.runtime.load_state(self.model, cases.weights(case))
+            # a new training starts from the initial weights
+            state = None if case.what == "start" else cases.weights(case)
+            self.model, self.diffusion = self.module("build").build(resolve(cases.settings(case)), state)
         self.repeat = {
             "evaluation": self._evaluation,
             "step": self._evaluation,
@@ -80,8 +80,9 @@ class Ours:
         return [self.runtime.to_tensor(self.arrays[name]) for name in names]
 
     def _check_evaluation(self):
-        out, cal = self._evaluation()()
-        return {"out": self.runtime.to_numpy(out), "cal": self.runtime.to_numpy(cal)}
+        prediction = as_prediction(self._evaluation()())
+        outputs = {"out": prediction.value, "cal": prediction.calibration}
+        return {name: self.runtime.to_numpy(value) for name, value in outputs.items() if value is not None}
 
     def _check_training(self):
         dropouts = [module for _, module in self.model.named_modules() if isinstance(module, self.module("nn").Dropout)]
@@ -93,7 +94,7 @@ class Ours:
         terms, _ = self.diffusion.training_losses_segmentation(
             self.model, None, self.runtime.to_tensor(batch), t, noise=noise
         )
-        total = (terms["loss"] + 10 * terms["loss_cal"]).mean()
+        total = (terms["loss"] + 10 * terms["loss_cal"]).mean() if "loss_cal" in terms else terms["loss"].mean()
         names = [name for name, _ in self.model.named_parameters()]
         params = dict(self.model.named_parameters())
         chosen = [name for name in names if name in GRADIENTS]

@@ -4,7 +4,7 @@ import importlib
 
 from guided_diffusion_core.diffusion.schedule import LossType, ModelMeanType, ModelVarType, get_named_beta_schedule
 from guided_diffusion_core.networks import registry
-from guided_diffusion_pt import runtime
+from guided_diffusion_pt import networks, runtime
 from guided_diffusion_pt.respace import SpacedDiffusion, space_timesteps
 
 
@@ -18,6 +18,7 @@ def build_network(settings, state=None, where="weights"):
     Raises `UserError` for settings that make no network, and for a state of another one.
     """
     module, name = registry.family_of(settings).source()
+    networks.find_folders()
     network = getattr(importlib.import_module(f"guided_diffusion_pt.{module}"), name)(registry.make_plan(settings))
     if state is not None:
         runtime.load_state(network, registry.repaired(settings, state, where), where)

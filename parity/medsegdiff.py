@@ -8,11 +8,11 @@ in `parity/medsegdiff_families.py` and `parity/medsegdiff_checkpoints.py`.
 import numpy as np
 
 from guided_diffusion_core.backends import backend_module
-from guided_diffusion_core.config import ModelConfig
-from guided_diffusion_core.networks.registry import make_plan, state_shapes
+from guided_diffusion_core.networks.family import as_prediction
+from guided_diffusion_core.networks.registry import state_shapes
 from guided_diffusion_core.noise import NoiseTape
 from parity.medsegdiff_checkpoints import FAMILIES as CHECKPOINT_FAMILIES
-from parity.medsegdiff_families import FAMILIES
+from parity.medsegdiff_families import FAMILIES, network_settings
 from parity.protocol import Case, Port
 
 SMALL = {
@@ -258,7 +258,7 @@ def weights(case):
     """Return name -> float32 array of every parameter and buffer: random, without zeros."""
     if "model" not in case.settings:
         return {}
-    shapes = state_shapes(ModelConfig(**case.settings["model"]))
+    shapes = state_shapes(network_settings(case))
     generator = np.random.default_rng(case.settings.get("seed", 0))
     return {name: _weight(name, shape, generator) for name, shape in shapes.items()}
 
@@ -280,15 +280,14 @@ def inputs(case):
     """Return the arrays that the network is given: x (N, in_ch, S, S) and t (N,)."""
     if "model" not in case.settings:
         return {}
-    plan = make_plan(ModelConfig(**case.settings["model"]))
+    network = network_settings(case)
     batch = case.settings.get("batch", 2)
     generator = np.random.default_rng((case.settings.get("seed", 0), 1))
-    size = plan.image_size
-    arrays = {
-        "x": generator.standard_normal((batch, plan.in_channels, size, size)).astype(np.float32),
+    size = network.image_size
+    return {
+        "x": generator.standard_normal((batch, network.in_ch, size, size)).astype(np.float32),
         "t": np.array([3, 700, 12, 999][:batch]),
     }
-    return arrays
 
 
 def open_port(backend):
@@ -311,8 +310,7 @@ class MedSegDiffPort(Port):
         return backend_module(self.backend, name)
 
     def build(self, case):
-        plan = make_plan(ModelConfig(**case.settings["model"]))
-        return self.module("unet").make_network(plan)
+        return self.module("build").build_network(network_settings(case))
 
     def load(self, model, arrays):
         self.runtime.load_state(model, arrays)
@@ -322,8 +320,9 @@ class MedSegDiffPort(Port):
 
     def run(self, model, tensors, tape):
         self.nn.set_dropout_noise(model, tape, 0, tuple(range(tensors["x"].shape[0])))
-        out, cal = model(tensors["x"], tensors["t"])
-        return {"out": out, "cal": cal}
+        prediction = as_prediction(model(tensors["x"], tensors["t"]))
+        outputs = {"out": prediction.value, "cal": prediction.calibration}
+        return {name: value for name, value in outputs.items() if value is not None}
 
     def context(self, model):
         for _, module in model.named_modules():

@@ -33,17 +33,22 @@ OBSERVED = (
 )
 
 
+def network_settings(case):
+    """Return the settings of a case's network, a `NetworkConfig` of any family."""
+    return resolve(case.settings["model"]).model
+
+
 class Images:
     """A `Dataset` of random images around the case's `mean`, and random masks."""
 
     normalisation = "none"
 
     def __init__(self, case, length=12):
-        model = case.settings["model"]
+        model = network_settings(case)
         generator = np.random.default_rng(5)
-        masks = model.get("mask_channels", 1)
-        size = model["image_size"]
-        self.in_channels = model["in_ch"] - masks
+        masks = model.mask_channels
+        size = model.image_size
+        self.in_channels = model.image_channels
         low = case.settings.get("mean", 0.5) - 0.5
         self.images = generator.uniform(low, low + 1, (length, self.in_channels, size, size)).astype(np.float32)
         self.masks = (generator.uniform(size=(length, masks, size, size)) > 0.7).astype(np.float32)
@@ -149,7 +154,7 @@ def training_loop(port, case, weights, recorder, step=0, networks=None):
     diffusion = process(port, case)
     repeated = port.module("recompute").is_recomputing
     with (
-        mock.patch.object(training, "create_model_and_diffusion", lambda **settings: (model, diffusion)),
+        mock.patch.object(training, "build", lambda config, state=None: (model, diffusion)),
         mock.patch.object(training, "NoiseTape", lambda seed: recorder.tape(seed, repeated)),
     ):
         loop = training.create_train_loop(training_config(case), Images(case), step, networks)
@@ -273,7 +278,7 @@ def run_masks(port, case, weights, inputs, recorder):
         else:
             write_brats_phantom(folder, "BraTS2021_00001", (40, 40, 8), seed=1)
             data = DataConfig(data_name="BRATS", data_dir=folder, slices="tumour")
-        dataset = open_dataset(data, case.settings["model"]["image_size"], "Test", False)
+        dataset = open_dataset(data, network_settings(case).image_size, "Test", False)
         sampler = port.module("sample_util").EnsembleSampler(
             prepare(port, case, weights), process(port, case), sampling, recorder.tape(4)
         )

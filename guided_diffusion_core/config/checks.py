@@ -4,12 +4,16 @@ import dataclasses
 
 from guided_diffusion_core.config.sections import AUGMENT_SHARES, SECTIONS
 from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.networks.registry import families
 
 
 def check(config):
     """Refuse values outside their range; the network's own rules are in the plan of its family."""
+    # by type: a wrong --version makes a family of none
+    family = next(family for family in families().values() if family.settings is type(config.model))
+    flags = {field: flag for flag, field in family.flags().items()}
     for section in SECTIONS:
-        _check_fields(getattr(config, section))
+        _check_fields(getattr(config, section), flags if section == "model" else {})
     training = config.training
     sampling = config.sampling
     for flag, value, low in (
@@ -67,19 +71,23 @@ def check(config):
     ema_rates(training)
 
 
-def _check_fields(settings):
-    """Refuse values of a section that are not among the choices, or outside the range, of their field."""
+def _check_fields(settings, flags):
+    """Refuse values of a section that are not among the choices, or outside the range, of their field.
+
+    flags: name of a field -> name of its flag, where they differ.
+    """
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
+        flag = f"--{flags.get(field.name, field.name)}"
         choices = field.metadata["choices"]
         if choices and value not in choices:
-            raise found_expected(f"--{field.name}", repr(value), " or ".join(choices), "Choose one of them.")
+            raise found_expected(flag, repr(value), " or ".join(choices), "Choose one of them.")
         low = field.metadata["low"]
         below = field.metadata["below"]
         if below is not None and not low <= value < below:
-            raise found_expected(f"--{field.name}", value, f"a rate from {low} to below {below}", "Give such a rate.")
+            raise found_expected(flag, value, f"a rate from {low} to below {below}", "Give such a rate.")
         if low is not None and value < low:
-            raise found_expected(f"--{field.name}", value, f"a number of at least {low}", "Give a larger one.")
+            raise found_expected(flag, value, f"a number of at least {low}", "Give a larger one.")
 
 
 def ema_rates(training):

@@ -92,8 +92,8 @@ class Family:
     plan:           settings -> plan, from which everything below follows. Raises `UserError` for settings that
                     make no network.
     state_shapes:   plan -> dict name -> shape of every parameter and buffer, in order.
-    initial_value:  (name, shapes, tape) -> array that a parameter or buffer starts with; shapes: of the whole
-                    network, tape: `NoiseTape`.
+    initial_state:  (plan, tape) -> dict name -> array that each parameter and buffer starts with; tape:
+                    `NoiseTape`, so that the seed and the name alone decide.
     fixed:          values of settings that tell this family from another with the same dataclass.
     prefix:         of the flags of its own settings; "" for none, None for "NAME.".
     network:        "module:class" within a backend's package; the class is built from the plan. The default is
@@ -109,7 +109,7 @@ class Family:
     settings: type
     plan: Callable
     state_shapes: Callable
-    initial_value: Callable
+    initial_state: Callable
     fixed: dict = field(default_factory=dict)
     prefix: str | None = None
     network: str = ""

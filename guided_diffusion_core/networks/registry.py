@@ -77,9 +77,7 @@ def initial_state(settings, seed):
     """Return the parameters and buffers that a training starts with: dict name -> float32 array (int64 for
     counters). Both backends start from them, so that the same seed gives the same network."""
     family = family_of(settings)
-    shapes = family.state_shapes(family.plan(settings))
-    tape = NoiseTape(seed)
-    return {name: family.initial_value(name, shapes, tape) for name in shapes}
+    return family.initial_state(family.plan(settings), NoiseTape(seed))
 
 
 def repaired(settings, arrays, where):

@@ -35,6 +35,7 @@ def add_flags(parser):
     )
     for section in (ModelConfig, DiffusionConfig):
         command_line.add_settings(group, section, *(field.name for field in dataclasses.fields(section)))
+    command_line.add_networks(parser)
     command_line.add_settings(group, DataConfig, "data_name")
     group.add_argument(
         "--normalisation",

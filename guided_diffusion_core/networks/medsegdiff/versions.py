@@ -16,6 +16,11 @@ def smallest_batch(plan):
     return 2 if plan.image_size == 2**plan.highway.poolings else 1
 
 
+def _initial_state(plan, tape):
+    shapes = state_shapes(plan)
+    return {name: initial_value(name, shapes, tape) for name in shapes}
+
+
 def medsegdiff_family(name, version, network, **rest):
     """Return the `Family` of a version; its flags are the original's, so that both share them without a prefix."""
     return Family(
@@ -23,7 +28,7 @@ def medsegdiff_family(name, version, network, **rest):
         settings=ModelConfig,
         plan=make_plan,
         state_shapes=state_shapes,
-        initial_value=initial_value,
+        initial_state=_initial_state,
         fixed={"version": version},
         prefix="",
         network=network,

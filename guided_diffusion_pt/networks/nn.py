@@ -1,0 +1,116 @@
+"""The layers that networks with one source for all backends are made of, in PyTorch.
+
+`guided_diffusion_core/networks/nn.py` says what each one does.
+"""
+
+import torch as th
+from torch import exp, sigmoid, sqrt, tanh  # noqa: F401
+from torch.nn import (  # noqa: F401
+    GELU,
+    Conv2d,
+    ConvTranspose2d,
+    Embedding,
+    Identity,
+    LayerNorm,
+    Linear,
+    Module,
+    ModuleList,
+    ReLU,
+    Sequential,
+    Sigmoid,
+)
+from torch.nn import functional as F
+from torch.nn.functional import gelu, relu  # noqa: F401
+
+from guided_diffusion_core.networks.family import Prediction  # noqa: F401
+from guided_diffusion_pt import runtime
+from guided_diffusion_pt.nn import (  # noqa: F401
+    BatchNorm2d,
+    Dropout,
+    Dropout2d,
+    LeakyReLU,
+    Network,
+    SiLU,
+    softmax,
+    timestep_embedding,
+)
+from guided_diffusion_pt.nn import GroupNorm32 as GroupNorm  # noqa: F401
+from guided_diffusion_pt.recompute import checkpoint  # noqa: F401
+from guided_diffusion_pt.runtime import scalar  # noqa: F401
+
+_silu = SiLU()
+
+
+class RMSNorm(Module):
+    """Division of the last axis by its root mean square: (..., features)."""
+
+    def __init__(self, features, eps=1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = th.nn.Parameter(th.ones(features))
+
+    def forward(self, x):
+        return x / (x * x).mean(-1, keepdim=True).add(self.eps).sqrt() * self.weight
+
+
+class MaxPool2d(Module):
+    """Largest value of each window of `size` x `size` pixels."""
+
+    def __init__(self, size=2):
+        super().__init__()
+        self.size = size
+
+    def forward(self, x):
+        return F.max_pool2d(x, self.size)
+
+
+class Upsample(Module):
+    """Larger by a whole factor, "nearest" or "bilinear"."""
+
+    def __init__(self, scale, mode="nearest"):
+        super().__init__()
+        self.scale = scale
+        self.settings = {"mode": mode, "align_corners": False if mode == "bilinear" else None}
+
+    def forward(self, x):
+        return F.interpolate(x, scale_factor=self.scale, **self.settings)
+
+
+def Parameter(*shape, deviation=0.0):
+    """Return a parameter of any shape."""
+    return th.nn.Parameter(th.zeros(shape))
+
+
+def zeroed(module):
+    """Return a module as it is: its initial values come from the core."""
+    return module
+
+
+def silu(x):
+    """Return x sigmoid(x), element by element."""
+    return _silu(x)
+
+
+def cat(tensors, dim=1):
+    """Return tensors joined along an axis."""
+    return th.cat(tensors, dim)
+
+
+def matmul(a, b):
+    """Return (..., n, k) times (..., k, m)."""
+    return th.matmul(a, b)
+
+
+def mean(x, dim):
+    """Return the mean over an axis, or several, whose length becomes one."""
+    return x.mean(dim, keepdim=True)
+
+
+def resize(x, size):
+    """Return (N, C, H, W) resized bilinearly to (H', W') of `size`, pixel centres aligned."""
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def constant(array):
+    """Return a numpy array as a tensor in the precision of the computation."""
+    return runtime.to_tensor(array, dtype=runtime.precision())

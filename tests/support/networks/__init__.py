@@ -1,0 +1,1 @@
+"""A package of network families, as another distribution would name in an entry point "medsegdiff.networks"."""

@@ -1,0 +1,1 @@
+"""A small network without a calibration mask: everything that one has to write to add a network."""
