@@ -86,4 +86,5 @@ class Port(ABC):
         return None
 
     def restore(self, model, context):
-        """Restore a value of `context` before a layer is run by itself."""
+        """Restore a value of `context` before a layer is run by itself; by default there is nothing to restore."""
+        return

@@ -105,19 +105,17 @@ def _as_without_mpirun():
     import jittor_utils
 
     hidden = os.environ.pop("OMPI_COMM_WORLD_SIZE", None)
-    lock = None
-    try:
-        if hidden is not None:
-            folder = Path(jittor_utils.home()) / ".cache" / "jittor"
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = open(folder / "import.lock", "w")
-            fcntl.lockf(lock, fcntl.LOCK_EX)  # not flock, which children inherit
+    if hidden is None:
         yield
+        return
+    folder = Path(jittor_utils.home()) / ".cache" / "jittor"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "import.lock", "w") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX)  # not flock, which children inherit
+            yield
     finally:
-        if hidden is not None:
-            os.environ["OMPI_COMM_WORLD_SIZE"] = hidden
-        if lock:
-            lock.close()
+        os.environ["OMPI_COMM_WORLD_SIZE"] = hidden
 
 
 @_as_without_mpirun()
