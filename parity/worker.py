@@ -96,7 +96,7 @@ class Worker:
         write_section(job["folder"], section)
 
     def _fault(self, name):
-        """The context in which a planted fault holds."""
+        """Return a context that plants a fault; without a name, one that does nothing."""
         if name is None:
             return contextlib.nullcontext()
         return planted(name, self.port)

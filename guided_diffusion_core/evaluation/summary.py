@@ -44,20 +44,11 @@ def evaluate(prediction_dir, truths, threshold, surfaces=None):
         kind, paths = sources[truth.name]
         scored = read_scored(prediction_dir, truth, kind, paths, threshold)
         spacing = spacing_of(truth, paths[0], surfaces.pixel_spacing) if surfaces else None
-        row, case_slices = _score(truth, scored, surfaces, spacing, labels)
+        scores_of_case, case_slices = _score(truth, scored, surfaces, spacing, labels)
+        rows.append(_row(truth, kind, paths, labels) | scores_of_case)
         for place, label in enumerate(labels):
             reliability[label].add(scored, place)
             slice_scores[label] += case_slices[label] or []
-        files = paths[0] if len(labels) == 1 else dict(zip(labels, paths))
-        rows.append(
-            {
-                "case": truth.name,
-                "reference_file": str(truth.path),
-                "prediction_file": files,
-                "scored_from": kind,
-                **row,
-            }
-        )
     cases = {label: [row["metrics"][label] for row in rows] for label in labels}
     return {
         "foreground_mean": _foreground_mean(_by_metric(cases, statistics.mean)),
@@ -74,6 +65,16 @@ def evaluate(prediction_dir, truths, threshold, surfaces=None):
         "calibration": {label: found.summary() for label, found in reliability.items()},
         "definitions": _definitions(surfaces),
         "metric_per_case": rows,
+    }
+
+
+def _row(truth, kind, paths, labels):
+    """Return the part of a case's row that names its files."""
+    return {
+        "case": truth.name,
+        "reference_file": str(truth.path),
+        "prediction_file": paths[0] if len(labels) == 1 else dict(zip(labels, paths)),
+        "scored_from": kind,
     }
 
 
