@@ -9,10 +9,12 @@ from guided_diffusion_jt.runtime import jt, to_tensor
 class AdamW:
     """Adam with decoupled weight decay.
 
-    params:       list of tensors, which `step` changes in place.
-    weight_decay: fraction of a parameter taken off per step, times the learning rate.
+    params:       list of tensors that `step` changes in place.
+    weight_decay: a step subtracts weight_decay * lr * parameter.
+    betas:        decay rates of the moving averages of the gradient and of its square.
+    eps:          added to the root of the second moment in the denominator.
 
-    Jittor's own counts backward passes for its bias correction, so that microbatches spoil it, and
+    Jittor's own AdamW corrects the bias by the number of backward passes, which is wrong with microbatches. It also
     decays running statistics.
     """
 
@@ -26,7 +28,11 @@ class AdamW:
         self.second_moments = [jt.zeros_like(param).stop_grad() for param in self.params]
 
     def step(self, gradients, lr):
-        """One update at learning rate `lr`; gradients: a tensor for each parameter."""
+        """Update all parameters.
+
+        gradients: one tensor for each parameter.
+        lr:        learning rate of this step.
+        """
         self.steps += 1
         beta1, beta2 = self.betas
         numbers = {
@@ -37,22 +43,24 @@ class AdamW:
             "rate": lr / (1 - beta1**self.steps),
             "correction": math.sqrt(1 - beta2**self.steps),
         }
-        jt.sync_all()  # what has still to read the old values
-        jt.sync(
-            [
-                updated
-                for tensors in zip(self.params, self.first_moments, self.second_moments, gradients)
-                for updated in adamw(*tensors, numbers)
-            ]
-        )
+        # Pending operators may still have to read the old values: they run before the update in place.
+        jt.sync_all()
+        updated = []
+        for tensors in zip(self.params, self.first_moments, self.second_moments, gradients):
+            updated += adamw(*tensors, numbers)
+        jt.sync(updated)
 
     def moments(self):
-        """(first, second): for each parameter the moving averages of its gradient and of its square,
-        zeros before the first step."""
+        """Return (first, second), two lists over the parameters: the moving averages of the gradient and of its
+        square. They are zeros before the first step."""
         return self.first_moments, self.second_moments
 
     def restore(self, first, second, steps):
-        """Go on from the moments (numpy arrays, in the order of the parameters) after `steps` steps."""
+        """Continue after a number of steps.
+
+        first, second: the moments then, numpy arrays in the order of the parameters.
+        steps:         number of steps so far, for the bias correction.
+        """
         self.steps = steps
         for moments, arrays in ((self.first_moments, first), (self.second_moments, second)):
             for moment, array in zip(moments, arrays):
@@ -61,9 +69,10 @@ class AdamW:
 
 
 def gradients(loss, params):
-    """The gradient of a one-element `loss` for each of `params`; zeros where it does not depend on one."""
-    # Without the graph behind them, kept for a second derivative, what they are made of can be freed on the way.
+    """Return the gradient of a one-element loss for each of `params`; zeros where the loss does not depend on it."""
+    # Jittor keeps the graph behind a gradient for a second derivative. `stop_grad` drops it, which frees activations
+    # during the backward pass.
     found = [gradient.stop_grad() for gradient in jt.grad(loss, params)]
-    # Fetching one while its siblings are pending takes the convolutions off oneDNN.
+    # All gradients are computed together: if one is fetched alone, convolutions run without oneDNN.
     jt.sync(found + [loss])
     return found

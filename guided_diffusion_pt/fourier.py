@@ -8,8 +8,10 @@ from guided_diffusion_pt import runtime
 def spectral_filter(x, weight):
     """Multiply the two-dimensional spectrum of each channel by a complex weight.
 
-    x: (N, C, H, W). weight: (C, H, W // 2 + 1, 2), real and imaginary part, of the half spectrum of a real
-    signal. Returns (N, C, H, W); of the frequencies that are their own conjugates the real part counts.
+    x:      (N, C, H, W).
+    weight: (C, H, W // 2 + 1, 2), real and imaginary parts for the half spectrum of a real signal.
+    Returns (N, C, H, W). Frequencies that are their own conjugates keep only the real part of the product.
     """
-    spectrum = th.fft.rfft2(runtime.widened(x), norm="ortho") * th.view_as_complex(weight)  # (N, C, H, W // 2 + 1)
-    return th.fft.irfft2(spectrum, s=x.shape[2:], norm="ortho").to(x.dtype)
+    spectrum = th.fft.rfft2(runtime.widened(x), norm="ortho")  # (N, C, H, W // 2 + 1), complex
+    filtered = spectrum * th.view_as_complex(weight)
+    return th.fft.irfft2(filtered, s=x.shape[2:], norm="ortho").to(x.dtype)

@@ -8,8 +8,10 @@ from guided_diffusion_pt import runtime
 class AdamW:
     """Adam with decoupled weight decay.
 
-    params:       list of tensors, which `step` changes in place.
-    weight_decay: fraction of a parameter taken off per step, times the learning rate.
+    params:       list of tensors that `step` changes in place.
+    weight_decay: a step subtracts weight_decay * lr * parameter.
+    betas:        decay rates of the moving averages of the gradient and of its square.
+    eps:          added to the root of the second moment in the denominator.
     """
 
     def __init__(self, params, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8):
@@ -17,19 +19,23 @@ class AdamW:
         self._adamw = th.optim.AdamW(self.params, lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
     def step(self, gradients, lr):
-        """One update at learning rate `lr`; gradients: a tensor for each parameter."""
+        """Update all parameters.
+
+        gradients: one tensor for each parameter.
+        lr:        learning rate of this step.
+        """
         for param, gradient in zip(self.params, gradients):
-            # the fused step takes any other order in memory for that of the parameter
+            # The fused step reads the gradient as if it lay in memory in the order of the parameter.
             param.grad = gradient.contiguous()
         for group in self._adamw.param_groups:
             group["lr"] = lr
         self._adamw.step()
         for param in self.params:
-            param.grad = None  # not kept beside those of the next step
+            param.grad = None  # frees its memory before the next step's gradients come
 
     def moments(self):
-        """(first, second): for each parameter the moving averages of its gradient and of its square,
-        zeros before the first step."""
+        """Return (first, second), two lists over the parameters: the moving averages of the gradient and of its
+        square. They are zeros before the first step."""
         states = [self._adamw.state[param] for param in self.params]
         return tuple(
             [state.get(key, th.zeros_like(param)) for state, param in zip(states, self.params)]
@@ -37,7 +43,11 @@ class AdamW:
         )
 
     def restore(self, first, second, steps):
-        """Go on from the moments (numpy arrays, in the order of the parameters) after `steps` steps."""
+        """Continue after a number of steps.
+
+        first, second: the moments then, numpy arrays in the order of the parameters.
+        steps:         number of steps so far, for the bias correction.
+        """
         for param, mean, square in zip(self.params, first, second):
             self._adamw.state[param] = {
                 "step": th.tensor(float(steps), device=param.device),
@@ -47,5 +57,5 @@ class AdamW:
 
 
 def gradients(loss, params):
-    """The gradient of a one-element `loss` for each of `params`; zeros where it does not depend on one."""
+    """Return the gradient of a one-element loss for each of `params`; zeros where the loss does not depend on it."""
     return list(th.autograd.grad(loss, params, materialize_grads=True))

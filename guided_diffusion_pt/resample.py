@@ -1,4 +1,4 @@
-"""How training chooses its time steps."""
+"""Distributions from which training draws its time steps."""
 
 import abc
 
@@ -11,35 +11,41 @@ from guided_diffusion_pt import runtime
 
 
 class ScheduleSampler(abc.ABC):
-    """A distribution over the time steps of a diffusion, meant to lower the variance of the
-    objective; importance weights keep its mean (Improved DDPM, arXiv:2102.09672, section 3.3)."""
+    """A distribution over the time steps of a diffusion that lowers the variance of the objective.
+
+    Importance weights keep the mean of the objective (Nichol & Dhariwal 2021, arXiv:2102.09672, section 3.3).
+    """
 
     @abc.abstractmethod
     def weights(self):
-        """One positive number per time step, float64 (T,); they need not sum to 1."""
+        """Return one positive number per time step, float64 (T,). The sum need not be 1."""
 
     def sample(self, uniforms):
-        """Draw time steps.
+        """Draw a time step for each example.
 
         uniforms: (N,) values of U[0, 1), one per example.
-        Returns (t, weights): (N,) integer time step indices, and (N,) float64 factors of the losses.
+        Returns (t, weights), both (N,): integer time step indices, and float64 factors of the losses.
         """
         indices, weights = choose_timesteps(self.weights(), uniforms)
         return runtime.to_tensor(indices), runtime.to_tensor(weights)
 
     def update_with_losses(self, ts, losses):
-        """Take note of an optimizer step: numpy (N,) time steps and losses of its whole batch, unweighted."""
+        """Record an optimizer step.
+
+        ts:     numpy (N,), time steps of its whole batch.
+        losses: numpy (N,), their losses without weights.
+        """
 
     def state(self):
-        """Name -> numpy array of what the losses have changed, for a checkpoint."""
+        """Return name -> numpy array of all values that the losses have changed, for a checkpoint."""
         return {}
 
     def restore(self, arrays):
-        """Go on from what `state` returned."""
+        """Continue from the arrays that `state` returned."""
 
 
 class UniformSampler(ScheduleSampler):
-    """All time steps of `diffusion` alike; every importance weight is 1."""
+    """The uniform distribution over the time steps of `diffusion`; every importance weight is 1."""
 
     def __init__(self, diffusion):
         self.num_timesteps = diffusion.num_timesteps
@@ -56,15 +62,17 @@ class LossAwareSampler(ScheduleSampler):
 
     @abc.abstractmethod
     def update_with_all_losses(self, ts, losses):
-        """Change the weights by the losses (N,) of time steps ts (N,), numpy: the same in all processes."""
+        """Change the weights by the losses (N,) of time steps ts (N,), numpy; all processes get the same ones."""
 
 
 class LossSecondMomentResampler(LossAwareSampler):
-    """Time steps by the root of their mean squared loss (Improved DDPM, section 3.3, eq. 18), once each has
-    `history_per_term` losses; uniform until then.
+    """Time steps drawn by the root of their mean squared loss: p_t ~ sqrt(E[L_t^2]) (Nichol & Dhariwal 2021,
+    arXiv:2102.09672, eq. 18).
 
-    diffusion:    the process. history_per_term: losses of a time step that count, its last ones.
-    uniform_prob: share of the draws that stays uniform, so that no time step is forgotten.
+    diffusion:        process with its `num_timesteps`.
+    history_per_term: number of last losses of each time step that count. The distribution is uniform until every
+                      time step has this number.
+    uniform_prob:     share of the draws that stays uniform, so that every time step is drawn again.
     """
 
     def __init__(self, diffusion, history_per_term=10, uniform_prob=0.001):
@@ -89,7 +97,7 @@ SAMPLERS = {"uniform": UniformSampler, "loss-second-moment": LossSecondMomentRes
 
 
 def create_named_schedule_sampler(name, diffusion):
-    """The sampler of that name ("uniform" or "loss-second-moment") for a `GaussianDiffusion`.
+    """Build the sampler of a name, "uniform" or "loss-second-moment", for a `GaussianDiffusion`.
 
     Raises `UserError` for another name.
     """
