@@ -1,4 +1,4 @@
-"""Layers and small functions that the networks and the training loop are made of."""
+"""Layers and small functions of the networks and the training loop."""
 
 from guided_diffusion_core.networks.embedding import timestep_frequencies
 from guided_diffusion_core.networks.medsegdiff.plan import GROUP_NORM_GROUPS
@@ -7,53 +7,65 @@ from guided_diffusion_jt.kernels import group_norm, winograd
 from guided_diffusion_jt.recompute import is_recomputing
 from guided_diffusion_jt.runtime import jt, nn
 
-SUM_LENGTH = 256  # values per partial sum: one long float32 sum loses digits
+# Values per partial sum: one long float32 sum loses digits.
+SUM_LENGTH = 256
 
 
 class Network(nn.Module):
-    """A network of any family; it is built from its plan.
+    """A network of any family, which is built from its plan.
 
-    Its forward pass takes x (N, in_channels, S, S), the image's channels and last those of the noised mask, the time
-    steps (N,), and `conditioning` of `condition` where that is known; it returns the prediction (N, out_channels, S,
-    S), or a pair of it and a calibration mask (N, mask_channels, S, S).
+    The forward pass takes
+
+        x:            (N, in_channels, S, S), the channels of the image, then those of the noised mask.
+        timesteps:    (N,), whole or fractional.
+        conditioning: the result of `condition`, where it is known already.
+
+    It returns the prediction (N, out_channels, S, S), or a pair of that and a calibration mask (N, mask_channels,
+    S, S).
     """
 
     def condition(self, image):
-        """Return the tensors, a tuple, that depend on the image (N, C, S, S) alone; None if there are none."""
+        """Return a tuple of the tensors that depend only on the image (N, C, S, S), or None if there are none."""
         return None
 
 
 class SiLU(nn.Module):
-    """x * sigmoid(x), any shape (Elfwing et al. 2018, arXiv:1702.03118, eq. 1)."""
+    """The activation x * sigmoid(x), any shape (Elfwing et al. 2018, arXiv:1702.03118, eq. 1)."""
 
     def execute(self, x):
         return group_norm.silu(x)
 
 
 class LeakyReLU(nn.Module):
-    """x where positive, else 0.01 x; any shape."""
+    """x where it is positive, otherwise 0.01 x; any shape."""
 
     def execute(self, x):
         return jt.ternary(x > 0, x, x * runtime.scalar(0.01))
 
 
 def mean_last(x):
-    """Mean over the last axis, its sum in two stages where its length allows: (..., M) to (..., 1).
+    """Return the mean over the last axis: (..., M) to (..., 1).
 
-    Not by Jittor's mean: the gradient of that rounds 1 / M to float32, in float64 too.
+    The sum has two stages where M allows it. The gradient of Jittor's own mean rounds 1 / M to float32, in float64
+    too.
     """
     length = x.shape[-1]
     if length % SUM_LENGTH == 0:
+        # (..., M) to (..., M / 256, 256) to the partial sums (..., M / 256)
         x = x.reshape(*x.shape[:-1], length // SUM_LENGTH, SUM_LENGTH).sum(-1)
     return x.sum(-1, keepdims=True) / runtime.scalar(length)
 
 
 class GroupNorm32(nn.Module):
-    """Group normalisation of (N, C, ...) over C / num_groups channels and all positions
-    (Wu & He 2018, arXiv:1803.08494, eq. 1), with a weight and a bias per channel.
+    """Group normalisation of x (N, C, ...): (x - mean) / sqrt(variance + eps) * weight + bias (Wu & He 2018,
+    arXiv:1803.08494, eq. 1).
 
-    Jittor's own computes the variance as E[x^2] - E[x]^2, which cancels; this one takes the
-    mean first and the variance of the differences.
+    num_groups:   groups; mean and variance are those of the C / num_groups channels and all positions of a group.
+    num_channels: C; each channel has a weight and a bias.
+    eps:          added to the variance.
+
+    Jittor's own computes the variance as E[x^2] - E[x]^2, a difference of large numbers that loses digits. This one
+    takes the mean first, then the variance of the differences.
     """
 
     def __init__(self, num_groups, num_channels, eps=1e-5):
@@ -65,7 +77,7 @@ class GroupNorm32(nn.Module):
     def execute(self, x):
         if not jt.flags.use_cuda:
             return group_norm.group_norm(x, self.weight, self.bias, self.num_groups, self.eps)
-        groups = x.reshape(x.shape[0], self.num_groups, -1)  # (N, G, C / G * positions)
+        groups = x.reshape(x.shape[0], self.num_groups, -1)  # (N, C, ...) to (N, G, C / G * positions)
         centred = groups - mean_last(groups)
         normal = centred / jt.sqrt(mean_last(centred * centred) + runtime.scalar(self.eps))
         per_channel = (1, -1) + (1,) * (len(x.shape) - 2)
@@ -73,11 +85,17 @@ class GroupNorm32(nn.Module):
 
 
 class BatchNorm2d(nn.Module):
-    """Batch normalisation of (N, C, H, W) (Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1);
-    the running variance is the unbiased one. Training needs more than one value per channel. Of several
-    processes the statistics are those of their examples together.
+    """Batch normalisation of x (N, C, H, W): (x - mean) / sqrt(variance + eps) * weight + bias (Ioffe & Szegedy 2015,
+    arXiv:1502.03167, algorithm 1).
 
-    Jittor's own keeps the biased running variance and cancels as its group norm does.
+    num_features: C; each channel has a weight, a bias and its statistics.
+    eps:          added to the variance.
+    momentum:     weight of the new batch in the running statistics.
+
+    Training takes the statistics of the batch, and needs more than one value per channel. The batch is that of all
+    processes. Sampling takes the running statistics, whose variance is the unbiased one.
+
+    Jittor's own keeps the biased running variance, and its variance loses digits as that of its group norm does.
     """
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1):
@@ -92,28 +110,32 @@ class BatchNorm2d(nn.Module):
     def execute(self, x):
         if not self.is_training():
             return self._normalize(x, self.running_mean.reshape(1, -1, 1, 1), self.running_var.reshape(1, -1, 1, 1))
-        count = x.shape[0] * x.shape[2] * x.shape[3] * dist_util.group().size
+        count = x.shape[0] * x.shape[2] * x.shape[3] * dist_util.group().size  # values per channel
         if count < 2:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
         mean = self._mean(x)
         variance = self._mean((x - mean) * (x - mean))
         if not is_recomputing():  # a batch counts once
-            self._track(mean.detach().reshape(-1), variance.detach().reshape(-1) * runtime.scalar(count / (count - 1)))
+            unbiased = variance.detach().reshape(-1) * runtime.scalar(count / (count - 1))  # (C,)
+            self._track(mean.detach().reshape(-1), unbiased)
         return self._normalize(x, mean, variance)
 
     def _mean(self, x):
-        """Mean over the examples and positions of all processes: (1, C, 1, 1)."""
-        planes = mean_last(x.reshape(x.shape[0], x.shape[1], -1))  # (N, C, 1)
-        mean = mean_last(planes.reshape(x.shape[0], x.shape[1]).transpose(1, 0)).reshape(1, -1, 1, 1)
+        """Return the mean over the examples and positions of all processes: (1, C, 1, 1)."""
+        planes = mean_last(x.reshape(x.shape[0], x.shape[1], -1))  # (N, C, H W) to (N, C, 1)
+        by_channel = planes.reshape(x.shape[0], x.shape[1]).transpose(1, 0)  # (C, N)
+        mean = mean_last(by_channel).reshape(1, -1, 1, 1)
         processes = dist_util.group().size
         return dist_util.all_reduce(mean) / runtime.scalar(processes) if processes > 1 else mean
 
     def _track(self, mean, variance):
+        """Move the running statistics towards those of a batch, both (C,)."""
         self.running_mean.update(self.running_mean + (mean - self.running_mean) * runtime.scalar(self.momentum))
         self.running_var.update(self.running_var + (variance - self.running_var) * runtime.scalar(self.momentum))
         self.num_batches_tracked.update(self.num_batches_tracked + 1)
 
     def _normalize(self, x, mean, variance):
+        """Normalise x by a mean and a variance (1, C, 1, 1)."""
         scale = self.weight.reshape(1, -1, 1, 1) / jt.sqrt(variance + runtime.scalar(self.eps))
         return (x - mean) * scale + self.bias.reshape(1, -1, 1, 1)
 
@@ -129,7 +151,12 @@ class Conv3x3(nn.Conv2d):
 
 
 class Conv1d(nn.Module):
-    """Pointwise convolution of (N, in, T): (N, out, T). The weight is (out, in, kernel_size)."""
+    """Pointwise convolution: (N, in_channels, T) to (N, out_channels, T).
+
+    in_channels:  channels of the input.
+    out_channels: channels of the output.
+    kernel_size:  1. The weight is (out_channels, in_channels, kernel_size), as in PyTorch.
+    """
 
     def __init__(self, in_channels, out_channels, kernel_size):
         self.weight = jt.zeros((out_channels, in_channels, kernel_size))
@@ -140,10 +167,12 @@ class Conv1d(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Inverted dropout whose masks come from the noise tape (`set_dropout_noise`).
+    """Inverted dropout of x (N, C, ...), with one mask element per element of x (Srivastava et al. 2014).
 
-    p: rate, 0 to below 1. Input (N, C, ...), one mask element per input element.
-    Raises RuntimeError in training when no noise is set.
+    p: rate, 0 to below 1.
+
+    The masks come from the noise tape (`set_dropout_noise`), so that both backends drop the same elements. The
+    forward pass raises RuntimeError in training when no noise is set.
     """
 
     def __init__(self, p=0.5):
@@ -151,7 +180,7 @@ class Dropout(nn.Module):
         self.noise = None
 
     def mask_shape(self, x):
-        """Shape of one example's mask."""
+        """Return the shape of the mask of one example."""
         return tuple(x.shape[1:])
 
     def execute(self, x):
@@ -165,18 +194,20 @@ class Dropout(nn.Module):
 
 
 class Dropout2d(Dropout):
-    """Dropout of whole channels (Tompson et al. 2015, arXiv:1411.4280): one mask element a channel."""
+    """Dropout of whole channels, with one mask element per channel (Tompson et al. 2015, arXiv:1411.4280)."""
 
     def mask_shape(self, x):
-        """Shape of one example's mask."""
+        """Return the shape of the mask of one example: (C, 1, ...)."""
         return (x.shape[1],) + (1,) * (len(x.shape) - 2)
 
 
 def set_dropout_noise(model, tape, step, slots):
-    """Tell every dropout layer of `model` where on the tape its next masks lie.
+    """Tell every dropout layer of a model where its next masks lie on the noise tape.
 
-    tape:  NoiseTape. step: int, the optimizer step.
-    slots: the examples' places in the whole batch, one per row of the next forward pass.
+    model: network with named modules; the name of a layer is part of the place.
+    tape:  NoiseTape.
+    step:  int, the optimizer step.
+    slots: index in the whole batch of each example of the next forward pass.
     """
     for name, module in model.named_modules():
         if isinstance(module, Dropout):
@@ -186,8 +217,8 @@ def set_dropout_noise(model, tape, step, slots):
 class MaxPool2d(nn.Module):
     """Largest value of each 2x2 window: (N, C, H, W) to (N, C, H/2, W/2).
 
-    Of equal values the first one gets the gradient, as in PyTorch. Jittor's own pooling refuses
-    an input of 2x2 pixels.
+    The first one of equal values gets the gradient, as in PyTorch. Jittor's own pooling refuses an input of 2x2
+    pixels.
     """
 
     def execute(self, x):
@@ -202,11 +233,16 @@ class AvgPool2d(nn.Module):
 
     def execute(self, x):
         n, channels, height, width = x.shape
-        return x.reshape(n, channels, height // 2, 2, width // 2, 2).mean((3, 5))
+        windows = x.reshape(n, channels, height // 2, 2, width // 2, 2)  # (N, C, H/2, rows, W/2, columns)
+        return windows.mean((3, 5))
 
 
 class BilinearUpsample(nn.Module):
-    """Bilinear upsampling of (N, C, H, W) by a whole factor, pixel centres aligned."""
+    """Bilinear upsampling by a whole factor: (N, C, H, W) to (N, C, scale H, scale W).
+
+    Pixels are areas: the corners of the image stay in place, not the centres of its corner pixels
+    (`align_corners=False`).
+    """
 
     def __init__(self, scale):
         self.scale = scale
@@ -221,20 +257,25 @@ def nearest_upsample(x):
 
 
 def network_format(x, channels):
-    """x (N, C, H, W), as it is: Jittor knows one order in memory.
+    """Return x (N, C, H, W) as it is: Jittor has only one order in memory.
 
-    channels: width of the layers that it goes through.
+    channels: width of the layers that x goes through.
     """
     return x
 
 
 def normalization(channels):
-    """The group normalisation of the network: 32 groups. channels: a multiple of 32."""
+    """Build the group normalisation of the network, with 32 groups. channels: a multiple of 32."""
     return GroupNorm32(GROUP_NORM_GROUPS, channels)
 
 
 def _numpy_matmul(a, b, transpose_a=False, transpose_b=False):
-    """Batched product in numpy: Jittor has no fast one on a CPU."""
+    """Multiply matrices of a batch in numpy, because Jittor has no fast product on a CPU.
+
+    a, b:                     (B, n, k) and (B, k, m), or their transposes.
+    transpose_a, transpose_b: the factor is given transposed.
+    Returns (B, n, m).
+    """
 
     def forward(np, data):
         left, right = data["inputs"]
@@ -248,7 +289,7 @@ def _numpy_matmul(a, b, transpose_a=False, transpose_b=False):
 
 
 class _BatchedMatmul(jt.Function):
-    """Product with its gradients as products: Jittor's own gradient is 40 times slower."""
+    """A product whose gradients are products too: Jittor's own gradient is 40 times slower."""
 
     def execute(self, a, b):
         self.factors = a, b
@@ -256,24 +297,28 @@ class _BatchedMatmul(jt.Function):
 
     def grad(self, grad):
         a, b = self.factors
+        # d(a b) = da b + a db: the gradients are grad b^T and a^T grad.
         return _numpy_matmul(grad, b, transpose_b=True), _numpy_matmul(a, grad, transpose_a=True)
 
 
 def batched_matmul(a, b):
-    """(B, n, k) times (B, k, m): (B, n, m)."""
+    """Multiply matrices of a batch: (B, n, k) times (B, k, m) is (B, n, m)."""
     return _BatchedMatmul.apply(a, b)
 
 
 def softmax(x):
-    """Softmax over the last axis; any shape."""
+    """Return the softmax over the last axis; any shape."""
     return nn.softmax(x, dim=-1)
 
 
+# cos(t f_i) and sin(t f_i) with f_i = max_period^(-2 i / dim), i < dim / 2 (Vaswani et al. 2017, arXiv:1706.03762,
+# section 3.5)
 def timestep_embedding(timesteps, dim, max_period=10000):
-    """Sinusoidal embedding of time steps (Vaswani et al. 2017, arXiv:1706.03762, section 3.5).
+    """Return the sinusoidal embedding of time steps, (N, dim): the cosines, then the sines.
 
-    timesteps: (N,) whole or fractional steps, 0 to about 1000. dim: even width.
-    Returns (N, dim): the cosines, then the sines.
+    timesteps:  (N,) whole or fractional steps, 0 to about 1000.
+    dim:        even width of the embedding.
+    max_period: steps of the longest period, divided by 2 pi.
     """
     frequencies = runtime.to_tensor(timestep_frequencies(dim, runtime.precision(), max_period))
     angles = timesteps.unsqueeze(1).cast(frequencies.dtype) * frequencies.unsqueeze(0)  # (N, dim / 2)
@@ -281,23 +326,31 @@ def timestep_embedding(timesteps, dim, max_period=10000):
 
 
 def per_case(values, like):
-    """Return numbers, float64 numpy (N,), one for each case, in the type, device and shape of `like` (N, ...)."""
+    """Spread one number per example over the example.
+
+    values: numpy float64 (N,).
+    like:   tensor (N, ...), whose type, device and shape the result has.
+    """
     values = runtime.to_tensor(values, dtype=str(like.dtype))
-    return values.reshape(-1, *[1] * (len(like.shape) - 1)).expand(like.shape)
+    shape = (-1,) + (1,) * (len(like.shape) - 1)
+    return values.reshape(shape).expand(like.shape)  # (N,) to (N, 1, ...) to the shape of `like`
 
 
 def channel_mean(x):
-    """Mean over all positions: (N, C, H, W) to (N, C, 1, 1)."""
+    """Return the mean over all positions: (N, C, H, W) to (N, C, 1, 1)."""
     return mean_last(x.reshape(x.shape[0], x.shape[1], -1)).unsqueeze(-1)
 
 
 def mean_flat(tensor):
-    """Mean over all axes but the first: (N, ...) to (N,)."""
+    """Return the mean over all axes but the first: (N, ...) to (N,)."""
     return mean_last(tensor.reshape(tensor.shape[0], -1)).reshape(-1)
 
 
 def update_ema(target_params, source_params, rate=0.99):
-    """target = rate * target + (1 - rate) * source, in place, for each pair of the two lists."""
+    """Update moving averages in place: target = rate * target + (1 - rate) * source.
+
+    target_params, source_params: two lists of tensors of the same shapes.
+    """
     with jt.no_grad():
         for target, source in zip(target_params, source_params):
             target.update(target * runtime.scalar(rate) + source * runtime.scalar(1 - rate))

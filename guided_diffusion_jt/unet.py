@@ -1,5 +1,5 @@
-"""The diffusion network: the U-Net of guided diffusion (Dhariwal & Nichol 2021, arXiv:2105.05233)
-joined by the highway network of MedSegDiff (Wu et al. 2022, arXiv:2211.00611)."""
+"""The diffusion network: the U-Net of guided diffusion (Dhariwal & Nichol 2021, arXiv:2105.05233) with the highway
+network of MedSegDiff (Wu et al. 2022, arXiv:2211.00611)."""
 
 import math
 from functools import partial
@@ -30,7 +30,7 @@ class TimestepBlock(nn.Module):
 
 
 class TimestepEmbedSequential(nn.Sequential):
-    """Layers in a row; those that are a `TimestepBlock` are given the time embedding too."""
+    """Layers in a row; every `TimestepBlock` among them gets the time embedding too."""
 
     def execute(self, x, emb):
         for layer in self:
@@ -39,7 +39,11 @@ class TimestepEmbedSequential(nn.Sequential):
 
 
 class Upsample(nn.Module):
-    """Nearest upsampling by two, then a 3x3 convolution if `use_conv`: (N, C, H, W) to (N, C, 2H, 2W)."""
+    """Nearest upsampling by two: (N, C, H, W) to (N, C, 2H, 2W).
+
+    channels: C.
+    use_conv: a 3x3 convolution follows.
+    """
 
     def __init__(self, channels, use_conv):
         self.conv = Conv3x3(channels, channels) if use_conv else None
@@ -50,7 +54,11 @@ class Upsample(nn.Module):
 
 
 class Downsample(nn.Module):
-    """A 3x3 convolution of stride two if `use_conv`, else the 2x2 mean: (N, C, H, W) to (N, C, H/2, W/2)."""
+    """Downsampling by two: (N, C, H, W) to (N, C, H/2, W/2).
+
+    channels: C.
+    use_conv: by a 3x3 convolution of stride two; otherwise by the mean of 2x2 pixels.
+    """
 
     def __init__(self, channels, use_conv):
         self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else AvgPool2d()
@@ -60,17 +68,19 @@ class Downsample(nn.Module):
 
 
 class ResBlock(TimestepBlock):
-    """Residual block conditioned on the time embedding (Dhariwal & Nichol 2021, appendix).
+    """A residual block conditioned on the time embedding (Dhariwal & Nichol 2021, appendix).
 
-    layer:      ResBlockPlan, widths and change of resolution.
-    plan:       UNetPlan, for what all blocks share.
-    Input: x (N, C, H, W), emb (N, E). Output (N, C_out, H', W').
+    layer: ResBlockPlan, with the widths and the change of resolution.
+    plan:  UNetPlan, with the settings that all blocks share.
+
+    The forward pass takes x (N, C, H, W) and emb (N, E), and returns (N, C_out, H', W').
     """
 
     def __init__(self, layer, plan):
         width = layer.out_channels
         self.use_scale_shift_norm = plan.use_scale_shift_norm
         self.in_layers = nn.Sequential(normalization(layer.channels), SiLU(), Conv3x3(layer.channels, width))
+        # A change of resolution is applied to the residual branch h and to the skip connection x alike.
         self.updown = layer.up or layer.down
         if layer.up:
             self.h_upd = Upsample(width, False)
@@ -86,6 +96,7 @@ class ResBlock(TimestepBlock):
 
     def execute(self, x, emb):
         if self.updown:
+            # The resolution changes between the activation and the convolution.
             h = self.h_upd(self.in_layers[1](self.in_layers[0](x)))
             h = self.in_layers[2](h)
             x = self.x_upd(x)
@@ -94,7 +105,8 @@ class ResBlock(TimestepBlock):
         emb_out = self.emb_layers(emb)[:, :, None, None]  # (N, width or 2 width, 1, 1)
         norm, silu, dropout, conv = self.out_layers
         if self.use_scale_shift_norm:
-            scale, shift = jt.chunk(emb_out, 2, dim=1)
+            # Adaptive group normalisation (Dhariwal & Nichol 2021, section 3.1): norm(h) * (1 + scale) + shift
+            scale, shift = jt.chunk(emb_out, 2, dim=1)  # (N, width, 1, 1) each
             h = conv(dropout(silu(norm(h) * (1 + scale) + shift)))
         else:
             h = self.out_layers(h + emb_out)
@@ -104,7 +116,8 @@ class ResBlock(TimestepBlock):
 class AttentionBlock(nn.Module):
     """Self-attention over all positions, added to its input (N, C, H, W).
 
-    layer: AttentionPlan. plan: UNetPlan.
+    layer: AttentionPlan, with the width and the number of heads.
+    plan:  UNetPlan, with the order of heads and q, k, v.
     """
 
     def __init__(self, layer, plan):
@@ -121,19 +134,22 @@ class AttentionBlock(nn.Module):
         return (x + h).reshape(n, channels, height, width)
 
 
+# Attention(q, k, v) = softmax(q^T k / sqrt(channels)) v (Vaswani et al. 2017, arXiv:1706.03762, eq. 1)
 def scaled_attention(q, k, v):
-    """softmax(q^T k / sqrt(channels)) v (Vaswani et al. 2017, arXiv:1706.03762, eq. 1).
+    """Return the attention (B, channels, T) of q, k and v, each (B, channels, T).
 
-    q, k, v: (B, channels, T). Returns (B, channels, T). Both factors are scaled before the
-    product, which keeps it in range in half precision.
+    q and k are both scaled before their product, which keeps it in range in half precision.
     """
     scale = runtime.scalar(1 / math.sqrt(math.sqrt(q.shape[1])))
     weight = softmax(batched_matmul((q * scale).transpose(0, 2, 1), k * scale))  # (B, T queries, T keys)
-    return batched_matmul(v, weight.transpose(0, 2, 1))
+    return batched_matmul(v, weight.transpose(0, 2, 1))  # (B, channels, T keys) times (B, T keys, T queries)
 
 
 class QKVAttentionLegacy(nn.Module):
-    """Attention on (N, heads * 3 * channels, T): split into heads first, then into q, k, v."""
+    """Attention on qkv (N, heads * 3 * channels, T), which is split into heads first, then into q, k and v.
+
+    n_heads: number of heads.
+    """
 
     def __init__(self, n_heads):
         self.n_heads = n_heads
@@ -141,12 +157,16 @@ class QKVAttentionLegacy(nn.Module):
     def execute(self, qkv):
         n, width, length = qkv.shape
         channels = width // (3 * self.n_heads)
-        q, k, v = jt.chunk(qkv.reshape(n * self.n_heads, 3 * channels, length), 3, dim=1)
+        heads = qkv.reshape(n * self.n_heads, 3 * channels, length)  # (N heads, 3 channels, T)
+        q, k, v = jt.chunk(heads, 3, dim=1)  # (N heads, channels, T) each
         return scaled_attention(q, k, v).reshape(n, width // 3, length)
 
 
 class QKVAttention(nn.Module):
-    """Attention on (N, 3 * heads * channels, T): split into q, k, v first, then into heads."""
+    """Attention on qkv (N, 3 * heads * channels, T), which is split into q, k and v first, then into heads.
+
+    n_heads: number of heads.
+    """
 
     def __init__(self, n_heads):
         self.n_heads = n_heads
@@ -154,7 +174,8 @@ class QKVAttention(nn.Module):
     def execute(self, qkv):
         n, width, length = qkv.shape
         channels = width // (3 * self.n_heads)
-        q, k, v = [part.reshape(n * self.n_heads, channels, length) for part in jt.chunk(qkv, 3, dim=1)]
+        parts = jt.chunk(qkv, 3, dim=1)  # (N, heads channels, T) each
+        q, k, v = [part.reshape(n * self.n_heads, channels, length) for part in parts]  # (N heads, channels, T)
         return scaled_attention(q, k, v).reshape(n, width // 3, length)
 
 
@@ -170,17 +191,24 @@ def _layer(layer, plan):
 
 
 def _block(layers, plan):
+    """Build a block from the plans of its layers."""
     return TimestepEmbedSequential(*[_layer(layer, plan) for layer in layers])
 
 
 class _UNetModel(Network):
-    """What both versions of the network share: every layer but the highway network.
+    """All layers that both versions of the network share: every layer but the highway network.
 
     plan: UNetPlan (`guided_diffusion_core.networks.medsegdiff.plan.make_plan`).
 
-    Input of all: x (N, in_channels, S, S), the image's channels and last the K of the noised mask; timesteps
-    (N,), whole or fractional. Returns (out, cal): (N, out_channels, S, S), the K channels of the prediction and
-    where learned the K of the variance; (N, K, S, S), the calibration mask in (0, 1).
+    The forward pass takes
+
+        x:         (N, in_channels, S, S), the channels of the image, then the K channels of the noised mask.
+        timesteps: (N,), whole or fractional.
+
+    It returns (out, cal):
+
+        out: (N, out_channels, S, S), the K channels of the prediction, then the K of the variance if it is learned.
+        cal: (N, K, S, S), the calibration mask in (0, 1).
     """
 
     def __init__(self, plan):
@@ -202,15 +230,19 @@ class _UNetModel(Network):
         return self.time_embed(timestep_embedding(timesteps, self.plan.model_channels))
 
     def _image(self, x):
-        """The image's channels of the network's input."""
+        """Return the channels of the image in the network's input."""
         return x[:, : -self.plan.mask_channels]
 
     def _encode(self, block, h, emb):
-        """The output of an input block."""
+        """Run an input block."""
         return checkpoint(block, (h, emb), (block,), self.plan.use_checkpoint)
 
     def _decode(self, h, hs, emb):
-        """From the bottleneck's features and those of all input blocks to the output."""
+        """Run the middle block, the output blocks and the output layer.
+
+        h:  features of the bottleneck.
+        hs: features of all input blocks, a list that this empties from its end.
+        """
         flag = self.plan.use_checkpoint
         block = self.middle_block
         h = checkpoint(block, (h, emb), (block,), flag)
@@ -219,19 +251,25 @@ class _UNetModel(Network):
         return checkpoint(self.out, (h,), (self.out,), flag)
 
     def _join(self, block, h, skip, emb):
+        """Append the encoder's features `skip` and run an output block on both."""
         return block(jt.concat([h, skip], dim=1), emb)
 
 
 class UNetModel_newpreview(_UNetModel):
-    """The network of version `new`: the highway's anchors are added to the first features, without
-    a gradient. The forward pass takes `conditioning`, of `condition`, where it is known already."""
+    """The network of version `new`: it adds the highway network's anchors to its first features, without a gradient.
+
+    The forward pass also takes `conditioning`, the result of `condition`, where it is known already.
+    """
 
     def __init__(self, plan):
         super().__init__(plan)
         self.hwm = HighwayUNet(plan.highway)
 
     def condition(self, image):
-        """What depends on the image (N, C, S, S) alone: (anchors (N, model_channels, S, S), cal (N, K, S, S))."""
+        """Return (anchors, cal), which depend only on the image (N, C, S, S).
+
+        anchors: (N, model_channels, S, S), without a gradient. cal: (N, K, S, S), the calibration mask.
+        """
         (first, second), cal = self.hwm(network_format(image, image.shape[1]))
         return jt.concat([first, first, second], dim=1).detach(), cal  # base + base + 2 base = model_channels
 
@@ -248,8 +286,8 @@ class UNetModel_newpreview(_UNetModel):
 
 
 class UNetModel_v1preview(_UNetModel):
-    """The network of version `1`: features of the encoder gate the highway network, whose bottleneck
-    is added to the network's own (Wu et al. 2022, section 3.2), both with their gradients."""
+    """The network of version `1`: features of its encoder gate the highway network, and the bottleneck of that is added
+    to its own (Wu et al. 2022, section 3.2). Gradients flow both ways."""
 
     def __init__(self, plan):
         super().__init__(plan)
@@ -268,5 +306,5 @@ class UNetModel_v1preview(_UNetModel):
 
 
 def make_network(plan):
-    """The network of a `UNetPlan`, of the version that it says."""
+    """Build the network of a `UNetPlan`, in the version of the plan."""
     return (UNetModel_newpreview if plan.version == "new" else UNetModel_v1preview)(plan)

@@ -13,5 +13,5 @@ def spectral_filter(x, weight):
     Returns (N, C, H, W). Frequencies that are their own conjugates keep only the real part of the product.
     """
     spectrum = th.fft.rfft2(runtime.widened(x), norm="ortho")  # (N, C, H, W // 2 + 1), complex
-    filtered = spectrum * th.view_as_complex(weight)
-    return th.fft.irfft2(filtered, s=x.shape[2:], norm="ortho").to(x.dtype)
+    spectrum = spectrum * th.view_as_complex(weight)
+    return th.fft.irfft2(spectrum, s=x.shape[2:], norm="ortho").to(x.dtype)

@@ -1,4 +1,4 @@
-"""Layers and small functions that the networks and the training loop are made of."""
+"""Layers and small functions of the networks and the training loop."""
 
 import torch as th
 import torch.nn as nn
@@ -12,35 +12,45 @@ from guided_diffusion_pt.recompute import is_recomputing
 
 
 class Network(nn.Module):
-    """A network of any family; it is built from its plan.
+    """A network of any family, which is built from its plan.
 
-    Its forward pass takes x (N, in_channels, S, S), the image's channels and last those of the noised mask, the time
-    steps (N,), and `conditioning` of `condition` where that is known; it returns the prediction (N, out_channels, S,
-    S), or a pair of it and a calibration mask (N, mask_channels, S, S).
+    The forward pass takes
+
+        x:            (N, in_channels, S, S), the channels of the image, then those of the noised mask.
+        timesteps:    (N,), whole or fractional.
+        conditioning: the result of `condition`, where it is known already.
+
+    It returns the prediction (N, out_channels, S, S), or a pair of that and a calibration mask (N, mask_channels,
+    S, S).
     """
 
     def condition(self, image):
-        """Return the tensors, a tuple, that depend on the image (N, C, S, S) alone; None if there are none."""
+        """Return a tuple of the tensors that depend only on the image (N, C, S, S), or None if there are none."""
         return None
 
 
 class SiLU(nn.Module):
-    """x * sigmoid(x), any shape (Elfwing et al. 2018, arXiv:1702.03118, eq. 1)."""
+    """The activation x * sigmoid(x), any shape (Elfwing et al. 2018, arXiv:1702.03118, eq. 1)."""
 
     def forward(self, x):
         return group_norm.silu(x)
 
 
 class LeakyReLU(nn.Module):
-    """x where positive, else 0.01 x; any shape."""
+    """x where it is positive, otherwise 0.01 x; any shape."""
 
     def forward(self, x):
         return F.leaky_relu(x, 0.01)
 
 
 class GroupNorm32(nn.GroupNorm):
-    """Group normalisation of (N, C, ...) over C / num_groups channels and all positions
-    (Wu & He 2018, arXiv:1803.08494, eq. 1), with a weight and a bias per channel."""
+    """Group normalisation of x (N, C, ...): (x - mean) / sqrt(variance + eps) * weight + bias (Wu & He 2018,
+    arXiv:1803.08494, eq. 1). It computes in float32 at least.
+
+    num_groups:   groups; mean and variance are those of the C / num_groups channels and all positions of a group.
+    num_channels: C; each channel has a weight and a bias.
+    eps:          added to the variance.
+    """
 
     def __init__(self, num_groups, num_channels, eps=1e-5):
         super().__init__(num_groups, num_channels, eps=eps)
@@ -53,9 +63,16 @@ class GroupNorm32(nn.GroupNorm):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation of (N, C, H, W) (Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1);
-    the running variance is the unbiased one. Training needs more than one value per channel. Of several
-    processes the statistics are those of their examples together."""
+    """Batch normalisation of x (N, C, H, W): (x - mean) / sqrt(variance + eps) * weight + bias (Ioffe & Szegedy 2015,
+    arXiv:1502.03167, algorithm 1).
+
+    num_features: C; each channel has a weight, a bias and its statistics.
+    eps:          added to the variance.
+    momentum:     weight of the new batch in the running statistics.
+
+    Training takes the statistics of the batch, and needs more than one value per channel. The batch is that of all
+    processes. Sampling takes the running statistics, whose variance is the unbiased one.
+    """
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1):
         super().__init__(num_features, eps=eps, momentum=momentum)
@@ -64,7 +81,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         values = runtime.widened(x)
         if self.training and dist_util.group().size > 1:
             result = self._over_processes(values)
-        elif self.training and is_recomputing():  # a batch counts once
+        elif self.training and is_recomputing():
+            # A batch counts once: the repeated forward pass updates copies of the running statistics.
             means = self.running_mean.clone()
             variances = self.running_var.clone()
             result = F.batch_norm(
@@ -75,16 +93,17 @@ class BatchNorm2d(nn.BatchNorm2d):
         return result.to(x.dtype)
 
     def _over_processes(self, x):
-        """The normalised batch; torch's own SyncBatchNorm runs on GPUs alone."""
+        """Normalise by the statistics of all processes. torch's own SyncBatchNorm runs only on GPUs."""
         processes = dist_util.group().size
-        count = processes * x.numel() // x.shape[1]
+        count = processes * x.numel() // x.shape[1]  # values per channel
         mean = dist_util.all_reduce(x.mean((0, 2, 3), keepdim=True)) / processes  # (1, C, 1, 1)
         centred = x - mean
         variance = dist_util.all_reduce(centred.square().mean((0, 2, 3), keepdim=True)) / processes
         if not is_recomputing():  # a batch counts once
             with th.no_grad():
                 self.running_mean.lerp_(mean.reshape(-1), self.momentum)
-                self.running_var.lerp_(variance.reshape(-1) * (count / (count - 1)), self.momentum)
+                unbiased = variance.reshape(-1) * (count / (count - 1))  # (C,)
+                self.running_var.lerp_(unbiased, self.momentum)
                 self.num_batches_tracked.add_(1)
         scale = self.weight.reshape(1, -1, 1, 1) / (variance + self.eps).sqrt()
         return centred * scale + self.bias.reshape(1, -1, 1, 1)
@@ -101,10 +120,12 @@ class Conv3x3(nn.Conv2d):
 
 
 class Dropout(nn.Module):
-    """Inverted dropout whose masks come from the noise tape (`set_dropout_noise`).
+    """Inverted dropout of x (N, C, ...), with one mask element per element of x (Srivastava et al. 2014).
 
-    p: rate, 0 to below 1. Input (N, C, ...), one mask element per input element.
-    Raises RuntimeError in training when no noise is set.
+    p: rate, 0 to below 1.
+
+    The masks come from the noise tape (`set_dropout_noise`), so that both backends drop the same elements. The
+    forward pass raises RuntimeError in training when no noise is set.
     """
 
     def __init__(self, p=0.5):
@@ -113,7 +134,7 @@ class Dropout(nn.Module):
         self.noise = None
 
     def mask_shape(self, x):
-        """Shape of one example's mask."""
+        """Return the shape of the mask of one example."""
         return tuple(x.shape[1:])
 
     def forward(self, x):
@@ -127,18 +148,20 @@ class Dropout(nn.Module):
 
 
 class Dropout2d(Dropout):
-    """Dropout of whole channels (Tompson et al. 2015, arXiv:1411.4280): one mask element a channel."""
+    """Dropout of whole channels, with one mask element per channel (Tompson et al. 2015, arXiv:1411.4280)."""
 
     def mask_shape(self, x):
-        """Shape of one example's mask."""
+        """Return the shape of the mask of one example: (C, 1, ...)."""
         return (x.shape[1],) + (1,) * (len(x.shape) - 2)
 
 
 def set_dropout_noise(model, tape, step, slots):
-    """Tell every dropout layer of `model` where on the tape its next masks lie.
+    """Tell every dropout layer of a model where its next masks lie on the noise tape.
 
-    tape:  NoiseTape. step: int, the optimizer step.
-    slots: the examples' places in the whole batch, one per row of the next forward pass.
+    model: network with named modules; the name of a layer is part of the place.
+    tape:  NoiseTape.
+    step:  int, the optimizer step.
+    slots: index in the whole batch of each example of the next forward pass.
     """
     for name, module in model.named_modules():
         if isinstance(module, Dropout):
@@ -160,7 +183,11 @@ class AvgPool2d(nn.Module):
 
 
 class BilinearUpsample(nn.Module):
-    """Bilinear upsampling of (N, C, H, W) by a whole factor, pixel centres aligned."""
+    """Bilinear upsampling by a whole factor: (N, C, H, W) to (N, C, scale H, scale W).
+
+    Pixels are areas: the corners of the image stay in place, not the centres of its corner pixels
+    (`align_corners=False`).
+    """
 
     def __init__(self, scale):
         super().__init__()
@@ -176,35 +203,40 @@ def nearest_upsample(x):
 
 
 def network_format(x, channels):
-    """x (N, C, H, W) in the order in memory that is quickest: channels last without gradients, and with them if
-    Winograd's algorithm serves layers of this width; backward, oneDNN takes up to three times as long for it.
+    """Return x (N, C, H, W) in the order in memory that is fastest for the network.
 
-    channels: width of the layers that it goes through.
+    channels: width of the layers that x goes through.
+
+    The channels come last without gradients. With gradients they come last only if Winograd's algorithm serves layers
+    of this width: oneDNN takes up to three times as long for that order in the backward pass.
     """
     last = not th.is_grad_enabled() or winograd.serves(x, channels)
     return x.contiguous(memory_format=th.channels_last if last else th.contiguous_format)
 
 
 def normalization(channels):
-    """The group normalisation of the network: 32 groups. channels: a multiple of 32."""
+    """Build the group normalisation of the network, with 32 groups. channels: a multiple of 32."""
     return GroupNorm32(GROUP_NORM_GROUPS, channels)
 
 
 def batched_matmul(a, b):
-    """(B, n, k) times (B, k, m): (B, n, m)."""
+    """Multiply matrices of a batch: (B, n, k) times (B, k, m) is (B, n, m)."""
     return th.bmm(a, b)
 
 
 def softmax(x):
-    """Softmax over the last axis; any shape."""
+    """Return the softmax over the last axis; any shape."""
     return th.softmax(runtime.widened(x), dim=-1).to(x.dtype)
 
 
+# cos(t f_i) and sin(t f_i) with f_i = max_period^(-2 i / dim), i < dim / 2 (Vaswani et al. 2017, arXiv:1706.03762,
+# section 3.5)
 def timestep_embedding(timesteps, dim, max_period=10000):
-    """Sinusoidal embedding of time steps (Vaswani et al. 2017, arXiv:1706.03762, section 3.5).
+    """Return the sinusoidal embedding of time steps, (N, dim): the cosines, then the sines.
 
-    timesteps: (N,) whole or fractional steps, 0 to about 1000. dim: even width.
-    Returns (N, dim): the cosines, then the sines.
+    timesteps:  (N,) whole or fractional steps, 0 to about 1000.
+    dim:        even width of the embedding.
+    max_period: steps of the longest period, divided by 2 pi.
     """
     frequencies = runtime.to_tensor(timestep_frequencies(dim, runtime.precision(), max_period))
     angles = timesteps[:, None].to(frequencies.dtype) * frequencies[None]  # (N, dim / 2)
@@ -212,23 +244,31 @@ def timestep_embedding(timesteps, dim, max_period=10000):
 
 
 def per_case(values, like):
-    """Return numbers, float64 numpy (N,), one for each case, in the type, device and shape of `like` (N, ...)."""
+    """Spread one number per example over the example.
+
+    values: numpy float64 (N,).
+    like:   tensor (N, ...), whose type, device and shape the result has.
+    """
     values = runtime.to_tensor(values).to(like)
-    return values.reshape(-1, *[1] * (len(like.shape) - 1)).expand(like.shape)
+    shape = (-1,) + (1,) * (len(like.shape) - 1)
+    return values.reshape(shape).expand(like.shape)  # (N,) to (N, 1, ...) to the shape of `like`
 
 
 def channel_mean(x):
-    """Mean over all positions: (N, C, H, W) to (N, C, 1, 1)."""
+    """Return the mean over all positions: (N, C, H, W) to (N, C, 1, 1)."""
     return x.mean((2, 3), keepdim=True)
 
 
 def mean_flat(tensor):
-    """Mean over all axes but the first: (N, ...) to (N,)."""
+    """Return the mean over all axes but the first: (N, ...) to (N,)."""
     return tensor.mean(dim=list(range(1, len(tensor.shape))))
 
 
 def update_ema(target_params, source_params, rate=0.99):
-    """target = rate * target + (1 - rate) * source, in place, for each pair of the two lists."""
+    """Update moving averages in place: target = rate * target + (1 - rate) * source.
+
+    target_params, source_params: two lists of tensors of the same shapes.
+    """
     with th.no_grad():
         for target, source in zip(target_params, source_params):
             target.mul_(rate).add_(source, alpha=1 - rate)
