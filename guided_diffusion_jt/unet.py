@@ -129,8 +129,8 @@ class AttentionBlock(nn.Module):
 
     def execute(self, x):
         n, channels, height, width = x.shape
-        x = x.reshape(n, channels, height * width)  # (N, C, T)
-        h = self.proj_out(self.attention(self.qkv(self.norm(x))))
+        x = x.reshape(n, channels, height * width)  # (N, C, H, W) to (N, C, T)
+        h = self.proj_out(self.attention(self.qkv(self.norm(x))))  # (N, C, T) to (N, 3 C, T) to (N, C, T)
         return (x + h).reshape(n, channels, height, width)
 
 
