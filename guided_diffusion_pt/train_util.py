@@ -1,4 +1,4 @@
-"""The training loop and the loader of its batches."""
+"""The training loop, and the loader of its batches."""
 
 import numpy as np
 import torch as th
@@ -21,15 +21,18 @@ from guided_diffusion_pt.optim import AdamW, gradients
 from guided_diffusion_pt.resample import UniformSampler, create_named_schedule_sampler
 from guided_diffusion_pt.sample_util import EnsembleSampler
 
-# Prefixes of the names in a checkpoint's `trainer`.
+# Prefixes of the names of arrays in the part `trainer` of a checkpoint.
 MOMENTS = ("first_moment", "second_moment")
 SAMPLER = "schedule_sampler"
 SCALE = "loss_scale"
 
 
 def make_loader(stream, batch_size, num_workers=0):
-    """Batches of a `TrainingStream`, in its order: pairs of tensors, image (N, C, S, S) and mask
-    (N, K, S, S), read by `num_workers` processes beside (0: none), whose errors are raised here."""
+    """Return the loader of a `TrainingStream`: batches in its order, pairs of image (N, C, S, S) and mask (N, K, S, S).
+
+    batch_size:  N.
+    num_workers: processes that read the examples; 0 reads them in this process. Their errors are raised here.
+    """
     examples = ErrorCarrier(stream) if num_workers else stream
     return checked(
         DataLoader(examples, batch_size=batch_size, shuffle=False, num_workers=num_workers, collate_fn=_collate)
@@ -37,14 +40,17 @@ def make_loader(stream, batch_size, num_workers=0):
 
 
 def _collate(examples):
-    """A batch of the examples, or the first error among them."""
+    """Return a batch of the examples, or the first error among them."""
     return first_error(examples) or default_collate(examples)
 
 
 def create_train_loop(config, dataset, step=0, networks=None):
-    """The `TrainLoop` of a `Config` on a `Dataset`: network, process, loader and tape from its seed.
+    """Build the `TrainLoop` of a configuration: network, process, loader, and the noise tape of its seed.
 
-    step, networks: of a checkpoint to go on from (`TrainLoop.networks`, `checkpoint.load_all`).
+    config:   `Config`.
+    dataset:  `Dataset` of the images and masks.
+    step:     number of steps so far, of a checkpoint from which the training continues.
+    networks: the arrays of that checkpoint (`TrainLoop.networks`); None starts a new training.
     """
     runtime.set_mixed_precision(config.compute.mixed_precision)
     training = config.training
@@ -84,23 +90,28 @@ def create_train_loop(config, dataset, step=0, networks=None):
 
 
 def _part(arrays, prefix):
-    """The arrays whose names begin with a prefix, without it."""
+    """Return the arrays whose names begin with a prefix, by their names without it."""
     return {name.removeprefix(f"{prefix}/"): value for name, value in arrays.items() if name.startswith(f"{prefix}/")}
 
 
 class TrainLoop:
-    """Optimizes a network on batches of images and masks; logging and files are the caller's.
+    """The optimization of a network on batches of images and masks. The caller logs and writes files.
 
-    model:            the network. diffusion: its `GaussianDiffusion`.
+    model:            the network.
+    diffusion:        its process.
     data:             iterable of (image, mask) batches (`make_loader`).
-    tape:             NoiseTape of time steps, noise and dropout.
-    batch_size:       examples per optimizer step of this process, the size of the batches. Several processes
-                      (`dist_util.setup_dist`) make one batch of theirs, and all have its gradients.
-    microbatch:       examples per forward pass; their gradients add up to the whole batch's. -1: all.
-    lr:               learning rate of AdamW. weight_decay: its decoupled decay.
-    ema_rate:         rates of the moving averages, a tuple of floats. ema_warmup: `ema_rate_at`.
-    schedule_sampler: `ScheduleSampler`, uniform if None.
-    lr_anneal_steps, lr_schedule, lr_cycles: how the rate falls (`training.learning_rate`).
+    tape:             `NoiseTape` of the time steps, the noise and the dropout masks.
+    batch_size:       examples per optimizer step in this process. The batches of several processes
+                      (`dist_util.setup_dist`) form one whole batch, and all processes get its gradients.
+    microbatch:       examples per forward pass; the gradients of the batch are the mean of theirs. -1 takes all.
+    lr:               learning rate of AdamW at the start.
+    ema_rate:         rates of the moving averages, a tuple of floats.
+    ema_warmup:       lower these rates in the first steps (`training.rates.ema_rate_at`).
+    schedule_sampler: `ScheduleSampler`; None is uniform.
+    weight_decay:     decoupled weight decay of AdamW.
+    lr_anneal_steps:  steps over which the learning rate falls to zero; 0 keeps it.
+    lr_schedule:      curve on which it falls (`training.rates.learning_rate`).
+    lr_cycles:        number of times that "cosine-restarts" falls.
     """
 
     def __init__(
@@ -143,7 +154,7 @@ class TrainLoop:
         model.train()
 
     def run_loop(self, steps):
-        """Yield (step, values) after each optimizer step, from the next one to number `steps` - 1."""
+        """Yield (step, values of `run_step`) after each optimizer step, from the next one to number `steps` - 1."""
         for batch, cond in self.data:
             if self.step >= steps:
                 return
@@ -151,13 +162,17 @@ class TrainLoop:
             yield step, self.run_step(batch, cond)
 
     def run_step(self, batch, cond):
-        """One optimizer step on images `batch` (N, C, S, S) and masks `cond` (N, K, S, S).
+        """Take one optimizer step.
 
-        Returns the means over the batch: `total` and the terms of `training_losses_segmentation`,
-        and the learning rate `lr`; in float16 the `loss_scale`; floats.
+        batch: images (N, C, S, S).
+        cond:  masks (N, K, S, S).
+        Returns a dict of floats: the means over the batch of `total` and of the terms of
+        `training_losses_segmentation`; the learning rate `lr`; in float16 the `loss_scale`.
         """
-        values, grads = self.forward_backward(th.cat([batch, cond], dim=1).to(self.params[0].dtype))
+        examples = th.cat([batch, cond], dim=1)  # (N, C + K, S, S)
+        values, grads = self.forward_backward(examples.to(self.params[0].dtype))
         lr = learning_rate(self.lr, self.lr_anneal_steps, self.step, self.lr_schedule, self.lr_cycles)
+        # In float16, a step whose gradients overflow is left out, and lowers the scale of the loss.
         scale = self.loss_scale
         if scale is None or scale.update(all(bool(th.isfinite(grad).all()) for grad in grads)):
             self.opt.step(grads, lr)
@@ -168,8 +183,10 @@ class TrainLoop:
         return {**values, "lr": lr} | ({"loss_scale": scale.factor} if scale else {})
 
     def forward_backward(self, batch):
-        """Losses and gradients of the whole batch, of which (N, C + K, S, S) is this process' share:
-        (dict of floats, list of tensors), the same in all processes."""
+        """Return the losses and gradients of the whole batch: (dict of floats, list of tensors).
+
+        batch: (N, C + K, S, S), the examples of this process. The results are the same in all processes.
+        """
         size = batch.shape[0]
         places = own_slots(size, self.microbatch, self.group.rank, self.group.size)
         values = {}
@@ -179,6 +196,7 @@ class TrainLoop:
         for start in range(0, size, self.microbatch):
             slots = places[start : start + self.microbatch]
             terms, micro_grads, t = self._microbatch(batch[start : start + len(slots)], slots)
+            # The mean over the batch is the sum of the microbatches' means, each with its share of the examples.
             share = len(slots) / size
             terms = {name: runtime.to_numpy(value) for name, value in terms.items()}
             for name, value in terms.items():
@@ -188,20 +206,25 @@ class TrainLoop:
             if share != 1:
                 micro_grads = [runtime.scalar(share) * grad for grad in micro_grads]
             grads = micro_grads if grads is None else [a + b for a, b in zip(grads, micro_grads)]
-        # once for the whole batch: the choice of its time steps does not depend on the microbatches
-        self.schedule_sampler.update_with_losses(
-            *self._of_whole_batch(places, np.concatenate(drawn), np.concatenate(losses))
-        )
-        means = self.group.gather(list(values.values())).mean(0)
+        # The sampler learns the losses of the whole batch at once, so that the microbatches make no difference.
+        times, losses = self._gather_batch(places, np.concatenate(drawn), np.concatenate(losses))
+        self.schedule_sampler.update_with_losses(times, losses)
+        means = self.group.gather(list(values.values())).mean(0)  # over the processes
         return {name: float(mean) for name, mean in zip(values, means)}, dist_util.average(grads)
 
-    def _of_whole_batch(self, places, *arrays):
-        """Arrays (N,) over the examples of this process as those over the whole batch, in its order."""
+    def _gather_batch(self, places, *arrays):
+        """Return arrays over the whole batch, in its order, from arrays (N,) over the examples of each process.
+
+        places: index in the whole batch of each example of this process.
+        """
         order = np.argsort(self.group.gather(places).reshape(-1))
         return [self.group.gather(array).reshape(-1)[order] for array in arrays]
 
     def _microbatch(self, micro, slots):
-        """Loss terms, gradients and time steps of some slots of the batch."""
+        """Return the loss terms, gradients and time steps of a microbatch.
+
+        micro: (n, C + K, S, S). slots: n indices in the whole batch, by which the tape gives each example its noise.
+        """
         uniforms = [float(self.tape.uniform(TRAIN_TIMESTEP, step=self.step, case=slot)) for slot in slots]
         t, weights = self.schedule_sampler.sample(np.array(uniforms))
         shape = (self.diffusion.mask_channels, *micro.shape[2:])
@@ -214,41 +237,50 @@ class TrainLoop:
         return {"total": total, **terms}, self._gradients(total), t
 
     def _gradients(self, total):
-        """Gradients of the loss; in float16 they are those of the scaled loss on the way, and may not be finite."""
+        """Return the gradients of the loss.
+
+        The backward pass in float16 is that of the loss times a scale, so that small gradients do not vanish. Large
+        ones may overflow: the result may not be finite.
+        """
         if self.loss_scale is None:
             return gradients(total, self.params)
         factor = self.loss_scale.factor
         return [grad / factor for grad in gradients(total * factor, self.params)]
 
     def networks(self):
-        """The network, its moving averages and the optimizer's moments as `checkpoint.save` takes them;
-        the averages share the network's running statistics."""
+        """Return the network, its moving averages and the optimizer's moments, as `checkpoints.save` takes them.
+
+        The averages have the running statistics of the network.
+        """
         state = runtime.state_arrays(self.model)
         networks = {NETWORK: state}
         for rate, averages in zip(self.ema_rate, self.ema_params):
             networks[average_name(rate)] = self._average_state(state, averages)
-        networks[TRAINER] = {
-            f"{kind}/{name}": runtime.to_numpy(value)
-            for kind, values in zip(MOMENTS, self.opt.moments())
-            for name, value in zip(self.names, values)
-        }
-        networks[TRAINER] |= self._small_states()
+        trainer = {}
+        for kind, moments in zip(MOMENTS, self.opt.moments()):
+            trainer |= {f"{kind}/{name}": runtime.to_numpy(value) for name, value in zip(self.names, moments)}
+        networks[TRAINER] = trainer | self._small_states()
         return networks
 
     def _small_states(self):
-        """What the optimizer's moments leave out of `trainer`, by name."""
-        states = {SAMPLER: self.schedule_sampler.state(), SCALE: self.loss_scale.state() if self.loss_scale else {}}
-        return {f"{kind}/{name}": value for kind, state in states.items() for name, value in state.items()}
+        """Return the arrays of `trainer` other than the optimizer's moments, by name."""
+        states = {f"{SAMPLER}/{name}": value for name, value in self.schedule_sampler.state().items()}
+        if self.loss_scale:
+            states |= {f"{SCALE}/{name}": value for name, value in self.loss_scale.state().items()}
+        return states
 
     def _average_state(self, state, averages):
-        """The network's state with a moving average for its parameters."""
-        return {**state, **{name: runtime.to_numpy(value) for name, value in zip(self.names, averages)}}
+        """Return the state of the network with a moving average in place of its parameters."""
+        averaged = {name: runtime.to_numpy(value) for name, value in zip(self.names, averages)}
+        return {**state, **averaged}
 
     def average_sampler(self, config, sampling):
-        """An `EnsembleSampler` of the first moving average as it is now, with the noise of the seed.
+        """Return an `EnsembleSampler` of the first moving average as it is now, with the noise of the seed.
 
-        config: `Config` of the training. sampling: `SamplingConfig`. It has a network of its own, so that
-        the training goes on as if nothing had been sampled.
+        config:   `Config` of the training.
+        sampling: `SamplingConfig`.
+
+        The sampler gets its own network, so that sampling changes nothing in the training.
         """
         model = build_network(config.model)
         state = self._average_state(runtime.state_arrays(self.model), self.ema_params[0])
@@ -257,24 +289,24 @@ class TrainLoop:
         return EnsembleSampler(model, self.diffusion, sampling, NoiseTape(config.seed))
 
     def restore(self, step, networks):
-        """Go on after `step` steps from what `networks` returned then. Raises `UserError` if it does not
-        fit this loop."""
+        """Continue after `step` steps from the arrays that `networks` returned then.
+
+        Raises `UserError` if they do not fit this loop.
+        """
         runtime.load_state(self.model, networks[NETWORK], where=f"checkpoint of step {step}")
         trainer = networks[TRAINER]
-        shapes = {name: tuple(param.shape) for name, param in zip(self.names, self.params)}
-        check_state(
-            {
-                **{f"{kind}/{name}": shape for kind in MOMENTS for name, shape in shapes.items()},
-                **{name: value.shape for name, value in self._small_states().items()},
-            },
-            trainer,
-            f"optimizer of step {step}",
-        )
+        expected = {}
+        for kind in MOMENTS:
+            expected |= {f"{kind}/{name}": tuple(param.shape) for name, param in zip(self.names, self.params)}
+        expected |= {name: value.shape for name, value in self._small_states().items()}
+        check_state(expected, trainer, f"optimizer of step {step}")
         self.schedule_sampler.restore(_part(trainer, SAMPLER))
         if self.loss_scale:
             self.loss_scale.restore(_part(trainer, SCALE))
-        first, second = ([trainer[f"{kind}/{name}"] for name in self.names] for kind in MOMENTS)
-        self.opt.restore(first, second, step - (self.loss_scale.skipped if self.loss_scale else 0))
+        first = [trainer[f"{MOMENTS[0]}/{name}"] for name in self.names]
+        second = [trainer[f"{MOMENTS[1]}/{name}"] for name in self.names]
+        skipped = self.loss_scale.skipped if self.loss_scale else 0
+        self.opt.restore(first, second, step - skipped)
         for rate, averages in zip(self.ema_rate, self.ema_params):
             arrays = networks[average_name(rate)]
             for name, average in zip(self.names, averages):
