@@ -1,4 +1,4 @@
-"""Both backends' runtime: conversion, precision, state; and Jittor's start on various machines."""
+"""The runtime of both backends: conversion, precision and state; and the start of Jittor on various machines."""
 
 import os
 import shlex
@@ -25,17 +25,17 @@ def runtime(backend):
 
 @pytest.fixture
 def layer(backend):
-    """A batch normalisation of 3 channels: parameters, buffers and a counter."""
+    """Build a batch normalisation of 3 channels, with parameters, buffers and a counter."""
     return backend.module("nn").BatchNorm2d(3)
 
 
 def has_gradient(backend, tensor):
-    """Whether a backward pass would reach the tensor."""
+    """Return whether a backward pass would reach the tensor."""
     return tensor.requires_grad if backend.name == "pytorch" else not tensor.is_stop_grad()
 
 
 def new_state(layer, runtime, dtype=np.float64):
-    """Other values than the layer's own, under the same names; the counter is 5."""
+    """Return other values than those of the layer, by the same names; the counter is 5."""
     draw = np.random.default_rng(0)
     return {
         name: np.asarray(5) if value.shape == () else draw.standard_normal(value.shape).astype(dtype)
@@ -142,7 +142,7 @@ def test_versions_name_the_framework(runtime, backend):
 
 
 def python(code):
-    """The last line that the code prints in a fresh process."""
+    """Run code in a fresh process and return the last line that it prints."""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
@@ -191,7 +191,7 @@ def test_a_jittor_of_the_programs_own_is_taken_as_it_is():
 
 @pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch is not among MEDSEGDIFF_BACKENDS")
 def test_import_leaves_the_allocator_as_it_is():
-    """The first module that is asked of the backend sets it."""
+    """Require that the first module which needs the backend sets it."""
     code = (
         "from unittest import mock; from guided_diffusion_pt import runtime, unet\n"
         "from guided_diffusion_core.backends import backend_module\n"
@@ -208,7 +208,7 @@ def test_import_leaves_the_allocator_as_it_is():
 
 
 def start_jittor(code="print('started')", **variables):
-    """Exit code, stdout and stderr of a fresh process that starts Jittor, then runs the code."""
+    """Start Jittor in a fresh process, run the code, and return exit code, standard output and standard error."""
     environ = {**os.environ, **variables}
     done = subprocess.run(
         [sys.executable, "-c", f"from guided_diffusion_jt import runtime\nruntime.start()\n{code}"],
@@ -242,7 +242,7 @@ def test_unwritable_home_is_a_clear_error(tmp_path):
 
 @needs_jittor
 def test_rebuilt_core_does_not_end_the_process(tmp_path):
-    """A Jittor that leaves with exit code 0 on its first import, as a stale one does."""
+    """Take a Jittor that exits with code 0 on its first import, as a stale one does."""
     package = tmp_path / "jittor"
     package.mkdir()
     (package / "__init__.py").write_text(
@@ -275,7 +275,7 @@ def start():
 
 @pytest.fixture
 def loading(start):
-    """How Jittor is imported."""
+    """Return the module that imports Jittor."""
     from guided_diffusion_jt.kernels import loading
 
     return loading
@@ -283,7 +283,10 @@ def loading(start):
 
 @pytest.fixture
 def no_flags(monkeypatch):
-    """No flags of the user's; what a test sets goes again, which a variable that is only deleted does not."""
+    """Remove the flags of the user.
+
+    Each variable is set before it is deleted, so that monkeypatch also removes a value that a test sets.
+    """
     for name in ("cc_flags", "kernel_flags"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -350,7 +353,7 @@ def test_loading_computes_no_random_initial_values(start):
 
 
 def read_headers(command, folder):
-    """What g++ says of the headers that it reads: "! FILE" for a precompiled one that it takes."""
+    """Return g++'s list of the headers that it reads, with "! FILE" for a precompiled one."""
     done = subprocess.run([*command, "-H", "-c", "-o", str(folder / "out.o")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stderr
@@ -370,7 +373,7 @@ def test_operators_are_compiled_with_a_precompiled_header(start, tmp_path):
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_operators_meet_asm_tuner_only_where_they_ask_for_it(start, tmp_path, asked):
-    """Without it, the machine code is the same."""
+    """Require the same machine code without it."""
     jt = start.jt
     code = {}
     flags = " ".join(word for word in jt.flags.cc_flags.split() if not word.startswith("-l"))
@@ -403,7 +406,7 @@ def test_operators_meet_asm_tuner_only_where_they_ask_for_it(start, tmp_path, as
 
 @pytest.mark.usefixtures("no_flags")
 def test_jittor_itself_is_compiled_with_a_precompiled_header(start, tmp_path):
-    """The command with which the core's event queue was compiled, with a header made anew."""
+    """Repeat the command that compiled the core's event queue, with a new header."""
     from guided_diffusion_jt.kernels import compiling
 
     compiling.prepare_core(tmp_path)

@@ -1,4 +1,4 @@
-"""Winograd's convolution against the direct one in float64."""
+"""Winograd's convolution, compared with the direct one in float64."""
 
 import numpy as np
 import pytest
@@ -110,7 +110,7 @@ def test_group_norm_of_large_images_with_the_channels_last_keeps_its_digits(acti
     if activated:
         truth = torch.nn.functional.silu(truth)
         found = SiLU()(found)
-        assert found.grad_fn.saved_tensors[0].data_ptr() == last.data_ptr()  # nothing beside the input is kept
+        assert found.grad_fn.saved_tensors[0].data_ptr() == last.data_ptr()  # nothing else than the input is kept
     expected = torch.autograd.grad(truth, (source, *exact.parameters()), direction)
     gradients = torch.autograd.grad(found, (last, *layer.parameters()), direction.float())
     assert not found.is_contiguous()

@@ -11,20 +11,20 @@ TOLERANCE = 1e-13  # of the largest value; measured: 2e-15
 
 
 def data(height, width, channels=3):
-    """Input (2, C, H, W), weight (C, H, W // 2 + 1, 2) and the factors of a weighted sum of the outputs."""
+    """Draw the input (2, C, H, W), the weight (C, H, W // 2 + 1, 2) and factors of a weighted sum of the outputs."""
     generator = np.random.default_rng((height, width))
     x, factors = generator.standard_normal((2, 2, channels, height, width))
     return x, generator.standard_normal((channels, height, width // 2 + 1, 2)), factors
 
 
 def oracle(x, weight):
-    """The filter in numpy's float64."""
+    """Apply the filter in numpy's float64."""
     spectrum = np.fft.rfft2(x, norm="ortho") * (weight[..., 0] + 1j * weight[..., 1])
     return np.fft.irfft2(spectrum, s=x.shape[2:], norm="ortho")
 
 
 def slopes(function, array):
-    """Gradient of a number that is linear in the array, by finite differences: exact but for rounding."""
+    """Return the gradient of a number that is linear in the array, by finite differences, exact up to rounding."""
     gradient = np.zeros_like(array)
     for index in np.ndindex(array.shape):
         step = np.zeros_like(array)
@@ -34,7 +34,7 @@ def slopes(function, array):
 
 
 def filtered(backend, x, weight, factors, dtype):
-    """Output and gradients by x and weight of one backend, numpy."""
+    """Return the output and the gradients of x and weight by one backend, numpy."""
     runtime, fourier, optim = (backend.module(name) for name in ("runtime", "fourier", "optim"))
     given = [runtime.tracked_copy(runtime.to_tensor(value, dtype)) for value in (x, weight)]
     result = fourier.spectral_filter(*given)
@@ -44,7 +44,7 @@ def filtered(backend, x, weight, factors, dtype):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_filter_and_gradients_in_float64(backend, float64, size):
-    """Both backends against the same numbers, and so against each other."""
+    """Compare both backends with the same numbers, and so with each other."""
     x, weight, factors = data(*size)
     expected = [
         oracle(x, weight),
@@ -58,7 +58,7 @@ def test_filter_and_gradients_in_float64(backend, float64, size):
 
 @pytest.mark.parametrize("size", [(64, 64), (63, 65)], ids=str)
 def test_filter_in_float32(backend, size):
-    """Within rounding: the measured error is 3e-7 of the largest value."""
+    """Allow rounding: the measured error is 3e-7 of the largest value."""
     x, weight, _ = data(*size)
     found = filtered(backend, x, weight, x, "float32")[0]
     truth = oracle(x.astype(np.float32), weight.astype(np.float32))

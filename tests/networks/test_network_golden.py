@@ -15,7 +15,7 @@ from guided_diffusion_core.networks.state import is_buffer
 
 TOLERANCE = 1e-5  # relative RMS; the original differs from itself by 1.6e-6 (golden README)
 SAMPLES = 32
-# Features that the original brings to full size and throws away: module -> the module it is fed by.
+# Modules whose results the original drops: name -> the module that feeds it.
 UNUSED_ANCHORS = {  # version `new`
     "hwm.upscale_logits_ops.0": "hwm.conv_blocks_localization.0",
     "hwm.upscale_logits_ops.1": "hwm.conv_blocks_localization.1",
@@ -38,8 +38,11 @@ def test_state_dict_has_the_originals_names_shapes_and_order(path):
 
 @pytest.fixture(scope="module", params=["new_64", "v1_256"])
 def forward(request, backend):
-    """Golden values, and of our network on the same input the outputs and, of every module's first call,
-    samples and root mean square: whole, the activations at 256 px take gigabytes."""
+    """Return the golden values, and the outputs and activations of our network on the same input.
+
+    Only samples and the root mean square of each module's first result are kept: whole activations at 256 px take
+    gigabytes.
+    """
     golden = np.load(GOLDEN / f"forward_{request.param}.npz")
     runtime = backend.module("runtime")
     plan = make_plan(ModelConfig(**settings(golden["config"], setting_names("model"))))

@@ -23,7 +23,7 @@ SMALL = {"image_size": 32, "num_channels": 32, "num_heads": 1, "attention_resolu
 
 
 def anchor_channels(plan):
-    """Channels of the two anchors: the decoder's features at half and at quarter resolution."""
+    """Return the channels of the two anchors: the decoder's features at half and at quarter resolution."""
     half = plan.highway.localization[-2]
     quarter = plan.highway.localization[-3]
     return half[-1][1], quarter[-1][1]

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: the same numbers, with the activations computed again instead of kept."""
+"""Gradient checkpointing: the numbers stay the same, and the activations are computed again instead of kept."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ NETWORKS = {"new": NETWORK, "1": NETWORK_V1}
 
 
 def create(backend, use_checkpoint, version="new", **settings):
-    """A training loop of a small network."""
+    """Build a training loop of a small network."""
     settings = {
         **NETWORKS[version],
         "use_checkpoint": use_checkpoint,
@@ -22,14 +22,14 @@ def create(backend, use_checkpoint, version="new", **settings):
         **settings,
     }
     loop = backend.module("train_util").create_train_loop(small_config(**settings), RandomDataset())
-    # weights without zeros: with the initial ones most gradients are zero
+    # The weights have no zeros: most gradients are zero with the initial ones.
     shapes = state_shapes(small_config(**settings).model)
     backend.module("runtime").load_state(loop.model, random_state(shapes))
     return loop
 
 
 def batch(backend, loop):
-    """The first training batch (N, C + 1, S, S), in the precision of the process."""
+    """Return the first training batch (N, C + 1, S, S), in the precision of the process."""
     runtime = backend.module("runtime")
     image, mask = next(iter(loop.data))
     arrays = np.concatenate([runtime.to_numpy(image), runtime.to_numpy(mask)], axis=1)
@@ -37,7 +37,7 @@ def batch(backend, loop):
 
 
 def first_step(backend, **settings):
-    """Losses, gradients and buffers of the first batch, by name; numpy."""
+    """Return the losses, gradients and buffers of the first batch, by name, numpy."""
     loop = create(backend, **settings)
     runtime = backend.module("runtime")
     values, gradients = loop.forward_backward(batch(backend, loop))
@@ -47,10 +47,12 @@ def first_step(backend, **settings):
 
 @pytest.mark.parametrize("version", ["new", "1"])
 def test_numbers_are_the_same(backend, version):
-    """To the bit in PyTorch. Jittor fuses the operators of the repeated pass otherwise, which rounds
-    otherwise: float64 keeps 12 digits of that.
+    """Compare losses, gradients and running statistics with and without checkpointing.
 
-    Dropout and running statistics: each mask is drawn twice, each batch counted once; in microbatches too."""
+    They are equal to the bit in PyTorch. Jittor fuses the operators of the repeated pass in another way, which rounds
+    in another way: 12 digits agree in float64. Each dropout mask is drawn twice and each batch counts once, in
+    microbatches too.
+    """
     batch_size = 2 if version == "new" else 4
     with computing("float64", backend):
         (kept, gradients, buffers), (again, others, other_buffers) = (
@@ -63,7 +65,7 @@ def test_numbers_are_the_same(backend, version):
         if backend.name == "pytorch":
             np.testing.assert_array_equal(others[name], gradient)
         else:
-            # a bias before a norm has a gradient of zero in truth: that is judged on the network's scale
+            # The true gradient of a bias before a norm is zero: it is compared on the scale of the whole network.
             assert np.abs(others[name] - gradient).max() <= 1e-12 * max(np.abs(gradient).max(), 1e-3 * scale), name
     assert len(buffers) == 3 * (22 if version == "new" else 14)
     for name, value in buffers.items():
@@ -73,7 +75,7 @@ def test_numbers_are_the_same(backend, version):
 
 @pytest.mark.parametrize("version", ["new", "1"])
 def test_every_convolution_but_the_mask_heads_runs_twice(backend, version):
-    """Jittor computes a convolution outside a checkpoint by a way that takes far more memory."""
+    """Count the calls of each convolution: outside a checkpoint, Jittor computes one with far more memory."""
 
     def calls(flag):
         loop = create(backend, flag, version=version, microbatch=4)
@@ -100,7 +102,7 @@ def test_every_convolution_but_the_mask_heads_runs_twice(backend, version):
 
 @pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch is not among MEDSEGDIFF_BACKENDS")
 def test_what_pytorch_keeps():
-    """Bytes that the forward pass leaves for the backward pass."""
+    """Compare the bytes that the forward pass leaves for the backward pass."""
     import torch
 
     def kept(flag):
@@ -125,7 +127,7 @@ def test_what_pytorch_keeps():
 
 @pytest.mark.skipif("jittor" not in BACKENDS, reason="Jittor is not among MEDSEGDIFF_BACKENDS")
 def test_what_jittor_keeps(monkeypatch):
-    """Its graph holds what it has computed: it must not grow from one recomputation to the next."""
+    """Require that Jittor's graph, which keeps its results, does not grow from one recomputation to the next."""
     backend = Backend("jittor")
     recompute = backend.module("recompute")
     runtime = backend.module("runtime")

@@ -1,4 +1,4 @@
-"""The repository's root, and the backends whose tests run."""
+"""The root of the repository, and the backends whose tests run."""
 
 import os
 from pathlib import Path
@@ -8,12 +8,12 @@ from guided_diffusion_core.backends import backend_module
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# MEDSEGDIFF_BACKENDS=pytorch runs the tests of one backend alone, on a machine without the other.
+# MEDSEGDIFF_BACKENDS=pytorch runs only the tests of one backend, on a machine without the other.
 BACKENDS = tuple(os.environ.get("MEDSEGDIFF_BACKENDS", ",".join(KNOWN)).split(","))
 
 
 class Backend:
-    """One implementation: name, and `module("unet")` for its module of that name."""
+    """A backend by its name; `module("unet")` imports its module of that name."""
 
     def __init__(self, name):
         self.name = name

@@ -1,8 +1,11 @@
-"""What a command line wrote and how it was refused."""
+"""Checks of the files and the errors of a command line."""
 
 
 def assert_refused(result, *texts):
-    """Exit code 2, one message that holds the texts, no traceback."""
+    """Assert exit code 2, one message that contains the texts, and no traceback.
+
+    result: (exit code, standard output, standard error).
+    """
     code, _, errors = result
     assert code == 2, errors
     for text in texts:

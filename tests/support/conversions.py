@@ -1,4 +1,4 @@
-"""What the tests of conversion share: a network's weights, archives, and the command in this process."""
+"""Settings, comparisons and archives for the tests of conversion."""
 
 import io
 import zipfile
@@ -9,7 +9,7 @@ from support.small import small_config
 
 FORMATS = (".pt", ".pth", ".pkl", ".safetensors")
 CONFIG = small_config(normalisation="RGB / 255", data_name="ISIC")
-GIVEN = {"image_size": 32, "num_heads": 2, "dropout": 0.1}  # what weights do not show
+GIVEN = {"image_size": 32, "num_heads": 2, "dropout": 0.1}  # settings that the weights do not show
 FLAGS = [text for name, value in GIVEN.items() for text in (f"--{name}", str(value))]
 
 needs_pytorch = pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch is not among MEDSEGDIFF_BACKENDS")
@@ -17,6 +17,7 @@ needs_jittor = pytest.mark.skipif("jittor" not in BACKENDS, reason="Jittor is no
 
 
 def assert_bitwise(found, expected):
+    """Assert that two dicts of arrays have the same order, names, types, shapes and bits."""
     assert list(found) == list(expected)
     for name, value in expected.items():
         assert found[name].dtype == value.dtype and found[name].shape == value.shape, name
@@ -32,7 +33,7 @@ def without_counters(weights):
 
 
 def zipped(entries, compression=zipfile.ZIP_STORED):
-    """The bytes of an archive of name -> content."""
+    """Return the bytes of an archive of name -> content."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
         for name, content in entries.items():

@@ -1,4 +1,4 @@
-"""How the golden values of `tests/golden` were made: weights by name, inputs by seed, samples."""
+"""The rules by which the golden values of `tests/golden` were made: weights by name, inputs by seed, samples."""
 
 import json
 import zlib
@@ -10,7 +10,7 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
 
 def golden_weight(name, shape):
-    """The weight that the original was given for a name of its state dict."""
+    """Return the weight that the original was given for a name of its state dict."""
     generator = np.random.RandomState(zlib.crc32(name.encode()))
     if name.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
@@ -31,22 +31,22 @@ def golden_weight(name, shape):
 
 
 def samples(array, k):
-    """The k flattened values that a golden file keeps of a tensor."""
+    """Return the k flattened values of a tensor that a golden file keeps."""
     flat = np.asarray(array).reshape(-1)
     return flat[np.unique(np.linspace(0, flat.size - 1, k).round().astype(np.int64))]
 
 
 def settings(golden_config, names):
-    """The original's settings that this software knows by the given names."""
+    """Return those settings of the original that this software knows, by the given names."""
     return {name: value for name, value in json.loads(str(golden_config)).items() if name in names}
 
 
 def rms(array):
-    """Root mean square, in float64."""
+    """Return the root mean square, in float64."""
     return float(np.sqrt(np.mean(np.square(np.asarray(array, np.float64)))))
 
 
 def relative_rms(found, expected, scale=None):
-    """RMS of the difference over the RMS of the expected values, or over `scale`."""
+    """Return the RMS of the difference divided by the RMS of the expected values, or by `scale`."""
     difference = np.asarray(found, np.float64) - np.asarray(expected, np.float64)
     return rms(difference) / (rms(expected) if scale is None else scale)

@@ -1,4 +1,4 @@
-"""Signs at the kinks of the leaky ReLUs, which the original's recorded gradients depend on.
+"""Signs at the kinks of the leaky ReLUs. The recorded gradients of the original depend on them.
 
 A leaky ReLU's slope jumps at zero. An input within rounding error of zero is positive in one
 arithmetic and negative in another, and each such element changes the gradients before it by
@@ -16,10 +16,13 @@ SAMPLES = 8
 
 
 class KinkedHighway:
-    """The highway network in training mode on one batch, with the signs at its leaky ReLUs given.
+    """The highway network in training mode on one batch, with given signs at its leaky ReLUs.
 
-    backend: the backend under test. plan: UNetPlan. weights: name -> array of the whole network.
-    image: (N, C, S, S), mask: (N, 1, S, S), float32.
+    backend: the backend under test.
+    plan:    UNetPlan.
+    weights: name -> array of the whole network.
+    image:   (N, C, S, S), float32.
+    mask:    (N, 1, S, S), float32.
     """
 
     def __init__(self, backend, plan, weights, image, mask):
@@ -30,7 +33,7 @@ class KinkedHighway:
         self.mask = mask
 
     def gradients(self, weights, factors=None):
-        """Gradients of 10 loss_cal by name, and the inputs of the leaky ReLUs by name."""
+        """Return the gradients of 10 loss_cal by name, and the inputs of the leaky ReLUs by name."""
         runtime = self.runtime
         runtime.load_state(self.network, weights)
         self.network.train()
@@ -48,8 +51,10 @@ class KinkedHighway:
 
 
 def replace_slopes(module, nn, runtime, factors, inputs):
-    """Make each leaky ReLU of `module` record its input in `inputs` and, where `factors` (name ->
-    array of slopes) is given, multiply by those instead."""
+    """Let each leaky ReLU of a module record its input in `inputs`.
+
+    factors: name -> array of slopes, by which the layers multiply instead; None leaves their own.
+    """
     for name, layer in module.named_modules():
         if isinstance(layer, nn.LeakyReLU):
             layer.__dict__["forward"] = layer.__dict__["execute"] = _leaky(
@@ -75,12 +80,15 @@ def _leaky(name, kind, layer, runtime, factors, inputs):
 
 
 def golden_slopes(highway, golden, skipped):
-    """The slopes under which the golden gradients of the highway network were recorded.
+    """Find the slopes under which the golden gradients of the highway network were recorded.
 
-    highway: KinkedHighway. golden: the arrays of train_new_64.npz. skipped: function of a name.
-    Only elements whose input is smaller than what one ulp in the weights changes there are
-    candidates; they are flipped one after the other while that brings the gradients nearer.
+    highway: KinkedHighway.
+    golden:  the arrays of train_new_64.npz.
+    skipped: function of a parameter's name; its gradient is left out if true.
     Returns (name -> array of slopes, list of the inputs at the flipped elements).
+
+    Candidates are the elements whose input is smaller than the change there by one ulp in the weights. They are
+    flipped one after the other as long as that brings the gradients nearer.
     """
     names = [
         key.removeprefix("gradnorm/hwm.")
@@ -123,7 +131,7 @@ def _flipped(slopes, elements):
 
 
 def _greedy(residual, effects):
-    """Indices of the effects that, taken off one after the other, shrink the residual most."""
+    """Return the indices of the effects that shrink the residual most, subtracted one after the other."""
     chosen = []
     while True:
         norms = [np.linalg.norm(residual - effect) for effect in effects]

@@ -41,7 +41,7 @@ TAGS = {
 
 
 class Page(HTMLParser):
-    """A parsed page. modules: name -> (texts of its cells, whether it is folded away)."""
+    """A parsed page. modules: name -> (texts of its cells, True if it is folded away)."""
 
     def __init__(self, path):
         super().__init__()
@@ -74,7 +74,7 @@ class Page(HTMLParser):
         assert given[0] == tag, f"{given} closed by {tag}"
         self.text += " " if tag in ("td", "th") else ""
         if given[1].get("class") == "line":
-            # its own <details> does not fold a container's line
+            # The <details> of a container does not fold the container's own line.
             inside = [attributes for name, attributes in self.open if name == "details"]
             inside = inside[:-1] if self.open[-1][0] == "summary" else inside
             self.modules[self.line[0].strip()] = (self.line[1:], any("open" not in given for given in inside))

@@ -1,4 +1,4 @@
-"""Running the public command `python -m parity` in the tests."""
+"""Runs of the public command `python -m parity` in the tests."""
 
 import json
 import os
@@ -9,7 +9,11 @@ from support.backends import ROOT
 
 
 def parity(*args, cwd=ROOT, modules=()):
-    """The finished process of `python -m parity ARGS`; modules: folders of further modules."""
+    """Run `python -m parity ARGS` and return the finished process.
+
+    cwd:     folder in which it runs.
+    modules: folders of further modules that it can import.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *modules)))}
     return subprocess.run(
         [sys.executable, "-m", "parity", *map(str, args)], cwd=cwd, env=environment, text=True, capture_output=True
@@ -17,5 +21,5 @@ def parity(*args, cwd=ROOT, modules=()):
 
 
 def result_of(out_dir):
-    """The `result.json` of a run's folder."""
+    """Read the `result.json` of the folder of a run."""
     return json.loads((out_dir / "result.json").read_text())

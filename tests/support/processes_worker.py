@@ -1,6 +1,6 @@
-"""Trainings that a launcher's processes run together, for `test_processes.py`, or one process alone.
+"""Trainings for `test_processes.py`, which run in one process, or in several that a launcher starts.
 
-Usage: torchrun|mpirun ... tests/support/processes_worker.py BACKEND OUT_DIR. Each process writes what it has seen.
+Usage: torchrun|mpirun ... tests/support/processes_worker.py BACKEND OUT_DIR. The processes write their results there.
 """
 
 import sys
@@ -15,9 +15,9 @@ from support.backends import Backend  # noqa: E402
 from support.small import NETWORK_V1, RandomDataset, computing, small_config  # noqa: E402
 
 STEPS = 2
-# Per process; the whole batch and its microbatches are as many times larger. At 32 px the deepest batch norm of version
-# new sees one value per channel and example. Time steps drawn by their losses, from the second step on, since there are
-# two; a last microbatch that is smaller; dropout in the highway network; augmentation.
+# Sizes are those of each of two processes. The case has time steps that are drawn by their losses (from the second step
+# on, since there are two), a smaller last microbatch, dropout in the highway network, and augmentation. The deepest
+# batch norm of version new sees one value per channel and example at 32 px.
 MICROBATCHES = {
     "schedule_sampler": "loss-second-moment",
     "timestep_respacing": "2",
@@ -29,7 +29,7 @@ MICROBATCHES = {
     "ema_rate": "0.9,0.99",
     "history_per_term": 3,
 }
-# What is slow in Jittor's float64 is left to PyTorch: the rest of a loop is the same code in both.
+# Only PyTorch runs the cases that are slow in Jittor's float64: their code is the same in both backends.
 TRAININGS = {
     "jittor": {"plain": {"batch_size": 2, "highway_dropout": 0.0}},
     "pytorch": {
@@ -41,7 +41,10 @@ TRAININGS = {
 
 
 def settings(backend, name, processes):
-    """(Config, history) of a training for one of so many processes, where two share the batch."""
+    """Return (Config, history) of a training for one process of `processes`. Two processes share the batch.
+
+    history: number of losses of each time step that the choice of time steps takes.
+    """
     chosen = dict(TRAININGS[backend][name])
     history = chosen.pop("history_per_term", 10)
     for flag in ("batch_size", "microbatch"):
@@ -51,7 +54,7 @@ def settings(backend, name, processes):
 
 
 def trained(backend, name, processes):
-    """What a training leaves: dict name -> float64 array of values, gradients of each step, and the final state."""
+    """Train and return name -> float64 array: the values and gradients of each step, and the final state."""
     config, history = settings(backend.name, name, processes)
     loop = backend.module("train_util").create_train_loop(config, RandomDataset(length=7))
     if hasattr(loop.schedule_sampler, "history"):
@@ -77,7 +80,7 @@ def trained(backend, name, processes):
 
 
 def digest(arrays):
-    """One text that tells whether two processes have the same bits."""
+    """Return a checksum, by which two processes find that they have the same bits."""
     return sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays))).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What a machine may lack: the tests that need it are skipped, unless a variable requires it."""
+"""Requirements of single tests. A machine without them skips those tests, unless a variable requires them."""
 
 import os
 

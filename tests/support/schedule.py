@@ -23,7 +23,7 @@ def seconds_of(item):
 
 
 def longest_file_first(items):
-    """Sort tests by what their file takes in all: a long file that starts last keeps one process busy alone."""
+    """Sort tests by the time of their whole file: a long file that starts last runs when all others are done."""
     seconds = {}
     for item in items:
         seconds[item.path] = seconds.get(item.path, 0) + seconds_of(item)

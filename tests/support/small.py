@@ -28,13 +28,20 @@ NETWORK_V1 = {**NETWORK, "version": "1", "channel_mult": "1,1,2,2"}
 
 
 def small_config(**settings):
-    """The `Config` of a short training of the small network, with some settings changed."""
+    """Return the `Config` of a short training of the small network, with some settings changed."""
     preset = settings.pop("preset", None)
     return resolve({**NETWORK, **TRAINING, **settings}, preset=preset)
 
 
 class RandomDataset:
-    """Examples of uniform noise and random masks (`Dataset`); `broken` is raised for the last one."""
+    """A `Dataset` of uniform noise and random masks.
+
+    length:      number of examples.
+    in_channels: C of the images (C, size, size).
+    size:        height and width.
+    broken:      error that the last example raises; None for none.
+    labels:      names of the masks' channels.
+    """
 
     normalisation = "none"
 
@@ -60,7 +67,7 @@ class RandomDataset:
 
 
 def random_state(shapes, seed=0):
-    """A state dict in float64 without a zero, so that every parameter gets a gradient."""
+    """Return a state dict in float64 without zeros, so that every parameter gets a gradient."""
     generator = np.random.default_rng(seed)
 
     def value(name, shape):
@@ -78,7 +85,10 @@ def random_state(shapes, seed=0):
 
 @contextmanager
 def computing(precision, *backends):
-    """The backends (all if none is given) compute in a precision and, being small, with one thread."""
+    """Let backends compute in a precision, and with one thread, since the networks are small.
+
+    backends: instances of `Backend`; all if none is given.
+    """
     runtimes = [backend.module("runtime") for backend in backends or map(Backend, BACKENDS)]
     threads = os.environ.get("OMP_NUM_THREADS")
     for runtime in runtimes:

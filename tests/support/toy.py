@@ -18,8 +18,8 @@ WEIGHTS = (0.8, 0.2, 0.5, 2.0)
 
 
 def framework(backend):
-    """torch or jittor."""
-    backend.module("runtime")  # makes Jittor ready to be imported
+    """Import torch or jittor."""
+    backend.module("runtime")  # prepares the import of Jittor
     return importlib.import_module(BACKENDS[backend.name].framework)
 
 
@@ -32,19 +32,23 @@ def array(backend, value):
 
 
 def gradient_of(backend, loss, value):
-    """d loss / d value, numpy of value's shape."""
+    """Return d loss / d value, numpy of the shape of value."""
     if backend.name == "pytorch":
         return array(backend, framework(backend).autograd.grad(loss, value, retain_graph=True)[0])
     return array(backend, framework(backend).grad(loss, value))
 
 
 class ToyNetwork:
-    """eps = 0.8 m + 0.2 c cos(0.01 t); with a learned sigma a second channel 0.5 sin(m + 0.001 t);
-    cal = sigmoid(2 c). m is the noised mask, c the mean of the image's channels. Of several masks each
-    is treated as if it were alone.
+    """A network in three formulas, where m is the noised mask and c the mean of the image's channels:
 
-    `weights` holds the four factors as one tensor, whose gradient can be taken. `times` collects
-    the time steps of all calls.
+        eps   = 0.8 m + 0.2 c cos(0.01 t)
+        sigma = 0.5 sin(m + 0.001 t), a second channel, if it is learned
+        cal   = sigmoid(2 c)
+
+    Several masks are treated one by one.
+
+    `weights` holds the four factors as one tensor, whose gradient can be taken. `times` collects the time steps of
+    all calls.
     """
 
     def __init__(self, backend, learn_sigma=True, dtype="float32", masks=1):
@@ -60,7 +64,7 @@ class ToyNetwork:
     def __call__(self, x, t):
         self.times.append(array(self.backend, t))
         times = self.times[-1].astype(np.float64).reshape(-1, 1, 1, 1)
-        # in numpy: Jittor would round the factors to float32
+        # numpy computes them: Jittor would round the factors to float32.
         cosine = tensor(self.backend, np.cos(0.01 * times), self.dtype)
         shift = tensor(self.backend, 0.001 * times, self.dtype)
         mask = x[:, -self.masks :]
@@ -72,7 +76,7 @@ class ToyNetwork:
         return self.math.concat(out, dim=1), self.math.sigmoid(w[3] * self.math.concat([image] * self.masks, dim=1))
 
     def gradient(self, loss):
-        """d loss / d weights, numpy (4,)."""
+        """Return d loss / d weights, numpy (4,)."""
         return gradient_of(self.backend, loss, self.weights)
 
 
@@ -87,9 +91,11 @@ def make_diffusion(
     masks=1,
     visits=0,
 ):
-    """A `SpacedDiffusion` on the linear schedule.
+    """Build a `SpacedDiffusion` on the linear schedule.
 
-    respacing: as of `space_timesteps`, None for all. visits: as many of these, as of `sampling_timesteps`; 0: all.
+    steps:     steps of the whole process.
+    respacing: steps that are kept, as `space_timesteps` takes them; None keeps all.
+    visits:    number of these that `sampling_timesteps` chooses; 0 keeps all.
     """
     kept = space_timesteps(steps, respacing or [steps])
     return backend.module("respace").SpacedDiffusion(
@@ -104,7 +110,11 @@ def make_diffusion(
 
 
 def process_through(backend, alphas_cumprod, times, mean=ModelMeanType.EPSILON, variance=ModelVarType.LEARNED_RANGE):
-    """A process of any alpha_bar, descending, at whose steps the network is given `times`, whole or not."""
+    """Build a process of any alpha_bar.
+
+    alphas_cumprod: (T,), descending.
+    times:          (T,), time input of the network at each step, whole or fractional.
+    """
     diffusion = backend.module("gaussian_diffusion").GaussianDiffusion(
         betas=1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]),
         model_mean_type=mean,
@@ -116,7 +126,7 @@ def process_through(backend, alphas_cumprod, times, mean=ModelMeanType.EPSILON, 
 
 
 class ToyData:
-    """img (2, 3, 8, 8), mask (2, 1, 8, 8), noise and time steps t (2,), numpy, float32 values."""
+    """A toy batch in numpy: img (2, 3, 8, 8), mask and noise (2, 1, 8, 8) in float32, and time steps t (2,)."""
 
     def __init__(self):
         rs = np.random.RandomState(11)
@@ -126,18 +136,18 @@ class ToyData:
         self.t = np.array([3, 17])
 
     def x_start(self):
-        """Image and mask (2, 4, 8, 8)."""
+        """Return image and mask (2, 4, 8, 8)."""
         return np.concatenate([self.img, self.mask], axis=1)
 
 
 def draws(seed, count, shape=(2, 1, 8, 8)):
-    """`count` successive draws of the golden runs, float32."""
+    """Return `count` successive draws of the golden runs, float32."""
     rs = np.random.RandomState(seed)
     return [rs.standard_normal(shape).astype(np.float32) for _ in range(count)]
 
 
 def relative_rms(found, expected):
-    """RMS of the difference over RMS of the expected values."""
+    """Return the RMS of the difference divided by the RMS of the expected values."""
     found = np.asarray(found, np.float64)
     expected = np.asarray(expected, np.float64)
     assert found.shape == expected.shape
