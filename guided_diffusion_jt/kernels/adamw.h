@@ -1,11 +1,19 @@
-// One step of AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2), in float32 or float64.
+// A step of AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2), in float32 or float64.
 
 #include <cmath>
 #include <cstdint>
 
-// gradient (count,). Changes param and the moving averages of its gradient, first, and of its square, second, in place.
-// decay: what the parameter is multiplied by. rate: of the step, over the first moment's bias correction.
-// correction: the square root of that of the second moment.
+// Update a parameter and its moments in place:
+//
+//     first  = beta1 first + new1 gradient
+//     second = beta2 second + new2 gradient^2
+//     param  = param decay - rate first / (sqrt(second) / correction + eps)
+//
+// gradient, param, first, second: (count,).
+// new1, new2: 1 - beta1 and 1 - beta2.
+// decay:      1 - learning rate * weight decay.
+// rate:       learning rate / bias correction of the first moment.
+// correction: square root of the bias correction of the second moment.
 template <class T> static inline void adamw(
     const T* __restrict__ gradient, int64_t count, T beta1, T beta2, T new1, T new2, T decay, T rate, T correction,
     T eps, T* __restrict__ param, T* __restrict__ first, T* __restrict__ second) {

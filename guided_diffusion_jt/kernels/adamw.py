@@ -12,9 +12,11 @@ _STEP = """
 
 
 def adamw(param, first, second, gradient, numbers):
-    """One step of `optim.AdamW` on one parameter and its moments, in place once the results, three tensors that
-    share their memory, are synced.
+    """Take a step of `optim.AdamW` on one parameter and its moments, in place.
 
-    numbers: beta1, beta2, eps; decay, what the parameter is multiplied by; rate and correction, of the step.
+    param, first, second: the parameter and the moving averages of its gradient and of its square.
+    gradient:             its gradient.
+    numbers:              beta1, beta2, eps; decay, the factor of the parameter; rate and correction of the step.
+    Returns three tensors that share the memory of param, first and second. The update is done when they are synced.
     """
     return jt.code([gradient], [param, first, second], cpu_header=_HEADER, cpu_src=_STEP, data=numbers)

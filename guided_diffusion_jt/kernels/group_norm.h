@@ -1,12 +1,12 @@
 // Group normalisation (Wu & He 2018, arXiv:1803.08494, eq. 1) and its gradient, in float32 or float64.
 //
-// Sums are added up in blocks, whose results are added in float64: one long float32 sum loses digits.
+// Sums are taken in blocks, and the sums of the blocks are added in float64: one long float32 sum loses digits.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 
-// The sum of f(0) + ... + f(count - 1), in blocks of 256.
+// Return f(0) + ... + f(count - 1), summed in blocks of 256.
 template <class T, class F> static inline double blocked_sum(int64_t count, F f) {
     double total = 0;
     for (int64_t start = 0; start < count; start += 256) {
@@ -18,9 +18,11 @@ template <class T, class F> static inline double blocked_sum(int64_t count, F f)
     return total;
 }
 
-// input (images, groups, channels, positions), of which `channels` are those of one group; weights, biases
-// (groups * channels,). Sets out, like input, and for each group its mean and the scale 1 / sqrt(variance + eps),
-// both (images, groups).
+// Compute out = (input - mean) / sqrt(variance + eps) * weight + bias, with the mean and variance of each group.
+//
+// input, out:      (images, groups, channels, positions), where `channels` are those of one group.
+// weights, biases: (groups * channels,).
+// means, scales:   (images, groups); set to the mean and to 1 / sqrt(variance + eps) of each group.
 template <class T> static inline void group_norm(
     const T* __restrict__ input, const T* __restrict__ weights, const T* __restrict__ biases, int64_t images,
     int64_t groups, int64_t channels, int64_t positions, double eps, T* __restrict__ out, T* __restrict__ means,
@@ -44,9 +46,12 @@ template <class T> static inline void group_norm(
     }
 }
 
-// gradient: of the result, like input. means, scales: what `group_norm` has found.
-// Sets out, the gradient of input, and the parts of the gradients of weights and biases that come from each image:
-// to_weights, to_biases (images, groups, channels).
+// Compute the gradients of `group_norm`. With y = (x - mean) scale and g = gradient weight, the gradient of the input
+// is scale (g - <g> - y <g y>), where <> is the mean over a group.
+//
+// gradient, input, out:  (images, groups, channels, positions); out is set to the gradient of the input.
+// means, scales:         (images, groups), the results of `group_norm`.
+// to_weights, to_biases: (images, groups, channels); set to each image's part of the gradients of weights and biases.
 template <class T> static inline void group_norm_gradient(
     const T* __restrict__ gradient, const T* __restrict__ input, const T* __restrict__ weights,
     const T* __restrict__ means, const T* __restrict__ scales, int64_t images, int64_t groups, int64_t channels,
@@ -55,7 +60,7 @@ template <class T> static inline void group_norm_gradient(
     for (int64_t group = 0; group < images * groups; group++) {
         const T mean = means[group], scale = scales[group];
         const T* weight = weights + group % groups * channels;
-        double sum = 0, product = 0;
+        double sum = 0, product = 0;  // over the group: of g, and of g y
         for (int64_t c = 0; c < channels; c++) {
             const T* grad = gradient + (group * channels + c) * positions;
             const T* x = input + (group * channels + c) * positions;
@@ -67,6 +72,7 @@ template <class T> static inline void group_norm_gradient(
             product += weight[c] * to_weight;
             sum += weight[c] * to_bias;
         }
+        // shift = <g>, slope = scale <g y>
         const T shift = sum / (channels * positions), slope = product / (channels * positions) * scale;
         for (int64_t c = 0; c < channels; c++) {
             const int64_t start = (group * channels + c) * positions;

@@ -22,7 +22,7 @@ class _GroupNorm(jt.Function):
     def execute(self, x, weight, bias, num_groups, eps, kept):
         self.shape = x.shape
         dtype = x.dtype
-        x = x.reshape(x.shape[0], num_groups, x.shape[1] // num_groups, -1)
+        x = x.reshape(x.shape[0], num_groups, x.shape[1] // num_groups, -1)  # (N, groups, C / groups, positions)
         result, mean, scale = jt.code(
             [x.shape, x.shape[:2], x.shape[:2]],
             [dtype] * 3,
@@ -44,6 +44,7 @@ class _GroupNorm(jt.Function):
             cpu_header=_HEADER,
             cpu_src=_BACKWARD,
         )
+        # The operator gives the gradients of weight and bias for each image: (N, groups, C / groups) to (C,).
         return to_x.reshape(self.shape), to_weight.sum(0).reshape(-1), to_bias.sum(0).reshape(-1), None, None, None
 
 
@@ -77,6 +78,7 @@ class _SiLU(jt.Function):
         # The gradient takes x's shape, not the other way round: a reshape of x would run on its own and early, and its
         # result would be kept until it is used.
         x = self.x if self.normalized_from is None else _normalized(*self.normalized_from)
+        # d/dx x sigmoid(x) = sigmoid(x) (1 + x (1 - sigmoid(x)))
         sigmoid = jt.sigmoid(x)
         return (grad.reshape(x.shape) * sigmoid * (1 + x * (1 - sigmoid))).reshape(grad.shape), None
 

@@ -9,9 +9,12 @@
 #include <vector>
 #include <omp.h>
 
+// Eight floats that one instruction computes; they may begin at any float.
 typedef float Lanes __attribute__((vector_size(32), aligned(4)));
 
-// m (6 rows, `stride` apart, of 16) = u (count, 6)^T v (count, 16), or added to what is there
+// Multiply two blocks: m = u^T v, or m += u^T v with `add`. The sums of the 6x16 block stay in registers.
+//
+// u: (count, 6). v: (count, 16). m: 6 rows of 16, which begin `stride` floats apart.
 template <bool add>
 static inline void multiply(const float* u, const float* v, int64_t count, float* m, int64_t stride) {
     Lanes left[6] = {}, right[6] = {};
@@ -31,8 +34,12 @@ static inline void multiply(const float* u, const float* v, int64_t count, float
     }
 }
 
-// A row of tiles of one channel: values (36 rows, `stride` apart, of width / 4) of lines -1 to 4 of `image`,
-// counted from the tiles' first one `top`. line: room for 4 (width / 4 + 1) floats.
+// Transform the input of one row of tiles of one channel: B^T d B for each 6x6 tile d.
+//
+// image:  (height, width), one channel. The tiles take lines top - 1 to top + 4; lines outside the image are zeros.
+// zeros:  width zeros.
+// line:   memory for 4 (width / 4 + 1) floats.
+// values: 36 rows of width / 4, one column per tile, which begin `stride` floats apart.
 static inline void transform_input(const float* image, int64_t top, int64_t height, int64_t width,
                                    const float* zeros, float* line, float* values, int64_t stride) {
     const int64_t tiles = width / 4, columns = tiles + 1;
@@ -41,7 +48,8 @@ static inline void transform_input(const float* image, int64_t top, int64_t heig
         const int64_t y = top - 1 + j;
         rows[j] = y < 0 || y >= height ? zeros : image + y * width;
     }
-    // Column x of the image lies at (x + 1) % 4, (x + 1) / 4 of `line`: columns of tiles become neighbours.
+    // First B^T d, a sum of six lines. Column x of the image goes to row (x + 1) % 4, column (x + 1) / 4 of `line`, so
+    // that the same column of all tiles lies in one row.
     float *first = line, *second = first + columns, *third = second + columns, *fourth = third + columns;
     #pragma GCC unroll 6
     for (int i = 0; i < 6; i++) {
@@ -56,6 +64,7 @@ static inline void transform_input(const float* image, int64_t top, int64_t heig
             fourth[x] = sums[2];
             first[x + 1] = sums[3];
         }
+        // Then the product with B: columns 4 and 5 of a tile are columns 0 and 1 of the next one.
         #pragma GCC unroll 6
         for (int k = 0; k < 6; k++)
             for (int64_t x = 0; x < tiles; x++)
@@ -65,7 +74,10 @@ static inline void transform_input(const float* image, int64_t top, int64_t heig
     }
 }
 
-// The inverse: 4 lines of the output from values (36 rows, `stride` apart, of width / 4).
+// Transform the products of one row of tiles to the output: A^T m A for each 6x6 tile m, plus the bias.
+//
+// values: 36 rows of width / 4, one column per tile, which begin `stride` floats apart.
+// out:    (4, width).
 static inline void transform_output(const float* values, int64_t stride, float bias, int64_t width, float* out) {
     for (int64_t x = 0; x < width / 4; x++) {
         float columns[4][6];
@@ -90,7 +102,10 @@ static inline void transform_output(const float* values, int64_t stride, float b
     }
 }
 
-// Its transpose: values (36 rows, `stride` apart, of width / 4) from 4 lines of the output's gradient.
+// Transform the gradient of the output, the transpose of `transform_output`: A g A^T for each 4x4 tile g.
+//
+// gradient: (4, width).
+// values:   36 rows of width / 4, one column per tile, which begin `stride` floats apart.
 static inline void transform_gradient(const float* gradient, int64_t width, float* values, int64_t stride) {
     for (int64_t x = 0; x < width / 4; x++) {
         float columns[6][4];
@@ -115,22 +130,27 @@ static inline void transform_gradient(const float* gradient, int64_t width, floa
     }
 }
 
-// Values (36, count) of a channel to its lane of (36, blocks, count, lanes); packed: from its own block on.
+// Copy the values (36, count) of a channel to its lane of an array (36, blocks, count, lanes).
+//
+// packed: the place of the channel's block and lane in that array.
 static inline void pack(const float* values, int64_t count, int64_t blocks, int64_t lanes, float* packed) {
     for (int64_t k = 0; k < 36; k++)
         for (int64_t t = 0; t < count; t++) packed[(k * blocks * count + t) * lanes] = values[k * count + t];
 }
 
-// The transformed kernels: weight (outputs, channels, 3, 3) to out (36, outputs / 6 rounded up, channels, 6), with
-// zeros where there is no output channel.
-// turned: the kernels of the gradient instead, for a weight (channels, outputs, 3, 3), each one turned by half a circle.
+// Transform the kernels: G g G^T for each 3x3 kernel g.
+//
+// weight: (outputs, channels, 3, 3).
+// turned: take the kernels of the input's gradient instead: weight is (channels, outputs, 3, 3), and each kernel is
+//         turned by half a circle.
+// out:    (36, outputs / 6 rounded up, channels, 6), with zeros in place of missing output channels.
 static inline void transform_kernels(const float* __restrict__ weight, int64_t outputs, int64_t channels, bool turned,
                                      float* __restrict__ out) {
     const int64_t blocks = (outputs + 5) / 6;
     constexpr int64_t piece = 32;
     #pragma omp parallel for
     for (int64_t block = 0; block < blocks; block++)
-        for (int64_t start = 0; start < channels; start += piece) {  // whole pages are written one after the other
+        for (int64_t start = 0; start < channels; start += piece) {  // so that whole pages are written in turn
             const int64_t count = std::min(piece, channels - start), size = 6 * count;
             float kernels[9][6 * piece] = {}, values[36][6 * piece];
             for (int64_t lane = 0; lane < std::min<int64_t>(6, outputs - 6 * block); lane++)
@@ -160,8 +180,13 @@ static inline void transform_kernels(const float* __restrict__ weight, int64_t o
         }
 }
 
-// The convolution: x (images, channels, height, width), kernels as `transform_kernels` makes them and bias (outputs,)
-// to out (images, outputs, height, width). largest: tiles at a time.
+// Convolve x with kernels and add the bias.
+//
+// x:       (images, channels, height, width).
+// kernels: the result of `transform_kernels`.
+// bias:    (outputs,).
+// largest: number of tiles that a thread computes at a time, in whole rows of tiles.
+// out:     (images, outputs, height, width).
 static inline void convolve(const float* __restrict__ x, const float* __restrict__ kernels,
                             const float* __restrict__ bias, int64_t images, int64_t channels, int64_t outputs,
                             int64_t height, int64_t width, int64_t largest, float* __restrict__ out) {
@@ -176,6 +201,7 @@ static inline void convolve(const float* __restrict__ x, const float* __restrict
         #pragma omp for schedule(dynamic)
         for (int64_t start = 0; start < rows; start += chunk) {
             const int64_t stop = std::min(start + chunk, rows);
+            // The transformed input goes to (36, tiles / 16, channels, 16), the order in which `multiply` reads it.
             for (int64_t c = 0; c < channels; c++) {
                 for (int64_t row = start; row < stop; row++)
                     transform_input(x + (row / lines * channels + c) * height * width, row % lines * 4, height, width,
@@ -184,6 +210,7 @@ static inline void convolve(const float* __restrict__ x, const float* __restrict
                     for (int64_t t = 0; t < tiles; t += 16)
                         std::memcpy(inputs.data() + (k * tiles + t) * channels + c * 16, values.data() + k * tiles + t, 64);
             }
+            // One matrix product for each of the 36 values: products is (36, 6 blocks, tiles).
             for (int64_t k = 0; k < 36; k++)
                 for (int64_t t = 0; t < tiles; t += 16)
                     for (int64_t block = 0; block < blocks; block++)
@@ -197,9 +224,14 @@ static inline void convolve(const float* __restrict__ x, const float* __restrict
     }
 }
 
-// The weight's gradient: x (images, channels, height, width) and the output's gradient (images, outputs, height, width)
-// to out (outputs, channels, 3, 3). room: for the gradient of the kernels' values, (36, outputs, channels), both rounded
-// up to whole blocks of 6 and 16. largest: tiles at a time.
+// Compute the gradient of the weight.
+//
+// x:        (images, channels, height, width).
+// gradient: (images, outputs, height, width), that of the output.
+// largest:  number of tiles that are computed at a time, in whole rows of tiles.
+// out:      (outputs, channels, 3, 3).
+// room:     memory for the gradient of the transformed kernels, (36, outputs, channels), with outputs rounded up to
+//           whole blocks of 6 and channels to whole blocks of 16.
 static inline void weight_gradient(const float* __restrict__ x, const float* __restrict__ gradient, int64_t images,
                                    int64_t channels, int64_t outputs, int64_t height, int64_t width, int64_t largest,
                                    float* __restrict__ out, float* __restrict__ room) {
@@ -227,6 +259,7 @@ static inline void weight_gradient(const float* __restrict__ x, const float* __r
                                     zeros.data(), line.data(), values.data() + (row - start) * columns, tiles);
                 pack(values.data(), tiles, right, 16, inputs.data() + c / 16 * tiles * 16 + c % 16);
             }
+            // One matrix product over the tiles for each of the 36 values. The first chunk sets the sums.
             #pragma omp for
             for (int64_t k = 0; k < 36; k++)
                 for (int64_t c = 0; c < right; c++)
@@ -235,6 +268,7 @@ static inline void weight_gradient(const float* __restrict__ x, const float* __r
                             gradients.data() + (k * left + o) * tiles * 6, inputs.data() + (k * right + c) * tiles * 16,
                             tiles, room + ((k * left + o) * 6 * right + c) * 16, right * 16);
         }
+        // Back to 3x3 kernels: G^T w G for each 6x6 gradient w, 16 channels at a time.
         #pragma omp for
         for (int64_t o = 0; o < outputs; o++)
             for (int64_t start = 0; start < channels; start += 16) {

@@ -1,5 +1,8 @@
 """3x3 convolutions of stride one and their gradients by Winograd's algorithm, on a CPU in float32.
 
+A tile of the output is Y = A^T [(G g G^T) * (B^T d B)] A, for a kernel g and a tile d of the input (Lavin & Gray 2016,
+arXiv:1509.09308).
+
 The tiles of a channel lie next to each other, so that a transform is a sum of rows. The products of all channels are
 taken in blocks of 6 output channels and 16 tiles, whose sums stay in registers. A few rows of tiles are computed at a
 time and stay in the processor's caches. The C++ is in `winograd.h`.
@@ -20,8 +23,12 @@ _CHUNK = 64  # tiles at a time
 
 def _constant(name, matrix):
     """Return the C++ definition of a matrix."""
-    rows = ", ".join("{" + ", ".join(f"{value!r}f" for value in row) + "}" for row in matrix.tolist())
-    return f"static constexpr float {name}[{matrix.shape[0]}][{matrix.shape[1]}] = {{{rows}}};\n"
+    rows = []
+    for row in matrix.tolist():
+        numbers = ", ".join(f"{value!r}f" for value in row)
+        rows.append("{" + numbers + "}")
+    height, width = matrix.shape
+    return f"static constexpr float {name}[{height}][{width}] = {{{', '.join(rows)}}};\n"
 
 
 _HEADER = "".join(map(_constant, ("INPUTS", "KERNELS", "OUTPUTS"), factors())) + source("winograd.h")
@@ -72,6 +79,7 @@ def _weight_gradient(x, gradient):
     """Return the gradient of the weight (O, C, 3, 3) from x (N, C, H, W) and the output's gradient (N, O, H, W)."""
     channels = x.shape[1]
     out_channels = gradient.shape[1]
+    # Memory for the gradient of the transformed kernels, in whole blocks: a second result, which nobody reads.
     room = [_SIZE**2, -(-out_channels // _OUTPUTS) * _OUTPUTS, -(-channels // _TILES) * _TILES]
     return jt.code(
         [[out_channels, channels, KERNEL, KERNEL], room],
@@ -92,6 +100,8 @@ class _Convolution(jt.Function):
 
     def grad(self, grad):
         x, weight = self.saved
+        # The gradient of x is the convolution of the output's gradient with the kernels turned by half a circle, and
+        # with input and output channels exchanged.
         to_x = _convolve(grad, _transformed(weight, turned=True), jt.zeros((weight.shape[1],)))
         return to_x, _weight_gradient(x, grad), grad.sum((0, 2, 3))
 

@@ -27,6 +27,7 @@ def serves(x):
 def _strips(x):
     """View x (N, C, H, W) as (N, strips, positions of a strip, C), without a copy."""
     n, channels, height, _ = x.shape
+    # (N, C, H, W) to (N, H, W, C) to (N, strips, H W / strips, C); the number of strips divides H.
     return x.permute(0, 2, 3, 1).view(n, gcd(height, _STRIPS), -1, channels)
 
 
@@ -34,12 +35,16 @@ def _statistics(x, groups):
     """Return mean and variance (N, groups) of x (N, C, H, W), in float64."""
 
     def of_strip(strip):
+        """Return torch's mean and 1 / sqrt(variance) of a strip (positions, C): (2, groups)."""
         positions, channels = strip.shape
-        image = strip.view(1, 1, positions, channels).permute(0, 3, 1, 2)
-        return th.native_group_norm(image, None, None, 1, channels, positions, groups, 0.0)[1:]
+        image = strip.view(1, 1, positions, channels).permute(0, 3, 1, 2)  # (1, C, 1, positions)
+        return th.cat(th.native_group_norm(image, None, None, 1, channels, positions, groups, 0.0)[1:])
 
-    found = [th.stack([th.cat(of_strip(strip)) for strip in image]) for image in _strips(x)]
-    means, roots = th.stack(found).double().unbind(2)  # (N, strips, groups)
+    found = []
+    for image in _strips(x):
+        found.append(th.stack([of_strip(strip) for strip in image]))  # (strips, 2, groups)
+    means, roots = th.stack(found).double().unbind(2)  # (N, strips, groups) each
+    # The variance of all positions is the mean of the strips' variances plus the variance of the strips' means.
     mean = means.mean(1)
     return mean, (roots**-2 + (means - mean[:, None]) ** 2).mean(1)
 
@@ -49,11 +54,11 @@ def _sums(gradient, x):
 
     gradient, x: (N, C, H, W).
     """
-    found = [
-        th.stack([th.stack([strip.sum(0), (strip * values).sum(0)]) for strip, values in zip(*images)])
-        for images in zip(_strips(gradient), _strips(x))
-    ]
-    return th.stack(found).double().sum(1).unbind(1)
+    found = []
+    for gradients, inputs in zip(_strips(gradient), _strips(x)):  # (strips, positions, C) of one image
+        sums = [th.stack([strip.sum(0), (strip * values).sum(0)]) for strip, values in zip(gradients, inputs)]
+        found.append(th.stack(sums))  # (strips, 2, C)
+    return th.stack(found).double().sum(1).unbind(1)  # (N, strips, 2, C) to (N, 2, C)
 
 
 class _GroupNorm(th.autograd.Function):
@@ -64,9 +69,12 @@ class _GroupNorm(th.autograd.Function):
         mean, variance = _statistics(x, groups)
         repeated = x.shape[1] // groups
         root = (variance + eps).rsqrt()
-        mean, root = (value.repeat_interleave(repeated, 1) for value in (mean, root))  # (N, C)
+        # (N, groups) to (N, C): each channel has the statistics of its group.
+        mean = mean.repeat_interleave(repeated, 1)
+        root = root.repeat_interleave(repeated, 1)
         ctx.save_for_backward(x, weight, mean, root)
         ctx.groups = groups
+        # (x - mean) root weight + bias = x scale + offset
         scale = weight * root
         offset = bias - mean * scale
         ctx.mark_non_differentiable(scale, offset)
@@ -86,6 +94,8 @@ class _GroupNorm(th.autograd.Function):
             sums = (values * weight).view(n, ctx.groups, repeated).sum(2) / (repeated * height * width)
             return sums.repeat_interleave(repeated, 1)
 
+        # With y = (x - mean) root and g = gradient weight, the gradient of x is root (g - <g> - y <g y>), where <> is
+        # the mean over a group.
         slope = -shared(centred) * root**2
         to_x = _affine(x, slope, -slope * mean - shared(plain) * root)
         to_x.addcmul_(gradient, _spread(weight * root, x))

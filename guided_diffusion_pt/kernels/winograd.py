@@ -1,5 +1,8 @@
 """3x3 convolutions of stride one and their gradients by Winograd's algorithm, on a CPU in float32.
 
+A tile of the output is Y = A^T [(G g G^T) * (B^T d B)] A, for a kernel g and a tile d of the input (Lavin & Gray 2016,
+arXiv:1509.09308). Here the two-sided products are one product with a flattened tile.
+
 All large products are matrix products. Between them tiles are copied, with the channels last in memory. A few tiles are
 computed at a time, so that they stay in the processor's caches.
 
@@ -17,6 +20,7 @@ from torch.nn import functional as F
 
 from guided_diffusion_core.networks.winograd import KERNEL, TILE, matrices
 
+# Matrices of flattened tiles: inputs (36, 36), kernels (36, 9), outputs (16, 36).
 _INPUTS, _KERNELS, _OUTPUTS = (th.from_numpy(matrix).float() for matrix in matrices())
 # Below this size the direct convolution of oneDNN is as fast, measured on one core at 64 px.
 _CHANNELS = 128
@@ -49,7 +53,8 @@ def pays(x, weight):
 def _transformed(weight):
     """Transform the kernels (O, C, 3, 3) to (36, C, O)."""
     out_channels, channels = weight.shape[:2]
-    return (_KERNELS @ weight.reshape(-1, KERNEL**2).T).view(-1, out_channels, channels).transpose(1, 2)
+    values = _KERNELS @ weight.reshape(-1, KERNEL**2).T  # (36, 9) times (9, O C)
+    return values.view(-1, out_channels, channels).transpose(1, 2)  # (36, O C) to (36, O, C) to (36, C, O)
 
 
 def _input_tiles(x, part):
@@ -59,13 +64,13 @@ def _input_tiles(x, part):
           memory.
     """
     images, rows, columns = part[1:4]
-    (first, last, above, below), (left, right, before, after) = (
-        _reach(places, size) for places, size in zip((rows, columns), x.shape[1:3])
-    )
+    first, last, above, below = _reach(rows, x.shape[1])
+    left, right, before, after = _reach(columns, x.shape[2])
     piece = F.pad(x[images, first:last, left:right], (0, 0, before, after, above, below))
     n, height, width, channels = piece.shape
     image, row, column, channel = piece.stride()
     size = TILE + KERNEL - 1
+    # A view without a copy: tiles start every 4 pixels and are 6 pixels wide, so that neighbours overlap by 2.
     return piece.as_strided(
         (size, size, n, (height - 2) // TILE, (width - 2) // TILE, channels),
         (row, column, image, TILE * row, TILE * column, channel),
@@ -85,20 +90,21 @@ def _reach(tiles, size):
 def _output_tiles(x):
     """Return the 4x4 tiles (4, 4, N, H / 4, W / 4, C) of x (N, H, W, C), without a copy."""
     n, height, width, channels = x.shape
-    return x.view(n, height // TILE, TILE, width // TILE, TILE, channels).permute(2, 4, 0, 1, 3, 5)
+    tiles = x.view(n, height // TILE, TILE, width // TILE, TILE, channels)  # (N, H / 4, 4, W / 4, 4, C)
+    return tiles.permute(2, 4, 0, 1, 3, 5)
 
 
 def _parts(tiles, count):
     """Yield indices of tiles (h, w, N, rows, columns, C) that select about `count` tiles each, in the order in which
     the tiles lie when flattened."""
-    n, rows, columns = tiles.shape[2:5]
-    steps = max(1, count // (rows * columns)), max(1, count // columns), max(1, min(count, columns))
-    for starts in product(*(range(0, size, step) for size, step in zip((n, rows, columns), steps))):
-        yield (
-            ...,
-            *(slice(start, min(start + step, size)) for start, step, size in zip(starts, steps, (n, rows, columns))),
-            slice(None),
-        )
+    sizes = tiles.shape[2:5]
+    _, rows, columns = sizes
+    # A part is some whole images, or else some whole rows of tiles, or else some tiles of a row.
+    steps = (max(1, count // (rows * columns)), max(1, count // columns), max(1, min(count, columns)))
+    starts_by_axis = [range(0, size, step) for size, step in zip(sizes, steps)]
+    for starts in product(*starts_by_axis):
+        axes = [slice(start, min(start + step, size)) for start, step, size in zip(starts, steps, sizes)]
+        yield (..., *axes, slice(None))
 
 
 def _blocks(tiles):
@@ -126,23 +132,25 @@ def _convolve(x, kernels, bias):
     """
     n, _, height, width = x.shape
     out = x.new_empty(n, height, width, kernels.shape[2])
-    source = x.permute(0, 2, 3, 1)
+    source = x.permute(0, 2, 3, 1)  # (N, H, W, C)
     target = _output_tiles(out)
     for part in _parts(target, _CHUNK // max(kernels.shape[1:])):
+        # One matrix product for each of the 36 values: (36, tiles, C) times (36, C, O), then (36, tiles O).
         products = th.bmm(_values(_INPUTS, _input_tiles(source, part)), kernels).view(len(_INPUTS), -1)
         goals = target[part]
         for block, place in _blocks(goals):
+            # (16, 36) times (36, some tiles O): the 4x4 tiles are written to their places in `out`.
             goal = goals[block]
             th.add((_OUTPUTS @ products[:, place]).view(goal.shape), bias, out=goal)
-    out = out.permute(0, 3, 1, 2)
+    out = out.permute(0, 3, 1, 2)  # (N, O, H, W)
     return out.contiguous() if x.is_contiguous() else out
 
 
 def _kernel_gradient(x, gradient):
     """Return the gradient of the kernels (O, C, 3, 3) from x (N, C, H, W) and the output's gradient (N, O, H, W)."""
-    source = x.permute(0, 2, 3, 1)
+    source = x.permute(0, 2, 3, 1)  # (N, H, W, C)
     gradients = _output_tiles(gradient.permute(0, 2, 3, 1).contiguous())
-    total = x.new_zeros(len(_INPUTS), x.shape[1], gradient.shape[1])
+    total = x.new_zeros(len(_INPUTS), x.shape[1], gradient.shape[1])  # (36, C, O), the transformed kernels' gradient
     for part in _parts(gradients, _CHUNK // max(total.shape[1:])):
         values = _values(_INPUTS, _input_tiles(source, part))
         total.baddbmm_(values.transpose(1, 2), _values(_OUTPUTS.T, gradients[part]))
@@ -161,6 +169,8 @@ class _Convolution(th.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
+        # The gradient of x is the convolution of the output's gradient with the kernels turned by half a circle, and
+        # with input and output channels exchanged.
         turned = weight.flip(2, 3).transpose(0, 1).contiguous()
         to_x = _convolve(gradient, _transformed(turned), gradient.new_zeros(len(turned)))
         return to_x, _kernel_gradient(x, gradient), gradient.sum((0, 2, 3))
