@@ -90,7 +90,7 @@ def test_the_table_lists_every_fault_and_control():
 
 
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
-@pytest.mark.long(seconds=300)
+@pytest.mark.long(seconds=420)
 def test_every_fault_of_this_runs_share_is_found_and_named(tmp_path, ladder):
     """Faults in the Jittor port, and all controls, give the rows of the table; only digits of ratios may differ."""
     share, _ = shares.chosen_share()

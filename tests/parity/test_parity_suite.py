@@ -12,13 +12,14 @@ from parity.locate import LAYER_FAMILIES, locate
 from parity.medsegdiff import CASES
 from parity.verdict import AGREE
 
+# Every test here waits for the record of the ladder, six minutes of processor time.
+pytestmark = pytest.mark.long(seconds=45)
 both = pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
 # One of each family that computes; their records are compared with a second recording, bit by bit.
 AGAIN = ("forward/new", "gradients/new", "steps/new", "sampling/ancestral", "masks/brats")
 
 
 @both
-@pytest.mark.long(seconds=600)
 def test_the_backends_agree(ladder):
     folder, done = ladder
     assert done.returncode == 0, done.stdout + done.stderr

@@ -65,6 +65,7 @@ def kind(name):
     return "/".join(parts[:2]) if parts[0] in ("gradient", "trainer") else parts[0]
 
 
+@pytest.mark.long(seconds=30)
 def test_two_processes_equal_one_with_twice_the_batch(backend, tmp_path):
     """In float64: losses, gradients, parameters, averages, moments and running statistics; both processes have
     the same bits."""

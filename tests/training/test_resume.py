@@ -222,6 +222,7 @@ def command(data, out_dir, backend, *more):
     ]
 
 
+@pytest.mark.long(seconds=40)
 def test_kill_and_resume_on_the_command_line(backend, tmp_path):
     """kill -9 in the middle, then --resume last: the same files as without, and one log."""
     write_isic_phantoms(tmp_path / "data", train=4, test=0, size=40, seed=1)

@@ -128,6 +128,7 @@ def _terms(loop, runtime, image, mask):
     return found
 
 
+@pytest.mark.long(seconds=40)
 def test_few_signs_at_kinks_differ_from_the_golden_run(run):
     *_, flipped = run
     assert len(flipped) <= 8  # of two million elements
