@@ -6,13 +6,14 @@
 import datetime
 
 from benchmarks import peer
-from benchmarks.cases import WHAT, make_cases
+from benchmarks.cases import VERSIONS, WHAT, make_cases
 from benchmarks.report import write_report
 from benchmarks.run import Benchmark
 from benchmarks.worker import PEER
 from guided_diffusion_core.backends import BACKENDS
 from guided_diffusion_core.command_line import Command, run_program
 from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.networks.registry import families
 
 
 def add_run_flags(parser):
@@ -25,7 +26,11 @@ def add_run_flags(parser):
         help="; ".join(f"{name}: {about}" for name, about in WHAT.items()) + " (default: evaluation training)",
     )
     parser.add_argument(
-        "--versions", nargs="+", choices=("new", "1"), default=["new"], help="versions of the network (default: new)"
+        "--versions",
+        nargs="+",
+        choices=(*VERSIONS, *(name for name, family in families().items() if "version" not in family.fixed)),
+        default=["new"],
+        help="versions of MedSegDiff's network, or other networks by name (default: new)",
     )
     parser.add_argument(
         "--sizes",

@@ -1,13 +1,12 @@
 """The cases to measure, and the network, weights and inputs, which are the same for all implementations."""
 
-import dataclasses
 import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
-from guided_diffusion_core.config import ModelConfig
-from guided_diffusion_core.networks.registry import state_shapes
+from guided_diffusion_core.config import resolve
+from guided_diffusion_core.networks.registry import family_named, state_shapes
 
 # Kind of measurement -> one line about it.
 WHAT = {
@@ -19,6 +18,7 @@ WHAT = {
     "loading": "image files to training batches",
     "scaling": "whole cases as in cases, while one quantity grows and the others are fixed",
 }
+VERSIONS = ("new", "1")  # of MedSegDiff's network; others are measured by the name of their family
 BATCHES = {64: 4}  # size in pixels -> batch of evaluation, step and training; other sizes: 1
 STEPS = 5  # of the sampler in whole cases, as in the preset `fast`
 ENSEMBLE = 5  # members in whole cases, as in the preset `fast`
@@ -39,7 +39,9 @@ SCALING_BASE = {"size": 64, "width": 32, "steps": STEPS, "members": ENSEMBLE, "b
 class Case:
     """One measurement of every implementation.
 
-    what:           key of `WHAT`. version: of the network. size: side of the input, in pixels.
+    what:           key of `WHAT`.
+    version:        of MedSegDiff's network, or the name of another network.
+    size:           side of the input, in pixels.
     batch:          examples per batch. width: base channels.
     steps, members: of the sampler and of the ensemble, in whole cases.
     processes:      number of processes that run at the same time, each with its own batch.
@@ -87,29 +89,31 @@ def scaling_cases(versions):
     return list(dict.fromkeys(cases))  # each once: every quantity contains the base
 
 
+# The flags of the original's README for its network, and those of all networks.
+ORIGINAL = {"num_res_blocks": 2, "num_heads": 1, "use_scale_shift_norm": False, "attention_resolutions": "16"}
+COMMON = {
+    "learn_sigma": True,
+    "diffusion_steps": 1000,
+    "noise_schedule": "linear",
+    "rescale_learned_sigmas": False,
+    "rescale_timesteps": False,
+    "in_ch": IMAGE_CHANNELS + 1,
+}
+
+
 def settings(case):
-    """Return the flags of the original's README (`--num_heads 1 --learn_sigma True ...`) for a case."""
-    return {
-        "image_size": case.size,
-        "num_channels": case.width,
-        "version": case.version,
-        "num_res_blocks": 2,
-        "num_heads": 1,
-        "learn_sigma": True,
-        "use_scale_shift_norm": False,
-        "attention_resolutions": "16",
-        "diffusion_steps": 1000,
-        "noise_schedule": "linear",
-        "rescale_learned_sigmas": False,
-        "rescale_timesteps": False,
-        "in_ch": IMAGE_CHANNELS + 1,
-    }
+    """Return the settings of a case's network and process, by the names of their flags."""
+    common = {"image_size": case.size, **COMMON}
+    if case.version in VERSIONS:
+        return {"num_channels": case.width, "version": case.version, **ORIGINAL, **common}
+    width = f"{case.version}.width"
+    own = {width: case.width} if width in family_named(case.version).flags() else {}
+    return {"network": case.version, **common, **own}
 
 
 def network(case):
-    """Return the settings of a case's network, a `ModelConfig`."""
-    names = {field.name for field in dataclasses.fields(ModelConfig)}
-    return ModelConfig(**{name: value for name, value in settings(case).items() if name in names})
+    """Return the settings of a case's network, a `NetworkConfig`."""
+    return resolve(settings(case)).model
 
 
 def weights(case):

@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 
 from guided_diffusion_core.networks.family import Prediction as Prediction
-from guided_diffusion_core.noise import INITIAL_WEIGHT
+from guided_diffusion_core.networks.shapes import Count, Module, ParameterShape, Shape, filled, normal, uniform
 
 LAYERS = (
     *("Network", "Module", "Sequential", "ModuleList", "Parameter", "zeroed"),
@@ -23,100 +23,6 @@ FUNCTIONS = (
     *("relu", "silu", "gelu", "sigmoid", "tanh", "exp", "sqrt", "softmax", "cat", "matmul", "mean", "resize"),
     *("timestep_embedding", "constant", "scalar", "checkpoint"),
 )
-
-
-class Shape:
-    """A tensor of which only the shape is known."""
-
-    def __init__(self, *shape):
-        self.shape = tuple(shape)
-
-    def _broadcast(self, other):
-        """Return the shape of a sum or product with another tensor or a number (numpy's rule)."""
-        theirs = tuple(getattr(other, "shape", ()))
-        try:
-            return Shape(*np.broadcast_shapes(self.shape, theirs))
-        except ValueError:
-            raise ValueError(f"shapes {self.shape} and {theirs} do not fit") from None
-
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _broadcast
-
-    def __neg__(self):
-        return self
-
-    def reshape(self, *shape):
-        """Return the same values in another shape; one length may be -1."""
-        known = prod(size for size in shape if size != -1)
-        shape = tuple(prod(self.shape) // known if size == -1 else size for size in shape)
-        if prod(shape) != prod(self.shape):
-            raise ValueError(f"shape {self.shape} cannot become {shape}")
-        return Shape(*shape)
-
-    def permute(self, *order):
-        """Return the tensor with its axes in another order."""
-        return Shape(*(self.shape[axis] for axis in order))
-
-    def __getitem__(self, part):
-        # numpy knows the rules; no memory is taken for the values
-        values = np.broadcast_to(np.int8(0), self.shape)
-        return Shape(*values[part].shape)
-
-
-class ParameterShape(Shape):
-    """A parameter or buffer, with the rule of its first value.
-
-    rule: function of (tape, name, shape) -> array.
-    """
-
-    def __init__(self, *shape, rule):
-        super().__init__(*shape)
-        self.rule = rule
-
-
-def _filled(value, dtype=np.float32):
-    """Return the rule of a parameter whose values are all alike at first."""
-    return lambda tape, name, shape: np.full(shape, value, dtype)
-
-
-def _uniform(fan_in):
-    """Return the rule of weights and biases that see `fan_in` inputs: uniform within 1 / sqrt(fan_in), which is
-    He et al. 2015 (arXiv:1502.01852, eq. 15) with slope sqrt(5), the default of PyTorch."""
-    bound = 1 / math.sqrt(fan_in)
-    return lambda tape, name, shape: tape.symmetric_uniform(f"{INITIAL_WEIGHT}/{name}", shape, bound)
-
-
-def _normal(deviation):
-    """Return the rule of normally distributed values about zero."""
-    return lambda tape, name, shape: tape.normal(f"{INITIAL_WEIGHT}/{name}", shape) * np.float32(deviation)
-
-
-class Count:
-    """Multiplications and additions of matrix products and convolutions in all calls so far."""
-
-    total = 0
-
-
-class Module:
-    """A part of a network: its parameters and its own parts are attributes, as in PyTorch."""
-
-    def __call__(self, *given, **named):
-        return self.forward(*given, **named)
-
-    def named_modules(self, prefix=""):
-        """Yield (dotted name, module) of this module and all parts of it."""
-        yield prefix, self
-        for name, part in vars(self).items():
-            if isinstance(part, Module):
-                yield from part.named_modules(f"{prefix}.{name}" if prefix else name)
-
-    def parameters(self):
-        """Return an ordered dict: dotted name -> `ParameterShape` of every parameter and buffer."""
-        found = {}
-        for module_name, module in self.named_modules():
-            for name, value in vars(module).items():
-                if isinstance(value, ParameterShape):
-                    found[f"{module_name}.{name}" if module_name else name] = value
-        return found
 
 
 class Network(Module):
@@ -163,13 +69,13 @@ class ModuleList(Sequential):
 
 def Parameter(*shape, deviation=0.0):
     """Return a parameter of any shape; it starts with normal values of that standard deviation about zero."""
-    return ParameterShape(*shape, rule=_normal(deviation) if deviation else _filled(0.0))
+    return ParameterShape(*shape, rule=normal(deviation) if deviation else filled(0.0))
 
 
 def zeroed(module):
     """Return a module after making its parameters start at zero."""
     for value in module.parameters().values():
-        value.rule = _filled(0.0)
+        value.rule = filled(0.0)
     return module
 
 
@@ -223,9 +129,9 @@ class _Weighted(Module):
     """A layer with a weight and, if asked for, a bias."""
 
     def _add(self, weight, out_channels, fan_in, bias):
-        self.weight = ParameterShape(*weight, rule=_uniform(fan_in))
+        self.weight = ParameterShape(*weight, rule=uniform(fan_in))
         if bias:
-            self.bias = ParameterShape(out_channels, rule=_uniform(fan_in))
+            self.bias = ParameterShape(out_channels, rule=uniform(fan_in))
 
     @staticmethod
     def _check(found, expected, what="channels"):
@@ -285,7 +191,7 @@ class Embedding(Module):
     """A vector for each of `count` whole numbers: (N,) to (N, features); they start standard normal."""
 
     def __init__(self, count, features):
-        self.weight = ParameterShape(count, features, rule=_normal(1.0))
+        self.weight = ParameterShape(count, features, rule=normal(1.0))
 
     def forward(self, indices):
         return Shape(*indices.shape, self.weight.shape[1])
@@ -295,9 +201,9 @@ class _Norm(Module):
     """A normalisation with a weight and a bias for each channel or feature."""
 
     def _add(self, channels, bias=True):
-        self.weight = ParameterShape(channels, rule=_filled(1.0))
+        self.weight = ParameterShape(channels, rule=filled(1.0))
         if bias:
-            self.bias = ParameterShape(channels, rule=_filled(0.0))
+            self.bias = ParameterShape(channels, rule=filled(0.0))
 
     def forward(self, x):
         return x
@@ -321,9 +227,9 @@ class BatchNorm2d(_Norm):
     def __init__(self, channels):
         self.fewest = math.inf
         self._add(channels)
-        self.running_mean = ParameterShape(channels, rule=_filled(0.0))
-        self.running_var = ParameterShape(channels, rule=_filled(1.0))
-        self.num_batches_tracked = ParameterShape(rule=_filled(0, np.int64))
+        self.running_mean = ParameterShape(channels, rule=filled(0.0))
+        self.running_var = ParameterShape(channels, rule=filled(1.0))
+        self.num_batches_tracked = ParameterShape(rule=filled(0, np.int64))
 
     def forward(self, x):
         self.fewest = min(self.fewest, prod(x.shape) // x.shape[1])

@@ -15,6 +15,9 @@ import pytest
 from support.backends import BACKENDS, ROOT
 from support.parity_runs import parity, result_of
 
+from benchmarks import cases
+from benchmarks.cases import Case
+from benchmarks.ours import Ours
 from guided_diffusion_core import checkpoints
 from guided_diffusion_core.config import from_dict, resolve
 from guided_diffusion_core.data.phantoms import write_isic_phantoms
@@ -166,6 +169,19 @@ def test_operations_are_counted_from_the_source(example):
     embedding = 4 * 64
     assert example.operations(model) == 2 * (convolutions + attention + embedding)
     assert example.smallest_batch(model) == 1
+
+
+def test_the_benchmark_measures_any_network(backend, example):
+    measured = Ours(backend.name, 1)
+    case = Case("training", "example", 16, 2, 8)
+    assert cases.network(case).width == 8
+    measured.prepare(case)
+    assert measured.check()["time.0.weight"].shape == (8, 8)
+    before = backend.module("runtime").state_arrays(measured.model)["out.weight"]
+    measured.repeat()
+    assert not np.array_equal(backend.module("runtime").state_arrays(measured.model)["out.weight"], before)
+    measured.prepare(Case("step", "example", 16, 2, 8))
+    assert measured.check()["out"].shape == (2, 2, 16, 16)
 
 
 def test_no_file_outside_the_folder_knows_the_network():
