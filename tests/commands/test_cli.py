@@ -176,6 +176,8 @@ def test_flags_of_the_original_without_function_pass_at_their_default():
             "1",
             "--debug",
             "False",
+            "--class_cond",
+            "False",
         )
         == {}
     )
@@ -186,6 +188,7 @@ def test_flags_of_the_original_without_function_pass_at_their_default():
     [
         (["--use_fp16", "True"], "use --mixed_precision fp16"),
         (["--fp16_scale_growth", "1e-2"], "--mixed_precision fp16 doubles after 2000 steps"),
+        (["--class_cond", "True"], "the data sets have no class labels; leave the flag out"),
         (["--gpu_dev", "1"], "the device cannot be chosen"),
         (["--multi_gpu", "0,1"], "start the command with torchrun"),
         (["--resume_checkpoint", "a.pt"], "use --resume last"),

@@ -66,7 +66,7 @@ def infer(version, shapes, given, where):
 
 
 def _visible(shapes):
-    """The settings of `VISIBLE`; the levels of attention in place of attention_resolutions."""
+    """Return the settings of `VISIBLE`, with the levels of attention instead of attention_resolutions."""
     width = _vote(
         [
             _dim(shapes, "input_blocks.0.0.weight", 0),
@@ -110,7 +110,7 @@ def _visible(shapes):
 
 
 def _levels(shapes):
-    """(blocks per resolution on the way up, resolutions, whether residual blocks resample).
+    """Return (blocks per resolution on the way up, number of resolutions, True if residual blocks resample).
 
     Each resolution but the last ends in a block with an upsampler.
     """
@@ -123,7 +123,7 @@ def _levels(shapes):
 
 
 def _scales_and_shifts(shapes):
-    """Whether the time embedding of a residual block has two numbers for each channel."""
+    """Return True if the time embedding of a residual block has two numbers for each channel."""
     ending = ".emb_layers.1.weight"
     votes = []
     for name in shapes:
@@ -134,26 +134,26 @@ def _scales_and_shifts(shapes):
 
 
 def _dim(shapes, name, axis):
-    """One length of a tensor, None if there is none."""
+    """Return one length of a tensor, None if there is none."""
     shape = shapes.get(name, ())
     return shape[axis] if axis < len(shape) else None
 
 
 def _vote(readings, default):
-    """The most frequent reading that is not None, the first of several; else the default."""
+    """Return the most frequent reading that is not None, the first of several; the default if there is none."""
     counts = Counter(reading for reading in readings if reading is not None)
     return counts.most_common(1)[0][0] if counts else default
 
 
 def _filtered_size(shapes):
-    """The image size that the first Fourier filter of version `1` shows, which works at half of it; None
+    """Return the image size that the first Fourier filter of version `1` shows, which works at half of it; None
     without one."""
     side = _dim(shapes, f"{FOURIER_FILTERS}0.complex_weight", 1)
     return side and 2 * side
 
 
 def _usual_size(channel_mult):
-    """The smallest of the original's image sizes with these multipliers, else its default."""
+    """Return the smallest of the original's image sizes with these multipliers, otherwise its default."""
     fitting = [size for size in ORIGINAL_SIZES if default_channel_mult(size) == _numbers(channel_mult)]
     return fitting[0] if fitting else ModelConfig.image_size
 

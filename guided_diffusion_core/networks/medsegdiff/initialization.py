@@ -2,7 +2,7 @@
 
 Both backends start from these arrays, so that the same seed gives the same network. The
 distributions are the original's: PyTorch's default for convolutions, linear layers and
-embeddings, He et al. 2015 (arXiv:1502.01852, eq. 15 with slope 0.01) in the highway network but for its way
+embeddings, He et al. 2015 (arXiv:1502.01852, eq. 15 with slope 0.01) in the highway network except its way
 into the diffusion network, and zeros where guided diffusion starts a block as the identity.
 """
 

@@ -29,7 +29,7 @@ def _conv(size, channels, out_channels, kernel=3):
 
 
 def _block(layers, size, plan):
-    """(operations, side of the output) of a block whose input has a side of `size` pixels."""
+    """Return (operations, side of the output) of a block whose input has a side of `size` pixels."""
     total = 0
     for layer in layers:
         if isinstance(layer, ConvPlan):

@@ -2,8 +2,8 @@
 
 Both backends walk this plan and compute no width of their own; the names and shapes of the state
 dict follow from it without a framework. The architecture is MedSegDiff's (Wu et al. 2022,
-arXiv:2211.00611): the U-Net of guided diffusion (Dhariwal & Nichol 2021, arXiv:2105.05233) and,
-beside it, the highway network (a 2D U-Net after Isensee et al. 2021) that sees the image alone.
+arXiv:2211.00611): the U-Net of guided diffusion (Dhariwal & Nichol 2021, arXiv:2105.05233) together
+with the highway network (a 2D U-Net after Isensee et al. 2021), which sees only the image.
 """
 
 from dataclasses import dataclass
@@ -60,8 +60,10 @@ class UpsamplePlan:
 class JoinPlan:
     """Features of the diffusion network that gate those of the highway network, in version `1`.
 
-    block: index of the input block that they come from. channels: theirs, before a 1x1 convolution.
-    out_channels: after it, as wide as the highway. size: side of both in pixels.
+    block:        index of the input block that they come from.
+    channels:     their number before a 1x1 convolution.
+    out_channels: their number after it, which is the highway's.
+    size:         side of both in pixels.
     """
 
     block: int
@@ -94,7 +96,7 @@ class HighwayPlan:
 
     @property
     def poolings(self):
-        """How many times the image's side is halved on the way to the bottleneck."""
+        """Return how many times the image's side is halved on the way to the bottleneck."""
         return len(self.localization)
 
 
@@ -121,7 +123,7 @@ class UNetPlan:
 
 
 def default_channel_mult(image_size):
-    """Width multipliers per resolution; at 64, 128, 256 and 512 pixels the original's."""
+    """Return the width multipliers per resolution; at 64, 128, 256 and 512 pixels the original's."""
     if image_size >= 256:
         return (1, 1, 2, 2, 4, 4)
     return (1, 1, 2, 3, 4) if image_size >= 128 else (1, 2, 3, 4)
@@ -174,6 +176,7 @@ def _check_sizes(config):
 
 
 def _numbers(flag, text):
+    """Return the whole numbers of a text such as "1,2,4", a tuple; `UserError` for anything else."""
     try:
         numbers = tuple(int(part) for part in text.split(",")) if text else ()
     except ValueError:
@@ -184,7 +187,7 @@ def _numbers(flag, text):
 
 
 def _attention_downsampling(config, channel_mult):
-    """The downsampling factors at which attention works, from resolutions in pixels."""
+    """Return the downsampling factors at which attention works, a set, from resolutions in pixels."""
     valid = [config.image_size // 2**level for level in range(len(channel_mult))]
     wanted = _numbers("--attention_resolutions", config.attention_resolutions)
     for resolution in wanted:
@@ -199,6 +202,7 @@ def _attention_downsampling(config, channel_mult):
 
 
 def _attention(config, channels, num_heads):
+    """Return the plan of an attention layer; the width of a head takes precedence over the number of heads."""
     if config.num_head_channels != -1:
         if config.num_head_channels < 1 or channels % config.num_head_channels:
             raise found_expected(
@@ -216,6 +220,7 @@ def _attention(config, channels, num_heads):
 
 
 def _input_blocks(config, channel_mult, attention):
+    """Return (input blocks, channels of the output of each), from the full to the lowest resolution."""
     blocks = [(ConvPlan(config.in_ch, config.num_channels),)]
     skips = [config.num_channels]
     width = config.num_channels
@@ -235,6 +240,10 @@ def _input_blocks(config, channel_mult, attention):
 
 
 def _output_blocks(config, channel_mult, attention, width, skips):
+    """Return the output blocks, from the lowest to the full resolution.
+
+    width: of the bottleneck. skips: channels of the input blocks' outputs, each of which joins one output block.
+    """
     heads = config.num_heads if config.num_heads_upsample == -1 else config.num_heads_upsample
     blocks = []
     skips = list(skips)
@@ -244,6 +253,7 @@ def _output_blocks(config, channel_mult, attention, width, skips):
             width = mult * config.num_channels
             if 2**level in attention:
                 layers.append(_attention(config, width, heads))
+            # the last block of each resolution but the full one leads to the next larger one
             if level and block == config.num_res_blocks:
                 up = ResBlockPlan(width, width, up=True) if config.resblock_updown else UpsamplePlan(width)
                 layers.append(up)
@@ -252,17 +262,22 @@ def _output_blocks(config, channel_mult, attention, width, skips):
 
 
 def _highway_stages(config, poolings):
-    """(context, localization) of `HighwayPlan`. The base width is a quarter of the network's: in version
-    `new` the anchors added to the first features are base + base + 2 base wide."""
+    """Return (context, localization) of a `HighwayPlan`.
+
+    The base width is a quarter of the network's, because the anchors that version `new` adds to the first
+    features are base + base + 2 base wide.
+    """
     base = config.num_channels // 4
     cap = max(HIGHWAY_MAX_WIDTH, 2 * base)
     widths = [min(base * 2**stage, cap) for stage in range(poolings + 1)]
+    # encoder: twice a convolution per stage; the bottleneck goes back to the width before it
     context = []
-    previous = config.in_ch - config.mask_channels
+    previous = config.image_channels
     for width in widths[:-1]:
         context.append(((previous, width), (width, width)))
         previous = width
     context.append(((previous, widths[-1]), (widths[-1], previous)))
+    # decoder: the first convolution sees the upsampled features and as many of the encoder
     localization = []
     for stage in range(poolings):
         skip = widths[poolings - 1 - stage]
@@ -280,8 +295,11 @@ def _highway_new(config):
 
 
 def _highway_v1(config, input_blocks, width):
-    """One pooling for each downsampling of the diffusion network, so that both meet at the same
-    resolutions; at 256 and 512 px these are the original's five. width: of the diffusion network's bottleneck."""
+    """Return the highway of version `1`.
+
+    It has one pooling for each downsampling of the diffusion network, so that both meet at the same resolutions; at
+    256 and 512 px these are the original's five. width: of the diffusion network's bottleneck.
+    """
     downsamplings = [
         index
         for index, block in enumerate(input_blocks)

@@ -6,7 +6,7 @@ the highway network are called `instnorm` there.
 
 from guided_diffusion_core.networks.medsegdiff.plan import AttentionPlan, ConvPlan, DownsamplePlan, ResBlockPlan
 
-BOTTLENECK_EMBED = "hwm.bottleneck_embed"  # version `1`; the original draws this layer anew in every call
+BOTTLENECK_EMBED = "hwm.bottleneck_embed"  # version `1`; the original draws this layer again in every call
 
 
 def state_shapes(plan):
@@ -28,7 +28,7 @@ def state_shapes(plan):
 
 
 def _add(shapes, name, weight):
-    """A convolution or linear layer, with its bias."""
+    """Add a convolution or linear layer, with its bias."""
     shapes[f"{name}.weight"] = weight
     shapes[f"{name}.bias"] = weight[:1]
 
