@@ -124,8 +124,9 @@ class Ours:
         return repeat
 
     def _training(self):
+        method = self.module("methods.diffusion").Diffusion(self.diffusion)
         loop = self.module("train_util").TrainLoop(
-            model=self.model, diffusion=self.diffusion, data=None, tape=NoiseTape(0), batch_size=self.case.batch
+            model=self.model, method=method, data=None, tape=NoiseTape(0), batch_size=self.case.batch
         )
         x, mask = self._tensors("x", "mask")
         image = x[:, :-1]

@@ -2,6 +2,7 @@
 
 import importlib
 
+from guided_diffusion_core import checkpoints
 from guided_diffusion_core.diffusion.schedule import LossType, ModelMeanType, ModelVarType, get_named_beta_schedule
 from guided_diffusion_core.networks import registry
 from guided_diffusion_jt import networks, runtime
@@ -44,6 +45,17 @@ def build_process(diffusion, learn_sigma=False, mask_channels=1):
         rescale_timesteps=diffusion.rescale_timesteps,
         mask_channels=mask_channels,
     )
+
+
+def load_network(path):
+    """Return (network in eval mode, Config) of a checkpoint file.
+
+    Raises `UserError` if the file is no checkpoint or its weights do not fit its configuration.
+    """
+    config, arrays = checkpoints.load(path)
+    network = build_network(config.model, arrays, where=path)
+    network.eval()
+    return network, config
 
 
 def build(config, state=None, where="weights"):

@@ -4,24 +4,23 @@ import numpy as np
 
 from guided_diffusion_core.checkpoints.files import NETWORK, TRAINER, average_name, check_state
 from guided_diffusion_core.config import ema_rates
+from guided_diffusion_core.networks.registry import initial_state
 from guided_diffusion_core.networks.state import is_buffer
-from guided_diffusion_core.noise import TRAIN_NOISE, TRAIN_TIMESTEP, NoiseTape
+from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.system.processes import own_slots
 from guided_diffusion_core.training.augment import create_augmentation
+from guided_diffusion_core.training.draws import BatchDraws
 from guided_diffusion_core.training.rates import ema_rate_at, last_step, learning_rate
 from guided_diffusion_core.training.stream import ErrorCarrier, TrainingStream, checked, first_error
 from guided_diffusion_jt import dist_util, runtime
-from guided_diffusion_jt.build import build, build_network
-from guided_diffusion_jt.gaussian_diffusion import total_loss
-from guided_diffusion_jt.nn import set_dropout_noise, update_ema
+from guided_diffusion_jt.build import build_network
+from guided_diffusion_jt.methods import create_method
+from guided_diffusion_jt.nn import mean_last, set_dropout_noise, update_ema
 from guided_diffusion_jt.optim import AdamW, gradients
-from guided_diffusion_jt.resample import UniformSampler, create_named_schedule_sampler
 from guided_diffusion_jt.runtime import jt
-from guided_diffusion_jt.sample_util import EnsembleSampler
 
 # Prefixes of the names of arrays in the part `trainer` of a checkpoint.
 MOMENTS = ("first_moment", "second_moment")
-SAMPLER = "schedule_sampler"
 
 
 def make_loader(stream, batch_size, num_workers=0):
@@ -54,7 +53,7 @@ class _StreamDataset(jt.dataset.Dataset):
 
 
 def create_train_loop(config, dataset, step=0, networks=None):
-    """Build the `TrainLoop` of a configuration: network, process, loader, and the noise tape of its seed.
+    """Build the `TrainLoop` of a configuration: network, method, loader, and the noise tape of its seed.
 
     config:   `Config`.
     dataset:  `Dataset` of the images and masks.
@@ -64,7 +63,7 @@ def create_train_loop(config, dataset, step=0, networks=None):
     runtime.set_mixed_precision(config.compute.mixed_precision)
     training = config.training
     tape = NoiseTape(config.seed)
-    model, diffusion = build(config, networks[NETWORK] if networks else None)
+    model = build_network(config.model, networks[NETWORK] if networks else initial_state(config.model, config.seed))
     augment = create_augmentation(training, dataset.normalisation, tape)
     microbatch = training.microbatch if training.microbatch > 0 else training.batch_size
     group = dist_util.group()
@@ -79,7 +78,7 @@ def create_train_loop(config, dataset, step=0, networks=None):
     )
     loop = TrainLoop(
         model=model,
-        diffusion=diffusion,
+        method=create_method(config),
         data=make_loader(stream, training.batch_size, training.num_workers),
         tape=tape,
         batch_size=training.batch_size,
@@ -87,7 +86,6 @@ def create_train_loop(config, dataset, step=0, networks=None):
         lr=training.lr,
         ema_rate=ema_rates(training),
         ema_warmup=training.ema_warmup,
-        schedule_sampler=create_named_schedule_sampler(training.schedule_sampler, diffusion),
         weight_decay=training.weight_decay,
         lr_anneal_steps=training.lr_anneal_steps,
         lr_schedule=training.lr_schedule,
@@ -102,16 +100,15 @@ class TrainLoop:
     """The optimization of a network on batches of images and masks. The caller logs and writes files.
 
     model:            the network.
-    diffusion:        its process.
+    method:           `Method`, what the network is trained for.
     data:             iterable of (image, mask) batches (`make_loader`).
-    tape:             `NoiseTape` of the time steps, the noise and the dropout masks.
+    tape:             `NoiseTape` of the dropout masks and of what the method draws.
     batch_size:       examples per optimizer step in this process. The batches of several processes
                       (`dist_util.setup_dist`) form one whole batch, and all processes get its gradients.
     microbatch:       examples per forward pass; the gradients of the batch are the mean of theirs. -1 takes all.
     lr:               learning rate of AdamW at the start.
     ema_rate:         rates of the moving averages, a tuple of floats.
     ema_warmup:       lower these rates in the first steps (`training.rates.ema_rate_at`).
-    schedule_sampler: `ScheduleSampler`; None is uniform.
     weight_decay:     decoupled weight decay of AdamW.
     lr_anneal_steps:  steps over which the learning rate falls to zero; 0 keeps it.
     lr_schedule:      curve on which it falls (`training.rates.learning_rate`).
@@ -122,7 +119,7 @@ class TrainLoop:
         self,
         *,
         model,
-        diffusion,
+        method,
         data,
         tape,
         batch_size,
@@ -130,14 +127,13 @@ class TrainLoop:
         lr=1e-4,
         ema_rate=(0.9999,),
         ema_warmup=False,
-        schedule_sampler=None,
         weight_decay=0.0,
         lr_anneal_steps=0,
         lr_schedule="linear",
         lr_cycles=1,
     ):
         self.model = model
-        self.diffusion = diffusion
+        self.method = method
         self.data = data
         self.tape = tape
         self.group = dist_util.group()
@@ -148,7 +144,6 @@ class TrainLoop:
         self.lr_cycles = lr_cycles
         self.ema_rate = tuple(ema_rate)
         self.ema_warmup = ema_warmup
-        self.schedule_sampler = schedule_sampler or UniformSampler(diffusion)
         self.names = [name for name, _ in model.named_parameters() if not is_buffer(name)]
         self.params = [param for name, param in model.named_parameters() if not is_buffer(name)]
         self.opt = AdamW(self.params, weight_decay=weight_decay)
@@ -169,8 +164,8 @@ class TrainLoop:
 
         batch: images (N, C, S, S).
         cond:  masks (N, K, S, S).
-        Returns a dict of floats: the means over the batch of `total` and of the terms of
-        `training_losses_segmentation`; the learning rate `lr`.
+        Returns a dict of floats: the means over the batch of `total` and of the method's other losses;
+        the learning rate `lr`.
         """
         examples = jt.concat([batch, cond], dim=1)  # (N, C + K, S, S)
         values, grads = self.forward_backward(examples.cast(self.params[0].dtype))
@@ -191,50 +186,40 @@ class TrainLoop:
         places = own_slots(size, self.microbatch, self.group.rank, self.group.size)
         values = {}
         grads = None
-        drawn = []
-        losses = []
+        parts = []
         for start in range(0, size, self.microbatch):
             slots = places[start : start + self.microbatch]
-            terms, micro_grads, t = self._microbatch(batch[start : start + len(slots)], slots)
+            total, losses, micro_grads = self._microbatch(batch[start : start + len(slots)], slots)
             # The mean over the batch is the sum of the microbatches' means, each with its share of the examples.
             share = len(slots) / size
-            terms = {name: runtime.to_numpy(value) for name, value in terms.items()}
-            for name, value in terms.items():
+            for name, value in {**losses, "total": total}.items():
                 values[name] = values.get(name, 0.0) + share * float(np.mean(value))
-            drawn.append(runtime.to_numpy(t))
-            losses.append(terms["loss"])
+            parts.append(losses)
             if share != 1:
                 micro_grads = [runtime.scalar(share) * grad for grad in micro_grads]
             grads = micro_grads if grads is None else [a + b for a, b in zip(grads, micro_grads)]
-        # The sampler learns the losses of the whole batch at once, so that the microbatches make no difference.
-        times, losses = self._gather_batch(places, np.concatenate(drawn), np.concatenate(losses))
-        self.schedule_sampler.update_with_losses(times, losses)
-        means = self.group.gather(list(values.values())).mean(0)  # over the processes
+        # once for the whole batch: what the method learns from it does not depend on the microbatches
+        whole = self._of_whole_batch(places, parts)
+        self.method.observe(BatchDraws(self.tape, self.step, range(size * self.group.size)), whole)
+        means = self.group.gather(list(values.values())).mean(0)
         return {name: float(mean) for name, mean in zip(values, means)}, dist_util.average(grads)
 
-    def _gather_batch(self, places, *arrays):
-        """Return arrays over the whole batch, in its order, from arrays (N,) over the examples of each process.
-
-        places: index in the whole batch of each example of this process.
-        """
+    def _of_whole_batch(self, places, parts):
+        """Return the losses of this process' microbatches as those of the whole batch, in its order: (N,) each."""
         order = np.argsort(self.group.gather(places).reshape(-1))
-        return [self.group.gather(array).reshape(-1)[order] for array in arrays]
+        own = np.stack([np.concatenate([losses[name] for losses in parts]) for name in parts[0]])  # (losses, N)
+        every = np.concatenate(list(self.group.gather(own)), axis=-1)  # (losses, processes * N)
+        return dict(zip(parts[0], every[:, order]))
 
     def _microbatch(self, micro, slots):
-        """Return the loss terms, gradients and time steps of a microbatch.
-
-        micro: (n, C + K, S, S). slots: n indices in the whole batch, by which the tape gives each example its noise.
-        """
-        uniforms = [float(self.tape.uniform(TRAIN_TIMESTEP, step=self.step, case=slot)) for slot in slots]
-        t, weights = self.schedule_sampler.sample(np.array(uniforms))
-        shape = (self.diffusion.mask_channels, *micro.shape[2:])
-        noise = self.tape.normal_batch(TRAIN_NOISE, shape, step=self.step, cases=slots)
+        """Return the mean of `total`, all losses as numpy, and the gradients of some slots of the batch."""
         set_dropout_noise(self.model, self.tape, self.step, slots)
-        terms, _ = self.diffusion.training_losses_segmentation(
-            self.model, None, micro, t, noise=runtime.to_tensor(noise, dtype=runtime.precision())
-        )
-        total = total_loss(terms, weights)
-        return {"total": total, **terms}, gradients(total, self.params), t
+        images = micro[:, : -self.method.mask_channels]
+        masks = micro[:, -self.method.mask_channels :]
+        losses = self.method.losses(self.model, images, masks, BatchDraws(self.tape, self.step, slots))
+        total = mean_last(losses["total"])
+        grads = gradients(total, self.params)
+        return runtime.to_numpy(total), {name: runtime.to_numpy(value) for name, value in losses.items()}, grads
 
     def networks(self):
         """Return the network, its moving averages and the optimizer's moments, as `checkpoints.save` takes them.
@@ -248,8 +233,7 @@ class TrainLoop:
         trainer = {}
         for kind, moments in zip(MOMENTS, self.opt.moments()):
             trainer |= {f"{kind}/{name}": runtime.to_numpy(value) for name, value in zip(self.names, moments)}
-        trainer |= {f"{SAMPLER}/{name}": value for name, value in self.schedule_sampler.state().items()}
-        networks[TRAINER] = trainer
+        networks[TRAINER] = trainer | self.method.state()
         return networks
 
     def _average_state(self, state, averages):
@@ -258,7 +242,7 @@ class TrainLoop:
         return {**state, **averaged}
 
     def average_sampler(self, config, sampling):
-        """Return an `EnsembleSampler` of the first moving average as it is now, with the noise of the seed.
+        """Return a sampler of the first moving average as it is now, with the noise of the seed (`Method.sampler`).
 
         config:   `Config` of the training.
         sampling: `SamplingConfig`.
@@ -269,7 +253,7 @@ class TrainLoop:
         state = self._average_state(runtime.state_arrays(self.model), self.ema_params[0])
         runtime.load_state(model, state, where="moving average")
         model.eval()
-        return EnsembleSampler(model, self.diffusion, sampling, NoiseTape(config.seed))
+        return self.method.sampler(model, sampling, NoiseTape(config.seed))
 
     def restore(self, step, networks):
         """Continue after `step` steps from the arrays that `networks` returned then.
@@ -278,13 +262,13 @@ class TrainLoop:
         """
         runtime.load_state(self.model, networks[NETWORK], where=f"checkpoint of step {step}")
         trainer = networks[TRAINER]
-        sampled = self.schedule_sampler.state()
+        kept = self.method.state()
         expected = {}
         for kind in MOMENTS:
             expected |= {f"{kind}/{name}": tuple(param.shape) for name, param in zip(self.names, self.params)}
-        expected |= {f"{SAMPLER}/{name}": value.shape for name, value in sampled.items()}
+        expected |= {name: value.shape for name, value in kept.items()}
         check_state(expected, trainer, f"optimizer of step {step}")
-        self.schedule_sampler.restore({name: trainer[f"{SAMPLER}/{name}"] for name in sampled})
+        self.method.restore({name: trainer[name] for name in kept})
         first = [trainer[f"{MOMENTS[0]}/{name}"] for name in self.names]
         second = [trainer[f"{MOMENTS[1]}/{name}"] for name in self.names]
         self.opt.restore(first, second, step)

@@ -236,15 +236,20 @@ class GaussianDiffusion(ProcessTensors, GaussianProcess):
         return self._run(solver, model, noise, step_noise, model_kwargs, progress)
 
 
-def total_loss(terms, weights):
-    """The number to minimise: mean of loss * weights + 10 loss_cal.
+def weighted_total(terms, weights):
+    """Return loss * weights, plus 10 loss_cal of a network with a calibration mask: (N,), whose mean is minimised.
 
     terms: of `training_losses_segmentation`. weights: (N,) of `ScheduleSampler.sample`.
     """
-    loss = terms["loss"] * weights.to(terms["loss"].dtype)
+    total = terms["loss"] * weights.to(terms["loss"].dtype)
     if "loss_cal" in terms:
-        loss = loss + CALIBRATION_WEIGHT * terms["loss_cal"]
-    return loss.mean()
+        total = total + CALIBRATION_WEIGHT * terms["loss_cal"]
+    return total
+
+
+def total_loss(terms, weights):
+    """Return the number to minimise, the mean of `weighted_total`."""
+    return weighted_total(terms, weights).mean()
 
 
 def blend_calibration(sample, cal):

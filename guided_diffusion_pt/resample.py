@@ -20,14 +20,18 @@ class ScheduleSampler(abc.ABC):
     def weights(self):
         """Return one positive number per time step, float64 (T,). The sum need not be 1."""
 
-    def sample(self, uniforms):
+    def draw(self, uniforms):
         """Draw a time step for each example.
 
         uniforms: (N,) values of U[0, 1), one per example.
-        Returns (t, weights), both (N,): integer time step indices, and float64 factors of the losses.
+        Returns numpy (t, weights), both (N,): integer time step indices, and float64 factors of the losses.
         """
-        indices, weights = choose_timesteps(self.weights(), uniforms)
-        return runtime.to_tensor(indices), runtime.to_tensor(weights)
+        return choose_timesteps(self.weights(), uniforms)
+
+    def sample(self, uniforms):
+        """Draw as `draw`, and return tensors."""
+        t, weights = self.draw(uniforms)
+        return runtime.to_tensor(t), runtime.to_tensor(weights)
 
     def update_with_losses(self, ts, losses):
         """Record an optimizer step.
@@ -45,13 +49,17 @@ class ScheduleSampler(abc.ABC):
 
 
 class UniformSampler(ScheduleSampler):
-    """The uniform distribution over the time steps of `diffusion`; every importance weight is 1."""
+    """All times of a process alike, whether they are time steps or not (`Process.draw`)."""
 
     def __init__(self, diffusion):
-        self.num_timesteps = diffusion.num_timesteps
+        self.process = diffusion
 
     def weights(self):
-        return np.ones(self.num_timesteps)
+        return np.ones(self.process.num_timesteps)
+
+    def draw(self, uniforms):
+        """Draw times (N,) and their weights (N,)."""
+        return self.process.draw(uniforms)
 
 
 class LossAwareSampler(ScheduleSampler):

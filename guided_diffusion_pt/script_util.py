@@ -1,6 +1,5 @@
 """Networks and diffusion processes from settings, by the original's names."""
 
-from guided_diffusion_core import checkpoints
 from guided_diffusion_core.config import (  # noqa: F401
     Config,
     DiffusionConfig,
@@ -44,7 +43,5 @@ def load_model_and_diffusion(path):
 
     Raises `UserError` if the file is no checkpoint or its weights do not fit its configuration.
     """
-    config, arrays = checkpoints.load(path)
-    model, diffusion = build.build(config, arrays, where=path)
-    model.eval()
-    return model, diffusion, config
+    model, config = build.load_network(path)
+    return model, build.build_process(config.diffusion, config.model.learn_sigma, config.model.mask_channels), config

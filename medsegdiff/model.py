@@ -53,7 +53,7 @@ class Model:
     def __init__(self, path: Path, backend: str) -> None:
         self.path = path
         self.backend = backend
-        self._network, self._process, self.config = _load_network(backend, path)
+        self._network, self.config = backend_module(backend, "build").load_network(path)
 
     def __repr__(self) -> str:
         return f"Model({str(self.path)!r}, backend={self.backend!r})"
@@ -139,8 +139,8 @@ class Model:
         return dataset
 
     def _sampler(self, config: Config):
-        sample_util = backend_module(self.backend, "sample_util")
-        return sample_util.EnsembleSampler(self._network, self._process, config.sampling, NoiseTape(config.seed))
+        method = backend_module(self.backend, "methods").create_method(config)
+        return method.sampler(self._network, config.sampling, NoiseTape(config.seed))
 
     def _members(self, dataset, case, config: Config, batch_size: int) -> np.ndarray:
         """Sample all examples of a case: (M, n, K, S, S)."""
@@ -176,10 +176,6 @@ def choose_backend(backend: str | None) -> str:
     if backend not in BACKENDS:
         raise found_expected("backend", repr(backend), " or ".join(BACKENDS), "Choose one of them.")
     return backend
-
-
-def _load_network(backend, path):
-    return backend_module(backend, "script_util").load_model_and_diffusion(path)
 
 
 def _segmentation(case, labels, members, settings) -> Segmentation:

@@ -151,15 +151,15 @@ def training_loop(port, case, weights, recorder, step=0, networks=None):
     """
     training = port.module("train_util")
     model = prepare(port, case, weights)
-    diffusion = process(port, case)
     repeated = port.module("recompute").is_recomputing
     with (
-        mock.patch.object(training, "build", lambda config, state=None: (model, diffusion)),
+        mock.patch.object(training, "build_network", lambda *given: model),
         mock.patch.object(training, "NoiseTape", lambda seed: recorder.tape(seed, repeated)),
     ):
         loop = training.create_train_loop(training_config(case), Images(case), step, networks)
-    if loop.schedule_sampler.state() and not networks:  # so that it draws by losses at once
-        loop.schedule_sampler.restore(_full_history(loop.schedule_sampler))
+    sampler = loop.method.schedule_sampler
+    if sampler.state() and not networks:  # as after many steps
+        sampler.restore(_full_history(sampler))
     return loop
 
 

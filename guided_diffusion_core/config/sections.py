@@ -6,6 +6,7 @@ Names and defaults are the original's wherever the original has the setting.
 from dataclasses import dataclass
 
 from guided_diffusion_core.diffusion.solvers import SOLVERS
+from guided_diffusion_core.methods import METHODS
 from guided_diffusion_core.networks.medsegdiff.settings import ModelConfig
 from guided_diffusion_core.options import option
 
@@ -59,6 +60,11 @@ class TrainingConfig:
     """How the network is trained."""
 
     max_steps: int = option(100_000, "optimizer steps, after which training ends")
+    method: str = option(
+        "diffusion",
+        "what the network is trained for: diffusion, to remove noise from masks, so that masks come out of noise",
+        tuple(METHODS),
+    )
     schedule_sampler: str = option(
         "uniform",
         "how time steps are drawn: all alike, or more often where losses are large",

@@ -73,11 +73,10 @@ def run(args):
     if args.dry_run:
         return
     start_backend(args.backend, mixed_precision=config.compute.mixed_precision)
-    model, diffusion, _ = backend_module(args.backend, "script_util").load_model_and_diffusion(path)
+    model, _ = backend_module(args.backend, "build").load_network(path)
     group = backend_module(args.backend, "dist_util").setup_dist()
-    sampler = backend_module(args.backend, "sample_util").EnsembleSampler(
-        model, diffusion, config.sampling, NoiseTape(config.seed)
-    )
+    method = backend_module(args.backend, "methods").create_method(config)
+    sampler = method.sampler(model, config.sampling, NoiseTape(config.seed))
     sample_folder(
         sampler,
         args.backend,

@@ -90,13 +90,13 @@ def inputs_of_steps(name, steps):
     loop.tape = RecordingTape(loop.tape.seed)
     weights = runtime.state_arrays(loop.model)
     calls = []
-    objective = loop.diffusion.training_losses_segmentation
+    objective = loop.method.process.training_losses_segmentation
 
     def recorded(model, classifier, x_start, t, model_kwargs=None, noise=None):
-        calls.append([runtime.to_numpy(value) for value in (x_start, t, noise)])
+        calls.append([runtime.to_numpy(x_start), t, runtime.to_numpy(noise)])
         return objective(model, classifier, x_start, t, model_kwargs, noise)
 
-    loop.diffusion.training_losses_segmentation = recorded
+    loop.method.process.training_losses_segmentation = recorded
     for _ in loop.run_loop(steps):
         pass
     return calls, loop.tape.places, weights

@@ -57,8 +57,9 @@ def trained(backend, name, processes):
     """Train and return name -> float64 array: the values and gradients of each step, and the final state."""
     config, history = settings(backend.name, name, processes)
     loop = backend.module("train_util").create_train_loop(config, RandomDataset(length=7))
-    if hasattr(loop.schedule_sampler, "history"):
-        loop.schedule_sampler = type(loop.schedule_sampler)(loop.diffusion, history_per_term=history)
+    sampler = loop.method.schedule_sampler
+    if hasattr(sampler, "history"):
+        loop.method.schedule_sampler = type(sampler)(loop.method.process, history_per_term=history)
     step = loop.opt.step
     seen = {}
 

@@ -52,7 +52,7 @@ def assert_same(found, expected):
 def test_a_resumed_loop_equals_an_uninterrupted_one(backend, tmp_path):
     whole = create(backend)
     values = run(whole, 18)
-    assert whole.schedule_sampler.history.is_full()
+    assert whole.method.schedule_sampler.history.is_full()
     first = create(backend)
     assert run(first, 9) == values[:9]
     folder = checkpoints.save(tmp_path, 9, small_config(**SETTINGS), first.networks())

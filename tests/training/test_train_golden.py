@@ -37,12 +37,11 @@ class FixedTape(NoiseTape):
 class FixedTimesteps:
     """A sampler of given time steps, each of weight 1."""
 
-    def __init__(self, runtime):
-        self.runtime = runtime
+    def __init__(self):
         self.timesteps = None
 
-    def sample(self, uniforms):
-        return self.runtime.to_tensor(self.timesteps), self.runtime.to_tensor(np.ones(len(uniforms)))
+    def draw(self, uniforms):
+        return self.timesteps, np.ones(len(uniforms))
 
     def update_with_losses(self, ts, losses):
         """The given time steps follow no losses."""
@@ -68,16 +67,17 @@ def run(backend):
     slopes, flipped = golden_slopes(KinkedHighway(backend, plan, weights, image, mask), golden, feeds_batch_norm)
     model = backend.module("unet").UNetModel_newpreview(plan)
     runtime.load_state(model, weights)
-    timesteps = FixedTimesteps(runtime)
+    timesteps = FixedTimesteps()
     loop = backend.module("train_util").TrainLoop(
         model=model,
-        diffusion=script_util.create_gaussian_diffusion(learn_sigma=True),
+        method=backend.module("methods.diffusion").Diffusion(
+            script_util.create_gaussian_diffusion(learn_sigma=True), timesteps
+        ),
         data=(),
         tape=None,
         batch_size=2,
         lr=float(golden["lr"]),
         ema_rate=(float(golden["ema_rate"]),),
-        schedule_sampler=timesteps,
     )
     losses = []
     gradients = None
@@ -118,9 +118,9 @@ def _gradients(loop, runtime, image, mask):
 def _terms(loop, runtime, image, mask):
     """Per-example loss terms of the step to come, without its effects on the network."""
     state = runtime.state_arrays(loop.model)
-    t, _ = loop.schedule_sampler.sample(np.zeros(2))
+    t, _ = loop.method.schedule_sampler.draw(np.zeros(2))
     with runtime.no_grad():
-        terms, _ = loop.diffusion.training_losses_segmentation(
+        terms, _ = loop.method.process.training_losses_segmentation(
             loop.model, None, _whole(runtime, image, mask), t, noise=runtime.to_tensor(loop.tape.noise)
         )
         found = {name: runtime.to_numpy(value) for name, value in terms.items()}

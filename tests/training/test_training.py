@@ -50,10 +50,10 @@ def gradients_of_slots(backend, loop, batch, slots):
     runtime = backend.module("runtime")
     tape = loop.tape
     uniforms = [float(tape.uniform(TRAIN_TIMESTEP, step=0, case=slot)) for slot in slots]
-    t, weights = loop.schedule_sampler.sample(np.array(uniforms))
+    t, weights = loop.method.schedule_sampler.sample(np.array(uniforms))
     noise = tape.normal_batch(TRAIN_NOISE, (1, *batch.shape[2:]), step=0, cases=slots)
     backend.module("nn").set_dropout_noise(loop.model, tape, 0, slots)
-    terms, _ = loop.diffusion.training_losses_segmentation(
+    terms, _ = loop.method.process.training_losses_segmentation(
         loop.model, None, runtime.to_tensor(batch[slots]), t, noise=runtime.to_tensor(noise)
     )
     total = backend.module("gaussian_diffusion").total_loss(terms, weights)
@@ -83,7 +83,7 @@ def test_every_microbatch_takes_part_by_its_share(backend):
 def test_the_loop_tells_its_sampler_the_losses_of_the_whole_batch(backend):
     """Time steps from the tape, in the order of the slots, with the mean of `loss` as logged."""
     loop = create_loop(backend, batch_size=5, microbatch=3, schedule_sampler="loss-second-moment", diffusion_steps=30)
-    sampler = loop.schedule_sampler
+    sampler = loop.method.schedule_sampler
     seen = []
     update = sampler.update_with_all_losses
     sampler.update_with_all_losses = lambda ts, losses: seen.append((ts, losses)) or update(ts, losses)

@@ -1,0 +1,24 @@
+"""The random numbers of examples in a training step."""
+
+import numpy as np
+
+
+class BatchDraws:
+    """Draws a method's random numbers from the noise tape, some for each example.
+
+    tape: NoiseTape. step: number of the optimizer step. slots: (N,) places of the examples in the whole batch.
+    Example: `draws.normal("train/noise", (1, 64, 64))` for two examples has the shape (2, 1, 64, 64).
+    """
+
+    def __init__(self, tape, step, slots):
+        self.tape = tape
+        self.step = step
+        self.slots = slots
+
+    def uniform(self, site):
+        """Draw one value of U[0, 1) for each example: float64 (N,)."""
+        return np.array([float(self.tape.uniform(site, step=self.step, case=slot)) for slot in self.slots])
+
+    def normal(self, site, shape):
+        """Draw standard normal values for each example: float32 (N, *shape)."""
+        return self.tape.normal_batch(site, shape, step=self.step, cases=self.slots)

@@ -1,0 +1,56 @@
+"""Diffusion: a network learns to remove noise from a mask, and masks come out of noise."""
+
+from guided_diffusion_core.noise import TRAIN_NOISE, TRAIN_TIMESTEP
+from guided_diffusion_jt import runtime
+from guided_diffusion_jt.build import build_process
+from guided_diffusion_jt.gaussian_diffusion import weighted_total
+from guided_diffusion_jt.resample import LossAwareSampler, UniformSampler, create_named_schedule_sampler
+from guided_diffusion_jt.runtime import jt
+from guided_diffusion_jt.sample_util import EnsembleSampler
+
+SAMPLER = "schedule_sampler"  # prefix of the names in a checkpoint
+
+
+def create(config):
+    """Return the `Diffusion` of a `Config`."""
+    process = build_process(config.diffusion, config.model.learn_sigma, config.model.mask_channels)
+    return Diffusion(process, create_named_schedule_sampler(config.training.schedule_sampler, process))
+
+
+class Diffusion:
+    """The `Method` that trains and samples a network on a process.
+
+    process:          with the methods of `ProcessTensors`, such as a `GaussianDiffusion`.
+    schedule_sampler: `ScheduleSampler`, how training draws its times; uniform if None.
+    """
+
+    def __init__(self, process, schedule_sampler=None):
+        self.process = process
+        self.mask_channels = process.mask_channels
+        self.schedule_sampler = schedule_sampler or UniformSampler(process)
+
+    def losses(self, network, images, masks, draws):
+        """Return the terms of `training_losses_segmentation` and their weighted sum `total`, (N,) each."""
+        t, weights = self.schedule_sampler.draw(draws.uniform(TRAIN_TIMESTEP))
+        noise = runtime.to_tensor(draws.normal(TRAIN_NOISE, tuple(masks.shape[1:])), dtype=runtime.precision())
+        x_start = jt.concat([images, masks], dim=1)  # (N, C + K, S, S)
+        terms, _ = self.process.training_losses_segmentation(network, None, x_start, t, noise=noise)
+        return {"total": weighted_total(terms, runtime.to_tensor(weights)), **terms}
+
+    def observe(self, draws, losses):
+        """Tell a loss-aware choice of times which of them had which losses."""
+        if isinstance(self.schedule_sampler, LossAwareSampler):
+            t, _ = self.schedule_sampler.draw(draws.uniform(TRAIN_TIMESTEP))
+            self.schedule_sampler.update_with_losses(t, losses["loss"])
+
+    def state(self):
+        """Return what the choice of times has learned."""
+        return {f"{SAMPLER}/{name}": value for name, value in self.schedule_sampler.state().items()}
+
+    def restore(self, arrays):
+        """Go on from what `state` returned."""
+        self.schedule_sampler.restore({name.removeprefix(f"{SAMPLER}/"): value for name, value in arrays.items()})
+
+    def sampler(self, network, sampling, tape):
+        """Return the `EnsembleSampler` of the network."""
+        return EnsembleSampler(network, self.process, sampling, tape)
