@@ -21,11 +21,11 @@ from guided_diffusion_jt.kernels import loading
 
 @dataclass
 class Current:
-    """All that this backend remembers in a process beside Jittor's own settings.
+    """The state of this backend in a process, next to Jittor's own settings.
 
     jittor:         the framework, None until it is started.
     group:          the processes that compute together; `dist_util.setup_dist` connects them.
-    recomputations: forward passes under way that repeat an earlier one (`recompute`).
+    recomputations: number of running forward passes that repeat an earlier one (`recompute`).
     """
 
     jittor: object = None
@@ -41,8 +41,9 @@ def start(threads=None, precision="float32", mixed_precision="no", device="cpu")
 
     A further call in the same process only applies its settings.
 
-    threads:         how many compute; None leaves that as it is.
-    precision:       as of `set_precision`. mixed_precision: as of `set_mixed_precision`.
+    threads:         number of threads that compute; None leaves it as it is.
+    precision:       "float32" or "float64", for `set_precision`.
+    mixed_precision: "no", "bf16" or "fp16", for `set_mixed_precision`.
     device:          "cpu".
     Raises `UserError` if the machine lacks what Jittor needs, or for a setting that this backend does not have.
     """
@@ -54,12 +55,12 @@ def start(threads=None, precision="float32", mixed_precision="no", device="cpu")
 
 
 def started():
-    """Whether Jittor has been imported by `start`, or by the first use of what needs it."""
+    """Return whether Jittor has been imported, by `start` or by the first module that needs it."""
     return current.jittor is not None
 
 
 def _jittor():
-    """Jittor's module, started if it is not yet."""
+    """Return the module of Jittor. The first call imports it."""
     if current.jittor is None:
         current.jittor = loading.import_jittor()
     return current.jittor

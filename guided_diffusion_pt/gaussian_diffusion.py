@@ -24,8 +24,8 @@ from guided_diffusion_pt.nn import mean_flat, per_case
 from guided_diffusion_pt.process import ProcessTensors, learned_log_variance, normal_like, on_image, time_array
 from guided_diffusion_pt.solver import Solver
 
-CALIBRATION_WEIGHT = 10.0  # of the calibration mask's term in the total loss
-AGREEMENT = 0.65  # Dice from which on sample and calibration mask count alike
+CALIBRATION_WEIGHT = 10.0  # factor of the calibration mask's term in the total loss
+AGREEMENT = 0.65  # Dice from which sample and calibration mask get the same weight
 
 
 class GaussianDiffusion(ProcessTensors, GaussianProcess):
@@ -45,9 +45,14 @@ class GaussianDiffusion(ProcessTensors, GaussianProcess):
         self.mask_channels = mask_channels
 
     def q_posterior_mean_variance(self, x_start, x_t, t):
-        """Return (mean, variance, log_variance) of q(x_{t-1} | x_t, x_0) (DDPM, eq. 6 and 7), of x_t's shape.
+        """Return (mean, variance, log_variance) of q(x_{t-1} | x_t, x_0), each of the shape of x_t.
 
-        At t = 0 the variance is 0 and its logarithm that of t = 1.
+            mean     = sqrt(alpha_bar_{t-1}) beta_t / (1 - alpha_bar_t) x_0
+                       + sqrt(alpha_t) (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) x_t
+            variance = (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) beta_t
+
+        (Ho et al. 2020, arXiv:2006.11239, eq. 6 and 7). The variance at t = 0 is 0; log_variance there is that of
+        t = 1.
         """
         t = time_array(t)
         mean = per_case(self.posterior_mean_coef1[t], x_t) * x_start + per_case(self.posterior_mean_coef2[t], x_t) * x_t
@@ -58,12 +63,13 @@ class GaussianDiffusion(ProcessTensors, GaussianProcess):
         )
 
     def p_mean_variance(self, model, x, t, clip_denoised=True, model_kwargs=None):
-        """Return p(x_{t-1} | x_t) by the network.
+        """Return the network's distribution p(x_{t-1} | x_t).
 
-        x: (N, C, H, W) network input. t: (N,) time step indices.
+        x:             (N, C, H, W) network input.
+        t:             (N,) time step indices.
         clip_denoised: clip the predicted mask to [-1, 1].
-        Returns a dict: mean, variance, log_variance, pred_xstart (the predicted mask) and cal (the
-        calibration mask), each (N, K, H, W).
+        Returns a dict of tensors (N, K, H, W): mean, variance, log_variance, pred_xstart (the predicted mask) and cal
+        (the calibration mask).
         """
         t = time_array(t)
         x_t = self._mask(x)
@@ -95,7 +101,7 @@ class GaussianDiffusion(ProcessTensors, GaussianProcess):
         terms = {}
         if not self.loss_type.is_vb():
             terms["loss_diff"] = super()._objective(out, mask, x_t, t, noise)["loss"]
-            # The bound trains the variance alone (Improved DDPM, section 3.1).
+            # The bound trains only the variance (Nichol & Dhariwal 2021, arXiv:2102.09672, section 3.1).
             prediction = out[:, : self.mask_channels].detach()
             out = th.cat([prediction, out[:, self.mask_channels :]], dim=1)
         if self.loss_type.is_vb() or self.learns_sigma:
@@ -106,9 +112,10 @@ class GaussianDiffusion(ProcessTensors, GaussianProcess):
         return terms
 
     def _vb_term(self, out, x_start, x_t, t):
-        """Return the step's term of the variational bound, (N,) in bits per pixel (DDPM, eq. 5).
+        """Return the step's term of the variational bound, (N,) in bits per pixel.
 
-        It is the decoder's negative log-likelihood at t = 0, and the divergence of p from the posterior elsewhere.
+        It is -log p(x_0 | x_1) at t = 0, and KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) at all other steps (Ho et
+        al. 2020, arXiv:2006.11239, eq. 5).
         """
         true_mean, _, true_log_variance = self.q_posterior_mean_variance(x_start, x_t, t)
         step = self._reverse_step(out, x_t, t, clip_denoised=False)
@@ -134,7 +141,7 @@ class GaussianDiffusion(ProcessTensors, GaussianProcess):
         return solver.run(evaluate, self._mask(x), step_noise, progress)
 
     def _run_known(self, solver, model, img, noise, step_noise, model_kwargs, progress):
-        """Return what `p_sample_loop_known` does, by any solver."""
+        """Sample as `p_sample_loop_known` does, by any solver."""
         noise = normal_like(self._mask(img)) if noise is None else noise.to(img.dtype)
         x_noisy = th.cat([self._image(img), noise], dim=1)  # (N, C, H, W)
         for out in self._run(solver, model, x_noisy, step_noise, model_kwargs, progress):
@@ -144,27 +151,28 @@ class GaussianDiffusion(ProcessTensors, GaussianProcess):
         return final["sample"], x_noisy, img, cal, blended
 
     def p_sample(self, model, x, t, noise=None, clip_denoised=True, model_kwargs=None):
-        """Take one ancestral step (DDPM, algorithm 2).
+        """Take one ancestral step (Ho et al. 2020, arXiv:2006.11239, algorithm 2).
 
-        x:     (N, C, H, W) network input at t. t: (N,) time step indices.
-        noise: (N, K, H, W) standard normal, without effect where t = 0; None draws it.
-        Returns a dict: sample (x_{t-1}), pred_xstart and cal, each (N, K, H, W).
+        x:     (N, C, H, W) network input at t.
+        t:     (N,) time step indices.
+        noise: (N, K, H, W) standard normal, without effect at t = 0; None draws it.
+        Returns a dict of tensors (N, K, H, W): sample (x_{t-1}), pred_xstart and cal.
         """
         return self._step(self._solver("ancestral", clip_denoised), model, x, t, noise, model_kwargs)
 
     def ddim_sample(self, model, x, t, noise=None, clip_denoised=True, model_kwargs=None, eta=0.0):
-        """Take one DDIM step (Song et al. 2021, arXiv:2010.02502, eq. 12); as `p_sample`.
+        """Take one DDIM step (Song et al. 2021, arXiv:2010.02502, eq. 12), with the arguments of `p_sample`.
 
-        eta: 0 (deterministic, the noise is unused) to 1 (ancestral). Raises `UserError` outside.
+        eta: 0 (deterministic, the noise is unused) to 1 (ancestral). Raises `UserError` for other values.
         """
         return self._step(self._solver("ddim", clip_denoised, eta=eta), model, x, t, noise, model_kwargs)
 
     def dpm_solver_sample(
         self, model, x, t, before=None, clip_denoised=True, model_kwargs=None, dynamic_thresholding=False
     ):
-        """Take one step of DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095, algorithm 2); as `p_sample`.
+        """Take one step of DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095, algorithm 2), as `p_sample` does.
 
-        before: (N, K, H, W), pred_xstart of the step before, t + 1; None: a step of first order.
+        before:               (N, K, H, W), pred_xstart of the step before, t + 1; None takes a step of first order.
         dynamic_thresholding: apply `solver.dynamic_threshold` to the predicted mask instead of clipping it.
         """
         solver = self._solver("dpm-solver++", clip_denoised, dynamic_thresholding)
@@ -175,15 +183,17 @@ class GaussianDiffusion(ProcessTensors, GaussianProcess):
     ):
         """Sample masks for images by the ancestral sampler, over all steps of this process.
 
-        model:      the network, in eval mode.
-        shape:      not read, the image decides; it keeps the place that it has in the original.
-        img:        (N, C, H, W), the image's channels and last K that are not read.
-        noise:      (N, K, H, W), x_T; None draws it.
-        step_noise: function of a step's index in the whole process (int, `timestep_map`) to its noise
-                    (N, K, H, W), called once for each step, descending; None draws it.
-        clip_denoised: clip the predicted mask to [-1, 1] in each step. progress: show a progress bar.
-        Returns (sample, x_noisy, img, cal, cal_out): the sampled mask (N, K, H, W), the first network
-        input, `img`, the calibration mask and its blend with the sample (`blend_calibration`).
+        model:         the network, in eval mode.
+        shape:         not read; it is an argument of the original.
+        img:           (N, C, H, W), the channels of the image, then K that are not read.
+        noise:         (N, K, H, W), x_T; None draws it.
+        step_noise:    function from the index of a step in the whole process (int, `timestep_map`) to its noise
+                       (N, K, H, W). It is called once for each step, in descending order; None draws the noise.
+        clip_denoised: clip the predicted mask to [-1, 1] in each step.
+        model_kwargs:  dict of further arguments of the network.
+        progress:      show a progress bar.
+        Returns (sample, x_noisy, img, cal, cal_out): the sampled mask (N, K, H, W), the first network input, `img`,
+        the calibration mask, and its blend with the sample (`blend_calibration`).
         """
         solver = self._solver("ancestral", clip_denoised)
         return self._run_known(solver, model, img, noise, step_noise, model_kwargs, progress)
@@ -200,7 +210,10 @@ class GaussianDiffusion(ProcessTensors, GaussianProcess):
         progress=False,
         eta=0.0,
     ):
-        """Sample as `p_sample_loop_known`, by DDIM. eta: 0 (deterministic, no step_noise) to 1 (ancestral)."""
+        """Sample by DDIM, with the arguments of `p_sample_loop_known`.
+
+        eta: 0 (deterministic, without step_noise) to 1 (ancestral).
+        """
         solver = self._solver("ddim", clip_denoised, eta=eta)
         return self._run_known(solver, model, img, noise, step_noise, model_kwargs, progress)
 
@@ -216,22 +229,27 @@ class GaussianDiffusion(ProcessTensors, GaussianProcess):
         progress=False,
         dynamic_thresholding=False,
     ):
-        """Sample as `p_sample_loop_known`, by DPM-Solver++, which reads no step_noise."""
+        """Sample by DPM-Solver++, with the arguments of `p_sample_loop_known`. step_noise is not read.
+
+        dynamic_thresholding: apply `solver.dynamic_threshold` to the predicted mask instead of clipping it.
+        """
         solver = self._solver("dpm-solver++", clip_denoised, dynamic_thresholding)
         return self._run_known(solver, model, img, noise, step_noise, model_kwargs, progress)
 
     def p_sample_loop_progressive(
         self, model, shape, noise, step_noise=None, clip_denoised=True, model_kwargs=None, progress=False
     ):
-        """Yield the dict of `p_sample` after each step; arguments as of `p_sample_loop_known`, but
-        noise is the first network input (N, C, H, W): the image's channels and last x_T."""
+        """Yield the dict of `p_sample` after each step, with the arguments of `p_sample_loop_known`.
+
+        noise: the first network input (N, C, H, W) here: the channels of the image, then x_T.
+        """
         solver = self._solver("ancestral", clip_denoised)
         return self._run(solver, model, noise, step_noise, model_kwargs, progress)
 
     def ddim_sample_loop_progressive(
         self, model, shape, noise, step_noise=None, clip_denoised=True, model_kwargs=None, progress=False, eta=0.0
     ):
-        """Yield as `p_sample_loop_progressive`, by DDIM."""
+        """Yield the steps of DDIM, with the arguments of `p_sample_loop_progressive`."""
         solver = self._solver("ddim", clip_denoised, eta=eta)
         return self._run(solver, model, noise, step_noise, model_kwargs, progress)
 
@@ -253,16 +271,20 @@ def total_loss(terms, weights):
 
 
 def blend_calibration(sample, cal):
-    """The calibration mask blended with the sampled mask, each case's each channel by itself, in [0, 1].
+    """Blend the calibration mask with the sampled mask.
 
-    sample, cal: (N, K, H, W); cal in [0, 1]. Where their Dice (of the sample's positive pixels)
-    is below 0.65 the sample counts for a quarter, on top of cal; else both count half. Two empty
-    masks agree.
+    sample: (N, K, H, W).
+    cal:    (N, K, H, W), in [0, 1].
+    Returns (N, K, H, W) in [0, 1].
+
+    Each channel of each case is blended by the Dice of cal and the positive pixels of the sample: cal + sample / 4 if
+    it is below 0.65, and their mean otherwise. Two empty masks agree.
     """
     positive = (sample > 0).to(sample.dtype)
     common, together = (
-        mean_flat(value.reshape(-1, 1, *value.shape[2:]))  # (N, K, H, W) -> (N * K,)
+        mean_flat(value.reshape(-1, 1, *value.shape[2:]))  # (N, K, H, W) to (N K, 1, H, W) to (N K,)
         for value in (positive * cal, positive + cal)
     )
+    # Dice = 2 common / together < 0.65, without a division by zero; (N K,) to (N, K, 1, 1)
     differ = (2.0 * common < AGREEMENT * together).reshape(*sample.shape[:2], 1, 1)
     return th.where(differ, cal + 0.25 * sample, 0.5 * cal + 0.5 * sample).clamp(0.0, 1.0)

@@ -1,9 +1,12 @@
-"""What tensors do with a process: noise a mask, read the network's prediction, and train on it.
+"""A process on tensors: it noises masks, reads the network's prediction, and gives the training objective.
 
-Only the mask is diffused, K channels of it, one for each label: a network input is (N, C, H, W), the image's
-channels and last those of the noised mask; mask, noise and predictions are (N, K, H, W). The network is called
-`model(x, t, **model_kwargs) -> (out, cal)`: its prediction, K more channels for the variance where that is learned,
-and the calibration mask in (0, 1), or None for a network without one.
+Only the mask is diffused. It has K channels, one for each label. Shapes:
+
+    network input              (N, C, H, W), the channels of the image, then the K of the noised mask
+    mask, noise, prediction    (N, K, H, W)
+
+The network is called as `model(x, t, **model_kwargs) -> (out, cal)`: out is its prediction, with K more channels if
+the variance is learned; cal is the calibration mask in (0, 1), or None for a network without one.
 """
 
 import numpy as np
@@ -19,16 +22,20 @@ from guided_diffusion_pt.nn import mean_flat, per_case
 class ProcessTensors:
     """The methods of a `guided_diffusion_core.diffusion.process.Process` that work on tensors.
 
-    A process of this backend inherits them, and a process in numbers from the core. Its numbers take the type and
-    device of the tensor that they meet. Attribute: mask_channels, K.
+    A process of this backend inherits these methods, and a process in numbers from the core. The numbers take the type
+    and device of the tensors that they are multiplied with.
+
+    mask_channels: K.
     """
 
     mask_channels = 1
 
     def q_sample(self, x_start, t, noise=None):
-        """Return a draw of q(x_t | x_0) at times t (N,), of x_start's shape.
+        """Return a draw of q(x_t | x_0): x_t = a x_0 + b noise, with (a, b) of the process.
 
-        noise: standard normal values of that shape; None draws them.
+        x_start: x_0, (N, K, H, W).
+        t:       (N,) times.
+        noise:   standard normal values of x_0's shape; None draws them.
         """
         noise = normal_like(x_start) if noise is None else noise
         return _combined(self.mix(time_array(t)), x_start, noise)
@@ -36,13 +43,21 @@ class ProcessTensors:
     def training_losses_segmentation(self, model, classifier, x_start, t, model_kwargs=None, noise=None):
         """Return (terms, prediction) of the training objective.
 
-        model:      the network. classifier: not read; it keeps the place that it has in the original.
-        x_start:    (N, C, H, W), the image's channels and last the mask's, above 0 where it holds.
-        t:          (N,) times, such as indices of time steps.
-        noise:      (N, K, H, W) standard normal; None draws it.
-        terms is a dict of (N,) tensors, means over channels and pixels: loss; loss_cal (squared error of the
-        calibration mask); with a squared-error objective loss_diff; and vb (bits per pixel) where the variational
-        bound takes part. prediction is the network's, (N, K, H, W).
+        model:        the network.
+        classifier:   not read; it is an argument of the original.
+        x_start:      (N, C, H, W), the channels of the image, then those of the mask, which is above 0 inside.
+        t:            (N,) times, such as indices of time steps.
+        model_kwargs: dict of further arguments of the network.
+        noise:        (N, K, H, W) standard normal; None draws it.
+
+        terms is a dict of (N,) tensors, means over channels and pixels:
+
+            loss       the objective
+            loss_cal   squared error of the calibration mask, if the network has one
+            loss_diff  squared error of the prediction, with a squared-error objective
+            vb         the variational bound in bits per pixel, if it is part of the objective
+
+        prediction is that of the network, (N, K, H, W).
         """
         t = time_array(t)
         image = self._image(x_start)
@@ -59,11 +74,11 @@ class ProcessTensors:
         return {"loss_diff": squared, "loss": squared}
 
     def _target(self, x_start, t, noise):
-        """Return what the network should predict."""
+        """Return the target of the network's prediction: c x_0 + d noise, with (c, d) of the process."""
         return _combined(self.target(t), x_start, noise)
 
     def _predict_xstart(self, prediction, x_t, t):
-        """Return x_0 from what the network predicts at x_t."""
+        """Return x_0 from the network's prediction at x_t."""
         return _combined(xstart_coefficients(self, t), x_t, prediction)
 
     def _image(self, x):
@@ -75,9 +90,9 @@ class ProcessTensors:
         return x[:, -self.mask_channels :]
 
     def _apply(self, evaluate, x_t, t, before=None):
-        """Return the network's (out, cal) at times t (N,); evaluate and before: as of `Solver.step`."""
+        """Return the network's (out, cal) at times t (N,). evaluate and before are those of `Solver.step`."""
         times = self.network_time(t)
-        # whole numbers stay whole: the network tells both kinds apart
+        # Whole times stay integers, because a network may treat integers and fractions in different ways.
         network_t = runtime.to_tensor(times).to(x_t.device)
         if times.dtype.kind == "f":
             network_t = network_t.to(x_t.dtype)
@@ -92,7 +107,7 @@ class ProcessTensors:
 
 
 def on_image(model, image, model_kwargs=None):
-    """Return the function evaluate(x_t, t, before) of a network that sees an image (N, C - K, H, W) and x_t."""
+    """Return the function evaluate(x_t, t, before) that calls a network on an image (N, C - K, H, W) and x_t."""
 
     def evaluate(x_t, t, before):
         return model(th.cat([image, x_t], dim=1), t, **(model_kwargs or {}))  # (N, C, H, W)
@@ -100,29 +115,36 @@ def on_image(model, image, model_kwargs=None):
     return evaluate
 
 
+# log variance = v log beta_t + (1 - v) log beta~_t (Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15)
 def learned_log_variance(channels, smallest, largest):
-    """Return the logarithm of a learned variance (Improved DDPM, arXiv:2102.09672, eq. 15).
+    """Return the logarithm of a learned variance.
 
-    channels: what the network says, -1 for the smallest logarithm and 1 for the largest.
-    Its share is not limited, as in the original. A short training puts it far above 1, which in fewer steps than
-    trained spoils the ancestral sampler's last ones (logs/samplers-brats2021-64px/README.md).
+    channels: output of the network, 2 v - 1: -1 for the smallest logarithm and 1 for the largest.
+    smallest: log beta~_t, that of the posterior's variance.
+    largest:  log beta_t.
+
+    v is not limited, as in the original. After a short training it is far above 1. That spoils the last steps of the
+    ancestral sampler if it takes fewer steps than the training had (logs/samplers-brats2021-64px/README.md).
     """
     share = (channels + 1.0) / 2.0
     return share * largest + (1.0 - share) * smallest
 
 
 def time_array(t):
-    """Return times as numpy, which may be a tensor or numpy."""
+    """Return times as numpy. t: a tensor or numpy."""
     return t if isinstance(t, np.ndarray) else runtime.to_numpy(t)
 
 
 def normal_like(x):
-    """Return fresh standard normal values, of no seed, in the type, device and shape of x."""
+    """Return new standard normal values without a seed, in the type, device and shape of x."""
     return runtime.to_tensor(np.random.default_rng().standard_normal(tuple(x.shape))).to(x)
 
 
 def _combined(factors, first, second):
-    """Return factors[0] first + factors[1] second; factors: arrays (N,), one number for each case."""
+    """Return factors[0] * first + factors[1] * second.
+
+    factors: two arrays (N,), one number for each case. A product with only zeros or only ones is not computed.
+    """
     terms = []
     for factor, value in zip(factors, (first, second)):
         if (factor == 1).all():

@@ -1,18 +1,19 @@
-"""Diffusion processes that visit only some steps of another one."""
+"""Diffusion processes that take only some steps of another one."""
 
 from guided_diffusion_core.diffusion.schedule import respace, space_timesteps  # noqa: F401
 from guided_diffusion_pt.gaussian_diffusion import GaussianDiffusion
 
 
 class SpacedDiffusion(GaussianDiffusion):
-    """The steps `use_timesteps` of a process, with the same alpha_bar at each (Improved DDPM,
+    """A process of some steps of a whole process, with the same alpha_bar at each of them (Nichol & Dhariwal 2021,
     arXiv:2102.09672, section 4).
 
-    use_timesteps: indices of the whole process' steps to keep.
-    betas:         (T,) of the whole process; further arguments as of `GaussianDiffusion`.
+    use_timesteps: indices of the steps that are kept.
+    betas:         (T,) numpy, those of the whole process.
+    kwargs:        the other arguments of `GaussianDiffusion`.
 
-    Time step indices that go in and out count the kept steps; the network and `step_noise` get
-    those of the whole process (`timestep_map`), in training as in sampling.
+    Callers count the kept steps. The network and `step_noise` get the indices in the whole process (`timestep_map`),
+    in training and in sampling.
     """
 
     def __init__(self, use_timesteps, *, betas, **kwargs):

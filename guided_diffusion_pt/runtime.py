@@ -20,12 +20,12 @@ _MIXED = {"no": None, "bf16": th.bfloat16, "fp16": th.float16}
 
 @dataclass
 class Current:
-    """All that this backend remembers in a process beside PyTorch's own settings.
+    """The state of this backend in a process, next to PyTorch's own settings.
 
     is_started:      `start` has been called.
-    mixed_precision: what `set_mixed_precision` set.
+    mixed_precision: the name that `set_mixed_precision` set.
     group:           the processes that compute together; `dist_util.setup_dist` connects them.
-    recomputations:  forward passes under way that repeat an earlier one (`recompute`).
+    recomputations:  number of running forward passes that repeat an earlier one (`recompute`).
     """
 
     is_started: bool = False
@@ -42,8 +42,9 @@ def start(threads=None, precision="float32", mixed_precision="no", device="cpu")
 
     A further call in the same process only applies its settings.
 
-    threads:         how many compute; None leaves that as it is.
-    precision:       as of `set_precision`. mixed_precision: as of `set_mixed_precision`.
+    threads:         number of threads that compute; None leaves it as it is.
+    precision:       "float32" or "float64", for `set_precision`.
+    mixed_precision: "no", "bf16" or "fp16", for `set_mixed_precision`.
     device:          "cpu".
     Raises `UserError` for a device that this backend does not have.
     """
@@ -58,7 +59,7 @@ def start(threads=None, precision="float32", mixed_precision="no", device="cpu")
 
 
 def started():
-    """Whether `start` has been called in this process."""
+    """Return whether `start` has been called in this process."""
     return current.is_started
 
 
@@ -111,7 +112,7 @@ def set_mixed_precision(name):
 
 
 def mixed_precision():
-    """Return what `set_mixed_precision` set: "no" by default."""
+    """Return the name that `set_mixed_precision` set: "no" by default."""
     return current.mixed_precision
 
 

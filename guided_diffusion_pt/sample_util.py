@@ -1,4 +1,4 @@
-"""Sampling of whole ensembles."""
+"""Sampling of ensembles of masks."""
 
 import numpy as np
 import torch as th
@@ -11,11 +11,12 @@ from guided_diffusion_pt.solver import Solver
 
 
 class EnsembleSampler:
-    """Draws an ensemble of masks for each image, all members of all images as one batch.
+    """A sampler of an ensemble of masks for each image, with all members of all images in one batch.
 
-    model:     the network, in eval mode. diffusion: the process that it was trained on (`ProcessTensors`).
+    model:     the network, in eval mode.
+    diffusion: the process that it was trained on (`ProcessTensors`).
     sampling:  `SamplingConfig`.
-    tape:      NoiseTape. A sample's noise depends on its case and member only.
+    tape:      `NoiseTape`. The noise of a sample depends only on its case and member.
     """
 
     def __init__(self, model, diffusion, sampling, tape):
@@ -29,8 +30,9 @@ class EnsembleSampler:
     def __call__(self, images, keys):
         """Sample masks.
 
-        images: (N, C, S, S) float32. keys: N strings, the cases' names on the tape.
-        Returns (M, N, K, S, S) float32, M = `num_ensemble`, K channels of the mask; values about 0 to 1.
+        images: (N, C, S, S) float32.
+        keys:   N strings, the names of the cases on the noise tape.
+        Returns (M, N, K, S, S) float32, about 0 to 1, with the M members of the ensemble and K channels of the mask.
         """
         ensemble = self.sampling.num_ensemble
         n, _, height, width = images.shape
@@ -39,10 +41,11 @@ class EnsembleSampler:
         members = np.repeat(np.arange(ensemble), n)
 
         def draw(site, step):
+            """Return the noise (M * N, K, S, S) of a step from the tape."""
             noise = self.tape.normal_batch(site, (channels, height, width), step=step, cases=cases, members=members)
             return runtime.to_tensor(noise, dtype=runtime.precision())
 
-        # member by member: (M * N, C, S, S)
+        # All images of the first member come first: (N, C, S, S) to (M * N, C, S, S).
         repeated = runtime.to_tensor(np.tile(images, (ensemble, 1, 1, 1)), dtype=runtime.precision())
         evaluate = on_image(self.model, repeated, self._conditioning(images))
         for out in self.solver.run(evaluate, draw(SAMPLE_INITIAL, 0), lambda step: draw(SAMPLE_STEP, step)):
@@ -50,7 +53,10 @@ class EnsembleSampler:
         return runtime.to_numpy(masks).astype(np.float32).reshape(ensemble, n, channels, height, width)
 
     def _conditioning(self, images):
-        """Return what the network makes of the images alone, once for all steps and members, as keyword arguments."""
+        """Return the keyword arguments of the network that depend only on the images.
+
+        They are computed once for all steps and members.
+        """
         with runtime.no_grad():
             parts = self.model.condition(runtime.to_tensor(images, dtype=runtime.precision()))
         if parts is None:

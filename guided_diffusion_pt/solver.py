@@ -1,4 +1,4 @@
-"""The loop of every sampler: from noise to a mask by the rows of a table of numbers."""
+"""The loop of all samplers: from noise to a mask, by the rows of a table of numbers."""
 
 import numpy as np
 import torch as th
@@ -11,12 +11,17 @@ from guided_diffusion_pt.process import learned_log_variance, normal_like
 
 
 class Solver:
-    """Samples masks by the steps x = xstart x_0 + before x_0' + x_t x_t + noise eps.
+    """A sampler of masks, whose steps are
 
-    process: `Process` with the methods of `ProcessTensors`.
-    steps:   `Steps`, the rows of a sampler on that process.
-    clip_denoised: clip the predicted mask x_0 to [-1, 1].
-    dynamic_thresholding: apply `dynamic_threshold` to it instead.
+        x_next = xstart * x_0 + before * x_0' + x_t * x_t + noise * eps
+
+    with the numbers xstart, before, x_t and noise of a row of its table. x_0 is the mask predicted now, x_0' the one
+    predicted one step before, and eps standard normal noise.
+
+    process:              `Process` with the methods of `ProcessTensors`.
+    steps:                `Steps`, the table of a sampler on that process.
+    clip_denoised:        clip x_0 to [-1, 1].
+    dynamic_thresholding: apply `dynamic_threshold` to x_0 instead.
     """
 
     def __init__(self, process, steps, clip_denoised=True, dynamic_thresholding=False):
@@ -30,11 +35,12 @@ class Solver:
         """Take one step.
 
         evaluate: function(x_t, t, before) that returns the network's (out, cal) at its time t.
-        x_t:      (N, K, H, W). rows: (N,) numpy, the row of the table for each case.
-        noise:    (N, K, H, W) standard normal, not read where the rows add none; None draws it.
+        x_t:      (N, K, H, W), the noised mask.
+        rows:     (N,) numpy, the row of the table for each case.
+        noise:    (N, K, H, W) standard normal, not read by a sampler that adds none; None draws it.
         before:   (N, K, H, W), the mask predicted one step before; None in the first step.
-        Returns a dict: sample (x at the next time), pred_xstart (the predicted mask) and cal (the calibration
-        mask), each (N, K, H, W).
+        Returns a dict of tensors (N, K, H, W): sample (x at the next time), pred_xstart (the predicted mask) and cal
+        (the calibration mask).
         """
         steps = self.steps
         t = steps.times[rows]
@@ -51,13 +57,13 @@ class Solver:
         return {"sample": sample, "pred_xstart": x_0, "cal": cal}
 
     def _limited(self, x_0):
-        """Return the predicted mask within [-1, 1], if asked for."""
+        """Limit the predicted mask to [-1, 1], as the sampler's settings say."""
         if self.dynamic_thresholding:
             return dynamic_threshold(x_0)
         return x_0.clamp(-1.0, 1.0) if self.clip_denoised else x_0
 
     def _deviation(self, out, rows, x_t):
-        """Return the factor of the noise: the table's, times the learned deviation where there is one."""
+        """Return the factor of the noise: that of the table, times the standard deviation if the network learns it."""
         scale = per_case(self.steps.noise[rows], x_t)
         if self.steps.log_variance is None:
             return scale
@@ -67,9 +73,11 @@ class Solver:
     def run(self, evaluate, x_t, step_noise=None, progress=False):
         """Yield the dict of `step` after each step, from noise x_t (N, K, H, W) on.
 
-        evaluate:   as of `step`. progress: show a progress bar.
-        step_noise: function of a step's number on the noise tape (`Process.noise_step`) to its noise
-                    (N, K, H, W), called once for each step of a sampler that adds noise; None draws it.
+        evaluate:   as in `step`.
+        x_t:        the noise from which the sampler starts.
+        step_noise: function from the number of a step on the noise tape (`Process.noise_step`) to its noise
+                    (N, K, H, W). It is called once in each step of a sampler that adds noise; None draws the noise.
+        progress:   show a progress bar.
         """
         before = None
         numbers = self.process.noise_step(self.steps.times).tolist()
@@ -83,15 +91,16 @@ class Solver:
             yield out
 
 
+# clip(x_0, -s, s) / s, where s is the 0.995 quantile of |x_0|, and at least 1 (Saharia et al. 2022, arXiv:2205.11487,
+# section 2.3)
 def dynamic_threshold(x_start):
-    """Return a predicted mask within [-1, 1] by dynamic thresholding (Saharia et al. 2022, arXiv:2205.11487,
-    section 2.3): s, the 0.995 quantile of |x_0| and at least 1, is the limit to which x_0 is clipped and by which
-    it is divided.
+    """Limit a predicted mask to [-1, 1] by dynamic thresholding.
 
-    x_start: (N, K, H, W), whose shape is returned; each case's each channel has its own s.
+    x_start: x_0, (N, K, H, W). Each channel of each case has its own s.
     """
     ordered = x_start.abs().reshape(x_start.shape[0] * x_start.shape[1], -1).sort(dim=1).values  # (N * K, H * W)
+    # The quantile lies between two values of the sorted ones.
     lower, upper, share = quantile_place(ordered.shape[1])
     quantile = ordered[:, lower] + (ordered[:, upper] - ordered[:, lower]) * runtime.scalar(share)
-    limit = quantile.clamp(1.0).reshape(*x_start.shape[:2], 1, 1)  # (N, K, 1, 1)
+    limit = quantile.clamp(1.0).reshape(*x_start.shape[:2], 1, 1)  # (N * K,) to (N, K, 1, 1)
     return th.minimum(th.maximum(x_start, -limit), limit) / limit

@@ -1,4 +1,4 @@
-"""The layers that networks with one source for all backends are made of, in Jittor.
+"""The layers for networks with one source for all backends, in Jittor.
 
 `guided_diffusion_core/networks/nn.py` says what each one does.
 """
@@ -79,7 +79,7 @@ class ConvTranspose2d(nn.ConvTranspose):
 class LayerNorm(nn.Module):
     """Normalisation of the last axis: (..., features).
 
-    Jittor's own computes the variance as E[x^2] - E[x]^2, which cancels.
+    Jittor's own computes the variance as E[x^2] - E[x]^2, a difference of large numbers that loses digits.
     """
 
     def __init__(self, features, eps=1e-5):
@@ -94,7 +94,8 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Division of the last axis by its root mean square: (..., features)."""
+    """Normalisation x / sqrt(mean(x^2) + eps) * weight over the last axis of x (..., features) (Zhang & Sennrich 2019,
+    arXiv:1910.07467)."""
 
     def __init__(self, features, eps=1e-5):
         self.eps = eps
@@ -123,7 +124,7 @@ class MaxPool2d(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Larger by a whole factor, "nearest" or "bilinear"."""
+    """Upsampling by a whole factor, "nearest" or "bilinear"."""
 
     def __init__(self, scale, mode="nearest"):
         self.scale = scale
@@ -136,7 +137,7 @@ class Upsample(nn.Module):
 
 
 class _GELU(jt.Function):
-    """x Phi(x). The gradient of Jittor's erf has a constant in float32, in float64 too."""
+    """x Phi(x), with its own gradient: that of Jittor's erf has a constant in float32, in float64 too."""
 
     def execute(self, x):
         self.x = x
@@ -146,6 +147,7 @@ class _GELU(jt.Function):
         return scalar(0.5) * (scalar(1.0) + jt.erf(x * scalar(math.sqrt(0.5))))
 
     def grad(self, grad):
+        # d/dx x Phi(x) = Phi(x) + x phi(x)
         density = jt.exp(self.x * self.x * scalar(-0.5)) * scalar(1 / math.sqrt(2 * math.pi))
         return grad * (self._share(self.x) + self.x * density)
 
@@ -166,7 +168,7 @@ def relu(x):
 
 
 def silu(x):
-    """Return x sigmoid(x), element by element."""
+    """Return x * sigmoid(x), any shape."""
     return _silu(x)
 
 
@@ -196,14 +198,16 @@ def mean(x, dim):
 def resize(x, size):
     """Return (N, C, H, W) resized bilinearly to (H', W') of `size`, pixel centres aligned.
 
-    By matrices, because Jittor's own computes the places in float32, in float64 too.
+    It multiplies with matrices, because Jittor's own computes the places in float32, in float64 too.
     """
     n, channels, height, width = x.shape
     rows = constant(bilinear_matrix(height, size[0]))
     columns = constant(bilinear_matrix(width, size[1]))
+    # (N C H, W) times (W, W')
     x = jt.matmul(x.reshape(n * channels * height, width), columns).reshape(n, channels, height, size[1])
+    # (N C W', H) times (H, H')
     x = jt.matmul(x.permute(0, 1, 3, 2).reshape(n * channels * size[1], height), rows)
-    return x.reshape(n, channels, size[1], size[0]).permute(0, 1, 3, 2)
+    return x.reshape(n, channels, size[1], size[0]).permute(0, 1, 3, 2)  # (N, C, W', H') to (N, C, H', W')
 
 
 def constant(array):

@@ -1,4 +1,4 @@
-"""The layers that networks with one source for all backends are made of, in PyTorch.
+"""The layers for networks with one source for all backends, in PyTorch.
 
 `guided_diffusion_core/networks/nn.py` says what each one does.
 """
@@ -42,7 +42,8 @@ _silu = SiLU()
 
 
 class RMSNorm(Module):
-    """Division of the last axis by its root mean square: (..., features)."""
+    """Normalisation x / sqrt(mean(x^2) + eps) * weight over the last axis of x (..., features) (Zhang & Sennrich 2019,
+    arXiv:1910.07467)."""
 
     def __init__(self, features, eps=1e-5):
         super().__init__()
@@ -65,7 +66,7 @@ class MaxPool2d(Module):
 
 
 class Upsample(Module):
-    """Larger by a whole factor, "nearest" or "bilinear"."""
+    """Upsampling by a whole factor, "nearest" or "bilinear"."""
 
     def __init__(self, scale, mode="nearest"):
         super().__init__()
@@ -87,7 +88,7 @@ def zeroed(module):
 
 
 def silu(x):
-    """Return x sigmoid(x), element by element."""
+    """Return x * sigmoid(x), any shape."""
     return _silu(x)
 
 
