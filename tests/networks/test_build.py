@@ -14,7 +14,7 @@ from guided_diffusion_core.noise import INITIAL_WEIGHT, NoiseTape
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The sites of the initial weights that are drawn from any tape during the test."""
+    """Record the sites of the initial weights that any tape draws during the test."""
     sites = []
     generator = NoiseTape._generator
 

@@ -32,7 +32,7 @@ both = pytest.mark.skipif(len(BACKENDS) < 2, reason="two backends are compared")
 
 @pytest.fixture(scope="module")
 def example():
-    """The example's family, known in this process during the tests of this module."""
+    """Register the example's family in this process during the tests of this module."""
     before = list(registry.networks.__path__)
     registry.add_folder(FOLDER)
     yield registry.family_named("example")
@@ -41,7 +41,7 @@ def example():
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder like `site-packages` with a distribution that brings the example by its entry point."""
+    """Make a folder like `site-packages`, with a distribution whose entry point names the example."""
     site = tmp_path_factory.mktemp("site")
     shutil.copytree(FOLDER, site / "lab_networks", ignore=shutil.ignore_patterns("__pycache__"))
     metadata = site / "lab_networks-1.0.dist-info"
@@ -53,13 +53,13 @@ def installed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory):
-    """Folders (train, test) of four and two phantoms."""
+    """Write four phantoms for training and two for tests; returns the two folders."""
     return write_isic_phantoms(tmp_path_factory.mktemp("isic"), 4, 2, 24, seed=1)
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def trained(request, installed, phantoms, tmp_path_factory):
-    """(backend, folder of its training of two steps)."""
+    """Train two steps with each backend; returns (backend, folder of the run)."""
     out_dir = tmp_path_factory.mktemp("run")
     flags = ("--backend", request.param, "--data_name", "ISIC", "--data_dir", phantoms[0], "--out_dir", out_dir)
     medsegdiff(installed, "train", *flags, *FLAGS, *TRAINING)

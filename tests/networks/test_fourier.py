@@ -74,7 +74,7 @@ def test_a_weight_of_one_changes_nothing(backend, float64):
 
 
 def test_parsers_have_the_sizes_of_the_plan(backend):
-    """The original's are written for 256 px."""
+    """Build the network at 96 px: the filters of the original have the sizes for 256 px."""
     plan = make_plan(ModelConfig(image_size=96, num_channels=32, num_heads=1, attention_resolutions="24", version="1"))
     network = backend.module("highway").GatedHighwayUNet(plan.highway)
     assert [tuple(parser.complex_weight.shape) for parser in network.ffparser] == [(8, 48, 25, 2), (16, 24, 13, 2)]

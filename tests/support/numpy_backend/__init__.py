@@ -1,1 +1,1 @@
-"""A third backend with the one network that `suite` compares: what an implementation has to offer at the least."""
+"""A third backend with the one network that `suite` compares: the least that an implementation needs."""

@@ -7,7 +7,7 @@ from parity.protocol import Port
 
 
 class Layer:
-    """What both layers share: the layers inside, the mode, and calling by `compute` (`Backend.forward`)."""
+    """The base of both layers: the layers inside, the mode, and calls by `compute` (`Backend.forward`)."""
 
     def __call__(self, *given):
         return self.compute(*given)
@@ -30,7 +30,7 @@ class Layer:
 
 
 class Linear(Layer):
-    """x (N, in) to x weight^T + bias (N, out)."""
+    """A linear layer: x (N, in) to x weight^T + bias (N, out)."""
 
     def __init__(self):
         self.weight = None
@@ -41,7 +41,7 @@ class Linear(Layer):
 
 
 class Perceptron(Layer):
-    """x (N, in) to (N, out), one layer in between."""
+    """Two linear layers with a tanh between them: (N, in) to (N, out)."""
 
     def __init__(self):
         self.hidden = Linear()

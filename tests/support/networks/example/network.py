@@ -43,7 +43,7 @@ class Attention(nn.Module):
 
 
 class Network(nn.Network):
-    """(N, in_ch, S, S) and time steps (N,) to (N, out_channels, S, S); S is even."""
+    """The whole network: x (N, in_ch, S, S) and time steps (N,) to (N, out_channels, S, S), where S is even."""
 
     def __init__(self, plan):
         super().__init__()
