@@ -1,4 +1,4 @@
-"""What a loss-aware choice of time steps remembers (Improved DDPM, arXiv:2102.09672, section 3.3)."""
+"""The losses from which training chooses its time steps (Nichol & Dhariwal 2021, arXiv:2102.09672, section 3.3)."""
 
 import numpy as np
 
@@ -6,8 +6,11 @@ import numpy as np
 class LossHistory:
     """The last losses of every time step of a process.
 
-    num_timesteps: T. history_per_term: how many losses of a time step are kept.
-    losses: float64 (T, history_per_term), the oldest first. counts: int64 (T,), how many of them are there.
+    num_timesteps:    T.
+    history_per_term: number of losses that are kept of each time step.
+
+    Attributes: losses, float64 (T, history_per_term), the oldest first; counts, int64 (T,), the number of losses that
+    each time step has.
     """
 
     def __init__(self, num_timesteps, history_per_term):
@@ -15,7 +18,7 @@ class LossHistory:
         self.counts = np.zeros(num_timesteps, np.int64)
 
     def update(self, ts, losses):
-        """Remember the losses (N,) at time steps ts (N,), in this order; the oldest ones make room."""
+        """Add the losses (N,) of time steps ts (N,), in this order. The oldest ones are dropped."""
         for t, loss in zip(np.asarray(ts), np.asarray(losses, np.float64)):
             if self.counts[t] < self.losses.shape[1]:
                 self.losses[t, self.counts[t]] = loss
@@ -24,12 +27,14 @@ class LossHistory:
                 self.losses[t] = np.append(self.losses[t, 1:], loss)
 
     def is_full(self):
-        """Whether every time step has its number of losses."""
+        """Return whether every time step has its number of losses."""
         return bool((self.counts == self.losses.shape[1]).all())
 
     def weights(self, uniform_prob):
-        """Probability of each time step, float64 (T,), proportional to the root of the mean squared loss (eq. 18)
-        for a share 1 - uniform_prob of the draws and uniform for the rest; all 1 until the history is full.
+        """Return the weight of each time step, float64 (T,): probabilities, or 1 until the history is full.
+
+        The probabilities are (1 - uniform_prob) p_t + uniform_prob / T, with p_t proportional to the root of the mean
+        squared loss (eq. 18).
         """
         steps = len(self.counts)
         if not self.is_full():

@@ -1,7 +1,7 @@
-"""The numbers of a diffusion process, per time step, in numpy float64.
+"""The numbers of a diffusion process, one per time step, in numpy float64.
 
-Time step index t runs from 0 (least noise) to T - 1. beta_t is the variance that step t adds and
-alpha_bar_t the product of 1 - beta up to t. Papers: DDPM (Ho et al. 2020, arXiv:2006.11239),
+The index t of a time step runs from 0 (least noise) to T - 1. beta_t is the variance that step t adds, alpha_t =
+1 - beta_t, and alpha_bar_t the product of alpha up to t. Papers: DDPM (Ho et al. 2020, arXiv:2006.11239),
 DDIM (Song et al. 2021, arXiv:2010.02502), Improved DDPM (Nichol & Dhariwal 2021, arXiv:2102.09672),
 DPM-Solver (Lu et al. 2022, arXiv:2206.00927), DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095).
 """
@@ -15,7 +15,7 @@ from guided_diffusion_core.errors import found_expected
 
 
 class ModelMeanType(enum.Enum):
-    """What the network predicts."""
+    """The quantity that the network predicts."""
 
     START_X = enum.auto()  # x_0
     EPSILON = enum.auto()  # the noise in x_t
@@ -24,7 +24,7 @@ class ModelMeanType(enum.Enum):
 class ModelVarType(enum.Enum):
     """The variance of a reverse step."""
 
-    FIXED_SMALL = enum.auto()  # the posterior's
+    FIXED_SMALL = enum.auto()  # that of the posterior
     FIXED_LARGE = enum.auto()  # beta
     LEARNED_RANGE = enum.auto()  # between the two, by the network's second channel (Improved DDPM, eq. 15)
 
@@ -32,30 +32,32 @@ class ModelVarType(enum.Enum):
 class LossType(enum.Enum):
     """The training objective."""
 
-    MSE = enum.auto()  # squared error of the prediction, and the bound where the variance is learned
-    RESCALED_MSE = enum.auto()  # the same with the bound's term times T / 1000
-    RESCALED_KL = enum.auto()  # the variational bound alone, times T: an estimate of the whole bound
+    MSE = enum.auto()  # squared error of the prediction, and the variational bound if the variance is learned
+    RESCALED_MSE = enum.auto()  # the same, with the term of the bound times T / 1000
+    RESCALED_KL = enum.auto()  # only the variational bound, times T: an estimate of the whole bound
 
     def is_vb(self):
         """Return whether the variational bound is the whole objective."""
         return self == LossType.RESCALED_KL
 
 
+# beta_i = 1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps) (Improved DDPM, eq. 17 and below)
 def betas_for_alpha_bar(steps, alpha_bar, max_beta=0.999):
-    """The betas whose alpha_bar follows a function of time (Improved DDPM, eq. 17 and below).
+    """Return the betas whose alpha_bar follows a function of time, float64 (steps,).
 
-    steps: number of betas. alpha_bar: function of time in [0, 1].
-    max_beta: upper limit, below 1. Returns float64 (steps,).
+    steps:     number of betas.
+    alpha_bar: function of time in [0, 1].
+    max_beta:  upper limit, below 1.
     """
     return np.array([min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), max_beta) for i in range(steps)])
 
 
 def get_named_beta_schedule(name, steps):
-    """The betas of a schedule, float64 (steps,).
+    """Return the betas of a schedule, float64 (steps,).
 
-    name: "linear" (DDPM, section 4, its end points scaled by 1000 / steps) or "cosine"
-        (Improved DDPM, eq. 17).
-    Raises `UserError` for another name and for a linear schedule too short to keep beta below 1.
+    name:  "linear" (DDPM, section 4, with its end points scaled by 1000 / steps) or "cosine" (Improved DDPM, eq. 17).
+    steps: T.
+    Raises `UserError` for another name, and for a linear schedule so short that beta would reach 1.
     """
     if name == "linear":
         scale = 1000 / steps
@@ -73,9 +75,9 @@ def get_named_beta_schedule(name, steps):
 
 
 class DiffusionTables:
-    """Everything that follows from the betas, one float64 value per time step.
+    """All numbers that follow from the betas, one float64 value per time step.
 
-    betas: (T,), each above 0 and below 1. Raises ValueError otherwise.
+    betas: (T,), each above 0 and below 1; other values raise ValueError.
     """
 
     def __init__(self, betas):
@@ -91,17 +93,17 @@ class DiffusionTables:
         self._set_posterior()
 
     def _set_marginals(self):
-        """q(x_t | x_0) and its inversions (DDPM, eq. 4)."""
+        """Set the coefficients of q(x_t | x_0) and of its inversions (DDPM, eq. 4)."""
         self.sqrt_alphas_cumprod = np.sqrt(self.alphas_cumprod)
         self.sqrt_one_minus_alphas_cumprod = np.sqrt(1.0 - self.alphas_cumprod)
         self.sqrt_recip_alphas_cumprod = np.sqrt(1.0 / self.alphas_cumprod)
         self.sqrt_recipm1_alphas_cumprod = np.sqrt(1.0 / self.alphas_cumprod - 1)
 
     def _set_posterior(self):
-        """q(x_{t-1} | x_t, x_0) (DDPM, eq. 6 and 7) and the fixed variances of the reverse step.
+        """Set the coefficients of q(x_{t-1} | x_t, x_0) (DDPM, eq. 6 and 7) and the fixed variances of a reverse step.
 
-        The posterior's variance is 0 at t = 0, so that its logarithm and the large variance take
-        there the value of t = 1 (of beta, in a process of one step).
+        The variance of the posterior is 0 at t = 0. Its logarithm and the large variance have the value of t = 1
+        there, or that of beta in a process of one step.
         """
         scale = 1.0 - self.alphas_cumprod
         remaining = 1.0 - self.alphas_cumprod_prev
@@ -115,12 +117,12 @@ class DiffusionTables:
 
 
 def space_timesteps(num_timesteps, section_counts):
-    """Which steps of a process to keep: a sorted tuple of indices in 0 ... num_timesteps - 1.
+    """Choose the steps of a process that are kept, a sorted tuple of indices in 0 ... num_timesteps - 1.
 
-    section_counts: how many steps to keep, evenly spaced, in each of equal sections of the
-        process, as numbers or as a string "10,15,20"; or "ddimN" for N steps of one whole stride
-        that start at 0 (DDIM, appendix D.2).
-    Raises `UserError` when the process has no such steps.
+    num_timesteps:  T.
+    section_counts: number of evenly spaced steps in each of equal sections of the process, as numbers or as a string
+                    such as "10,15,20"; or "ddimN" for N steps with one whole stride from 0 (DDIM, appendix D.2).
+    Raises `UserError` if the process has no such steps.
     """
     wrong = found_expected(
         "--timestep_respacing",
@@ -147,7 +149,8 @@ def space_timesteps(num_timesteps, section_counts):
             raise wrong
         stride = (length - 1) / (count - 1) if count > 1 else 1
         place = 0.0
-        for _ in range(count):  # a running sum, whose rounding decides ties as in the original
+        for _ in range(count):
+            # This running sum rounds as that of the original, which decides ties.
             kept.append(start + round(place))
             place += stride
         start += length
@@ -155,7 +158,7 @@ def space_timesteps(num_timesteps, section_counts):
 
 
 def _whole_stride(num_timesteps, count, wrong):
-    """`count` steps 0, k, 2k, ... with the smallest stride k that gives so many."""
+    """Return `count` steps 0, k, 2k, ... with the smallest stride k that gives this number."""
     for stride in range(1, num_timesteps):
         steps = range(0, num_timesteps, stride)
         if len(steps) == count:
@@ -164,11 +167,12 @@ def _whole_stride(num_timesteps, count, wrong):
 
 
 def respace(betas, use_timesteps):
-    """The process that visits only some steps of another one, with the same alpha_bar at each.
+    """Keep only some steps of a process, with the same alpha_bar at each of them.
 
-    betas: (T,) of the whole process. use_timesteps: indices to keep, 0 to T - 1.
-    Returns (betas of the kept steps, their indices as a sorted tuple). Raises ValueError for an
-    index outside the process.
+    betas:         (T,), those of the whole process.
+    use_timesteps: indices of the kept steps, 0 to T - 1.
+    Returns (betas of the kept steps, their indices as a sorted tuple). Raises ValueError for an index outside the
+    process.
     """
     timestep_map = tuple(sorted(set(use_timesteps)))
     if not timestep_map or timestep_map[0] < 0 or timestep_map[-1] >= len(betas):
@@ -178,10 +182,11 @@ def respace(betas, use_timesteps):
 
 
 def sampling_timesteps(num_timesteps, steps):
-    """The time steps that a sampler of `steps` network evaluations visits, descending.
+    """Return the time steps of a sampler, descending.
 
-    steps: 0 for all; 1 for the last alone (from pure noise to x_0 at once); else evenly spaced,
-        rounded to the nearest, the first and the last included.
+    num_timesteps: T.
+    steps:         number of network evaluations. 0 takes all time steps; 1 takes only the last one (from pure noise to
+                   x_0 at once); other numbers are spaced evenly from the first to the last one, and rounded.
     Raises `UserError` for a number that the process cannot give.
     """
     if not 0 <= steps <= num_timesteps:
@@ -196,9 +201,9 @@ def sampling_timesteps(num_timesteps, steps):
 
 
 def quantile_place(count, quantile=0.995):
-    """Where a quantile lies among `count` ordered values, linearly interpolated as by numpy.quantile.
+    """Find the place of a quantile among `count` ordered values, with the linear interpolation of numpy.quantile.
 
-    quantile: 0 to 1; the default is the one that DPM-Solver++'s authors give dynamic thresholding.
+    quantile: 0 to 1; the default is that of the authors of DPM-Solver++ for dynamic thresholding.
     Returns (lower, upper, share): (1 - share) value[lower] + share value[upper] is the quantile.
     """
     place = quantile * (count - 1)
@@ -209,10 +214,10 @@ def quantile_place(count, quantile=0.995):
 def choose_timesteps(weights, uniforms):
     """Draw time steps by the inverse of the cumulative distribution.
 
-    weights:  (T,) positive, need not sum to 1.
+    weights:  (T,) positive; their sum need not be 1.
     uniforms: (N,) values in [0, 1).
-    Returns (indices, importance): int64 (N,), and float64 (N,) factors 1 / (T p) that keep the
-    mean of the objective unbiased.
+    Returns (indices, importance): int64 (N,), and float64 (N,) factors 1 / (T p) that keep the mean of the objective
+    unbiased.
     """
     weights = np.asarray(weights, dtype=np.float64)
     cumulative = np.cumsum(weights)

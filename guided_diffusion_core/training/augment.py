@@ -1,9 +1,8 @@
 """Augmentation: random mirroring, rotation, scaling and intensities of the training examples.
 
-All of it is off by default. Each number is drawn from the noise tape at the example's place in the
-run, so that it depends neither on the batch size, the loader's processes, the framework nor on
-where a run was interrupted; the arrays come from numpy and scipy and are the same for both
-backends.
+All of it is off by default. Each number is drawn from the noise tape at the number of the example in the run. It does
+not depend on the batch size, the loader's processes, the framework, or on interruptions of the run. numpy and scipy
+compute the arrays, which are the same for both backends.
 """
 
 import numpy as np
@@ -12,18 +11,18 @@ from scipy.ndimage import affine_transform
 from guided_diffusion_core.data.formats.transforms import RGB_RULE, ZSCORE_RULE
 from guided_diffusion_core.noise import TRAIN_AUGMENT
 
-# The draws of an example in their order on the tape; a new one goes to the end, so that the others stay.
+# The draws of an example in their order on the tape. A new one goes to the end, which leaves the others as they are.
 DRAWS = ("vertical", "horizontal", "rotation", "scale", "brightness", "contrast", "gamma")
-# orders of the spline
+# Orders of the interpolating spline.
 LINEAR = 1
 NEAREST = 0
 
 
 class Augmentation:
-    """A function of (image, mask, place) that returns both changed alike, by a run's settings.
+    """A function of (image, mask, place) that changes both in the same way, by the settings of a run.
 
-    settings:      the fields `augment_*` of a `TrainingConfig`.
-    normalisation: the dataset's rule, which says what values an image can have.
+    settings:      `TrainingConfig`, with its fields `augment_*`.
+    normalisation: the rule of the dataset, which gives the range of an image's values.
     tape:          `NoiseTape`.
     """
 
@@ -35,7 +34,8 @@ class Augmentation:
     def __call__(self, image, mask, place):
         """Augment one example.
 
-        image: (C, S, S) float32. mask: (K, S, S) float32 of 0 and 1.
+        image: (C, S, S) float32.
+        mask:  (K, S, S) float32 of 0 and 1.
         place: number of the example in the run, from 0; the key of its draws.
         Returns new arrays of the same shapes and types.
         """
@@ -65,7 +65,7 @@ class Augmentation:
 
 
 def create_augmentation(settings, normalisation, tape):
-    """The `Augmentation` of a run, or None where its settings change nothing; arguments as there."""
+    """Return the `Augmentation` of a run, with its arguments, or None if the settings change nothing."""
     amounts = (
         settings.augment_rotation,
         settings.augment_scale,
@@ -79,14 +79,16 @@ def create_augmentation(settings, normalisation, tape):
 
 
 def warp(pictures, degrees, scale, order):
-    """Rotate pictures about their centre and scale them, in one interpolation; outside is 0.
+    """Rotate pictures about their centre and scale them, in one interpolation. Pixels from outside are 0.
 
-    pictures: (N, S, S). degrees: counter-clockwise as the array is shown, first row at the top.
-    scale:    above 1 enlarges. order: `LINEAR`, or `NEAREST`, which keeps 0 and 1.
+    pictures: (N, S, S).
+    degrees:  angle, counter-clockwise with the first row of the array at the top.
+    scale:    factor; above 1 enlarges.
+    order:    `LINEAR`, or `NEAREST`, which keeps 0 and 1.
     Returns float32 (N, S, S).
     """
     angle = np.deg2rad(degrees)
-    # maps a pixel of the result, relative to the centre, to where it comes from
+    # The matrix maps a pixel of the result to its source, both relative to the centre.
     matrix = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / scale
     centre = (np.array(pictures.shape[1:]) - 1) / 2
     return np.stack(
@@ -107,15 +109,17 @@ def warp(pictures, degrees, scale, order):
 
 
 def change_intensity(image, normalisation, shift, contrast, gamma):
-    """Change the intensities of an image (C, S, S), all channels by the same numbers; float64.
+    """Change the intensities of an image (C, S, S), all channels by the same numbers; returns float64.
 
-    In this order, each channel by itself:
+    Each channel is changed in this order:
+
     gamma:    v -> low + (high - low) ((v - low) / (high - low))^gamma, between its extremes.
     contrast: v -> mean + contrast (v - mean).
     shift:    v -> v + shift, in units of the network input: for `RGB_RULE` a share of the range,
               for `ZSCORE_RULE` standard deviations.
-    Under `RGB_RULE` the extremes are 0 and 1 and the result is clipped to them. Under `ZSCORE_RULE`
-    the background, which that rule makes 0, takes no part and stays 0.
+
+    The extremes are 0 and 1 by `RGB_RULE`, and the result is clipped to them. The background, which is 0 by
+    `ZSCORE_RULE`, stays 0 and does not count in the mean and the extremes.
     """
     image = np.asarray(image, np.float64)
     if (shift, contrast, gamma) == (0, 1, 1):
@@ -129,6 +133,7 @@ def change_intensity(image, normalisation, shift, contrast, gamma):
 
 
 def _changed(values, bounded, shift, contrast, gamma):
+    """Change the values of one channel; bounded: they lie in [0, 1]."""
     low, high = (0.0, 1.0) if bounded else (values.min(), values.max())
     if gamma != 1 and high > low:
         values = low + (high - low) * ((values - low) / (high - low)) ** gamma

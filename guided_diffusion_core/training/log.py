@@ -12,13 +12,14 @@ COLUMN_WIDTH = 11
 
 
 class RunLog:
-    """Writes the mean of the values recorded since the last line, one line at a time.
+    """A log whose lines are the means of the values that were recorded since the line before.
 
-    out_dir: folder of the run. done: steps that are done already: of existing logs the lines up to
-             there stay.
-    late:    values by name that belong to the line of step `done`, if there is one.
-    The table and the CSV have the columns of the first line; what a line lacks is left empty. Raises
-    `UserError` if it cannot write.
+    out_dir: folder of the run.
+    done:    number of steps so far; the lines of an existing log stay up to this step.
+    late:    values by name that are added to the line of step `done`, if there is one.
+
+    The table and the CSV have the columns of the first line, with empty cells for missing values. Raises `UserError` if
+    a file cannot be written.
     """
 
     def __init__(self, out_dir, done=0, late=None):
@@ -42,7 +43,7 @@ class RunLog:
             self._put(line)
 
     def _earlier(self, done):
-        """The lines of an existing log up to step `done`."""
+        """Read the lines of an existing log up to step `done`."""
         if not done or not self.jsonl_path.is_file():
             return []
         lines = []
@@ -50,15 +51,15 @@ class RunLog:
             try:
                 lines.append(json.loads(text))
             except ValueError:
-                break  # cut while it was written
+                break  # the run was interrupted while it wrote this line
         return [line for line in lines if line["step"] <= done]
 
     def record(self, values):
-        """Add one step's values, a dict name -> float."""
+        """Add the values of one step, a dict name -> float."""
         self._recorded.append(values)
 
     def write(self, **exact):
-        """Write a line: the `exact` values as they are, then the means of what was recorded."""
+        """Write a line: the `exact` values as they are, then the means of the recorded values."""
         means = {
             name: sum(values[name] for values in self._recorded) / len(self._recorded) for name in self._recorded[0]
         }
@@ -87,6 +88,7 @@ class RunLog:
 
 
 def _shown(value):
+    """Format a value for the table on the console."""
     if value is None:
         return "-"
     return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -10,12 +10,13 @@ GROWTH_STEPS = 2000
 
 
 class LossScale:
-    """A power of two by which the loss is multiplied and its gradients are divided again.
+    """A power of two by which the loss is multiplied, and its gradients are divided.
 
-    It doubles after `GROWTH_STEPS` steps in a row with finite gradients; at others the optimizer leaves the
-    step out and it is halved.
+    It doubles after `GROWTH_STEPS` steps in a row with finite gradients. It halves after a step with other gradients,
+    which the optimizer leaves out.
 
-    Attributes: factor, at least 1; good_steps, finite ones in a row; skipped, all that were left out.
+    Attributes: factor, at least 1; good_steps, the number of finite steps in a row; skipped, that of all steps which
+    were left out.
     """
 
     def __init__(self):
@@ -24,9 +25,10 @@ class LossScale:
         self.skipped = 0
 
     def update(self, finite):
-        """Note whether a step's gradients are finite, which it returns.
+        """Update the factor after a step and return `finite`.
 
-        Raises `UserError` where they are not even with a factor of 1.
+        finite: all gradients of the step are finite.
+        Raises `UserError` if they are not, although the factor is 1 already.
         """
         if finite:
             self.good_steps += 1
@@ -45,7 +47,7 @@ class LossScale:
         return finite
 
     def state(self):
-        """Name -> numpy array, what `restore` takes."""
+        """Return name -> numpy array, for `restore`."""
         return {
             "factor": np.array(self.factor),
             "good_steps": np.array(self.good_steps),
@@ -53,7 +55,7 @@ class LossScale:
         }
 
     def restore(self, state):
-        """Go on from what `state` returned."""
+        """Continue from the arrays that `state` returned."""
         self.factor = float(state["factor"])
         self.good_steps = int(state["good_steps"])
         self.skipped = int(state["skipped"])

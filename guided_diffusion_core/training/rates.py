@@ -4,16 +4,19 @@ import math
 
 
 def last_step(training):
-    """The number of steps after which training ends: `max_steps`, or sooner the end of annealing."""
+    """Return the number of steps after which training ends: `max_steps`, or the end of annealing if that is sooner."""
     return min(training.max_steps, training.lr_anneal_steps or training.max_steps)
 
 
 def learning_rate(lr, lr_anneal_steps, step, schedule="linear", cycles=1):
-    """The rate of the optimizer step number `step` (from 0).
+    """Return the learning rate of an optimizer step.
 
-    lr_anneal_steps: steps over which it falls from lr to zero; 0: it stays.
-    schedule: "linear"; "cosine", half a period (SGDR: Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5);
-              "cosine-restarts", as many of these as `cycles`, each of lr_anneal_steps / cycles steps; "constant".
+    lr:              rate of the first step.
+    lr_anneal_steps: steps over which it falls to zero; 0 keeps it.
+    step:            number of the step, from 0.
+    schedule:        "constant"; "linear"; "cosine", half a period of a cosine (SGDR: Loshchilov & Hutter 2017,
+                     arXiv:1608.03983, eq. 5); or "cosine-restarts", which falls `cycles` times.
+    cycles:          number of restarts, each with lr_anneal_steps / cycles steps.
     """
     if schedule == "constant" or not lr_anneal_steps:
         return lr
@@ -26,9 +29,9 @@ def learning_rate(lr, lr_anneal_steps, step, schedule="linear", cycles=1):
 
 
 def ema_rate_at(rate, step, warmup):
-    """The rate of the moving average at step number `step` (from 0).
+    """Return the rate of the moving average at step number `step` (from 0).
 
-    With `warmup`, min(rate, (1 + n) / (10 + n)), so that the average of a short training is not
-    its random start (as in TensorFlow's ExponentialMovingAverage with `num_updates`).
+    It is min(rate, (1 + step) / (10 + step)) with `warmup`, as in TensorFlow's ExponentialMovingAverage with
+    `num_updates`. The average of a short training then forgets the random weights of its start.
     """
     return min(rate, (1 + step) / (10 + step)) if warmup else rate

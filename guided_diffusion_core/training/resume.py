@@ -1,4 +1,4 @@
-"""Go on with an interrupted training: which checkpoint, and which settings may change."""
+"""The continuation of an interrupted training: its checkpoint, and the settings that may change."""
 
 import sys
 
@@ -10,7 +10,7 @@ from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.processes import launched, shared_batch
 from guided_diffusion_core.training.rates import last_step
 
-# Settings that a resumed run may change: how far it goes and what it leaves behind, not what it computes.
+# Settings that a resumed run may change: its length and its files, but nothing that it computes.
 FREE_ON_RESUME = (
     "max_steps",
     "log_interval",
@@ -27,13 +27,15 @@ FREE_ON_RESUME = (
 
 
 def resumed_config(resume, out_dir, given, processes=1):
-    """What `--resume` goes on with: (step, `Config`, networks) of `checkpoints.load_all`, and what
-    `Validation.state` was then, or None.
+    """Return the state from which `--resume` continues: (step, `Config`, networks, validation).
 
-    resume, out_dir: as of `checkpoints.find_whole`. given: settings on the command line, by name; of them
-    only `FREE_ON_RESUME` may differ from the checkpoint's; what was validated otherwise is forgotten.
-    processes: how many go on; where there were more or fewer, each takes its share of the same batches.
-    Raises `UserError` if another one does, or the run has reached its end.
+    resume, out_dir: as `checkpoints.find_whole` takes them.
+    given:           settings on the command line, by name. Only those of `FREE_ON_RESUME` may differ from the
+                     checkpoint.
+    processes:       number of processes that continue. If it has changed, each takes its share of the same batches.
+
+    validation is the `Validation.state` of the checkpoint, or None if the validation has other settings now. Raises
+    `UserError` if another setting differs, or if the run has reached its end.
     """
     folder = checkpoints.find_whole(resume, out_dir)
     step, config, networks = checkpoints.load_all(folder)
@@ -60,7 +62,7 @@ def resumed_config(resume, out_dir, given, processes=1):
 
 
 def _shared(config, processes):
-    """The configuration of a training that another number of processes goes on with, its batches being the same."""
+    """Return the configuration for another number of processes, with the same batches in all."""
     if processes == config.processes:
         return config
     shares = {

@@ -1,4 +1,4 @@
-"""Prepare a training: fit the configuration to the data, make the run's folder."""
+"""Preparation of a training: fit the configuration to the data, and make the folder of the run."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from guided_diffusion_core.system.files import make_writable_folder, write_atomi
 
 
 def fit_to_data(config, dataset, in_ch_given, mask_channels_given=False):
-    """The configuration with the dataset's channels and normalisation, checked for training.
+    """Return the configuration with the dataset's channels and normalisation, checked for training.
 
-    in_ch_given, mask_channels_given: whether `--in_ch` and `--mask_channels` stand on the command line;
-    they then must fit the data.
+    in_ch_given:         `--in_ch` is on the command line, and must fit the data.
+    mask_channels_given: the same for `--mask_channels`.
     Raises `UserError` for a network or a batch that cannot be trained.
     """
     masks = len(dataset.labels)
@@ -30,7 +30,7 @@ def fit_to_data(config, dataset, in_ch_given, mask_channels_given=False):
             f"{channels} for this data, its {dataset.in_channels} image channels and {masks} of the mask",
             "Leave the flag out.",
         )
-    # the names of several masks, since data to sample need not say them; of one they stay as given
+    # The names of several masks are stored, because data for sampling need not have them.
     labels = ",".join(dataset.labels) if masks > 1 else config.data.labels
     config = config.replace(in_ch=channels, mask_channels=masks, labels=labels, normalisation=dataset.normalisation)
     microbatch = config.training.microbatch if config.training.microbatch > 0 else config.training.batch_size
@@ -46,6 +46,6 @@ def fit_to_data(config, dataset, in_ch_given, mask_channels_given=False):
 
 
 def prepare_run(out_dir, summary):
-    """Make the run's folder and write the resolved configuration, a JSON text, to its `config.json`."""
+    """Make the folder of a run and write the resolved configuration, a JSON text, to its `config.json`."""
     make_writable_folder(out_dir, "--out_dir")
     write_atomic(Path(out_dir) / "config.json", (summary + "\n").encode())

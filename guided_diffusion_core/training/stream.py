@@ -1,4 +1,4 @@
-"""The examples of a training run in order, for each framework's own loader to wrap."""
+"""The examples of a training run in their order, for the loaders of both frameworks."""
 
 import traceback
 
@@ -7,17 +7,19 @@ from guided_diffusion_core.noise import TRAIN_ORDER
 
 
 class TrainingStream:
-    """All examples that a run will see, by their number: `stream[k] -> (image, mask)`.
+    """All examples of a run by their number: `stream[k] -> (image, mask)`.
 
-    Each epoch is a fresh permutation from the tape; the epochs follow each other without a
-    gap, so a batch may hold the end of one and the start of the next. An unshuffled loader of any
-    framework with any number of processes, batches of `batch_size`, gives the same run.
+    Each epoch is a new permutation from the tape. The epochs follow each other without a gap: a batch may contain the
+    end of one and the start of the next. Every loader that does not shuffle gives the same run, whatever its framework
+    and its number of processes.
 
-    dataset:    `Dataset` with masks. tape: `NoiseTape`.
-    batch_size: examples per optimizer step, of all processes. max_steps: steps of the whole run.
-    start_step: steps that are done already; the stream starts behind them.
+    dataset:    `Dataset` with masks.
+    tape:       `NoiseTape`.
+    batch_size: examples per optimizer step, over all processes.
+    max_steps:  steps of the whole run.
+    start_step: steps so far, after which the stream starts.
     augment:    `Augmentation`, or None for the examples as they are.
-    slots:      the places in every batch that this stream is made of; None: all.
+    slots:      the indices in every batch that this stream has; None for all.
     """
 
     def __init__(self, dataset, tape, batch_size, max_steps, start_step=0, augment=None, slots=None):
@@ -35,7 +37,7 @@ class TrainingStream:
         return self._steps * len(self.slots)
 
     def __getitem__(self, k):
-        """Image (C, S, S) and mask (K, S, S), float32, of the k-th example from the start step on."""
+        """Return image (C, S, S) and mask (K, S, S), float32, of the k-th example from the start step on."""
         if not 0 <= k < len(self):
             raise IndexError(f"example {k} of {len(self)}")
         step, index = divmod(k, len(self.slots))
@@ -51,10 +53,10 @@ class TrainingStream:
 
 
 class ErrorCarrier:
-    """A `TrainingStream` whose errors come out as examples, to travel from a loader's process.
+    """A `TrainingStream` that returns its errors as examples, so that they reach the training process.
 
-    The loaders do not bring an error home by themselves: PyTorch buries its message in a traceback,
-    Jittor interrupts the training process and then waits for the batch for ever.
+    The loaders cannot pass on an error: PyTorch hides its message in a traceback, and Jittor interrupts the training
+    process and then waits for the batch forever.
     """
 
     def __init__(self, stream):
@@ -64,7 +66,7 @@ class ErrorCarrier:
         return len(self.stream)
 
     def __getitem__(self, k):
-        """The example, or the exception: a `UserError`, or a RuntimeError with the traceback of another."""
+        """Return the example or its exception: a `UserError`, or a RuntimeError with the traceback of any other."""
         try:
             return self.stream[k]
         except UserError as error:
@@ -74,7 +76,7 @@ class ErrorCarrier:
 
 
 def first_error(examples):
-    """The first exception among the examples of a batch, or None."""
+    """Return the first exception among the examples of a batch, or None."""
     return next((example for example in examples if isinstance(example, Exception)), None)
 
 
