@@ -9,7 +9,7 @@ import numpy as np
 
 from guided_diffusion_core.backends import backend_module
 from guided_diffusion_core.networks.family import as_prediction
-from guided_diffusion_core.networks.registry import state_shapes
+from guided_diffusion_core.networks.registry import family_of, state_shapes
 from guided_diffusion_core.noise import NoiseTape
 from parity.medsegdiff_checkpoints import FAMILIES as CHECKPOINT_FAMILIES
 from parity.medsegdiff_families import FAMILIES, network_settings
@@ -277,17 +277,19 @@ def _weight(name, shape, generator):
 
 
 def inputs(case):
-    """Return the arrays that the network is given: x (N, in_ch, S, S) and t (N,)."""
+    """Return name -> array of the network's arguments, in order: x and, where it takes them, time steps t."""
     if "model" not in case.settings:
         return {}
     network = network_settings(case)
     batch = case.settings.get("batch", 2)
     generator = np.random.default_rng((case.settings.get("seed", 0), 1))
-    size = network.image_size
-    return {
-        "x": generator.standard_normal((batch, network.in_ch, size, size)).astype(np.float32),
-        "t": np.array([3, 700, 12, 999][:batch]),
-    }
+    arrays = {}
+    for name, shape in family_of(network).inputs(network).items():
+        if name == "t":
+            arrays[name] = np.array([3, 700, 12, 999][:batch])
+        else:
+            arrays[name] = generator.standard_normal((batch, *shape)).astype(np.float32)
+    return arrays
 
 
 def open_port(backend):
@@ -320,7 +322,7 @@ class MedSegDiffPort(Port):
 
     def run(self, model, tensors, tape):
         self.nn.set_dropout_noise(model, tape, 0, tuple(range(tensors["x"].shape[0])))
-        prediction = as_prediction(model(tensors["x"], tensors["t"]))
+        prediction = as_prediction(model(*tensors.values()))
         outputs = {"out": prediction.value, "cal": prediction.calibration}
         return {name: value for name, value in outputs.items() if value is not None}
 

@@ -18,6 +18,7 @@ from guided_diffusion_core.config import setting, setting_names
 from guided_diffusion_core.conversion import convert
 from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.networks.family import as_prediction
+from guided_diffusion_core.networks.registry import family_of
 
 INPUT_SEED = 0
 # Of the largest output: sums in another order made 2.7e-6 at width 128 and 64 px, 1.5e-6 at width 32.
@@ -97,18 +98,18 @@ def _outputs(backend, folder):
 def run(backend, folder):
     """Write the outputs of folder/IN.safetensors and OUT.safetensors to folder/<backend>.npz."""
     runtime = start_backend(backend)
-    script_util = backend_module(backend, "script_util")
+    load_network = backend_module(backend, "build").load_network
     outputs = {}
     for name in ("IN", "OUT"):
-        model, _, config = script_util.load_model_and_diffusion(Path(folder) / f"{name}.safetensors")
-        side = config.model.image_size
-        x = np.random.RandomState(INPUT_SEED).standard_normal((1, config.model.in_ch, side, side))
-        inputs = [
-            runtime.to_tensor(x, dtype=runtime.precision()),
-            runtime.to_tensor([config.diffusion.diffusion_steps // 2], dtype=runtime.precision()),
-        ]
+        network, config = load_network(Path(folder) / f"{name}.safetensors")
+        generator = np.random.RandomState(INPUT_SEED)
+        inputs = []
+        for key, shape in family_of(config.model).inputs(config.model).items():
+            time = np.array([config.diffusion.diffusion_steps // 2])
+            array = time if key == "t" else generator.standard_normal((1, *shape))
+            inputs.append(runtime.to_tensor(array, dtype=runtime.precision()))
         with runtime.no_grad():
-            prediction = as_prediction(model(*inputs))
+            prediction = as_prediction(network(*inputs))
         for key, value in prediction._asdict().items():
             if value is not None:
                 outputs[f"{name}/{key}"] = runtime.to_numpy(value)

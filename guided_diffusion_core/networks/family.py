@@ -75,6 +75,16 @@ class Inferred(NamedTuple):
     guessed: dict
 
 
+def noised_inputs(settings):
+    """Return the shapes of one example's inputs: the image's and the noised mask's channels x, and the time step t."""
+    return {"x": (settings.in_ch, settings.image_size, settings.image_size), "t": ()}
+
+
+def image_inputs(settings):
+    """Return the shape of one example's input for a network that sees only the image x."""
+    return {"x": (settings.image_channels, settings.image_size, settings.image_size)}
+
+
 def _one_example(plan):
     return 1
 
@@ -98,6 +108,8 @@ class Family:
     prefix:         of the flags of its own settings; "" for none, None for "NAME.".
     network:        "module:class" within a backend's package; the class is built from the plan. The default is
                     class `Network` in `network.py` of the family's folder, one source for all backends.
+    inputs:         settings -> dict name -> shape of each argument of a forward pass on one example, in order:
+                    `noised_inputs` or `image_inputs`.
     smallest_batch: plan -> examples that a forward pass in training needs.
     repair:         (expected shapes, arrays, file) -> arrays, for files of other software that lack some.
     infer:          (shapes, given settings, file) -> `Inferred`, or None if the weights are not of this family; None
@@ -113,6 +125,7 @@ class Family:
     fixed: dict = field(default_factory=dict)
     prefix: str | None = None
     network: str = ""
+    inputs: Callable = noised_inputs
     smallest_batch: Callable = _one_example
     repair: Callable = _as_it_is
     infer: Callable | None = None

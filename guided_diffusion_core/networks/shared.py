@@ -7,6 +7,7 @@ from guided_diffusion_core import networks
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.networks import nn
 from guided_diffusion_core.networks.family import Family, as_prediction, check_channels
+from guided_diffusion_core.networks.registry import family_of
 
 
 def shared_family(name, settings, **rest):
@@ -36,7 +37,8 @@ def _called(name, plan):
     """Return (network, operations of its call, `Prediction` of shapes) for one example."""
     network = _built(name, plan)
     before = nn.Count.total
-    output = network(nn.Shape(1, plan.in_ch, plan.image_size, plan.image_size), nn.Shape(1))
+    shapes = family_of(plan).inputs(plan).values()
+    output = network(*(nn.Shape(1, *shape) for shape in shapes))
     return network, nn.Count.total - before, as_prediction(output)
 
 

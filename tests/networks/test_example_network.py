@@ -184,6 +184,48 @@ def test_the_benchmark_measures_any_network(backend, example):
     assert measured.check()["out"].shape == (2, 2, 16, 16)
 
 
+FAMILY_OF_IMAGES = """
+from guided_diffusion_core.networks.family import NetworkConfig, image_inputs
+from guided_diffusion_core.networks.shared import shared_family
+
+FAMILY = shared_family("of_images", NetworkConfig, inputs=image_inputs)
+"""
+NETWORK_OF_IMAGES = """
+from .. import nn
+
+
+class Network(nn.Network):
+    def __init__(self, plan):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(plan.image_channels)
+        self.layer = nn.Conv2d(plan.image_channels, plan.out_channels, 1)
+
+    def forward(self, x):
+        return self.layer(nn.mean(self.norm(nn.MaxPool2d(8)(x)), (2, 3)) + self.norm(x))
+"""
+
+
+def test_a_network_may_see_the_image_alone(backend, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry.networks, "__path__", list(registry.networks.__path__))
+    (tmp_path / "of_images").mkdir()
+    (tmp_path / "of_images" / "__init__.py").write_text("")
+    (tmp_path / "of_images" / "family.py").write_text(FAMILY_OF_IMAGES)
+    (tmp_path / "of_images" / "network.py").write_text(NETWORK_OF_IMAGES)
+    registry.add_folder(tmp_path)
+    model = resolve({"network": "of_images", "image_size": 8, "in_ch": 4}).model
+    assert registry.smallest_batch(model) == 2  # one pixel is left for a norm over the batch
+    assert registry.smallest_batch(resolve({"network": "of_images", "image_size": 16, "in_ch": 4}).model) == 1
+    state = registry.initial_state(model, 0)
+    network = backend.module("build").build_network(model, state)
+    network.eval()
+    runtime = backend.module("runtime")
+    x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    found = runtime.to_numpy(network(runtime.to_tensor(x)))
+    expected = np.einsum("nchw,oc->nohw", x + x.max((2, 3), keepdims=True), state["layer.weight"][:, :, 0, 0])
+    scale = 1 / np.sqrt(1 + 1e-5)
+    np.testing.assert_allclose(found, expected * scale + state["layer.bias"].reshape(1, -1, 1, 1), atol=1e-5)
+
+
 def test_no_file_outside_the_folder_knows_the_network():
     files = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, text=True, capture_output=True, check=True).stdout
     knowing = [name for name in files.split() if "ExampleConfig" in (ROOT / name).read_text()]
