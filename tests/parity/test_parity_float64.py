@@ -146,7 +146,7 @@ def test_widths_and_sizes_between(width, size, resolutions, in_ch, version):
     }
     plan = make_plan(ModelConfig(**settings))
     backends = [Backend(name) for name in BACKENDS][: 1 if width == 96 else 2]
-    x, t, _, _ = inputs(plan)
+    x, t, _ = inputs(plan)
     found = []
     with computing("float32", *backends):
         for backend in backends:
