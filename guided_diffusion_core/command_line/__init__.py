@@ -1,4 +1,4 @@
-"""What all commands share: flags from the configuration, the original's flags, exit codes."""
+"""Build and run command lines: flags from the configuration, the original's flags, exit codes."""
 
 from guided_diffusion_core.command_line.commands import Command, add_commands
 from guided_diffusion_core.command_line.original_flags import ORIGINAL_FLAGS, OriginalFlag

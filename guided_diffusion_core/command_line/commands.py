@@ -1,4 +1,4 @@
-"""Programs of several commands: `medsegdiff`, `python -m parity`, `python -m benchmarks`."""
+"""Describe the commands of a program, such as `medsegdiff`, `python -m parity` or `python -m benchmarks`."""
 
 import importlib
 from collections.abc import Callable
@@ -31,13 +31,13 @@ class Command:
 
 
 def add_commands(parser, commands):
-    """Add commands to a `CommandParser`; each gets a parser of its own, which `add_flags` fills on first use.
+    """Add commands to a `CommandParser`. Each command gets its own parser, which `add_flags` fills on first use.
 
-    A namespace that the parser returns holds the chosen command's `run` as `run_command`, and how the
-    command was called as `prog`.
+    The namespace that the parser returns holds the chosen command's `run` as `run_command`, and the name
+    by which the command was called as `prog`.
     """
     parser.commands = tuple(command.name for command in commands)
     group = parser.add_subparsers(required=True, title="commands", metavar="COMMAND", dest="command")
     for command in commands:
-        own = group.add_parser(command.name, help=command.help, fill=command.add_flags)
-        own.set_defaults(run_command=command.run, prog=own.prog)
+        command_parser = group.add_parser(command.name, help=command.help, fill=command.add_flags)
+        command_parser.set_defaults(run_command=command.run, prog=command_parser.prog)

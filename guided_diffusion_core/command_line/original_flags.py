@@ -1,5 +1,7 @@
-"""The original's flags: those that another flag replaces are translated; those without a function here are
-accepted at their default and refused with advice otherwise."""
+"""Accept the flags of the original.
+
+The flags that choose a sampler are translated to `--sampler`. The flags without a function here are accepted at their
+default value and refused with advice at any other."""
 
 import argparse
 import dataclasses
@@ -13,15 +15,15 @@ from guided_diffusion_core.errors import found_expected
 class OriginalFlag:
     """A flag of the original without a function here.
 
-    Its default value is accepted without a word, so that old command lines run; any other is
-    refused with `instead`, which says what to do.
+    default: accepted silently, so that old command lines run.
+    instead: says what to do instead, when another value is refused.
     """
 
     default: object
     instead: str
 
 
-# `docs/differences.md` gives the reasons.
+# docs/differences.md gives the reasons.
 ORIGINAL_FLAGS = {
     "use_fp16": OriginalFlag(False, "use --mixed_precision fp16, or bf16, which needs no scaled loss."),
     "fp16_scale_growth": OriginalFlag(
@@ -39,7 +41,7 @@ ORIGINAL_FLAGS = {
 
 
 class RefuseOriginal(argparse.Action):
-    """Accept an `OriginalFlag` at its default value alone."""
+    """Accept an `OriginalFlag` only at its default value."""
 
     def __init__(self, *args, flag, **kwargs):
         super().__init__(*args, **kwargs)
@@ -61,9 +63,10 @@ SAMPLER_FLAGS = {
 def translated_sampler(given):
     """Return the flags on a command line with `sampler` in place of `SAMPLER_FLAGS`.
 
-    given: dict of the flags that stand on the command line, by name.
-    As the original's users mean it, `diffusion_steps` with `dpm_solver` is the number of the solver's steps; the
-    schedule stays the trained one, and a line on stderr says so.
+    The original takes the number of the solver's steps from `diffusion_steps` if `dpm_solver` is on. This number
+    becomes `sample_steps` here; the schedule remains the trained one, and a line on stderr says so.
+
+    given: dict of the flags on the command line, by name.
     Raises `UserError` for two flags that name different samplers.
     """
     rest = {name: value for name, value in given.items() if name not in SAMPLER_FLAGS}
@@ -85,7 +88,7 @@ def translated_sampler(given):
 def _with_solver_steps(given):
     """Return the flags with `sample_steps` in place of a `diffusion_steps` that says the same."""
     steps = given.get("diffusion_steps")
-    # with both flags and two numbers, diffusion_steps is the schedule's, which has to be the trained one
+    # If both flags are given with two numbers, diffusion_steps means the schedule and is checked as such.
     if steps is None or given.get("sample_steps", steps) != steps:
         return given
     print(

@@ -1,8 +1,8 @@
-"""The command lines: flags from the configuration's fields.
+"""Build the parsers of the command lines: one flag for each field of the configuration.
 
 A command fills its parser with `add_run_flags`, adds flags of its own, and resolves its
-configuration from `given_settings`: only what stands on the command line overrides a preset or a
-checkpoint. Imports no framework, so that `--help` is quick and needs none.
+configuration from `given_settings`: only flags on the command line override a preset or a
+checkpoint. The module imports no framework, so that `--help` is quick and needs none.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _METAVARS = {bool: "True|False", int: "INT", float: "NUMBER", str: "TEXT"}
 
 
 def boolean(text):
-    """The value of a flag such as `--learn_sigma True`; yes/no, t/f, y/n and 1/0 too, in any case."""
+    """Return the value of a flag such as `--learn_sigma True`; yes/no, t/f, y/n and 1/0 in any case mean the same."""
     if text.lower() in ("true", "yes", "t", "y", "1"):
         return True
     if text.lower() in ("false", "no", "f", "n", "0"):
@@ -37,7 +37,7 @@ def boolean(text):
 
 
 def _number(kind, name):
-    """A converter for argparse whose error names what was expected."""
+    """Return a converter for argparse whose error message says what was expected, such as "a whole number"."""
 
     def convert(text):
         try:
@@ -62,7 +62,7 @@ _CONVERTERS = {
 
 
 class CommandParser(argparse.ArgumentParser):
-    """argparse that suggests the nearest flag or command for an unknown one, and never abbreviates.
+    """An argparse parser that suggests the nearest flag or command for an unknown one and accepts no abbreviation.
 
     A wrong command line ends the process with one or two lines on stderr and exit code 2.
     fill: function of this parser that adds its flags when it is first used; None if the caller adds them.
@@ -75,13 +75,15 @@ class CommandParser(argparse.ArgumentParser):
         self.commands = ()
 
     def parse_known_args(self, args=None, namespace=None):
+        """Parse the arguments; an unknown flag or command ends the process."""
         args = sys.argv[1:] if args is None else list(args)
         if self._fill:
+            # Filling twice would add each flag twice; `fill` may parse, so it is forgotten first.
             fill = self._fill
             self._fill = None
             fill(self)
         if self.commands:
-            # the command's own parser judges what follows its name
+            # The command's parser checks the arguments after its name.
             flags = list(itertools.takewhile(lambda token: token.startswith("-"), args))
             self._check_flags(flags)
             self._check_command(args[len(flags) :])
@@ -90,6 +92,7 @@ class CommandParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def _check_flags(self, args):
+        """End the process with a suggestion if a flag is unknown; `-1.5` is a number and no flag."""
         known = self._option_string_actions
         for token in args:
             flag = token.split("=", 1)[0]
@@ -97,15 +100,18 @@ class CommandParser(argparse.ArgumentParser):
                 self.error(f"unknown flag {flag}{_suggestion('--' + flag.lstrip('-'), known)}")
 
     def _check_command(self, args):
+        """End the process with a suggestion if the command is unknown."""
         if args and args[0] not in self.commands:
             self.error(f"unknown command {args[0]}{_suggestion(args[0], self.commands)}")
 
     def error(self, message):
+        """End the process with exit code 2 and a message of two lines."""
         every = "commands" if self.commands else "flags"
         self.exit(2, f"{self.prog}: {message}\n{self.prog} --help lists all {every}.\n")
 
 
 def _suggestion(word, known):
+    """Return "; did you mean X?" for the known word nearest to a wrong one, "" if none is near."""
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -177,14 +183,14 @@ def _help_text(field):
     text = field.metadata["help"]
     if "{layouts}" not in text:
         return text
-    # only here: the layouts import the readers of all file formats
+    # imported here, since the layouts import the readers of all file formats
     from guided_diffusion_core.data.layouts import help_text
 
     return text.replace("{layouts}", help_text())
 
 
 def add_networks(parser):
-    """Add `--network`, and a group with the own flags of each family of networks that has some."""
+    """Add `--network`, and a group of flags for each family of networks with settings that only it has."""
     found = registry.families()
     parser.add_argument(
         "--network",
@@ -193,19 +199,23 @@ def add_networks(parser):
         help="family of the network (default: MedSegDiff in the version of --version)",
     )
     for family in found.values():
-        own = {flag: name for flag, name in family.flags().items() if flag != name}
-        group = parser.add_argument_group(family.name, family.settings.__doc__.replace("%", "%%")) if own else None
+        # The flags with a prefix, such as "unet.width"; MedSegDiff's have none and are in the group "model".
+        prefixed = {name: flag for flag, name in family.flags().items() if flag != name}
+        if not prefixed:
+            continue
+        group = parser.add_argument_group(family.name, family.settings.__doc__.replace("%", "%%"))
         for field in dataclasses.fields(family.settings):
-            for flag in [flag for flag, name in own.items() if name == field.name]:
-                _add_setting(group, field, flag)
+            if field.name in prefixed:
+                _add_setting(group, field, prefixed[field.name])
 
 
 def _add_setting(group, field, flag=None):
-    """Add the flag of one configuration field; it is in the namespace only where it was given."""
+    """Add the flag of one configuration field. The namespace has it only if it is on the command line."""
     flag = flag or field.name
-    values = {"default": field.default if field.default != "" else "empty"}
-    values |= {preset: given[flag] for preset, given in config.PRESETS.items() if flag in given}
-    defaults = "; ".join(f"{name}: {value}" for name, value in values.items())
+    notes = [str(field.metadata["range"])] if str(field.metadata["range"]) else []
+    notes.append(f"default: {field.default if field.default != '' else 'empty'}")
+    notes += [f"{preset}: {given[flag]}" for preset, given in config.PRESETS.items() if flag in given]
+    text = f"{_help_text(field)} ({'; '.join(notes)})"
     choices = field.metadata["choices"]
     kind = type(field.default)
     group.add_argument(
@@ -214,15 +224,16 @@ def _add_setting(group, field, flag=None):
         default=argparse.SUPPRESS,
         choices=choices,
         metavar=None if choices else _METAVARS[kind],
-        help=f"{_help_text(field)} ({defaults})".replace("%", "%%"),
+        help=text.replace("%", "%%"),  # argparse fills in %(...)s
     )
 
 
 def given_settings(args):
-    """Name -> value of the settings that stand on the command line: those of `config.SECTIONS` and of the families
-    of networks that the parser has, "network" and "seed". The original's flags for the sampler are translated.
+    """Return a dict: name -> value of the settings on the command line, "network" and "seed" included.
 
-    args: the namespace of a parser filled by `add_run_flags`; what else it holds is left out.
+    The original's flags for the sampler are translated (`original_flags.py`).
+
+    args: the namespace of a parser filled by `add_run_flags`; its entries that are no settings are left out.
     Raises `UserError` for two flags that name different samplers.
     """
     names = {*config.all_setting_names(), "seed"}
@@ -231,7 +242,7 @@ def given_settings(args):
 
 
 def chosen_preset(args):
-    """The preset on the command line, or None; what it has to say for itself goes to stderr."""
+    """Return the preset on the command line, or None. The preset's note, if it has one, goes to stderr."""
     preset = getattr(args, "preset", None)
     if preset in config.PRESET_NOTES:
         print(f"--preset {preset}: {config.PRESET_NOTES[preset]}", file=sys.stderr)
@@ -239,5 +250,5 @@ def chosen_preset(args):
 
 
 def configuration_text(resolved, **rest):
-    """The resolved configuration as indented JSON, after the `rest` (JSON values, such as paths)."""
+    """Return the resolved configuration as indented JSON, after the entries `rest` (JSON values, such as paths)."""
     return json.dumps({**rest, **resolved.to_dict()}, indent=2)

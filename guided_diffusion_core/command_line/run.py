@@ -34,7 +34,7 @@ def run_single(command, argv=None):
 
 
 def run_command(main, prog=None):
-    """Run `main()` and end the process with the exit code that it returns; None means 0 and returns.
+    """Run `main()` and end the process with the exit code that it returns; after None or 0 the caller goes on.
 
     Exit codes: 0 done, 1 a check failed, 2 a `UserError`, whose message is printed without a traceback,
     130 Ctrl-C, 141 the reader of the output has gone. Any other error keeps its traceback.
@@ -50,12 +50,12 @@ def run_command(main, prog=None):
     except KeyboardInterrupt:
         sys.exit(_leave("Interrupted.", 130))
     except BrokenPipeError:
-        # the interpreter flushes stdout once more at exit
+        # The interpreter flushes stdout again at exit, which must not fail a second time.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
 
 
 def _leave(message, code):
-    """Print one message to stderr, below a progress bar if one stands there; return the code."""
+    """Print one message to stderr, below the progress bar if there is one; return the code."""
     print(f"\n{message}" if sys.stderr.isatty() else message, file=sys.stderr)
     return code

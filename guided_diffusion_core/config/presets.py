@@ -1,18 +1,18 @@
-"""Named sets of values. A flag on the command line overrides its preset."""
+"""Presets: named sets of values. A flag on the command line overrides the preset's value."""
 
-# The original's recipe to the letter, and the one that learns in minutes (see
-# docs/differences.md, "recipe").
 PRESETS = {
+    # exactly the original's recipe
     "original": {
         "sampler": "ancestral",
         "dynamic_thresholding": False,
         "eta": 0.0,
         "sample_steps": 0,
     },
+    # the recipe that learns in minutes (docs/differences.md, "recipe")
     "fast": {
         "predict_xstart": True,
         "highway_dropout": 0.0,
-        "ema_warmup": True,
+        "ema_warmup": True,  # otherwise the average of a short training is its random start
         "sampler": "ddim",
         "eta": 0.0,
         "sample_steps": 5,
@@ -42,8 +42,9 @@ PRESETS = {
         "num_ensemble": 25,
     },
 }
-# What a preset changes in the recipe that it is named after; shown in the help and where it is chosen.
+# Differences between a preset and the recipe that it is named after. The help shows them, and so does a run that
+# chooses the preset.
 PRESET_NOTES = {
-    "MedSegDiff++": "attention at 16 px; the original's attention_resolutions 24 is no resolution of its network, "
-    "which then has no attention at all",
+    "MedSegDiff++": "attention at 16 px; the original says attention_resolutions 24, which its network does not have, "
+    "so that it has no attention at all",
 }

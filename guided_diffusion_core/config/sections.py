@@ -1,4 +1,4 @@
-"""The settings, as tables: name, default and help text, in the sections of a configuration.
+"""The settings as tables: name, default, range and help text, in the sections of a configuration.
 
 Names and defaults are the original's wherever the original has the setting.
 """
@@ -11,18 +11,17 @@ from guided_diffusion_core.networks.medsegdiff.settings import ModelConfig
 from guided_diffusion_core.options import option
 
 FLIPS = ("none", "vertical", "horizontal", "both")
-AUGMENT_SHARES = ("augment_scale", "augment_contrast", "augment_gamma")  # settings from 0 to below 1
 SAMPLERS = tuple(SOLVERS)
 LR_SCHEDULES = ("constant", "linear", "cosine", "cosine-restarts")
-FUSIONS = ("mean", "majority", "staple", "upstream")  # `fusion.py`
+FUSIONS = ("mean", "majority", "staple", "upstream")  # see `results/fusion.py`
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """The diffusion process and the objective."""
+    """Settings of the diffusion process and of the training objective."""
 
-    diffusion_steps: int = option(1000, "steps of the diffusion that the network is trained on")
-    noise_schedule: str = option("linear", "schedule of the betas", ("linear", "cosine"))
+    diffusion_steps: int = option(1000, "steps of the diffusion that the network is trained on", low=1)
+    noise_schedule: str = option("linear", "schedule of the variances that the steps add", ("linear", "cosine"))
     timestep_respacing: str = option(
         "", "train on a subset of the steps: counts per section as in 10,15,20, or ddimN; empty: all"
     )
@@ -34,11 +33,11 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data, and how it becomes network input."""
+    """Settings of the data and of how it becomes network input."""
 
     data_name: str = option(
         "BRATS",
-        "layout of the data, see docs/data.md: {layouts}. Any other name stands for a plain folder: VOLUMES if it "
+        "layout of the data, see docs/data.md: {layouts}. Any other name means a plain folder: VOLUMES if it "
         "holds NIfTI files, otherwise IMAGES",
     )
     data_dir: str = option("", "folder of the data")
@@ -47,31 +46,32 @@ class DataConfig:
     )
     slices: str = option(
         "all",
-        "which axial slices of a volume are used: one or several conditions separated by commas, which must all be "
+        "axial slices of a volume to use: one or several conditions separated by commas, which must all be "
         "true: all, even, odd, brain (an image voxel above 0), tumour (a labelled voxel), START:STOP:STEP",
     )
     upstream_compat: bool = option(
-        False, "resize masks like the original: bilinearly, then take all that is above zero"
+        False, "resize masks as the original does: bilinearly; every pixel above zero then belongs to the mask"
     )
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How the network is trained."""
+    """Settings of the training."""
 
-    max_steps: int = option(100_000, "optimizer steps, after which training ends")
+    max_steps: int = option(100_000, "optimizer steps after which training ends", low=1)
     method: str = option(
         "diffusion",
-        "what the network is trained for: diffusion, to remove noise from masks, so that masks come out of noise",
+        "task that the network is trained for: diffusion trains it to remove noise from masks, and sampling starts "
+        "from noise",
         tuple(METHODS),
     )
     schedule_sampler: str = option(
         "uniform",
-        "how time steps are drawn: all alike, or more often where losses are large",
+        "how time steps are drawn: all equally often (uniform), or more often where losses are large",
         ("uniform", "loss-second-moment"),
     )
-    lr: float = option(1e-4, "learning rate of AdamW")
-    weight_decay: float = option(0.0, "decoupled weight decay of AdamW")
+    lr: float = option(1e-4, "learning rate of AdamW", low=0)
+    weight_decay: float = option(0.0, "decoupled weight decay of AdamW", low=0)
     lr_schedule: str = option(
         "linear",
         "how the learning rate falls over lr_anneal_steps: linear or cosine to zero, cosine-restarts in "
@@ -79,85 +79,96 @@ class TrainingConfig:
         LR_SCHEDULES,
     )
     lr_anneal_steps: int = option(
-        0, "steps over which the learning rate falls to zero and training ends; 0: constant rate"
+        0, "steps over which the learning rate falls to zero; training ends after them; 0: constant rate", low=0
     )
-    lr_cycles: int = option(4, "cosines of lr_schedule cosine-restarts, all of one length")
-    batch_size: int = option(1, "examples per optimizer step, of each process where a launcher starts several")
+    lr_cycles: int = option(4, "number of equally long cosines of lr_schedule cosine-restarts", low=1)
+    batch_size: int = option(1, "examples per optimizer step; with several processes, per step and process", low=1)
     microbatch: int = option(
-        -1, "examples per forward pass of a process, whose gradients are summed up; -1: batch_size"
+        -1, "examples per forward pass of a process; the gradients of the passes are added up; -1: batch_size"
     )
     ema_rate: str = option("0.9999", "rates of the moving averages of the weights, separated by commas")
-    ema_warmup: bool = option(False, "limit the rate of the moving average to (1 + n) / (10 + n) at step n")
-    log_interval: int = option(100, "steps between two lines of the log")
-    save_interval: int = option(5000, "steps between two checkpoints")
-    keep_checkpoints: int = option(0, "how many checkpoints may stay, the newest ones and the best one; 0: all")
+    ema_warmup: bool = option(False, "limit the rate of the moving averages to (1 + n) / (10 + n) at step n")
+    log_interval: int = option(100, "steps between two lines of the log", low=1)
+    save_interval: int = option(5000, "steps between two checkpoints", low=1)
+    keep_checkpoints: int = option(0, "number of checkpoints to keep: the newest ones and the best one; 0: all", low=0)
     val_dir: str = option(
         "",
-        "folder of validation data, laid out as data_dir; the Dice of masks sampled from it goes to the log, and "
-        "checkpoints/best names the checkpoint with the highest; empty: no validation",
+        "folder of validation data, in the same layout as data_dir; the log shows the Dice of masks sampled for it, "
+        "and checkpoints/best names the checkpoint with the highest Dice; empty: no validation",
     )
-    val_interval: int = option(1000, "steps between two validations")
-    val_slices: str = option("all", "slices of the validation data, as in slices")
-    val_cases: int = option(0, "validate on the first so many cases; 0: on all")
+    val_interval: int = option(1000, "steps between two validations", low=1)
+    val_slices: str = option("all", "slices of the validation data, written as for slices")
+    val_cases: int = option(0, "number of cases to validate on, the first ones of the data; 0: all", low=0)
     val_steps: int = option(
-        0, "network evaluations per image in validation, with the preset's sampler; 0: sample_steps, but at most 10"
+        0,
+        "network evaluations per image in validation, with the preset's sampler; 0: sample_steps, but at most 10",
+        low=0,
     )
-    num_workers: int = option(0, "loader processes; 0: load in the training process")
+    num_workers: int = option(0, "processes that load examples; 0: load in the training process", low=0)
     augment_flip: str = option(
         "none",
         "mirror examples, each direction with probability 1/2: vertical (rows; x of a volume), horizontal "
         "(columns; y of a volume) or both",
         FLIPS,
     )
-    augment_rotation: float = option(0.0, "rotate examples by up to so many degrees either way, 0 to 180")
-    augment_scale: float = option(0.0, "scale examples by 1 - this to 1 + this, 0 to below 1")
-    augment_brightness: float = option(
-        0.0, "shift intensities by up to this: a share of the range in colour images, standard deviations in volumes"
+    augment_rotation: float = option(
+        0.0, "rotate examples by up to this angle in degrees in either direction", low=0, high=180
     )
-    augment_contrast: float = option(0.0, "stretch intensities about their mean by 1 - this to 1 + this, 0 to below 1")
+    augment_scale: float = option(0.0, "scale examples by a factor from 1 - this to 1 + this", low=0, below=1)
+    augment_brightness: float = option(
+        0.0,
+        "shift intensities by up to this: a share of the range in colour images, standard deviations in volumes",
+        low=0,
+    )
+    augment_contrast: float = option(
+        0.0, "stretch intensities about their mean by a factor from 1 - this to 1 + this", low=0, below=1
+    )
     augment_gamma: float = option(
-        0.0, "raise intensities, between their extremes, to a power of 1 - this to 1 + this, 0 to below 1"
+        0.0, "raise intensities, scaled to 0 to 1, to a power from 1 - this to 1 + this", low=0, below=1
     )
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How masks are sampled from a trained network."""
+    """Settings of the sampling of masks from a trained network."""
 
-    # Why this sampler and so many steps: logs/samplers-brats2021-64px/README.md.
+    # logs/samplers-brats2021-64px/README.md gives the reasons for this sampler and this number of steps.
     sampler: str = option(
         "ddim",
-        "how masks are sampled: by DDIM; by DPM-Solver++, for which 10 to 20 sample_steps are enough; or by the "
-        "original's ancestral sampler, which takes all steps unless sample_steps is given, since in fewer steps a "
-        "learned variance can spoil the mask",
+        "sampler of the masks: DDIM; DPM-Solver++, which needs only 10 to 20 sample_steps; or the original's "
+        "ancestral sampler, which takes all steps unless sample_steps is given, because a learned variance can spoil "
+        "the mask in fewer steps",
         SAMPLERS,
     )
     dynamic_thresholding: bool = option(
-        False, "DPM-Solver++: scale a predicted mask that leaves [-1, 1] by its 0.995 quantile instead of clipping it"
+        False, "DPM-Solver++: divide a predicted mask that leaves [-1, 1] by its 0.995 quantile instead of clipping it"
     )
     sample_steps: int = option(
-        20, "network evaluations per sample, at most one for each step of the diffusion; 0: so many"
+        20,
+        "network evaluations per sample, at most one for each step of the diffusion; 0: one for each step",
+        low=0,
     )
-    eta: float = option(1.0, "noise of DDIM: 0 deterministic, 1 as the ancestral sampler with the posterior's variance")
+    eta: float = option(
+        1.0, "noise of DDIM: 0 is deterministic, 1 is the ancestral sampler with the posterior's variance", low=0
+    )
     clip_denoised: bool = option(True, "clip the predicted mask to [-1, 1] in each step")
-    num_ensemble: int = option(5, "samples per case, which are fused into one")
+    num_ensemble: int = option(5, "samples per case, which are fused into one mask", low=1)
     fusion: str = option(
         "mean",
-        "how the samples of a case are fused: by their mean; by majority, the share of their votes; by STAPLE, "
-        "which weighs them by how well they agree (SimpleITK); upstream: by the square of the mean, as in the "
-        "original",
+        "fusion of the samples of a case: mean; majority, the share of the samples that vote for a pixel; staple, "
+        "which weighs the samples by their agreement (SimpleITK); upstream, the square of the mean, as in the original",
         FUSIONS,
     )
-    threshold: float = option(0.5, "probability from which on a pixel belongs to the mask, in (0, 1)")
+    threshold: float = option(0.5, "lowest probability of a pixel that belongs to the mask", above=0, below=1)
 
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How the numbers are computed; of a training, the resumed run keeps it, and sampling may choose anew."""
+    """Settings of the arithmetic. A resumed training keeps them; sampling may use others."""
 
     mixed_precision: str = option(
         "no",
-        "type in which the layers of the network compute: no (float32), bf16, or fp16 with a scaled loss; "
+        "number format of the network's layers: no (float32), bf16, or fp16 with a scaled loss; "
         "weights, norms, losses and averages stay in float32 (PyTorch; Jittor refuses both)",
         ("no", "bf16", "fp16"),
     )

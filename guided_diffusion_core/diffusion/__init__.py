@@ -1,1 +1,1 @@
-"""The diffusion process in numbers: schedules, coefficients of the samplers, loss history."""
+"""Numbers of the diffusion process: schedules, coefficients of the samplers, history of losses."""

@@ -19,8 +19,8 @@ class GaussianProcess(DiffusionTables):
     model_var_type:    ModelVarType, the variance of a reverse step.
     rescale_timesteps: scale the network's time input to 0 to 1000.
 
-    A process may visit some steps of a whole one: `timestep_map` holds their indices there, and
-    `original_num_steps` the number of steps of the whole one.
+    A respaced process visits only some steps of a whole one: `timestep_map` holds their indices in the whole process,
+    and `original_num_steps` is the number of steps of the whole process.
     """
 
     def __init__(self, betas, model_mean_type, model_var_type, rescale_timesteps=False):
@@ -37,8 +37,13 @@ class GaussianProcess(DiffusionTables):
         return np.array(sampling_timesteps(self.num_timesteps, steps))
 
     def draw(self, uniforms, weights=None):
-        """Return (indices, importance); weights: (T,), how often each step is drawn, None for all alike."""
-        return choose_timesteps(np.ones(self.num_timesteps) if weights is None else weights, uniforms)
+        """Draw time steps and return (indices, importance), see `choose_timesteps`.
+
+        weights: (T,), relative frequency of each step; None for all steps equally often.
+        """
+        if weights is None:
+            weights = np.ones(self.num_timesteps)
+        return choose_timesteps(weights, uniforms)
 
     def mix(self, t):
         """Return the square roots of alpha_bar and of 1 - alpha_bar (DDPM, eq. 4)."""
@@ -46,11 +51,11 @@ class GaussianProcess(DiffusionTables):
 
     def target(self, t):
         """Return (1, 0) for a network that predicts x_0 and (0, 1) for one that predicts the noise."""
-        of_xstart = np.full(np.shape(t), float(self.model_mean_type == ModelMeanType.START_X))
-        return of_xstart, 1.0 - of_xstart
+        predicts_xstart = np.full(np.shape(t), float(self.model_mean_type == ModelMeanType.START_X))
+        return predicts_xstart, 1.0 - predicts_xstart
 
     def network_time(self, t):
-        """Return the indices in the whole process, scaled to 0 to 1000 if the process says so."""
+        """Return the indices in the whole process, scaled to 0 to 1000 if `rescale_timesteps` is set."""
         times = np.array(self.timestep_map)[t]
         return times * (1000.0 / self.original_num_steps) if self.rescale_timesteps else times
 

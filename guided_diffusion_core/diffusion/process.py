@@ -1,8 +1,8 @@
-"""What a process between masks and noise has to say: numbers, in numpy float64.
+"""The interface of a process between masks and noise: its numbers, in numpy float64.
 
-A process is linear in the mask x_0 and standard normal noise. What a network predicts is linear in both,
-too, so that x_0 follows from the prediction. Training and sampling know nothing else of a process; how its
-samplers step is in `solvers.py`.
+A process mixes the mask x_0 and standard normal noise linearly. The prediction of a network is linear in both,
+too, so that x_0 follows from x_t and the prediction. Training and sampling use nothing else of a process;
+`solvers.py` has the steps of the samplers.
 """
 
 from typing import Protocol
@@ -13,10 +13,10 @@ from guided_diffusion_core.diffusion.schedule import ModelVarType
 
 
 class Process(Protocol):
-    """The path from a mask to noise, x_t = a x_0 + b noise, and what a network predicts on it.
+    """The path from a mask to noise, x_t = a x_0 + b noise, and the quantity that a network predicts on it.
 
-    Times are whatever the process takes for them: the indices of the Gaussian process, or numbers from 0 to
-    1. All methods take and return numpy arrays with an entry for each time.
+    Each process has its own kind of times: the Gaussian process has the indices of its steps, another one may have
+    numbers from 0 to 1. All methods take and return numpy arrays with an entry for each time.
     """
 
     # The variance of an ancestral step. A learned one comes from the network, in further channels of its output.
@@ -25,13 +25,14 @@ class Process(Protocol):
     def times(self, steps):
         """Return the times of a sampler with `steps` intervals, descending; after the last one comes x_0.
 
-        steps: 0 for as many as there are. Raises `UserError` for a number that the process cannot give.
+        steps: number of intervals; 0 for one per step of the process. Raises `UserError` for a number that the process
+        cannot give.
         """
 
     def draw(self, uniforms):
         """Return (times, importance) of training examples: (N,) each, from values (N,) of U[0, 1).
 
-        The importance weighs the losses so that their mean is that over evenly drawn times.
+        The importance weighs the losses: their weighted mean estimates the mean over evenly drawn times.
         """
 
     def mix(self, t):
@@ -41,10 +42,10 @@ class Process(Protocol):
         """Return (c, d) of the network's prediction c x_0 + d noise at times t (N,)."""
 
     def network_time(self, t):
-        """Return what the network is given for times t (N,): whole numbers or floats, about 0 to 1000."""
+        """Return the network's time input for times t (N,): whole numbers or floats, about 0 to 1000."""
 
     def noise_step(self, t):
-        """Return the whole numbers under which the noise tape keeps the noise of times t (N,)."""
+        """Return the whole numbers that are the `step` of the noise tape at times t (N,)."""
 
 
 def xstart_coefficients(process, t):
@@ -55,6 +56,7 @@ def xstart_coefficients(process, t):
     """
     a, b = process.mix(t)
     c, d = process.target(t)
+    # Cramer's rule for two equations in x_0 and noise
     determinant = a * d - b * c
     return d / determinant, -b / determinant
 

@@ -41,15 +41,18 @@ class LossType(enum.Enum):
         return self == LossType.RESCALED_KL
 
 
-# beta_i = 1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps) (Improved DDPM, eq. 17 and below)
 def betas_for_alpha_bar(steps, alpha_bar, max_beta=0.999):
-    """Return the betas whose alpha_bar follows a function of time, float64 (steps,).
+    """Return the betas whose alpha_bar follows a function of time, float64 (steps,) (Improved DDPM, eq. 17 and below).
 
     steps:     number of betas.
     alpha_bar: function of time in [0, 1].
     max_beta:  upper limit, below 1.
     """
-    return np.array([min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), max_beta) for i in range(steps)])
+    betas = []
+    for i in range(steps):
+        kept = alpha_bar((i + 1) / steps) / alpha_bar(i / steps)  # 1 - beta, the ratio of successive alpha_bar
+        betas.append(min(1 - kept, max_beta))
+    return np.array(betas)
 
 
 def get_named_beta_schedule(name, steps):
@@ -61,7 +64,7 @@ def get_named_beta_schedule(name, steps):
     """
     if name == "linear":
         scale = 1000 / steps
-        if scale * 0.02 >= 1:
+        if scale * 0.02 >= 1:  # the last beta is a variance and has to stay below 1
             raise found_expected(
                 "--diffusion_steps",
                 steps,
@@ -105,8 +108,8 @@ class DiffusionTables:
         The variance of the posterior is 0 at t = 0. Its logarithm and the large variance have the value of t = 1
         there, or that of beta in a process of one step.
         """
-        scale = 1.0 - self.alphas_cumprod
-        remaining = 1.0 - self.alphas_cumprod_prev
+        scale = 1.0 - self.alphas_cumprod  # variance of the noise in x_t
+        remaining = 1.0 - self.alphas_cumprod_prev  # variance of the noise in x_{t-1}
         self.posterior_variance = self.betas * remaining / scale
         first = self.posterior_variance[1] if self.num_timesteps > 1 else self.betas[0]
         self.posterior_log_variance_clipped = np.log(np.append(first, self.posterior_variance[1:]))
@@ -140,6 +143,7 @@ def space_timesteps(num_timesteps, section_counts):
         raise wrong from None
     if not counts or min(counts) < 0 or sum(counts) == 0:
         raise wrong
+    # The first `extra` sections have one step more than the others.
     size, extra = divmod(num_timesteps, len(counts))
     kept = []
     start = 0
@@ -150,7 +154,7 @@ def space_timesteps(num_timesteps, section_counts):
         stride = (length - 1) / (count - 1) if count > 1 else 1
         place = 0.0
         for _ in range(count):
-            # This running sum rounds as that of the original, which decides ties.
+            # A running sum, not i * stride: its rounding errors decide ties as in the original.
             kept.append(start + round(place))
             place += stride
         start += length
@@ -178,7 +182,9 @@ def respace(betas, use_timesteps):
     if not timestep_map or timestep_map[0] < 0 or timestep_map[-1] >= len(betas):
         raise ValueError(f"time steps to keep must be among 0 to {len(betas) - 1}")
     kept = DiffusionTables(betas).alphas_cumprod[list(timestep_map)]
-    return 1 - kept / np.append(1.0, kept[:-1]), timestep_map
+    # alpha_bar is a product of 1 - beta: each beta is 1 - alpha_bar / (alpha_bar of the kept step before).
+    previous = np.append(1.0, kept[:-1])
+    return 1 - kept / previous, timestep_map
 
 
 def sampling_timesteps(num_timesteps, steps):
@@ -196,8 +202,12 @@ def sampling_timesteps(num_timesteps, steps):
     if steps == 1:
         return (num_timesteps - 1,)
     gaps = (steps or num_timesteps) - 1
-    ascending = ((2 * i * (num_timesteps - 1) + gaps) // (2 * gaps) if gaps else 0 for i in range(gaps + 1))
-    return tuple(ascending)[::-1]
+    if gaps == 0:  # a process of one step
+        return (0,)
+    # i * last / gaps, rounded to the nearest in whole numbers
+    last = num_timesteps - 1
+    ascending = tuple((2 * i * last + gaps) // (2 * gaps) for i in range(gaps + 1))
+    return ascending[::-1]
 
 
 def quantile_place(count, quantile=0.995):
@@ -216,10 +226,14 @@ def choose_timesteps(weights, uniforms):
 
     weights:  (T,) positive; their sum need not be 1.
     uniforms: (N,) values in [0, 1).
-    Returns (indices, importance): int64 (N,), and float64 (N,) factors 1 / (T p) that keep the mean of the objective
+    Returns (indices, importance): int64 (N,), and float64 (N,) factors 1 / (T p), where p is the probability of the
+    drawn step. A step that is drawn k times as often counts 1 / k as much, so that the mean of the losses stays
     unbiased.
     """
     weights = np.asarray(weights, dtype=np.float64)
     cumulative = np.cumsum(weights)
-    indices = np.searchsorted(cumulative / cumulative[-1], np.asarray(uniforms), side="right")
-    return indices.astype(np.int64), cumulative[-1] / (len(weights) * weights[indices])
+    total = cumulative[-1]
+    # the first index whose cumulative probability is above the uniform value
+    indices = np.searchsorted(cumulative / total, np.asarray(uniforms), side="right")
+    importance = total / (len(weights) * weights[indices])  # 1 / (T p) with p = weight / total
+    return indices.astype(np.int64), importance

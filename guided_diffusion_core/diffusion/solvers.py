@@ -17,14 +17,14 @@ from guided_diffusion_core.errors import found_expected
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of a sampler, in the order in which they are taken: arrays (S,), one row per network evaluation.
+    """The steps of a sampler in their order: arrays (S,), one row per network evaluation.
 
     A step goes from x_t to x = xstart x_0 + before x_0' + x_t x_t + noise eps, where x_0 is the mask predicted at
     this row's time, x_0' the one of the row before (in the first row: x_0), and eps fresh standard normal noise.
 
-    times:        at which the network is evaluated, as of `Process`.
-    log_variance: special case of a learned variance: (smallest, largest), arrays (S,), between whose rows the
-                  network chooses the logarithm of the variance; the row's noise is a factor of the deviation.
+    times:        times of the network evaluations, see `Process`.
+    log_variance: None, or (smallest, largest), arrays (S,), for a learned variance: the network chooses the logarithm
+                  of the variance between the two, and `noise` multiplies the standard deviation.
     """
 
     times: np.ndarray
@@ -42,10 +42,11 @@ def ancestral(process, times, settings):
     The variance of the step is the posterior's, v, or learned between the two (Improved DDPM, eq. 15).
     """
     a, b, a_next, b_next = end_points(process, times)
-    ratio = a / a_next
-    added = b**2 - (ratio * b_next) ** 2
+    ratio = a / a_next  # r
+    added = b**2 - (ratio * b_next) ** 2  # v, beta of the whole step
     posterior = added * (b_next / b) ** 2
-    # The last step ends at x_0 and adds no noise. Its logarithm, which would be infinite, is that of the step before.
+    # The last step ends at x_0 and adds no noise. The logarithm of its variance 0 would be infinite, so that the
+    # variance of the step before takes its place; `noise` is 0 there.
     adds_noise = (b_next > 0).astype(np.float64)
     posterior[-1] = posterior[-2] if len(times) > 1 else added[-1]
     smallest = np.log(posterior)
@@ -60,14 +61,14 @@ def ancestral(process, times, settings):
 def ddim(process, times, settings):
     """Return the `Steps` of DDIM (eq. 12): x_s = a_s x_0 + sqrt(b_s^2 - sigma^2) (x_t - a_t x_0) / b_t + sigma eps.
 
-    settings: its `eta` is 0 (deterministic) to 1 (the posterior's variance); eq. 16 for sigma.
+    settings: has `eta`, from 0 (deterministic) to 1 (the posterior's variance), which gives sigma (eq. 16).
     Raises `UserError` for an eta outside its range.
     """
     eta = settings.eta
     if not 0 <= eta <= 1:
         raise found_expected("--eta", eta, "a number from 0 (deterministic) to 1 (ancestral)", "Give such a number.")
     a, b, a_next, b_next = end_points(process, times)
-    # share of the remaining noise, b_s^2, that is drawn again
+    # sigma^2 / b_s^2, the share of the noise in x_s that is drawn again
     fresh = eta**2 * (1.0 - (a * b_next / (a_next * b)) ** 2)
     x_t = b_next * np.sqrt(1.0 - fresh) / b
     return Steps(times, a_next - x_t * a, 0 * a, x_t, b_next * np.sqrt(fresh))
@@ -76,18 +77,18 @@ def ddim(process, times, settings):
 def dpm_solver(process, times, settings):
     """Return the `Steps` of DPM-Solver++ (2M), which extrapolates from the masks predicted at two successive times.
 
-    DPM-Solver++, algorithm 2, with steps h in half the logarithm of the signal-to-noise ratio,
-    lambda = log(a / b) (DPM-Solver, section 2.2). The first step knows no earlier mask and the last one ends at
-    an infinite lambda: both are of first order, which is DDIM with eta 0, and so the last one gives x_0.
+    It is algorithm 2 of DPM-Solver++; h is the length of a step in half the logarithm of the signal-to-noise ratio,
+    lambda = log(a / b) (DPM-Solver, section 2.2). The first step has no earlier mask and the last one ends at
+    an infinite lambda. Both are therefore of first order, which is DDIM with eta 0, and the last one gives x_0.
     """
     a, b, a_next, b_next = end_points(process, times)
     x_t = b_next / b
     xstart = a_next - x_t * a  # a_s (1 - exp(-h))
-    h = np.diff(np.log(a / b))  # of all steps but the last
+    h = np.diff(np.log(a / b))  # (S - 1,), the last step has none
     extrapolation = np.zeros(len(times))
-    extrapolation[1:-1] = h[1:] / (2.0 * h[:-1])  # 1 / (2 r)
+    extrapolation[1:-1] = h[1:] / (2.0 * h[:-1])  # 1 / (2 r) with r = h before / h
     return Steps(times, xstart * (1.0 + extrapolation), -xstart * extrapolation, x_t, 0 * a)
 
 
-# Name -> function(process, times, settings), times as of `Process.times`, settings a `SamplingConfig`.
+# Name -> function(process, times, settings); times: see `Process.times`; settings: a `SamplingConfig`.
 SOLVERS = {"ancestral": ancestral, "ddim": ddim, "dpm-solver++": dpm_solver}

@@ -38,12 +38,12 @@ def end_of(body):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_every_setting_is_a_flag_with_help_and_default():
+def test_every_setting_is_a_flag_with_help_range_and_default():
     text = " ".join(command_line.add_run_flags(command_line.CommandParser("Test."), *SECTIONS).format_help().split())
     for name in config.setting_names():
         assert f"--{name} " in text
-    assert "(default: 0.0001; MedSegDiff-B: 5e-05)" in text
-    assert "(default: 0.5; fast: 0.0)" in text, "presets that change a default are named"
+    assert "(at least 0; default: 0.0001; MedSegDiff-B: 5e-05)" in text
+    assert "(from 0 to below 1; default: 0.5; fast: 0.0)" in text, "presets that change a default are named"
     assert "--use_fp16" not in text
 
 
