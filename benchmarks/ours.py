@@ -12,7 +12,7 @@ from guided_diffusion_core.data import open_dataset
 from guided_diffusion_core.data.phantoms import write_isic_phantoms
 from guided_diffusion_core.networks.family import as_prediction
 from guided_diffusion_core.noise import NoiseTape
-from guided_diffusion_core.sampling.run import run_sampling
+from guided_diffusion_core.sampling.run import SamplingRun
 from guided_diffusion_core.training.stream import TrainingStream
 
 PHANTOM_SIZE = 384  # height in pixels of the pictures for whole cases and loading
@@ -150,7 +150,7 @@ class Ours:
 
         def repeat():
             dataset = open_dataset(data, self.case.size, "Test", need_masks=False)
-            run_sampling(sampler, dataset, Path(self.folder.name) / "masks", self.case.batch, 0.5, "{}")
+            SamplingRun(dataset, Path(self.folder.name) / "masks", self.case.batch, 0.5, {}).run(sampler)
 
         return repeat
 

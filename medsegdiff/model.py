@@ -16,7 +16,7 @@ from guided_diffusion_core.errors import found_expected, join_names
 from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.results.fusion import fuse
 from guided_diffusion_core.results.outputs import native_masks, to_native
-from medsegdiff.sampling import open_folder, sample_folder
+from medsegdiff.sampling import folder_run, open_folder
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,8 @@ class Model:
         given = {**settings, "data_dir": str(data_dir)}
         config = self._sampling_config(given, seed, "sampling", "data")
         dataset = open_folder(config, batch_size)
-        sample_folder(
-            self._sampler(config), self.backend, self.path, config, dataset, out_dir, batch_size, resume=resume
-        )
+        run = folder_run(self.backend, self.path, config, dataset, out_dir, batch_size, resume=resume)
+        run.run(self._sampler(config))
         return Path(out_dir)
 
     def _sampling_config(self, given: dict, seed: int | None, *sections: str) -> Config:

@@ -17,7 +17,7 @@ from guided_diffusion_core.data.phantoms import write_brats_phantom, write_isic_
 from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.evaluation import evaluate
 from guided_diffusion_core.results.outputs import MASK, PROBABILITY, UNCERTAINTY, find_output, read_output
-from guided_diffusion_core.sampling.run import run_sampling
+from guided_diffusion_core.sampling.run import SamplingRun
 from parity.capture import is_floating, is_tensor
 from parity.families import prepare, record_state
 
@@ -283,7 +283,7 @@ def run_masks(port, case, weights, inputs, recorder):
             prepare(port, case, weights), process(port, case), sampling, recorder.tape(4)
         )
         out_dir = Path(folder) / "masks"
-        run_sampling(sampler, dataset, out_dir, 2, sampling.threshold, "{}")
+        SamplingRun(dataset, out_dir, 2, sampling.threshold, {}).run(sampler)
         _record_masks(recorder, dataset, out_dir, list_truths(data), sampling.threshold)
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from guided_diffusion_core import checkpoints, command_line
+from guided_diffusion_core import checkpoints
 from guided_diffusion_core.backends import backend_module
 from guided_diffusion_core.data import open_dataset
 from guided_diffusion_core.diffusion.gaussian import GaussianProcess
 from guided_diffusion_core.diffusion.schedule import ModelMeanType, respace
 from guided_diffusion_core.evaluation.metrics import count
 from guided_diffusion_core.noise import SAMPLE_STEP, NoiseTape
-from guided_diffusion_core.sampling.run import run_sampling
+from guided_diffusion_core.sampling.run import SamplingRun
 from guided_diffusion_core.system.files import write_atomic
 
 # Name -> settings of a sampler. DDIM with eta 1 is the ancestral one with the posterior's variance instead of the
@@ -61,26 +61,18 @@ def measure(point, model_path, data, out_dir):
     shutil.rmtree(out_dir, ignore_errors=True)  # what an interrupted one has left
     path = checkpoints.find(model_path)
     model, diffusion, config = backend_module(point.backend, "script_util").load_model_and_diffusion(path)
-    settings = {"num_ensemble": 1, "sample_steps": point.evaluations, **SAMPLERS[point.sampler]}
-    config = config.replace(data_name=data.data_name, data_dir=data.data_dir, slices=data.slices, **settings)
+    chosen = {"num_ensemble": 1, "sample_steps": point.evaluations, **SAMPLERS[point.sampler]}
+    config = config.replace(data_name=data.data_name, data_dir=data.data_dir, slices=data.slices, **chosen)
     dataset = open_dataset(data, config.model.image_size, "Test", need_masks=True)
     watched = Watched(model, point, np.stack([dataset[index].mask for index in range(len(dataset))]))
     sampler = backend_module(point.backend, "sample_util").EnsembleSampler(
         watched, diffusion, config.sampling, NoiseTape(config.seed)
     )
     watched.process = visited(diffusion, point.evaluations)
-    summary = command_line.configuration_text(
-        config, backend=point.backend, model_path=str(path), sampler=point.sampler
-    )
+    settings = {"backend": point.backend, "model_path": str(path), "sampler": point.sampler, **config.to_dict()}
     # a spoiled sample may overflow; it counts as an empty mask
-    run_sampling(
-        lambda *batch: np.nan_to_num(sampler(*batch), nan=0.0),
-        dataset,
-        out_dir,
-        len(dataset),
-        config.sampling.threshold,
-        summary,
-    )
+    run = SamplingRun(dataset, out_dir, len(dataset), config.sampling.threshold, settings)
+    run.run(lambda *batch: np.nan_to_num(sampler(*batch), nan=0.0))
     write_atomic(out_dir / "course.json", json.dumps(watched.course, allow_nan=False).encode())
 
 

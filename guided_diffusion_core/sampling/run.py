@@ -1,12 +1,11 @@
 """What surrounds a backend's ensemble sampler: batches over cases, progress, files.
 
-The sampler itself (`sample_util.EnsembleSampler`) turns images into masks; nothing here depends
-on a framework.
+The sampler itself (`Method.sampler`) turns images into masks; nothing here depends on a framework.
 """
 
-import json
 import sys
 import time
+from dataclasses import dataclass
 
 import numpy as np
 from tqdm import tqdm
@@ -90,90 +89,147 @@ def check_dataset(dataset, config, batch_size):
         raise found_expected("--batch_size", batch_size, "at least 1", "Use 1.")
 
 
-def run_sampling(
-    sampler,
-    dataset,
-    out_dir,
-    batch_size,
-    threshold,
-    summary,
-    fusion="mean",
-    part_id=0,
-    num_parts=1,
-    resume=False,
-    group=Alone(),
-):
-    """Sample the cases of a dataset and write each one's files as soon as all its examples are done.
+@dataclass(frozen=True)
+class SamplingRun:
+    """One process' sampling of a dataset's cases into a folder.
 
-    sampler:    function of (images (N, C, S, S), keys) that returns (members, N, K, S, S).
+    dataset:    `Dataset`. out_dir: folder of the masks.
     batch_size: examples per batch; each brings its whole ensemble. Every batch has this size, or that of
                 the dataset: the last one is filled up by its own examples, so that a mask is the same to
                 the bit, whichever process samples it.
     threshold:  probability from which on a pixel belongs to the mask.
-    summary:    the resolved configuration, a JSON text. It is written to the part's report at the start,
-                and at the end with the seconds that the network took and the peak memory.
+    settings:   the resolved configuration, JSON values by name, for the report and for the comparison with
+                what the folder holds.
     fusion:     one of `config.FUSIONS`.
-    part_id, num_parts: sample one part of the cases (`sampling_folder.part_of`).
+    part_id, num_parts: sample one part of the cases (`folder.part_of`).
     resume:     leave out the cases whose masks are there.
-    group:      the processes that share the cases among them (`dist_util.setup_dist`); the first one writes the
-                report, with the seconds and the memory of the process that took most.
-    Raises `UserError` for a folder with masks of other settings. KeyboardInterrupt and a kill leave whole
-    files, from which `resume` goes on; what a killed process has left half written is removed.
+    group:      the processes that share the cases (`dist_util.setup_dist`), None for this one by itself; the first
+                one writes the report, with the seconds and the memory of the process that took most.
     """
-    cases = dataset.cases()
-    settings = json.loads(summary)
-    chosen = part_of(cases, part_id, num_parts)[group.rank :: group.size]
-    writer = CaseWriter(out_dir, dataset.labels)
-    writer.require_unique_names(cases)
-    require_same_run(writer, cases, settings)
-    clear_unfinished(out_dir)
-    left = [case for case in chosen if not (resume and writer.is_complete(case))]
-    images, to_do, count = map(
-        int, group.gather([sum(len(case.indices) for case in left), len(left), len(chosen)]).sum(0)
-    )  # all have seen the folder now
-    report = {
-        **settings,
-        "part_id": part_id,
-        "num_parts": num_parts,
-        "labels": list(dataset.labels),
-        "definitions": DEFINITIONS[fusion],
-        "cases": count,
-        "cases_found_finished": count - to_do,
-        "finished": False,
-    }
-    path = report_path(out_dir, part_id, num_parts)
-    first = group.rank == 0
-    if first:
-        write_report(path, report)
+
+    dataset: object
+    out_dir: object
+    batch_size: int
+    threshold: float
+    settings: dict
+    fusion: str = "mean"
+    part_id: int = 0
+    num_parts: int = 1
+    resume: bool = False
+    group: object = None
+
+    def run(self, sampler):
+        """Sample the cases, and write each one's files as soon as all its examples are done.
+
+        sampler: function of (images (N, C, S, S), keys) that returns (members, N, K, S, S).
+        Raises `UserError` for a folder with masks of other settings. KeyboardInterrupt and a kill leave whole
+        files, from which `resume` goes on; what a killed process has left half written is removed.
+        """
+        group = self.group or Alone()
+        plan = self._plan(group)
+        if group.rank == 0:
+            self._begin(plan, group)
+        try:
+            seconds = self._sample(sampler, plan, shown=group.rank == 0)
+        except KeyboardInterrupt:
+            tqdm.write(
+                "Stopped; the masks so far are whole. The same command with --continue goes on.", file=sys.stderr
+            )
+            raise
+        slowest = group.gather([seconds, peak_memory_mib()]).max(0)
+        if group.rank == 0:
+            self._end(plan, *map(float, slowest))
+
+    def _plan(self, group):
+        """Return the `_Plan` of this process, once the folder is seen to be of this run."""
+        cases = self.dataset.cases()
+        chosen = part_of(cases, self.part_id, self.num_parts)[group.rank :: group.size]
+        writer = CaseWriter(self.out_dir, self.dataset.labels)
+        writer.require_unique_names(cases)
+        require_same_run(writer, cases, self.settings)
+        clear_unfinished(self.out_dir)
+        left = [case for case in chosen if not (self.resume and writer.is_complete(case))]
+        own = [sum(len(case.indices) for case in left), len(left), len(chosen)]
+        # sums over the processes, all of which have seen the folder once they are here
+        images, to_do, count = map(int, group.gather(own).sum(0))
+        size = min(self.batch_size, sum(len(case.indices) for case in cases))
+        return _Plan(writer, _batches(chosen, left, size), size, images, to_do, count)
+
+    def _report(self, plan):
+        """Return what the report of this part says from the start."""
+        return {
+            **self.settings,
+            "part_id": self.part_id,
+            "num_parts": self.num_parts,
+            "labels": list(self.dataset.labels),
+            "definitions": DEFINITIONS[self.fusion],
+            "cases": plan.count,
+            "cases_found_finished": plan.count - plan.to_do,
+            "finished": False,
+        }
+
+    def _begin(self, plan, group):
+        """Write the report and a line on the terminal."""
+        write_report(report_path(self.out_dir, self.part_id, self.num_parts), self._report(plan))
+        finished = plan.count - plan.to_do
+        found = f", {finished} are finished" if finished else ""
+        shared = f", in {group.size} processes" if group.size > 1 else ""
         tqdm.write(
-            f"sampling {images} images of {to_do} cases"
-            f"{f', {count - to_do} are finished' if to_do < count else ''}"
-            f"{f', in {group.size} processes' if group.size > 1 else ''}; masks go to {out_dir}",
+            f"sampling {plan.images} images of {plan.to_do} cases{found}{shared}; masks go to {self.out_dir}",
             file=sys.stderr,
         )
-    size = min(batch_size, sum(len(case.indices) for case in cases))
-    try:
-        seconds = _sample_cases(
-            sampler,
-            dataset,
-            _batches(chosen, left, size),
-            size,
-            lambda members: fuse(members, fusion),
-            lambda case, *fused: writer.write(case, *fused[:2], threshold, fused[2]),
-            first,
-        )
-    except KeyboardInterrupt:
-        tqdm.write("Stopped; the masks so far are whole. The same command with --continue goes on.", file=sys.stderr)
-        raise
-    seconds, memory = map(float, group.gather([seconds, peak_memory_mib()]).max(0))
-    if first:
-        write_report(path, {**report, "finished": True, "sampler_seconds": seconds, "memory_mib": memory})
-        tqdm.write(f"sampled {to_do} cases in {seconds:.1f} s of network time", file=sys.stderr)
+
+    def _end(self, plan, seconds, memory):
+        """Write the finished report and a line on the terminal."""
+        report = {**self._report(plan), "finished": True, "sampler_seconds": seconds, "memory_mib": memory}
+        write_report(report_path(self.out_dir, self.part_id, self.num_parts), report)
+        tqdm.write(f"sampled {plan.to_do} cases in {seconds:.1f} s of network time", file=sys.stderr)
+
+    def _sample(self, sampler, plan, shown):
+        """Sample the batches and write each case that they complete; return the seconds of the sampler.
+
+        shown: show a progress bar.
+        """
+        done = {}  # name -> [(probability, uncertainty, picture) of each example so far]
+        seconds = 0.0
+        total = sum(map(len, plan.batches))
+        with tqdm(total=total, unit="image", desc="sampling", dynamic_ncols=True, disable=not shown) as bar:
+            for batch in plan.batches:
+                examples = [self.dataset[index] for _, index in batch]
+                began = time.perf_counter()
+                members = sample_batch(sampler, examples, plan.size)
+                seconds += time.perf_counter() - began
+                probability, uncertainty = fuse(members, self.fusion)
+                for (case, _), example, *fused in zip(batch, examples, probability, uncertainty):
+                    parts = done.setdefault(case.name, [])
+                    parts.append((*fused, as_picture(example.image)))
+                    if len(parts) == len(case.indices):
+                        probabilities, uncertainties, pictures = map(np.stack, zip(*done.pop(case.name)))
+                        plan.writer.write(case, probabilities, uncertainties, self.threshold, pictures)
+                bar.update(len(batch))
+        return seconds
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a process samples: batches of (case, index) of `size` examples; the numbers are of all processes.
+
+    images, to_do: images and cases that are left. count: cases in all.
+    """
+
+    writer: CaseWriter
+    batches: list
+    size: int
+    images: int
+    to_do: int
+    count: int
 
 
 def _batches(chosen, left, size):
-    """The (case, index) of the chosen cases in batches; of these the ones that hold some case that is left,
-    whole, since a batch must not depend on what is finished."""
+    """Return the chosen cases' (case, index) in batches, without the batches that hold no case that is left.
+
+    A batch stays whole, since what it holds must not depend on what is finished.
+    """
     queue = [(case, index) for case in chosen for index in case.indices]
     names = {case.name for case in left}
     batches = (queue[start : start + size] for start in range(0, len(queue), size))
@@ -196,7 +252,7 @@ def _require_finite(members, keys):
 def sample_batch(sampler, examples, size):
     """Sample the masks of N examples in a batch of a fixed size, which the examples fill again from the first one.
 
-    sampler: as in `run_sampling`. examples: list of `Example`, at most `size`.
+    sampler: as in `SamplingRun.run`. examples: list of `Example`, at most `size`.
     Returns (members, N, K, S, S). Raises `UserError` for values that are not finite.
     """
     filled = [examples[row % len(examples)] for row in range(size)]
@@ -204,26 +260,3 @@ def sample_batch(sampler, examples, size):
     members = sampler(np.stack([example.image for example in filled]), keys)
     _require_finite(members, keys)
     return members[:, : len(examples)]
-
-
-def _sample_cases(sampler, dataset, batches, size, fuse_members, write, shown=True):
-    """Sample batches and write(case, probability, uncertainty, pictures) each case that they complete.
-    shown: whether there is a progress bar. Returns the seconds of the sampler."""
-    done = {}
-    seconds = 0.0
-    with tqdm(
-        total=sum(map(len, batches)), unit="image", desc="sampling", dynamic_ncols=True, disable=not shown
-    ) as bar:
-        for batch in batches:
-            examples = [dataset[index] for _, index in batch]
-            began = time.perf_counter()
-            members = sample_batch(sampler, examples, size)
-            seconds += time.perf_counter() - began
-            probability, uncertainty = fuse_members(members)
-            for (case, _), example, *fused in zip(batch, examples, probability, uncertainty):
-                parts = done.setdefault(case.name, [])
-                parts.append((*fused, as_picture(example.image)))
-                if len(parts) == len(case.indices):
-                    write(case, *map(np.stack, zip(*done.pop(case.name))))
-            bar.update(len(batch))
-    return seconds

@@ -6,7 +6,6 @@ ground truth's own size, the mean over the labels.
 """
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from guided_diffusion_core.data import list_truths, open_dataset
 from guided_diffusion_core.diffusion.schedule import sampling_timesteps
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.evaluation import evaluate, write_summary
-from guided_diffusion_core.sampling.run import check_dataset, run_sampling
+from guided_diffusion_core.sampling.run import SamplingRun, check_dataset
 
 MOST_STEPS = 10  # network evaluations per image, unless more are asked for
 
@@ -86,14 +85,8 @@ class Validation:
 
         shutil.rmtree(self.folder, ignore_errors=True)
         try:
-            run_sampling(
-                stoppable,
-                self.dataset,
-                self.folder,
-                settings.batch_size,
-                self.sampling.threshold,
-                json.dumps({"step": step}),
-            )
+            run = SamplingRun(self.dataset, self.folder, settings.batch_size, self.sampling.threshold, {"step": step})
+            run.run(stoppable)
         except _Stopped:
             return None
         summary = evaluate(self.folder, self.truths, self.sampling.threshold)

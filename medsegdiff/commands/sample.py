@@ -1,11 +1,14 @@
 """Sample masks for a folder of images with a trained network."""
 
+import dataclasses
+import json
+
 from guided_diffusion_core import checkpoints, command_line, sampling
 from guided_diffusion_core.backends import backend_module, start_backend
 from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.sampling.folder import part_of, require_one_sharing
 from guided_diffusion_core.system import processes
-from medsegdiff.sampling import open_folder, sample_folder, summary_of
+from medsegdiff.sampling import folder_run, open_folder
 
 
 def add_flags(parser):
@@ -68,26 +71,24 @@ def run(args):
     ).replace(processes=found.size)
     dataset = open_folder(config, args.batch_size)
     part_of(dataset.cases(), args.part_id, args.num_parts)
-    if found.rank == 0:
-        print(summary_of(args.backend, path, config, dataset, args.out_dir, args.batch_size))
-    if args.dry_run:
-        return
-    start_backend(args.backend, mixed_precision=config.compute.mixed_precision)
-    model, _ = backend_module(args.backend, "build").load_network(path)
-    group = backend_module(args.backend, "dist_util").setup_dist()
-    method = backend_module(args.backend, "methods").create_method(config)
-    sampler = method.sampler(model, config.sampling, NoiseTape(config.seed))
-    sample_folder(
-        sampler,
+    run = folder_run(
         args.backend,
         path,
         config,
         dataset,
         args.out_dir,
         args.batch_size,
-        args.part_id,
-        args.num_parts,
-        args.resume,
-        group,
+        part_id=args.part_id,
+        num_parts=args.num_parts,
+        resume=args.resume,
     )
+    if found.rank == 0:
+        print(json.dumps(run.settings, indent=2))
+    if args.dry_run:
+        return
+    start_backend(args.backend, mixed_precision=config.compute.mixed_precision)
+    model, _ = backend_module(args.backend, "build").load_network(path)
+    group = backend_module(args.backend, "dist_util").setup_dist()
+    method = backend_module(args.backend, "methods").create_method(config)
+    dataclasses.replace(run, group=group).run(method.sampler(model, config.sampling, NoiseTape(config.seed)))
     group.close()

@@ -5,9 +5,9 @@ from unittest import mock
 
 import numpy as np
 
-from guided_diffusion_core import sampling
 from guided_diffusion_core.diffusion.solvers import SOLVERS
 from guided_diffusion_core.noise import NoiseTape
+from guided_diffusion_core.sampling import run
 from parity.faults.planting import fault, replaced
 
 
@@ -60,7 +60,7 @@ def members_share_noise(port):
 @fault("minimum instead of mean of the ensemble", "probability *")
 def minimum_fusion(port):
     return replaced(
-        sampling,
+        run,
         "fuse",
         lambda original, members, rule: (np.clip(members.min(axis=0), 0, 1), original(members, rule)[1]),
     )

@@ -143,7 +143,7 @@ def test_sampling_leaves_no_half_written_file(shared_data, tmp_path):
 
     def sample():
         dataset = open_dataset(DataConfig("IMAGES", str(tmp_path / "images")), 32, "Test", need_masks=False)
-        sampling.run_sampling(halves, dataset, out_dir, 1, 0.5, "{}")
+        sampling.SamplingRun(dataset, out_dir, 1, 0.5, {}).run(halves)
 
     content = path.read_bytes()
     seen = Counter()
@@ -173,7 +173,7 @@ def test_predictions(tmp_path, kind):
     config = DataConfig(name, str(data))
     out_dir = tmp_path / "out"
     with contextlib.redirect_stderr(io.StringIO()):
-        sampling.run_sampling(halves, open_dataset(config, 32, "Test", need_masks=False), out_dir, 2, 0.5, "{}")
+        sampling.SamplingRun(open_dataset(config, 32, "Test", need_masks=False), out_dir, 2, 0.5, {}).run(halves)
     if kind == "mask.png":
         next(out_dir.glob("*probability*")).unlink()
     path = next(out_dir.glob("*probability.nii.gz" if kind == "volume" else f"*{kind}"))

@@ -1,7 +1,5 @@
 """Sampling: a case's mask depends on its image, the seed and the network alone, in either backend."""
 
-import json
-
 import numpy as np
 import pytest
 from support.backends import BACKENDS, Backend
@@ -15,7 +13,7 @@ from guided_diffusion_core.data.phantoms import write_brats_phantom
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.results.outputs import MASK, PROBABILITY, UNCERTAINTY, find_output, read_output
-from guided_diffusion_core.sampling.run import check_dataset, run_sampling, sampling_config
+from guided_diffusion_core.sampling.run import SamplingRun, check_dataset, sampling_config
 
 ROUNDING = 1e-5  # other batch sizes add up in another order; measured: float32 is within 3.2e-6 of float64
 TWO_FRAMEWORKS = 2e-5  # measured 2e-6
@@ -47,7 +45,7 @@ def sampler_of(backend, path, **settings):
 
 def sampled(sampler, dataset, out_dir, batch_size):
     """Case name -> (mask, probability) as written."""
-    run_sampling(sampler, dataset, out_dir, batch_size, 0.5, "{}")
+    SamplingRun(dataset, out_dir, batch_size, 0.5, {}).run(sampler)
     return {
         case.name: tuple(read_output(find_output(out_dir, case.name, kind)) for kind in (MASK, PROBABILITY))
         for case in dataset.cases()
@@ -71,7 +69,7 @@ def test_parts_and_neighbours_do_not_change_a_bit(backend, weights, tmp_path):
     sampler = sampler_of(backend, weights, num_ensemble=1)
     whole = sampled(sampler, RandomDataset(), tmp_path / "whole", 4)
     for part_id in range(3):
-        run_sampling(sampler, RandomDataset(), tmp_path / "parts", 4, 0.5, "{}", part_id=part_id, num_parts=3)
+        SamplingRun(RandomDataset(), tmp_path / "parts", 4, 0.5, {}, part_id=part_id, num_parts=3).run(sampler)
     for name, found in whole.items():
         for kind, values in zip((MASK, PROBABILITY), found):
             np.testing.assert_array_equal(read_output(find_output(tmp_path / "parts", name, kind)), values)
@@ -137,7 +135,7 @@ def test_volumes_without_labels_get_masks_on_their_own_grid(tmp_path):
         assert keys == [f"BraTS2021_00001/{z}" for z in (1, 3, 5)] and images.shape == (3, 4, 32, 32)
         return np.ones((2, 3, 1, 32, 32), np.float32)
 
-    run_sampling(everything, dataset, tmp_path / "masks", 8, 0.5, json.dumps({"backend": "none"}))
+    SamplingRun(dataset, tmp_path / "masks", 8, 0.5, {"backend": "none"}).run(everything)
     path = find_output(tmp_path / "masks", "BraTS2021_00001", MASK)
     source = next(path for path in (tmp_path / "brats").rglob("*_t1.nii.gz"))
     assert read_geometry(path).agrees_with(read_geometry(source)), folder

@@ -22,7 +22,7 @@ from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.results.outputs import CaseWriter
 from guided_diffusion_core.sampling.folder import part_of, report_path, require_same_run, write_report
-from guided_diffusion_core.sampling.run import run_sampling
+from guided_diffusion_core.sampling.run import SamplingRun
 
 SETTINGS = {
     "backend": "none",
@@ -82,7 +82,7 @@ class Patients(RandomDataset):
 
 
 def run(out_dir, sampler=drawn, dataset=None, settings=SETTINGS, batch_size=4, **more):
-    run_sampling(sampler, dataset or Patients(), out_dir, batch_size, 0.5, json.dumps(settings), **more)
+    SamplingRun(dataset or Patients(), out_dir, batch_size, 0.5, settings, **more).run(sampler)
     return out_dir
 
 

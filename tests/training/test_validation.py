@@ -16,7 +16,7 @@ from guided_diffusion_core.data import list_truths, open_dataset
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.evaluation import evaluate
 from guided_diffusion_core.noise import NoiseTape
-from guided_diffusion_core.sampling.run import run_sampling
+from guided_diffusion_core.sampling.run import SamplingRun
 from guided_diffusion_core.system.processes import Alone
 from guided_diffusion_core.training.validation import Validation, open_validation
 
@@ -280,7 +280,7 @@ def test_training_does_not_notice_and_the_figure_is_that_of_the_commands(backend
     sampling = trained.replace(num_ensemble=1).sampling
     sampler = backend.module("sample_util").EnsembleSampler(model, diffusion, sampling, NoiseTape(trained.seed))
     dataset = open_dataset(DataConfig(data_name="ISIC", data_dir=data[1]), SIZE, "Test", need_masks=False)
-    run_sampling(sampler, dataset, tmp_path / "masks", 2, sampling.threshold, "{}")
+    SamplingRun(dataset, tmp_path / "masks", 2, sampling.threshold, {}).run(sampler)
     summary = evaluate(tmp_path / "masks", list_truths(DataConfig(data_name="ISIC", data_dir=data[1])), 0.5)
     step = int(path.parent.name.removeprefix("step_"))
     assert path.name == "ema_0.5.safetensors"
