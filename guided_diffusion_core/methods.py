@@ -1,4 +1,4 @@
-"""What a network is trained for, and how masks come out of it."""
+"""Methods: the losses of a network, and the sampler of its masks."""
 
 from typing import Protocol
 
@@ -6,37 +6,44 @@ from typing import Protocol
 class Method(Protocol):
     """The part of training and sampling that differs between diffusion and other ways to segment.
 
-    The training loop keeps everything else: optimizer, averages, microbatches, processes, checkpoints. A method of
-    a backend is a module in its folder `methods/` with a function `create(config)`, and an entry in `METHODS`.
+    The training loop has everything else: optimizer, averages, microbatches, processes, checkpoints. A method of a
+    backend is a module in its folder `methods/` with a function `create(config)`, and an entry in `METHODS`.
     """
 
     mask_channels: int  # K, one for each label
 
     def losses(self, network, images, masks, draws):
-        """Return name -> tensor (N,) of the losses of N examples; the mean of `total` is minimised, all are logged.
+        """Return the losses of N examples, name -> tensor (N,). The mean of `total` is minimised, and all are logged.
 
-        images: (N, C, S, S). masks: (N, K, S, S), above 0 where they hold. draws: `BatchDraws` of the examples.
+        images: (N, C, S, S).
+        masks:  (N, K, S, S), above 0 inside.
+        draws:  `BatchDraws` of the examples.
         """
 
     def observe(self, draws, losses):
-        """Take note of an optimizer step, after it.
+        """Record an optimizer step, after it.
 
-        draws: `BatchDraws` of its whole batch. losses: name -> numpy (N,), what `losses` returned for it.
+        draws:  `BatchDraws` of its whole batch.
+        losses: name -> numpy (N,), the results of `losses` for the whole batch.
         """
 
     def state(self):
-        """Return name -> numpy array of what a checkpoint has to keep of the method; {} for nothing."""
+        """Return the state of the method for a checkpoint, name -> numpy array; {} for none."""
 
     def restore(self, arrays):
-        """Go on from what `state` returned."""
+        """Continue from the arrays that `state` returned."""
 
     def sampler(self, network, sampling, tape):
-        """Return the function of (images (N, C, S, S), keys) that returns masks (M, N, K, S, S), both float32 numpy.
+        """Return a function from (images, keys) to masks.
 
-        network: in eval mode. sampling: `SamplingConfig`, whose `num_ensemble` is M. tape: NoiseTape.
-        keys: N strings, the cases' names on the tape. Values are about 0 to 1.
+        network:  the network, in eval mode.
+        sampling: `SamplingConfig`, whose `num_ensemble` is M.
+        tape:     `NoiseTape`.
+
+        The function takes images, float32 numpy (N, C, S, S), and keys, N names of the cases on the tape. It returns
+        masks, float32 numpy (M, N, K, S, S) of about 0 to 1.
         """
 
 
-# The values of `--method`, for each the module of a backend that creates it.
+# Value of `--method` -> the module of a backend that creates the method.
 METHODS = {"diffusion": "methods.diffusion"}

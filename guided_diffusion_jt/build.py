@@ -1,4 +1,4 @@
-"""Build the network and the process that a configuration says."""
+"""The network and the process of a configuration."""
 
 import importlib
 
@@ -10,13 +10,13 @@ from guided_diffusion_jt.respace import SpacedDiffusion, space_timesteps
 
 
 def build_network(settings, state=None, where="weights"):
-    """Return the network of a family's settings.
+    """Build the network of a family's settings.
 
     settings: a `NetworkConfig`.
-    state:    name -> numpy array of every parameter and buffer. None leaves them without meaning, to be loaded
-              later (`runtime.load_state`): nothing is drawn.
-    where:    the file that the state comes from, for errors.
-    Raises `UserError` for settings that make no network, and for a state of another one.
+    state:    name -> numpy array of every parameter and buffer. None draws nothing and leaves arbitrary values, for a
+              later `runtime.load_state`.
+    where:    name of the file of the state, for errors.
+    Raises `UserError` for impossible settings, and for the state of another network.
     """
     module, name = registry.family_of(settings).source()
     networks.find_folders()
@@ -27,9 +27,9 @@ def build_network(settings, state=None, where="weights"):
 
 
 def build_process(diffusion, learn_sigma=False, mask_channels=1):
-    """Return the process of a `DiffusionConfig`, a `SpacedDiffusion`.
+    """Build the process of a `DiffusionConfig`, a `SpacedDiffusion`.
 
-    learn_sigma, mask_channels: of the network.
+    learn_sigma, mask_channels: settings of the network.
     """
     steps = diffusion.diffusion_steps
     if diffusion.use_kl:
@@ -48,7 +48,7 @@ def build_process(diffusion, learn_sigma=False, mask_channels=1):
 
 
 def load_network(path):
-    """Return (network in eval mode, Config) of a checkpoint file.
+    """Load (network in eval mode, Config) from a checkpoint file.
 
     Raises `UserError` if the file is no checkpoint or its weights do not fit its configuration.
     """
@@ -59,9 +59,10 @@ def load_network(path):
 
 
 def build(config, state=None, where="weights"):
-    """Return (network, process) of a `Config`.
+    """Build (network, process) of a `Config`.
 
-    state: of the network, as in `build_network`; None takes the initial one of the configuration's seed.
+    state: that of the network, as in `build_network`; None draws the initial one from the configuration's seed.
+    where: name of the file of the state, for errors.
     """
     if state is None:
         state = registry.initial_state(config.model, config.seed)

@@ -100,9 +100,9 @@ class TrainLoop:
     """The optimization of a network on batches of images and masks. The caller logs and writes files.
 
     model:            the network.
-    method:           `Method`, what the network is trained for.
+    method:           `Method`, which gives the losses and the sampler.
     data:             iterable of (image, mask) batches (`make_loader`).
-    tape:             `NoiseTape` of the dropout masks and of what the method draws.
+    tape:             `NoiseTape` of the dropout masks and of the method's random numbers.
     batch_size:       examples per optimizer step in this process. The batches of several processes
                       (`dist_util.setup_dist`) form one whole batch, and all processes get its gradients.
     microbatch:       examples per forward pass; the gradients of the batch are the mean of theirs. -1 takes all.
@@ -198,21 +198,29 @@ class TrainLoop:
             if share != 1:
                 micro_grads = [runtime.scalar(share) * grad for grad in micro_grads]
             grads = micro_grads if grads is None else [a + b for a, b in zip(grads, micro_grads)]
-        # once for the whole batch: what the method learns from it does not depend on the microbatches
-        whole = self._of_whole_batch(places, parts)
+        # The method gets the losses of the whole batch at once, so that the microbatches make no difference.
+        whole = self._gather_batch(places, parts)
         self.method.observe(BatchDraws(self.tape, self.step, range(size * self.group.size)), whole)
-        means = self.group.gather(list(values.values())).mean(0)
+        means = self.group.gather(list(values.values())).mean(0)  # over the processes
         return {name: float(mean) for name, mean in zip(values, means)}, dist_util.average(grads)
 
-    def _of_whole_batch(self, places, parts):
-        """Return the losses of this process' microbatches as those of the whole batch, in its order: (N,) each."""
+    def _gather_batch(self, places, parts):
+        """Return the losses of the whole batch, name -> (N,), in its order.
+
+        places: index in the whole batch of each example of this process.
+        parts:  losses of the microbatches of this process, name -> (n,) each.
+        """
         order = np.argsort(self.group.gather(places).reshape(-1))
         own = np.stack([np.concatenate([losses[name] for losses in parts]) for name in parts[0]])  # (losses, N)
         every = np.concatenate(list(self.group.gather(own)), axis=-1)  # (losses, processes * N)
         return dict(zip(parts[0], every[:, order]))
 
     def _microbatch(self, micro, slots):
-        """Return the mean of `total`, all losses as numpy, and the gradients of some slots of the batch."""
+        """Return the mean of `total`, all losses as numpy, and the gradients of a microbatch.
+
+        micro: (n, C + K, S, S).
+        slots: n indices in the whole batch, by which the noise tape gives each example its random numbers.
+        """
         set_dropout_noise(self.model, self.tape, self.step, slots)
         images = micro[:, : -self.method.mask_channels]
         masks = micro[:, -self.method.mask_channels :]

@@ -13,10 +13,11 @@ from guided_diffusion_pt import build
 
 
 def create_model_and_diffusion(*, seed=0, **settings):
-    """Return (network, diffusion) from the names of `model_and_diffusion_defaults()`; what is left out takes its
-    default. Raises TypeError for an unknown name and `UserError` for a wrong value.
+    """Build (network, diffusion) from settings by their names in `model_and_diffusion_defaults()`.
 
-    seed: of the initial weights.
+    seed:     seed of the initial weights.
+    settings: values; the others keep their defaults.
+    Raises TypeError for an unknown name and `UserError` for a wrong value.
     """
     network, process = split_settings(settings)
     config = Config(seed=seed, model=ModelConfig(**network), diffusion=DiffusionConfig(**process))
@@ -24,22 +25,23 @@ def create_model_and_diffusion(*, seed=0, **settings):
 
 
 def create_model(*, seed=0, **settings):
-    """Return the network of the settings (fields of `ModelConfig`), with the initial weights of a seed."""
+    """Build the network of the settings (fields of `ModelConfig`), with the initial weights of a seed."""
     config = ModelConfig(**settings)
     return build.build_network(config, registry.initial_state(config, seed))
 
 
 def create_gaussian_diffusion(*, steps=DiffusionConfig.diffusion_steps, learn_sigma=False, mask_channels=1, **settings):
-    """Return the diffusion process of the settings (fields of `DiffusionConfig`), a `SpacedDiffusion`.
+    """Build the diffusion process of the settings (fields of `DiffusionConfig`), a `SpacedDiffusion`.
 
-    learn_sigma, mask_channels: of the network.
+    steps:                      T of the whole process.
+    learn_sigma, mask_channels: settings of the network.
     """
     config = DiffusionConfig(diffusion_steps=steps, **settings)
     return build.build_process(config, learn_sigma, mask_channels)
 
 
 def load_model_and_diffusion(path):
-    """(network in eval mode, diffusion, Config) of a checkpoint file.
+    """Load (network in eval mode, diffusion, Config) from a checkpoint file.
 
     Raises `UserError` if the file is no checkpoint or its weights do not fit its configuration.
     """

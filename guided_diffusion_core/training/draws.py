@@ -4,9 +4,12 @@ import numpy as np
 
 
 class BatchDraws:
-    """Draws a method's random numbers from the noise tape, some for each example.
+    """The random numbers of a method, which are drawn from the noise tape for each example.
 
-    tape: NoiseTape. step: number of the optimizer step. slots: (N,) places of the examples in the whole batch.
+    tape:  `NoiseTape`.
+    step:  number of the optimizer step.
+    slots: (N,) indices of the examples in the whole batch.
+
     Example: `draws.normal("train/noise", (1, 64, 64))` for two examples has the shape (2, 1, 64, 64).
     """
 

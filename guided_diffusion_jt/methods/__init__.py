@@ -1,4 +1,4 @@
-"""The methods of this backend: what is optimised, and how masks come out of a network."""
+"""The methods of this backend. A method gives the losses of a network, and the sampler of its masks."""
 
 import importlib
 

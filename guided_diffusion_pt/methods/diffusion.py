@@ -9,7 +9,7 @@ from guided_diffusion_pt.gaussian_diffusion import weighted_total
 from guided_diffusion_pt.resample import LossAwareSampler, UniformSampler, create_named_schedule_sampler
 from guided_diffusion_pt.sample_util import EnsembleSampler
 
-SAMPLER = "schedule_sampler"  # prefix of the names in a checkpoint
+SAMPLER = "schedule_sampler"  # prefix of the names of arrays in a checkpoint
 
 
 def create(config):
@@ -21,8 +21,8 @@ def create(config):
 class Diffusion:
     """The `Method` that trains and samples a network on a process.
 
-    process:          with the methods of `ProcessTensors`, such as a `GaussianDiffusion`.
-    schedule_sampler: `ScheduleSampler`, how training draws its times; uniform if None.
+    process:          a process with the methods of `ProcessTensors`, such as a `GaussianDiffusion`.
+    schedule_sampler: `ScheduleSampler`, from which training draws its times; None is uniform.
     """
 
     def __init__(self, process, schedule_sampler=None):
@@ -31,7 +31,12 @@ class Diffusion:
         self.schedule_sampler = schedule_sampler or UniformSampler(process)
 
     def losses(self, network, images, masks, draws):
-        """Return the terms of `training_losses_segmentation` and their weighted sum `total`, (N,) each."""
+        """Return the terms of `training_losses_segmentation` and their weighted sum `total`, (N,) each.
+
+        images: (N, C, S, S).
+        masks:  (N, K, S, S), above 0 inside.
+        draws:  `BatchDraws` of the examples.
+        """
         t, weights = self.schedule_sampler.draw(draws.uniform(TRAIN_TIMESTEP))
         noise = runtime.to_tensor(draws.normal(TRAIN_NOISE, tuple(masks.shape[1:])), dtype=runtime.precision())
         x_start = th.cat([images, masks], dim=1)  # (N, C + K, S, S)
@@ -39,17 +44,17 @@ class Diffusion:
         return {"total": weighted_total(terms, runtime.to_tensor(weights)), **terms}
 
     def observe(self, draws, losses):
-        """Tell a loss-aware choice of times which of them had which losses."""
+        """Pass the losses of an optimizer step to a sampler of times that follows the losses."""
         if isinstance(self.schedule_sampler, LossAwareSampler):
             t, _ = self.schedule_sampler.draw(draws.uniform(TRAIN_TIMESTEP))
             self.schedule_sampler.update_with_losses(t, losses["loss"])
 
     def state(self):
-        """Return what the choice of times has learned."""
+        """Return the state of the sampler of times, name -> numpy array."""
         return {f"{SAMPLER}/{name}": value for name, value in self.schedule_sampler.state().items()}
 
     def restore(self, arrays):
-        """Go on from what `state` returned."""
+        """Continue from the arrays that `state` returned."""
         self.schedule_sampler.restore({name.removeprefix(f"{SAMPLER}/"): value for name, value in arrays.items()})
 
     def sampler(self, network, sampling, tape):
