@@ -1,11 +1,16 @@
-"""Checkpoints: writing and reading; with `pointers.py` the only place that forms their names.
+"""Writing and reading of checkpoints. Their names are formed only here and in `pointers.py`.
 
-A checkpoint is a folder `OUT/checkpoints/step_000700` with one safetensors file for the network,
-one for each moving average of it, and one for the optimizer (`trainer`). Every file holds the whole
-configuration in its metadata, so that it can be used on its own, in either backend.
-`contents.json` has the size and digest of each; `validation.json`, in a run with validation, what is
-known of its Dice. A folder is written under a temporary name and renamed; the files
-`OUT/checkpoints/last` and `best` name folders (`pointers.py`).
+A checkpoint is a folder `OUT/checkpoints/step_000700`. It contains
+
+    model.safetensors       the network
+    ema_RATE.safetensors    each moving average of the network
+    trainer.safetensors     the state of the optimizer and of the method
+    contents.json           size and digest of each file
+    validation.json         the Dice of the validations, in a run with validation
+
+The metadata of every safetensors file has the whole configuration, so that each file can be used on its own, in either
+backend. A folder is written under a temporary name and then renamed. The files `OUT/checkpoints/last` and `best` name
+folders (`pointers.py`).
 """
 
 import json
@@ -30,19 +35,20 @@ VALIDATION = "validation.json"
 
 
 def average_name(rate):
-    """Name of the weights' moving average of a rate, e.g. "ema_0.9999"."""
+    """Return the name of the moving average of a rate, such as "ema_0.9999"."""
     return f"ema_{rate}"
 
 
 def save(out_dir, step, config, networks, keep=0, validation=None):
     """Write a checkpoint and make it the last one. Returns its folder (Path).
 
-    out_dir:    folder of the run. step: optimizer steps done.
+    out_dir:    folder of the run.
+    step:       number of optimizer steps so far.
     config:     `Config`.
-    networks:   dict name (`NETWORK`, `average_name(rate)`, `TRAINER`) -> dict of numpy arrays by name.
-    keep:       how many checkpoints may stay; the oldest are removed, but never the best. 0: all.
+    networks:   name (`NETWORK`, `average_name(rate)`, `TRAINER`) -> dict of numpy arrays by name.
+    keep:       number of checkpoints that stay; the oldest ones are removed, but never the best. 0 keeps all.
     validation: `Validation.state()`, JSON values, or None.
-    Raises `UserError` if the folder cannot be written; then nothing half-written is left.
+    Raises `UserError` if the folder cannot be written, and then leaves no incomplete files.
     """
     root = pointers.root_of(out_dir)
     folder = pointers.folder_of(out_dir, step)
@@ -72,10 +78,10 @@ def save(out_dir, step, config, networks, keep=0, validation=None):
 
 
 def point_to_best(out_dir, best):
-    """Make a validated checkpoint the best one of a run. Returns whether it is in the run's folder; if not,
-    nothing changes.
+    """Make a validated checkpoint the best one of a run.
 
-    best: {"step": its number, "dice": its Dice}, or None.
+    best: {"step": number of its step, "dice": its Dice}, or None.
+    Returns whether the run's folder has this checkpoint; otherwise nothing changes.
     """
     folder = pointers.folder_of(out_dir, best["step"]) if best else None
     if folder is None or not folder.is_dir():
@@ -98,17 +104,21 @@ def _metadata(step, config, network):
 
 
 def to_bytes(step, config, network, arrays):
-    """The bytes of one safetensors file as `save` writes it; `load` reads it.
+    """Return the bytes of one safetensors file, as `save` writes it and `load` reads it.
 
-    network: its name, `NETWORK` or `average_name(rate)`.
+    step:    number of optimizer steps.
+    config:  `Config`.
+    network: name of the network, `NETWORK` or `average_name(rate)`.
+    arrays:  name -> numpy array.
     """
     return encode_arrays(_contiguous(arrays), metadata=_metadata(step, config, network))
 
 
 def from_bytes(content, where):
-    """(name -> numpy array, metadata: dict of texts) of any safetensors file's bytes.
+    """Read the bytes of any safetensors file: (name -> numpy array, metadata: dict of texts).
 
-    The metadata of a file that `save` has not written is empty. Raises `UserError` if it is no whole
+    where: name of the file, for errors.
+    The metadata is empty if the file was not written by `save`. Raises `UserError` if the file is not a whole
     safetensors file.
     """
     try:
@@ -123,11 +133,13 @@ def from_bytes(content, where):
 
 
 def find(model_path):
-    """The safetensors file (Path) that `--model_path` means.
+    """Find the safetensors file (Path) that `--model_path` means.
 
-    model_path: a file; a checkpoint's folder, of which the first moving average is taken and else
-                the network; a pointer such as RUN/checkpoints/best; or a run's folder, of which the last
-                checkpoint is taken.
+    model_path: one of
+                - a file
+                - the folder of a checkpoint, which gives its first moving average, or the network if it has none
+                - a pointer such as RUN/checkpoints/best
+                - the folder of a run, which gives its last checkpoint
     Raises `UserError` if there is none.
     """
     path = Path(model_path)
@@ -161,12 +173,12 @@ def find(model_path):
 
 
 def find_whole(resume, out_dir):
-    """The checkpoint's folder (Path) that `--resume` means, every file in it proven whole.
+    """Find the folder (Path) of the checkpoint that `--resume` means, and check that all its files are whole.
 
-    resume:  "last", the newest of `out_dir`; or a checkpoint's folder, a pointer or a run's folder.
+    resume:  "last", the newest one of `out_dir`; or the folder of a checkpoint, a pointer or the folder of a run.
     out_dir: folder of the run.
-    Raises `UserError` if there is none, or a file is missing, cut or changed; it names the newest whole
-    checkpoint beside the broken one.
+    Raises `UserError` if there is none, or if a file is missing, cut or changed. The error names the newest whole
+    checkpoint of the run.
     """
     folder = pointers.resolved(Path(out_dir if resume == "last" else resume))
     flaw = pointers.flaw(folder)
@@ -176,13 +188,13 @@ def find_whole(resume, out_dir):
 
 
 def load_validation(folder):
-    """What `save` was given as `validation`, or None."""
+    """Read the `validation` that `save` has written, or None."""
     path = Path(folder) / VALIDATION
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 def load_all(folder):
-    """Everything in a checkpoint's folder: (step, Config, dict name -> dict of numpy arrays)."""
+    """Read all files of a checkpoint's folder: (step, Config, name -> dict of numpy arrays)."""
     networks = {}
     for path in sorted(Path(folder).glob("*.safetensors")):
         with _opened(path) as file:
@@ -195,14 +207,14 @@ def load_all(folder):
 def load(path):
     """Read one safetensors file of a checkpoint: (Config, dict name -> numpy array).
 
-    Raises `UserError` if it is no whole safetensors file or was not written by `save`.
+    Raises `UserError` if the file is not a whole safetensors file, or was not written by `save`.
     """
     with _opened(path) as file:
         return _config(file, path), {name: file.get_tensor(name) for name in file.keys()}
 
 
 def read_config(path):
-    """The `Config` inside a safetensors file of a checkpoint, without its weights; errors as in `load`."""
+    """Read the `Config` in a safetensors file of a checkpoint, without its weights, with the errors of `load`."""
     with _opened(path) as file:
         return _config(file, path)
 
@@ -241,10 +253,12 @@ def _config(file, path):
 
 
 def check_state(expected, arrays, where):
-    """Compare names and shapes of a state dict; `UserError` lists all that differ together.
+    """Check the names and shapes of a state dict.
 
-    expected: dict name -> shape of the network. arrays: dict name -> numpy array.
-    where:    the file that the arrays come from.
+    expected: name -> shape, those of the network.
+    arrays:   name -> numpy array.
+    where:    name of the file of the arrays, for the error.
+    Raises one `UserError` that lists all differences.
     """
     missing = [name for name in expected if name not in arrays]
     unexpected = [name for name in arrays if name not in expected]

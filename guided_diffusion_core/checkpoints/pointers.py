@@ -1,8 +1,8 @@
-"""The checkpoints of a run as folders: which there are, which are whole, and the pointers to them.
+"""The folders of a run's checkpoints, the check that they are whole, and the pointers to them.
 
-A checkpoint is `OUT/checkpoints/step_000700`; its `contents.json` has the size and digest of each
-file in it. Two pointers, files of one line, name folders beside them: `last` the newest, `best` that of
-the highest Dice, with the Dice behind the name.
+A checkpoint is `OUT/checkpoints/step_000700`; its `contents.json` has the size and digest of each of its files. Two
+pointers, files of one line, name a folder next to them: `last` the newest checkpoint, and `best` that with the highest
+Dice, which follows the name.
 """
 
 import hashlib
@@ -20,17 +20,17 @@ _PREFIX = "step_"
 
 
 def root_of(out_dir):
-    """The folder (Path) of a run's checkpoints and pointers."""
+    """Return the folder (Path) of a run's checkpoints and pointers."""
     return Path(out_dir) / "checkpoints"
 
 
 def folder_of(out_dir, step):
-    """The folder (Path) of the checkpoint after `step` optimizer steps."""
+    """Return the folder (Path) of the checkpoint after `step` optimizer steps."""
     return root_of(out_dir) / f"{_PREFIX}{step:06d}"
 
 
 def point(pointer, line):
-    """Write a pointer: whole, or not at all."""
+    """Write a pointer, completely or not at all."""
     temporary = pointer.with_name(f".{pointer.name}.writing")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(line + "\n")
@@ -40,7 +40,7 @@ def point(pointer, line):
 
 
 def pointed_to(pointer):
-    """The folder (Path) that a pointer names. Raises `UserError` if the pointer is cut or the folder is gone."""
+    """Return the folder (Path) that a pointer names. Raises `UserError` for a cut pointer or a missing folder."""
     folder = _named(pointer)
     if folder and folder.is_dir():
         return folder
@@ -49,13 +49,17 @@ def pointed_to(pointer):
 
 
 def _named(pointer):
-    """The folder that a pointer names, there or not; None if the pointer is cut or there is none."""
+    """Return the folder that a pointer names, which may be missing; None for a cut or missing pointer."""
     content = pointer.read_text(errors="replace") if pointer.is_file() else ""
     return pointer.parent / content.split()[0] if content.startswith(_PREFIX) and content.endswith("\n") else None
 
 
 def resolved(path):
-    """A pointer, or a run's folder by its last checkpoint, as the checkpoint's folder; other paths as they are."""
+    """Return the folder of the checkpoint that a path means.
+
+    A pointer gives the folder that it names, and the folder of a run that of its last checkpoint. Other paths are
+    returned as they are.
+    """
     last = root_of(path) / LAST
     if last.is_file():
         return pointed_to(last)
@@ -63,8 +67,10 @@ def resolved(path):
 
 
 def write_contents(folder):
-    """Write `CONTENTS` of the files in a folder, and bring all to the disk: a rename may get there before
-    what it names."""
+    """Write `CONTENTS` of the files in a folder, and flush all of them to the disk.
+
+    Without the flush, a later rename of the folder might reach the disk before its files.
+    """
     contents = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
     (folder / CONTENTS).write_text(json.dumps(contents, indent=1))
     for path in folder.iterdir():
@@ -78,8 +84,10 @@ def _fingerprint(path):
 
 
 def flaw(folder):
-    """What is wrong with a checkpoint's folder: the first three arguments of `found_expected`; None for a
-    whole one, all files of which are there as they were written."""
+    """Find a fault in a checkpoint's folder.
+
+    Returns None if all files are as they were written, otherwise the first three arguments of `found_expected`.
+    """
     try:
         for name, written in json.loads((folder / CONTENTS).read_text()).items():
             found = _fingerprint(folder / name)
@@ -95,14 +103,16 @@ def flaw(folder):
 
 
 def advice(root):
-    """What to do where a checkpoint is broken: the newest whole one beside it is named, never taken unasked."""
+    """Return the advice for a broken checkpoint: the name of the newest whole one, which the user has to choose."""
     whole = next((folder for folder in reversed(_steps(root)) if flaw(folder) is None), None)
     return f"The newest whole checkpoint is {whole}; give that one." if whole else "There is no whole one beside it."
 
 
 def remove_old(out_dir, newest, keep):
-    """Remove the oldest checkpoints until `keep` are left; the folder `newest`, even if a run that went further
-    before it was resumed has left later ones, and the best one stay whatever their age."""
+    """Remove the oldest checkpoints until `keep` are left. The best one and the folder `newest` always stay.
+
+    newest: the folder that was written last. Others may have later steps, if the run was resumed from an earlier one.
+    """
     best = _named(root_of(out_dir) / BEST)
     for old in sorted(_steps(root_of(out_dir)), key=newest.__eq__)[:-keep]:
         if old != best:
@@ -110,6 +120,6 @@ def remove_old(out_dir, newest, keep):
 
 
 def _steps(root):
-    """The checkpoints of a run, oldest first."""
+    """Return the checkpoints of a run, oldest first."""
     folders = (path for path in root.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit())
     return sorted(folders, key=lambda path: int(path.name.removeprefix(_PREFIX)))

@@ -1,4 +1,4 @@
-"""The flags that the scoring commands share. Imports no scoring, so that `--help` is quick."""
+"""The flags of all scoring commands. This module imports no scoring, so that `--help` is quick."""
 
 import argparse
 import math
@@ -9,8 +9,10 @@ from guided_diffusion_core.errors import found_expected
 
 
 def add_flags(parser):
-    """Add the flags of the ground truth (with the names that the original and the Jittor port give them),
-    of the threshold and of the surface distances."""
+    """Add the flags of the ground truth, the threshold and the surface distances.
+
+    Those of the ground truth also have their names in the original and in the Jittor port.
+    """
     parser.add_argument(
         "--out_pth",
         "--gt_pred",
@@ -54,14 +56,14 @@ def add_flags(parser):
 
 
 def data_config(args):
-    """The `DataConfig` that the flags say."""
+    """Return the `DataConfig` of the flags."""
     return DataConfig(
         **{name: value for name, value in command_line.given_settings(args).items() if name != "threshold"}
     )
 
 
 def threshold(args):
-    """The threshold that the flags say, else the default. Raises `UserError` outside (0, 1]."""
+    """Return the threshold of the flags, or the default. Raises `UserError` for values outside (0, 1]."""
     value = command_line.given_settings(args).get("threshold", SamplingConfig.threshold)
     if not 0 < value <= 1:
         raise found_expected("--threshold", value, "a number above 0 and up to 1", "Use 0.5.")
@@ -69,8 +71,10 @@ def threshold(args):
 
 
 def surfaces(args):
-    """The `Surfaces` that the flags say, None without `--surfaces True`. Raises `UserError` for lengths that are
-    not positive."""
+    """Return the `Surfaces` of the flags, or None without `--surfaces True`.
+
+    Raises `UserError` for lengths that are not positive.
+    """
     from guided_diffusion_core.evaluation import Surfaces
 
     for name in ("nsd_tolerance", "pixel_spacing"):
@@ -80,7 +84,7 @@ def surfaces(args):
 
 
 def require_not_given(args, beside):
-    """Refuse the flags that have no meaning beside another one; `UserError`."""
+    """Raise `UserError` for flags that have no meaning together with the flag `beside`."""
     if "threshold" in command_line.given_settings(args) or args.surfaces:
         raise found_expected(
             "--threshold or --surfaces", f"given beside {beside}", "neither of them", "Leave them out."

@@ -1,6 +1,6 @@
-"""The folder of a sampling: one run's settings, whichever process does which part, and what is finished.
+"""The folder of a sampling: the settings of its run, and the finished cases of all its parts.
 
-A folder holds the masks of one run. Every process writes its report there when it begins, so that a
+A folder contains the masks of one run. Every process writes its report there when it begins, so that a
 process that comes later, to go on or to do another part, finds the settings with which it must agree.
 """
 
@@ -20,7 +20,7 @@ FLAGS = {"model_sha256": "model_path", "images": "data_dir"}  # settings that an
 
 
 def report_path(out_dir, part_id=0, num_parts=1):
-    """Path of a process' report: run_report.json, or run_report_part_0_of_3.json."""
+    """Return the path of a process' report: run_report.json, or run_report_part_0_of_3.json."""
     part = f"_part_{part_id}_of_{num_parts}" if num_parts > 1 else ""
     return bf.join(str(out_dir), f"{REPORT}{part}.json")
 
@@ -31,9 +31,9 @@ def write_report(path, report):
 
 
 def part_of(cases, part_id, num_parts):
-    """The cases of a part: number i belongs to part i modulo num_parts.
+    """Return the cases of a part: number i belongs to part i modulo num_parts.
 
-    Raises `UserError` for a part that there is not.
+    Raises `UserError` for a part that does not exist.
     """
     if num_parts < 1:
         raise found_expected("--num_parts", num_parts, "at least 1", "Use 1.")
@@ -48,7 +48,7 @@ def part_of(cases, part_id, num_parts):
 
 
 def require_one_sharing(processes, part_id, num_parts):
-    """Refuse flags for a part beside a launcher, whose processes would share each part once more; `UserError`."""
+    """Raise `UserError` for flags of a part together with a launcher, whose processes would share each part again."""
     if processes.size > 1 and (part_id, num_parts) != (0, 1):
         raise found_expected(
             "--num_parts",
@@ -59,10 +59,11 @@ def require_one_sharing(processes, part_id, num_parts):
 
 
 def require_same_run(writer, cases, settings):
-    """Refuse a folder that holds masks of another run; nothing in it is changed.
+    """Raise `UserError` for a folder with masks of another run. It names the first setting that differs.
 
-    writer: `CaseWriter` of the folder. cases: all cases of the run. settings: of this run, JSON values.
-    Raises `UserError` that names the first setting that differs.
+    writer:   `CaseWriter` of the folder, in which nothing is changed.
+    cases:    all cases of the run.
+    settings: the settings of this run, JSON values.
     """
     reports = _reports(writer.out_dir)
     for path, report in reports.items():
@@ -90,7 +91,7 @@ def require_same_run(writer, cases, settings):
 
 
 def _reports(folder):
-    """Path -> content of all reports in a folder."""
+    """Return path -> content of all reports in a folder."""
     names = sorted(name for name in bf.listdir(folder) if fnmatch.fnmatch(name, f"{REPORT}*.json"))
     reports = {}
     for path in (bf.join(folder, name) for name in names):
@@ -107,7 +108,7 @@ def _reports(folder):
 
 
 def _flat(tree, prefix=""):
-    """Nested dicts as one, with names such as "sampling.eta"."""
+    """Flatten nested dicts to one, with names such as "sampling.eta"."""
     flat = {}
     for name, value in tree.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}

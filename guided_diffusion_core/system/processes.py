@@ -1,9 +1,10 @@
-"""Runs of several processes: what the launcher tells each one, and which examples of a batch are its own.
+"""Runs of several processes: the place of each one in its run, and its share of a batch.
 
-`torchrun --nproc_per_node=2 scripts/segmentation_train.py ...` starts PyTorch, `mpirun -np 2 python
-scripts/segmentation_train.py --backend jittor ...` Jittor. How the processes talk to each other is in
-each backend's `dist_util`; nothing here depends on a framework.
-`python -m guided_diffusion_core.system.processes` prints which launchers there are.
+    torchrun --nproc_per_node=2 scripts/segmentation_train.py ...
+    mpirun -np 2 python scripts/segmentation_train.py --backend jittor ...
+
+start PyTorch and Jittor. The `dist_util` of each backend connects the processes; nothing here depends on a framework.
+`python -m guided_diffusion_core.system.processes` prints the launchers of this machine.
 """
 
 import os
@@ -21,7 +22,7 @@ from guided_diffusion_core.errors import UserError, found_expected
 
 TORCHRUN = "torchrun"
 MPIRUN = "mpirun"
-# (rank, size, rank on its machine), and what else must be there, of each launcher
+# Launcher -> its variables for (rank, size, rank on its machine), and other variables that it must set.
 _VARIABLES = {
     TORCHRUN: (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("MASTER_ADDR", "MASTER_PORT")),
     MPIRUN: (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"), ()),
@@ -32,7 +33,13 @@ TERMINATED = 128 + signal.SIGTERM  # exit code
 
 @dataclass(frozen=True)
 class Processes:
-    """The place of this process in its run: rank from 0 to size - 1; launcher: its name, "" without one."""
+    """The place of this process in its run.
+
+    rank:       0 to size - 1.
+    size:       number of processes.
+    local_rank: rank on its machine.
+    launcher:   name of the launcher, "" without one.
+    """
 
     rank: int = 0
     size: int = 1
@@ -44,13 +51,13 @@ class Processes:
 
 
 class Alone:
-    """The only process of its run, with the verbs of a `dist_util.Group`."""
+    """The only process of its run, with the methods of a `dist_util.Group`."""
 
     rank = 0
     size = 1
 
     def gather(self, values):
-        """The values of every process: numpy (size, *shape of one's)."""
+        """Return the values of every process: numpy (size, *shape of the values of one)."""
         return np.asarray(values)[None]
 
     def close(self):
@@ -58,7 +65,7 @@ class Alone:
 
 
 def launched():
-    """What the environment says: the `Processes` of a launcher, or those of a run without one."""
+    """Return the `Processes` that the environment describes: those of a launcher, or of a run without one."""
     for launcher, (names, others) in _VARIABLES.items():
         if all(name in os.environ for name in (*names, *others)):
             found = Processes(*(int(os.environ[name]) for name in names), launcher)
@@ -68,7 +75,7 @@ def launched():
 
 
 def launched_for(backend):
-    """`launched()`; `UserError` if the backend cannot connect what that launcher has started."""
+    """Return `launched()`. Raises `UserError` if the backend cannot connect the processes of that launcher."""
     found = launched()
     launcher = BACKENDS[backend].launcher
     if found.size > 1 and found.launcher != launcher:
@@ -82,10 +89,14 @@ def launched_for(backend):
 
 
 def own_slots(count, microbatch, rank, size):
-    """The places in the whole batch of the `count` examples that a process trains on in one step, a list.
+    """Return the indices in the whole batch of the examples that a process trains on in one step, a list.
 
-    Each process takes an equal share of every microbatch, so that one process with `size` times the batch
-    and the microbatch sees the same microbatches.
+    count:      number of these examples.
+    microbatch: examples of one forward pass of a process.
+    rank, size: place of the process in the run.
+
+    Each process takes an equal share of every microbatch. One process with `size` times the batch and the microbatch
+    has the same microbatches.
     """
     slots = []
     for start in range(0, count, microbatch):
@@ -95,18 +106,22 @@ def own_slots(count, microbatch, rank, size):
 
 
 def shared_batch(count, trained, size):
-    """A process' share of a batch or microbatch of `count` examples in each of `trained` processes, when `size`
-    processes go on; None if it cannot be shared evenly."""
+    """Return the share of one process in a batch when the number of processes changes; None if shares are not equal.
+
+    count:   examples of one process so far.
+    trained: number of processes so far.
+    size:    number of processes from now on.
+    """
     return None if count * trained % size else count * trained // size
 
 
 def any_process(group, flag):
-    """Whether a flag is set in some process of a group: the same answer in all."""
+    """Return whether a flag is set in some process of a group, with the same answer in all of them."""
     return bool(group.gather([float(flag)]).any())
 
 
 def lost(reason):
-    """The `UserError` of a process whose connection to another one is gone."""
+    """Return the `UserError` of a process that has lost the connection to another one."""
     return UserError(
         f"{launched()}: another process of this run has ended ({reason}). "
         f"{GO_ON.format(flag='--resume last, or --continue when sampling')}"
@@ -114,10 +129,12 @@ def lost(reason):
 
 
 def explain_termination(found, flag):
-    """On SIGTERM say how to go on, and end: a launcher sends it to the processes that are left when one
-    has ended. Without a launcher SIGTERM stays what it is.
+    """Let SIGTERM print how to continue the run, and end the process.
 
-    found: `Processes`. flag: what the command goes on with.
+    A launcher sends this signal to the other processes when one has ended. SIGTERM stays as it is without a launcher.
+
+    found: `Processes`.
+    flag:  the flag with which the command continues.
     """
 
     def end(signum, frame):
@@ -130,13 +147,13 @@ def explain_termination(found, flag):
 
     if found.size > 1:
         signal.signal(signal.SIGTERM, end)
-        # Pools end their processes by SIGTERM, and wait for ever for one that gets it between two instructions
-        # of Python.
+        # Pools end their processes by SIGTERM, and wait forever for one that gets it between two instructions of
+        # Python. So children have the default.
         os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def launchers():
-    """Name -> version or what is missing, of each launcher, texts."""
+    """Return the name of each launcher -> its version, or the part of it that is missing, as texts."""
     mpirun = shutil.which(MPIRUN)
     version = subprocess.run([mpirun, "--version"], text=True, capture_output=True).stdout if mpirun else ""
     found = version.splitlines()[0] if version else "not found; install it: apt-get install openmpi-bin"

@@ -1,6 +1,6 @@
-"""What surrounds a backend's training loop: log, progress bar, checkpoints.
+"""The run of a backend's training loop: log, progress bar, validation and checkpoints.
 
-The loop itself (`train_util.TrainLoop`) computes and yields; nothing here depends on a framework.
+The loop (`train_util.TrainLoop`) computes the steps; nothing here depends on a framework.
 """
 
 import contextlib
@@ -23,10 +23,14 @@ from guided_diffusion_core.training.rates import last_step
 def run_training(loop, config, out_dir, validation=None):
     """Run a `TrainLoop` to its end: log lines, a progress bar with the time left, validation, checkpoints.
 
+    loop:       `TrainLoop`.
+    config:     `Config` of the training.
+    out_dir:    folder of the run.
     validation: `Validation`, or None.
-    Of several processes all compute the steps, and the first one does the rest.
     Returns the folder of the last checkpoint, in the first process. Raises KeyboardInterrupt after Ctrl-C, when the
-    checkpoint is written, and `UserError` when the loss is no number any more.
+    checkpoint is written, and `UserError` when the loss is not finite.
+
+    All processes compute the steps; the first one does the rest.
     """
     steps = last_step(config.training)
     before = loop.step
@@ -57,24 +61,24 @@ def run_training(loop, config, out_dir, validation=None):
 
 
 class _Follower:
-    """What every process but the first does after the steps: nothing."""
+    """The work of all processes but the first one after a step: none."""
 
     saved = None
 
     def validate(self, done, values):
-        """As of `_Run`."""
+        """Do nothing."""
 
     def after_step(self, done, stopping):
-        """As of `_Run`."""
+        """Do nothing."""
 
     def close(self):
-        """As of `_Run`."""
+        """Do nothing."""
 
 
 class _Run:
-    """What happens after the steps of a training: log, validation, checkpoints.
+    """The work of the first process after each step: log, validation and checkpoints.
 
-    saved: folder of the last checkpoint, None before the first.
+    saved: folder of the last checkpoint, None before the first one.
     """
 
     def __init__(self, loop, config, out_dir, validation, stop):
@@ -87,16 +91,16 @@ class _Run:
         self.validated = {}
         self.started = time.perf_counter()
         if not loop.step:
-            checkpoints.forget_best(out_dir)  # of an earlier training in this folder
+            checkpoints.forget_best(out_dir)  # that of an earlier training in this folder
         late = self._resume_validation() if validation else {}
         self.log = RunLog(out_dir, loop.step, late)
 
     def _resume_validation(self):
-        """Make up for a validation that was interrupted; its values for the log's last line."""
+        """Repeat a validation that was interrupted, and return its values for the last line of the log."""
         validation = self.validation
         step = self.loop.step
         if not checkpoints.point_to_best(self.out_dir, validation.best):
-            validation.best = None  # it is in no folder of this run
+            validation.best = None  # no folder of this run has it
         if not validation.is_due(step):
             return {}
         dice = validation.run(step, self.loop, self.stop)
@@ -107,13 +111,17 @@ class _Run:
         return {"val_dice": dice}
 
     def validate(self, done, values):
-        """Record the values of step number `done`, and validate if it is time to."""
+        """Record the values of step number `done`, and validate if a validation is due."""
         self.log.record(values)
         due = self.validation and self.validation.is_due(done)
         self.validated = {"val_dice": self._validate(done)} if due else {}
 
     def after_step(self, done, stopping):
-        """Write a line and save if it is time to."""
+        """Write a line of the log and a checkpoint if they are due.
+
+        done:     number of steps so far.
+        stopping: the run was interrupted, and this is its last step.
+        """
         training = self.config.training
         validation = self.validation
         validated = self.validated
@@ -133,7 +141,7 @@ class _Run:
         try:
             return self.validation.run(done, self.loop, self.stop)
         except Exception:
-            self._save(done)  # whatever is wrong with validation data must not cost steps
+            self._save(done)  # an error of the validation must not cost steps
             raise
 
     def _save(self, done):
