@@ -1,4 +1,4 @@
-"""Find the families of networks, and answer questions about a network by its settings."""
+"""The table of all families of networks, and the properties of a network by its settings."""
 
 import functools
 import importlib
@@ -15,7 +15,7 @@ ENTRY_POINTS = "medsegdiff.networks"
 
 @functools.cache
 def _all_families(folders):
-    """The families in some folders, by name; the folders are part of the question, since one can be added."""
+    """Return the families in some folders, by name. The folders are an argument because one may be added later."""
     found = {}
     for entry in sorted(pkgutil.iter_modules(folders), key=lambda entry: entry.name):
         module = f"{networks.__name__}.{entry.name}"
@@ -34,14 +34,14 @@ def _add_installed():
 
 
 def add_folder(folder):
-    """Make the families in a folder known, each in a folder `NAME/` with a `family.py`."""
+    """Add the families of a folder, each in a folder `NAME/` with a `family.py`."""
     if str(folder) not in networks.__path__:
         networks.__path__.append(str(folder))
         importlib.invalidate_caches()
 
 
 def families():
-    """Return a dict name -> `Family` of all that are known, by name."""
+    """Return name -> `Family` of all families, sorted by the names of their folders."""
     _add_installed()
     return _all_families(tuple(networks.__path__))
 
@@ -55,7 +55,7 @@ def family_named(name):
 
 
 def family_of(settings):
-    """Return the `Family` of a network's settings. Raises `UserError` for those of none."""
+    """Return the `Family` of a network's settings. Raises `UserError` if no family has such settings."""
     for family in families().values():
         if family.has(settings):
             return family
@@ -63,7 +63,7 @@ def family_of(settings):
 
 
 def make_plan(settings):
-    """Return the plan of a network. Raises `UserError` for settings that make none."""
+    """Return the plan of a network. Raises `UserError` for impossible settings."""
     return family_of(settings).plan(settings)
 
 
@@ -74,22 +74,24 @@ def state_shapes(settings):
 
 
 def initial_state(settings, seed):
-    """Return the parameters and buffers that a training starts with: dict name -> float32 array (int64 for
-    counters). Both backends start from them, so that the same seed gives the same network."""
+    """Return the parameters and buffers at the start of a training: name -> float32 array (int64 for counters).
+
+    Both backends start from them, so that the same seed gives the same network.
+    """
     family = family_of(settings)
     return family.initial_state(family.plan(settings), NoiseTape(seed))
 
 
 def repaired(settings, arrays, where):
-    """Return a network's arrays from a file, with what other software leaves out added.
+    """Return a network's arrays from a file, and add those that other software leaves out.
 
-    where: the file, for the message.
+    where: name of the file, for errors.
     """
     family = family_of(settings)
     return family.repair(family.state_shapes(family.plan(settings)), arrays, where)
 
 
 def smallest_batch(settings):
-    """Return how many examples a forward pass in training needs."""
+    """Return the smallest number of examples of a forward pass in training."""
     family = family_of(settings)
     return family.smallest_batch(family.plan(settings))

@@ -11,7 +11,7 @@ def is_buffer(name):
 def moved_by_one_ulp(state):
     """Return a copy of a state dict with every non-zero float32 value moved to the next larger float32.
 
-    The yardstick of rounding: what such a move changes, no comparison of two frameworks can tell.
+    It measures rounding: no comparison of two frameworks can be more exact than the effect of such a change.
     """
     moved = {}
     for name, value in state.items():
