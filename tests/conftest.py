@@ -43,7 +43,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session", params=BACKENDS)
 def backend(request):
-    """Each backend in turn, started; one that cannot be imported fails its tests."""
+    """Return each backend in turn, started. A backend that cannot be imported fails its tests."""
     start_backend(request.param)
     return Backend(request.param)
 
@@ -56,7 +56,7 @@ def children_may_be_killed():
 
 @pytest.fixture
 def float64(backend):
-    """`backend` computes in float64 during the test."""
+    """Let `backend` compute in float64 during the test."""
     runtime = backend.module("runtime")
     runtime.set_precision("float64")
     yield

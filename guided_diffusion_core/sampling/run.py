@@ -24,10 +24,11 @@ from guided_diffusion_core.system.processes import Alone
 
 
 def sampling_config(path, given, preset=None):
-    """The configuration of a checkpoint with what the command line gives for data and sampling.
+    """Return the configuration of a checkpoint with the settings of the command line for data and sampling.
 
-    path: safetensors file of the checkpoint. given: settings on the command line, by name.
-    preset: a preset's name or None; it counts as if its settings had been given.
+    path:   safetensors file of the checkpoint.
+    given:  settings on the command line, by name.
+    preset: name of a preset or None; its settings count as given.
     Raises `UserError` if a given setting of the network or the diffusion contradicts the checkpoint.
     """
     trained = checkpoints.read_config(path)

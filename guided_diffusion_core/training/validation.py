@@ -1,4 +1,4 @@
-"""Validation on the way of a training: Dice of sampled masks, and which checkpoint had the highest.
+"""Validation during a training: the Dice of sampled masks, and the checkpoint with the highest one.
 
 The masks are those that `segmentation_sample.py` would sample with the checkpoint of that step, its seed
 and one member per ensemble, and the Dice is the mean that `segmentation_env.py` would print: at the
@@ -62,11 +62,11 @@ class Validation:
         self.step, self.best = (state["step"], state["best"]) if state else (0, None)
 
     def state(self):
-        """What a checkpoint records, JSON values."""
+        """Return the values for a checkpoint, JSON values."""
         return {"step": self.step, "best": self.best}
 
     def is_due(self, step):
-        """Whether `step` steps are a moment to validate and have not been validated."""
+        """Return whether a validation is due after `step` steps, and has not been done."""
         return step > self.step and step % self.config.training.val_interval == 0
 
     def run(self, step, loop, stop):
@@ -98,14 +98,14 @@ class Validation:
         return dice
 
     def is_best(self, step):
-        """Whether the network after `step` steps is the best so far."""
+        """Return whether the network after `step` steps is the best one so far."""
         return self.best is not None and self.best["step"] == step
 
 
 def _sampling(config):
-    """The `SamplingConfig` of validation: the configured sampler with one member and few steps.
+    """Return the `SamplingConfig` of validation: the configured sampler with one member and few steps.
 
-    In fewer steps than trained the ancestral one is DDIM with eta 1, which does without its learned variance.
+    DDIM with eta 1, which needs no learned variance, replaces the ancestral sampler in fewer steps than in training.
     """
     trained = process_steps(config.diffusion)
     few = min(config.sampling.sample_steps or trained, trained, MOST_STEPS)
@@ -118,7 +118,7 @@ def _sampling(config):
 
 
 def open_validation(config, out_dir, last_step, state=None):
-    """The `Validation` of a training of `last_step` steps, or None where `--val_dir` is not given."""
+    """Return the `Validation` of a training of `last_step` steps, or None without `--val_dir`."""
     if not config.training.val_dir:
         return None
     if config.training.val_interval > last_step:

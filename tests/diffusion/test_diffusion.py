@@ -21,7 +21,7 @@ def training_terms(backend, network, t=(3, 17), **settings):
 
 @pytest.mark.parametrize("variance", ModelVarType)
 def test_every_parametrisation_gives_the_posterior(backend, variance):
-    """A network that knows the truth predicts the posterior's mean and x_0, whatever it predicts."""
+    """Require the posterior's mean and x_0 from a network that knows the truth, in every parametrisation."""
     t = np.array([1, 60])
     x_start = X_START[:, -1:]
     x_t = noised(t)
@@ -88,7 +88,7 @@ def test_clipping_limits_the_predicted_mask(backend):
 
 
 def numpy_vb(mean, log_variance, x_t, t):
-    """The bound's term in bits per pixel, from its definition (DDPM, eq. 5) in numpy."""
+    """Return the bound's term in bits per pixel, from its definition (DDPM, eq. 5) in numpy."""
     x_start = X_START[:, -1:]
     squared = (posterior_mean(x_start, x_t, t) - mean) ** 2
     true_variance = per_case(np.exp(TABLES.posterior_log_variance_clipped), t)

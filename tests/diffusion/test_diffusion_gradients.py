@@ -39,7 +39,7 @@ def loss_and_gradient(backend, mean, variance, loss):
 
 @pytest.fixture
 def backends():
-    """All backends, in float64."""
+    """Return all backends, in float64."""
     backends = [Backend(name) for name in BACKENDS]
     for backend in backends:
         backend.module("runtime").set_precision("float64")
@@ -59,7 +59,7 @@ def test_both_backends_have_the_same_gradients(backends, mean, variance, loss):
 
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
 def test_both_backends_have_the_same_decoder_gradients(backends):
-    """In the first, an inner and the last bin, within two standard deviations of the mean."""
+    """Compare them in the first, an inner and the last bin, within two standard deviations of the mean."""
     rs = np.random.RandomState(4)
     log_scales = rs.uniform(-3, 0, size=(3, 50))
     x = np.array([[-1.0], [0.0], [1.0]]) * np.ones(50)

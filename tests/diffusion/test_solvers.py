@@ -46,7 +46,7 @@ def close(found, expected):
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_ddim_keeps_the_marginal(process, eta):
-    """x_{t-1} has mean sqrt(abar') x_0 and variance 1 - abar' whatever eta (DDIM, lemma 1)."""
+    """Require the mean sqrt(abar') x_0 and the variance 1 - abar' of x_{t-1} for any eta (DDIM, lemma 1)."""
     found = rows(process, "ddim", eta=eta)
     close(found.xstart + found.x_t * process.sqrt_alphas_cumprod, np.sqrt(process.alphas_cumprod_prev))
     close(found.x_t**2 * (1 - process.alphas_cumprod) + found.noise**2, 1 - process.alphas_cumprod_prev)

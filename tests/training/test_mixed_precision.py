@@ -42,7 +42,7 @@ def full_precision_again():
 
 
 def create(mixed_precision, step=0, networks=None, **settings):
-    """A training loop of the least network."""
+    """Build a training loop of the smallest network."""
     configuration = small_config(**{**LEAST, **settings}, mixed_precision=mixed_precision)
     return PYTORCH.module("train_util").create_train_loop(configuration, RandomDataset(2), step, networks)
 

@@ -61,7 +61,7 @@ class Bright(RandomDataset):
 
 
 def create_loop(backend, method, steps, microbatch):
-    """A `TrainLoop` of a convolution with fixed initial weights."""
+    """Build a `TrainLoop` of a convolution with fixed initial weights."""
     train_util = backend.module("train_util")
     network = framework(backend).nn.Conv2d(3, 1, 3, padding=1)
     generator = np.random.default_rng(3)

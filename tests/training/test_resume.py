@@ -79,7 +79,7 @@ TINY = {"model": {"a": np.arange(40, dtype=np.float32)}, "trainer": {"first_mome
 
 @pytest.fixture
 def saved(tmp_path):
-    """The second of two checkpoints, which is the best one too."""
+    """Write two checkpoints and return the second one, which is also the best."""
     for step, dice in ((4, 0.25), (5, 0.5)):
         folder = checkpoints.save(
             tmp_path / "run",

@@ -51,7 +51,7 @@ class FixedTimesteps:
 
 
 def feeds_batch_norm(name):
-    """Whether a bias is taken out again by the batch norm behind it: its true gradient is zero."""
+    """Return whether a batch norm removes a bias again, so that its true gradient is zero."""
     return name.startswith("hwm.") and name.endswith(".conv.bias")
 
 

@@ -41,7 +41,7 @@ def arrays(backend, loop, tensors):
 
 
 def whole_batch(dataset, size):
-    """(N, C + 1, S, S): images and masks of the first examples."""
+    """Return the images and masks of the first examples, (N, C + 1, S, S)."""
     return np.concatenate([dataset.images[:size], dataset.masks[:size]], axis=1)
 
 
