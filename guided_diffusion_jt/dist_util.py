@@ -45,7 +45,7 @@ def _mpi():
             "mpirun",
             f"no usable mpi4py ({error})",
             "mpi4py and the libraries of OpenMPI",
-            "Run: apt-get install openmpi-bin; pip install -r requirements.txt",
+            "Run: apt-get install openmpi-bin; pip install mpi4py",
         ) from error
     return MPI
 

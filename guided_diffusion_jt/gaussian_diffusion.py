@@ -7,7 +7,7 @@ import math
 
 from guided_diffusion_core.config import SamplingConfig
 from guided_diffusion_core.diffusion.gaussian import GaussianProcess
-from guided_diffusion_core.diffusion.schedule import (  # noqa: F401
+from guided_diffusion_core.diffusion.schedule import (
     DiffusionTables,
     LossType,
     ModelMeanType,

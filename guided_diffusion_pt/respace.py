@@ -1,6 +1,6 @@
 """Diffusion processes that take only some steps of another one."""
 
-from guided_diffusion_core.diffusion.schedule import respace, space_timesteps  # noqa: F401
+from guided_diffusion_core.diffusion.schedule import respace, space_timesteps
 from guided_diffusion_pt.gaussian_diffusion import GaussianDiffusion
 
 

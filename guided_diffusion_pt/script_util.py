@@ -1,6 +1,6 @@
 """Networks and diffusion processes from settings, by the original's names."""
 
-from guided_diffusion_core.config import (  # noqa: F401
+from guided_diffusion_core.config import (
     Config,
     DiffusionConfig,
     ModelConfig,

@@ -5,7 +5,7 @@ from typing import Any
 
 from guided_diffusion_core import command_line, training
 from guided_diffusion_core.backends import backend_module, start_backend
-from guided_diffusion_core.config import resolve, setting_names
+from guided_diffusion_core.config import all_setting_names, resolve
 from guided_diffusion_core.data import open_dataset
 from guided_diffusion_core.errors import join_names
 from guided_diffusion_core.system import processes
@@ -40,10 +40,10 @@ def train(
     Raises `UserError` as `medsegdiff train` does, TypeError for an unknown setting.
     """
     backend = choose_backend(backend)
-    known = setting_names()
+    known = all_setting_names()
     unknown = [name for name in settings if name not in known]
     if unknown:
-        raise TypeError(f"unknown settings: {join_names(unknown)}; known are {', '.join(known)}")
+        raise TypeError(f"unknown settings: {join_names(unknown)}; known are {', '.join(sorted(known))}")
     given = {**settings, "data_dir": str(data_dir), "seed": seed}
     run(backend, str(out_dir), given, preset, str(resume), threads=threads, device=device, show=False)
     return load(out_dir, backend, device, threads)

@@ -10,12 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guided_diffusion_core import command_line  # noqa: E402
-from guided_diffusion_core.errors import UserError  # noqa: E402
-from studies import brats  # noqa: E402
+from guided_diffusion_core import command_line
+from guided_diffusion_core.errors import UserError
+from studies import brats
+
+ROOT = Path(__file__).resolve().parents[1]
 
 HELD_OUT = ["--slices", "odd,tumour"]
 # Samples of the validation curve: one member each, since a curve needs many of them.
@@ -84,7 +85,7 @@ def train(args, name, backend, preset, data_dir, slices):
         *brats.NETWORK,
         *brats.OPTIMIZATION,
     ]
-    call("segmentation_train.py", flags, moved=name.endswith("-ulp"))
+    call("train", flags, moved=name.endswith("-ulp"))
 
 
 def score(args, model_path, name, backend, data_dir, slices, sampling):
@@ -93,7 +94,7 @@ def score(args, model_path, name, backend, data_dir, slices, sampling):
     data = ["--data_name", "BRATS", "--data_dir", data_dir, *slices]
     if not (out_dir / "summary.json").is_file():
         call(
-            "segmentation_sample.py",
+            "sample",
             [
                 "--backend",
                 backend,
@@ -107,7 +108,7 @@ def score(args, model_path, name, backend, data_dir, slices, sampling):
                 *sampling,
             ],
         )
-        call("segmentation_env.py", ["--inp_pth", out_dir, *data])
+        call("score", ["--inp_pth", out_dir, *data])
 
 
 def validate(args, name, backend, preset):
@@ -125,30 +126,26 @@ def validate(args, name, backend, preset):
         )
 
 
-def call(script, flags, moved=False):
-    """Run a public command; `moved` trains from initial weights moved by one ulp."""
-    command = [str(ROOT / "scripts" / script), *map(str, flags)]
-    print("+", "python", *command, flush=True)
-    if moved:
-        command = ["-c", MOVED, *command]
-    code = subprocess.run([sys.executable, *command]).returncode
+def call(command, flags, moved=False):
+    """Run a command of medsegdiff; `moved` trains from initial weights moved by one ulp."""
+    line = [command, *map(str, flags)]
+    print("+", "medsegdiff", *line, flush=True)
+    code = subprocess.run([sys.executable, *(["-c", MOVED] if moved else ["-m", "medsegdiff"]), *line]).returncode
     if code:
         raise UserError(
-            f"{script} ended with exit code {code}; its message is above. Mend it and start again: "
+            f"{command} ended with exit code {code}; its message is above. Fix it and start again: "
             "finished parts are kept."
         )
 
 
-# The public training command with its initial weights moved; a run of this kind has no other use.
+# `medsegdiff` with its initial weights moved; a run of this kind has no other use.
 MOVED = """
-import runpy, sys
-sys.argv = sys.argv[1:]
-sys.path.insert(0, sys.argv[0].rsplit("/", 2)[0])
 from guided_diffusion_core.networks import registry
 from guided_diffusion_core.networks.state import moved_by_one_ulp
+from medsegdiff.__main__ import main
 drawn = registry.initial_state
 registry.initial_state = lambda settings, seed: moved_by_one_ulp(drawn(settings, seed))
-runpy.run_path(sys.argv[0], run_name="__main__")
+main()
 """
 
 

@@ -11,15 +11,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guided_diffusion_core import command_line  # noqa: E402
-from guided_diffusion_core.config import DataConfig  # noqa: E402
-from guided_diffusion_core.data import list_truths  # noqa: E402
-from guided_diffusion_core.errors import UserError  # noqa: E402
-from studies import brats, sampler_study, samplers  # noqa: E402
-from studies.sampler_study import Point  # noqa: E402
+from guided_diffusion_core import command_line
+from guided_diffusion_core.config import DataConfig
+from guided_diffusion_core.data import list_truths
+from guided_diffusion_core.errors import UserError
+from studies import brats, sampler_study, samplers
+from studies.sampler_study import Point
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Name of the network -> predict_xstart, optimizer steps, those over which the rate falls, and those between
 # two checkpoints.
@@ -82,8 +83,7 @@ def train(args, name):
     out_dir = args.work_dir / name
     if (out_dir / "checkpoints" / f"step_{steps:06d}").is_dir():
         return
-    command = [
-        ROOT / "scripts" / "segmentation_train.py",
+    flags = [
         "--preset",
         "fast",
         "--predict_xstart",
@@ -105,9 +105,9 @@ def train(args, name):
         *brats.NETWORK,
         *brats.OPTIMIZATION,
     ]
-    if subprocess.run([sys.executable, *map(str, command)]).returncode:
+    if subprocess.run([sys.executable, "-m", "medsegdiff", "train", *map(str, flags)]).returncode:
         raise UserError(
-            "segmentation_train.py failed; its message is above. Fix it and start again: finished parts are kept."
+            "medsegdiff train failed; its message is above. Fix it and start again: finished parts are kept."
         )
 
 

@@ -156,7 +156,7 @@ def find(model_path):
             "--model_path",
             path,
             "a .safetensors file, which holds the configuration too",
-            f"Run: python scripts/convert_checkpoint.py {path} {target}",
+            f"Run: medsegdiff convert {path} {target}",
         )
     path = pointers.resolved(path)
     if path.is_file():
@@ -237,7 +237,7 @@ def _config(file, path):
         raise found_expected(
             path,
             "a safetensors file without this software's configuration",
-            "a checkpoint written by segmentation_train.py",
+            "a checkpoint written by medsegdiff train",
             "Use such a checkpoint.",
         )
     try:

@@ -1,11 +1,15 @@
 """The flags of all scoring commands. This module imports no scoring, so that `--help` is quick."""
 
 import argparse
+import importlib.util
 import math
 
 from guided_diffusion_core import command_line
 from guided_diffusion_core.config import DataConfig, SamplingConfig
 from guided_diffusion_core.errors import found_expected
+
+# Distribution -> module, which `evaluation.surfaces` imports.
+SURFACE_PACKAGES = {"MedPy": "medpy", "surface-distance": "surface_distance"}
 
 
 def add_flags(parser):
@@ -80,7 +84,17 @@ def surfaces(args):
     for name in ("nsd_tolerance", "pixel_spacing"):
         if not 0 < getattr(args, name) < math.inf:
             raise found_expected(f"--{name}", getattr(args, name), "a positive number", "Leave it out for 1.")
-    return Surfaces(args.nsd_tolerance, args.pixel_spacing) if args.surfaces else None
+    if not args.surfaces:
+        return None
+    missing = [name for name, module in SURFACE_PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise found_expected(
+            "--surfaces",
+            f"no {' and no '.join(missing)}",
+            "the packages that measure distances between surfaces",
+            f"Run: pip install {' '.join(missing)}",
+        )
+    return Surfaces(args.nsd_tolerance, args.pixel_spacing)
 
 
 def require_not_given(args, beside):

@@ -149,7 +149,7 @@ def from_dict(tree, where="configuration"):
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{where}: the configuration inside is not one that this version reads ({error}); expected "
-            f"the sections {', '.join(SECTIONS)}. Use a checkpoint written by segmentation_train.py."
+            f"the sections {', '.join(SECTIONS)}. Use a checkpoint written by medsegdiff train."
         ) from error
 
 

@@ -155,7 +155,7 @@ def _own_metadata(metadata, path):
         return config, metadata["network"], int(metadata["step"])
     except (KeyError, ValueError) as error:
         raise found_expected(
-            path, f"metadata that cannot be read ({error})", "a file of segmentation_train.py", "Copy it again."
+            path, f"metadata that cannot be read ({error})", "a file of medsegdiff train", "Copy it again."
         ) from error
 
 

@@ -79,7 +79,7 @@ def compare(first, second):
 
 
 def read_summary(folder):
-    """Read the summary that `segmentation_env.py` has written into a folder of masks.
+    """Read the summary that `medsegdiff score` has written into a folder of masks.
 
     Raises `UserError` if there is none, or if it is not a summary of this version.
     """
@@ -88,7 +88,7 @@ def read_summary(folder):
         raise found_expected(
             path,
             "no such file",
-            "the scores of segmentation_env.py",
+            "the scores of medsegdiff score",
             "Score the run, or give --data_name and --data_dir to score both here.",
         )
     try:
@@ -96,7 +96,7 @@ def read_summary(folder):
         _require_keys(summary)
     except (ValueError, KeyError, TypeError) as error:
         raise found_expected(
-            path, f"no scores of this version ({error!r})", "the scores of segmentation_env.py", "Score the run again."
+            path, f"no scores of this version ({error!r})", "the scores of medsegdiff score", "Score the run again."
         ) from error
     return summary
 

@@ -81,7 +81,7 @@ def output_paths(folder, name, kind, labels):
 
 def require_outputs(folder, truths, kinds, labels):
     """Raise one `UserError` for all cases that have none of the `kinds` of files for all labels."""
-    require_folder(folder, "predictions", "files written by segmentation_sample.py")
+    require_folder(folder, "predictions", "files written by medsegdiff sample")
 
     def is_complete(name, kind):
         return None not in output_paths(folder, name, kind, labels)

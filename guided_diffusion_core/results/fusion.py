@@ -110,7 +110,7 @@ def _staple(votes):
     try:
         import SimpleITK  # here, because the import takes a second and only this rule needs it
     except ModuleNotFoundError as error:
-        raise UserError("--fusion staple: SimpleITK is not installed. Run: pip install -r requirements.txt") from error
+        raise UserError("--fusion staple: SimpleITK is not installed. Run: pip install SimpleITK") from error
     staple = SimpleITK.STAPLEImageFilter()
     staple.SetForegroundValue(1)
     staple.SetMaximumIterations(STAPLE_ITERATIONS)

@@ -1,7 +1,7 @@
 """Runs of several processes: the place of each one in its run, and its share of a batch.
 
-    torchrun --nproc_per_node=2 scripts/segmentation_train.py ...
-    mpirun -np 2 python scripts/segmentation_train.py --backend jittor ...
+    torchrun --nproc_per_node=2 -m medsegdiff train ...
+    mpirun -np 2 medsegdiff train --backend jittor ...
 
 start PyTorch and Jittor. The `dist_util` of each backend connects the processes; nothing here depends on a framework.
 `python -m guided_diffusion_core.system.processes` prints the launchers of this machine.
@@ -158,7 +158,7 @@ def launchers():
     version = subprocess.run([mpirun, "--version"], text=True, capture_output=True).stdout if mpirun else ""
     found = version.splitlines()[0] if version else "not found; install it: apt-get install openmpi-bin"
     if version and util.find_spec("mpi4py") is None:
-        found += ", but mpi4py is missing; run: pip install -r requirements.txt"
+        found += ", but mpi4py is missing; run: pip install mpi4py"
     torch = util.find_spec("torch") is not None
     return {
         TORCHRUN: "python -m torch.distributed.run" if torch else "not found; PyTorch is not installed",

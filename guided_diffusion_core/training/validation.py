@@ -1,7 +1,7 @@
 """Validation during a training: the Dice of sampled masks, and the checkpoint with the highest one.
 
-The masks are those that `segmentation_sample.py` would sample with the checkpoint of that step, its seed
-and one member per ensemble, and the Dice is the mean that `segmentation_env.py` would print: at the
+The masks are those that `medsegdiff sample` would sample with the checkpoint of that step, its seed
+and one member per ensemble, and the Dice is the mean that `medsegdiff score` would print: at the
 ground truth's own size, the mean over the labels.
 """
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from guided_diffusion_core.backends import BACKENDS
 from guided_diffusion_core.errors import UserError
-from guided_diffusion_core.system import environment
+from guided_diffusion_core.system import environment, processes
 from medsegdiff import __version__
 
 PACKAGES = ("numpy", "scipy", "nibabel", "Pillow", "safetensors", "blobfile", "scikit-image", "tifffile")
@@ -31,7 +31,6 @@ OPTIONAL = {
     "onednn-cpu-gomp": ("jittor", "fast convolutions in Jittor"),
     "onednn-devel-cpu-gomp": ("jittor", "fast convolutions in Jittor"),
 }
-LAUNCHERS = ("torchrun", "mpirun")
 JITTOR_CACHE = Path.home() / ".cache" / "jittor"
 
 # One network of 32 pixels, in a process of its own: a framework that crashes ends that process alone.
@@ -187,9 +186,7 @@ def _tools(missing):
     compiler = os.environ.get("cc_path") or "g++"
     lines.append(_line("compiler", _output(compiler, "--version")))
     lines.append(_line("Python's headers", "missing" if "Python's headers" in problems else _headers()))
-    # a launcher may lie next to a Python whose environment is not active
-    places = os.pathsep.join([os.environ.get("PATH", ""), os.path.dirname(sys.executable)])
-    lines += [_line(name, shutil.which(name, path=places) or "not found") for name in LAUNCHERS]
+    lines += [_line(name, found) for name, found in processes.launchers().items()]
     missing += problems.values()
     return lines
 

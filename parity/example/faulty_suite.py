@@ -4,7 +4,9 @@ not. A run diverges, first at the module `up`."""
 import importlib
 
 from parity.example import suite
-from parity.example.suite import CASES, inputs, weights  # noqa: F401
+from parity.example.suite import CASES, inputs, weights
+
+__all__ = ["CASES", "inputs", "open_port", "weights"]
 
 
 def open_port(backend):

@@ -86,7 +86,7 @@ class TestCommand:
 
     def test_sampling_names_the_command(self, tmp_path, source):
         convert.write(tmp_path / "a.pt", source)
-        with pytest.raises(UserError, match="convert_checkpoint.py .*a.pt .*a.safetensors"):
+        with pytest.raises(UserError, match="medsegdiff convert .*a.pt .*a.safetensors"):
             checkpoints.find(tmp_path / "a.pt")
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from support.backends import Backend  # noqa: E402
-from support.small import NETWORK_V1, RandomDataset, computing, small_config  # noqa: E402
+from support.backends import Backend
+from support.small import NETWORK_V1, RandomDataset, computing, small_config
 
 STEPS = 2
 # Sizes are those of each of two processes. The case has time steps that are drawn by their losses (from the second step
