@@ -1,4 +1,4 @@
-"""Checkpoints: their files, and the pointers to the last and the best one."""
+"""Write and read checkpoints, and the pointers to the last and the best one."""
 
 from guided_diffusion_core.checkpoints.files import (
     FORMAT,

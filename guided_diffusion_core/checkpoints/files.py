@@ -54,6 +54,8 @@ def save(out_dir, step, config, networks, keep=0, validation=None):
     folder = pointers.folder_of(out_dir, step)
     temporary = root / f".{folder.name}.writing"
     try:
+        # This order keeps a complete checkpoint on disk at every moment: first all files under a temporary name, then
+        # the rename, then the pointers, and last the removal of old folders, to which no pointer leads any more.
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for name, arrays in networks.items():
@@ -96,6 +98,8 @@ def forget_best(out_dir):
 
 
 def _contiguous(arrays):
+    """Return the arrays in C order, which safetensors needs."""
+    # ascontiguousarray turns a number without axes into a vector, so that its shape is restored
     return {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in arrays.items()}
 
 
@@ -123,7 +127,9 @@ def from_bytes(content, where):
     """
     try:
         arrays = decode_arrays(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        # The file begins with 8 bytes, the length of its JSON header. `decode_arrays` drops the metadata there.
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise found_expected(
             where, f"no readable safetensors file ({error})", "a whole safetensors file", "Copy it again."
@@ -161,6 +167,7 @@ def find(model_path):
     path = pointers.resolved(path)
     if path.is_file():
         return path
+    # averages first: they segment better than the last weights
     files = sorted(path.glob("ema_*.safetensors")) + sorted(path.glob(f"{NETWORK}.safetensors"))
     if not files:
         raise found_expected(
@@ -205,7 +212,7 @@ def load_all(folder):
 
 
 def load(path):
-    """Read one safetensors file of a checkpoint: (Config, dict name -> numpy array).
+    """Read one safetensors file of a checkpoint. Returns (Config, dict name -> numpy array).
 
     Raises `UserError` if the file is not a whole safetensors file, or was not written by `save`.
     """
@@ -220,6 +227,7 @@ def read_config(path):
 
 
 def _opened(path):
+    """Open a safetensors file, a context manager. Raises `UserError` if it is not readable."""
     try:
         return safe_open(str(path), framework="numpy")
     except (SafetensorError, OSError) as error:
@@ -232,6 +240,7 @@ def _opened(path):
 
 
 def _config(file, path):
+    """Return the `Config` in the metadata of an open safetensors file; path: its name in error messages."""
     metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT:
         raise found_expected(
@@ -267,14 +276,10 @@ def check_state(expected, arrays, where):
         for name, shape in expected.items()
         if name in arrays and tuple(arrays[name].shape) != tuple(shape)
     ]
-    problems = [
-        f"{len(names)} {kind}: {join_names(names)}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-        if names
-    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    problems = [f"{len(names)} {kind}: {join_names(names)}" for kind, names in kinds.items() if names]
     if problems:
+        listed = "; ".join(problems)
         raise UserError(
-            f"{where}: the weights do not fit the network. "
-            + "; ".join(problems)
-            + ". Use the checkpoint of this architecture."
+            f"{where}: the weights do not fit the network. {listed}. Use the checkpoint of this architecture."
         )

@@ -34,6 +34,7 @@ def point(pointer, line):
     temporary = pointer.with_name(f".{pointer.name}.writing")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(line + "\n")
+        # The line has to be on disk before the rename, which may get there first otherwise.
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, pointer)
@@ -44,14 +45,17 @@ def pointed_to(pointer):
     folder = _named(pointer)
     if folder and folder.is_dir():
         return folder
-    found = f"the name {folder.name}, of which there is no folder" if folder else "a cut file"
-    raise found_expected(pointer, found, "the name of a checkpoint beside it", advice(pointer.parent))
+    found = f"the name {folder.name} without such a folder" if folder else "a cut file"
+    raise found_expected(pointer, found, "the name of a checkpoint next to it", advice(pointer.parent))
 
 
 def _named(pointer):
     """Return the folder that a pointer names, which may be missing; None for a cut or missing pointer."""
     content = pointer.read_text(errors="replace") if pointer.is_file() else ""
-    return pointer.parent / content.split()[0] if content.startswith(_PREFIX) and content.endswith("\n") else None
+    # The newline is written last: a line without it is cut.
+    if not content.startswith(_PREFIX) or not content.endswith("\n"):
+        return None
+    return pointer.parent / content.split()[0]
 
 
 def resolved(path):
@@ -63,7 +67,9 @@ def resolved(path):
     last = root_of(path) / LAST
     if last.is_file():
         return pointed_to(last)
-    return pointed_to(path) if path.name in (LAST, BEST) and path.is_file() else path
+    if path.name in (LAST, BEST) and path.is_file():
+        return pointed_to(path)
+    return path
 
 
 def write_contents(folder):
@@ -94,7 +100,7 @@ def flaw(folder):
             if found != written:
                 return (
                     folder / name,
-                    f"{found['bytes']} bytes that are not those written",
+                    f"{found['bytes']} bytes that differ from those written",
                     f"the {written['bytes']} bytes that {CONTENTS} records",
                 )
     except (OSError, ValueError) as error:
@@ -103,9 +109,11 @@ def flaw(folder):
 
 
 def advice(root):
-    """Return the advice for a broken checkpoint: the name of the newest whole one, which the user has to choose."""
-    whole = next((folder for folder in reversed(_steps(root)) if flaw(folder) is None), None)
-    return f"The newest whole checkpoint is {whole}; give that one." if whole else "There is no whole one beside it."
+    """Return what to do about a broken checkpoint: the user may choose the newest whole one of the same run."""
+    for folder in reversed(_steps(root)):
+        if flaw(folder) is None:
+            return f"The newest whole checkpoint is {folder}; give that one."
+    return "There is no whole one next to it."
 
 
 def remove_old(out_dir, newest, keep):
@@ -114,7 +122,9 @@ def remove_old(out_dir, newest, keep):
     newest: the folder that was written last. Others may have later steps, if the run was resumed from an earlier one.
     """
     best = _named(root_of(out_dir) / BEST)
-    for old in sorted(_steps(root_of(out_dir)), key=newest.__eq__)[:-keep]:
+    # `newest` goes to the end, whatever its number
+    folders = [folder for folder in _steps(root_of(out_dir)) if folder != newest] + [newest]
+    for old in folders[:-keep]:
         if old != best:
             shutil.rmtree(old)
 

@@ -1,7 +1,7 @@
-"""Every setting of the software, once: its name, default and help text.
+"""All settings of the software: their names, defaults, ranges and help texts.
 
-The command lines are built from these dataclasses (`command_line.py`), a checkpoint carries them as JSON,
-and a preset is a named set of values for them.
+The dataclasses in `sections.py` define each setting once. The command lines are built from them
+(`command_line/parser.py`), a checkpoint carries their values as JSON, and a preset is a named set of values.
 """
 
 from guided_diffusion_core.config.checks import ema_rates

@@ -35,7 +35,7 @@ class Config:
     sampling: SamplingConfig = SamplingConfig()
     compute: ComputeConfig = ComputeConfig()
     normalisation: str = ""  # the rule by which the dataset scaled its intensities
-    processes: int = 1  # those of the launcher; batch_size and microbatch are of each
+    processes: int = 1  # number that the launcher started; batch_size and microbatch count the examples of one
 
     @property
     def network(self):
@@ -61,31 +61,21 @@ def resolve(values, preset=None, base=None):
     base = base or Config()
     if preset is not None and preset not in PRESETS:
         raise found_expected("--preset", repr(preset), " or ".join(PRESETS), "Choose one of them.")
+    preset_values = PRESETS[preset] if preset else {}
+    # All settings of the sampling take part in the merge, since a change of the sampler drops some of them.
     merged = dataclasses.asdict(base.sampling)
-    for layer in (PRESETS[preset] if preset else {}, values):
+    for layer in (preset_values, values):
         merged = _with_changes(merged, layer)
     model = _base_model(merged.pop("network", None), base.model)
-    where = setting_names(model=model)
-    flags = registry.family_of(model).flags()
-    known = all_setting_names()
-    top = {"preset": preset or base.preset, "model": model}
-    changed = {section: {} for section in SECTIONS}
-    for name, value in merged.items():
-        if name in ("seed", "normalisation", "processes"):
-            top[name] = value
-        elif name in where:
-            changed[where[name]][flags.get(name, name)] = value
-        elif name not in known:
-            raise KeyError(name)
-        elif name in values:
-            raise of_another_network(name, registry.family_of(model).name)
+    top, changed = _by_section(merged, model, values)
     for section, settings in changed.items():
-        top[section] = dataclasses.replace(top.get(section, getattr(base, section)), **settings)
-    config = dataclasses.replace(base, **top)
-    if "sample_steps" not in {**PRESETS.get(preset, {}), **values}:
-        steps = min(config.sampling.sample_steps, process_steps(config.diffusion))
-        config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, sample_steps=steps))
+        before = model if section == "model" else getattr(base, section)
+        top[section] = dataclasses.replace(before, **settings)
+    config = dataclasses.replace(base, **{"preset": preset or base.preset, **top})
+    if "sample_steps" not in {**preset_values, **values}:
+        config = _with_possible_steps(config)
     check(config)
+    # Another setting, such as --version, can have chosen another family than --network.
     if values.get("network") not in (None, config.network):
         raise found_expected(
             "--network", values["network"], f"{config.network}, as other settings say", "Leave one of them out."
@@ -94,21 +84,57 @@ def resolve(values, preset=None, base=None):
 
 
 def _base_model(network, model):
-    """Return the settings of a network that values are put over: `model`, or where another family is wanted, its
-    defaults with what all networks share taken over."""
+    """Return the settings of a network before flags and preset change them.
+
+    network: name of the wanted family, or None. model: settings of the base configuration.
+    If `model` is of the wanted family, it is returned. Otherwise the result has the defaults of the wanted family, and
+    the settings that both families have keep their values.
+    """
     if network in (None, registry.family_of(model).name):
         return model
     family = registry.family_named(network)
     names = [field.name for field in dataclasses.fields(family.settings)]
+    # Both versions of MedSegDiff have one dataclass; two other families have only those of `NetworkConfig` in common.
     kept = model if isinstance(model, family.settings) else NetworkConfig
     shared = {field.name: getattr(model, field.name) for field in dataclasses.fields(kept) if field.name in names}
     return family.settings(**{**shared, **family.fixed})
 
 
+def _by_section(merged, model, given):
+    """Sort settings by the part of the configuration that holds them.
+
+    merged: dict name -> value. model: the settings of the network. given: the part of `merged` that the user asked for.
+    Returns (top-level fields of `Config` by name, section -> field -> value). Raises KeyError for an unknown name, and
+    `UserError` for a given setting that the network does not have; in a preset such a setting is left out.
+    """
+    sections = setting_names(model=model)
+    family = registry.family_of(model)
+    fields = family.flags()
+    known = all_setting_names()
+    top = {}
+    changed = {section: {} for section in SECTIONS}
+    for name, value in merged.items():
+        if name in ("seed", "normalisation", "processes"):
+            top[name] = value
+        elif name in sections:
+            changed[sections[name]][fields.get(name, name)] = value
+        elif name not in known:
+            raise KeyError(name)
+        elif name in given:
+            raise of_another_network(name, family.name)
+    return top, changed
+
+
+def _with_possible_steps(config):
+    """Return the configuration with at most as many `sample_steps` as the process has steps."""
+    steps = min(config.sampling.sample_steps, process_steps(config.diffusion))
+    return dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, sample_steps=steps))
+
+
 def process_steps(diffusion):
     """Return the number of steps of the process of a `DiffusionConfig`."""
-    every = [diffusion.diffusion_steps]
-    return len(space_timesteps(diffusion.diffusion_steps, diffusion.timestep_respacing or every))
+    sections = diffusion.timestep_respacing or [diffusion.diffusion_steps]  # one section with all steps
+    return len(space_timesteps(diffusion.diffusion_steps, sections))
 
 
 def _with_changes(settings, changes):
@@ -130,10 +156,12 @@ def _with_changes(settings, changes):
 def from_dict(tree, where="configuration"):
     """Return the `Config` that `Config.to_dict` wrote.
 
-    where: the file, for errors.
-    A setting that an older version did not write gets its default. Raises `UserError` for unknown ones.
+    where: the file, for error messages.
+    A setting that an older version did not write gets its default. Raises `UserError` for unknown settings and for
+    values of the wrong type.
     """
     try:
+        # Older versions wrote neither of the two.
         tree = {"compute": {}, "network": None, **tree}
         classes = {**SECTIONS, "model": _model_class(tree.pop("network"), where)}
         tree["model"] = current_model(tree["model"], where)
@@ -148,13 +176,13 @@ def from_dict(tree, where="configuration"):
         return config
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"{where}: the configuration inside is not one that this version reads ({error}); expected "
+            f"{where}: this version cannot read the configuration inside ({error}); expected "
             f"the sections {', '.join(SECTIONS)}. Use a checkpoint written by medsegdiff train."
         ) from error
 
 
 def _model_class(network, where):
-    """Return the dataclass of a network's settings; a file that names none holds MedSegDiff's."""
+    """Return the dataclass of a network's settings; a file that names no network holds MedSegDiff's."""
     if network is None:
         return ModelConfig
     if network not in registry.families():
@@ -162,12 +190,13 @@ def _model_class(network, where):
             where,
             f"a network {network!r}",
             " or ".join(registry.families()),
-            "Install what this network comes with.",
+            "Install the package that contains this network.",
         )
     return registry.family_named(network).settings
 
 
 def _check_type(name, value, default):
-    """Raise TypeError for a value that is not of its default's type; a whole number is a float, too."""
-    if type(value) not in {type(default), int if isinstance(default, float) else None}:
+    """Raise TypeError for a value whose type is not that of its default; a whole number may stand for a float."""
+    allowed = {float, int} if isinstance(default, float) else {type(default)}
+    if type(value) not in allowed:  # isinstance would take True for a whole number
         raise TypeError(f"{name} is {value!r}")

@@ -10,19 +10,21 @@ from guided_diffusion_core.networks import registry
 def setting_names(*sections, model=None):
     """Return a dict: name of each setting of the given sections (all if none are given) -> its section.
 
-    model: the network's settings, MedSegDiff's if None; the names of a family's own settings are those of its flags,
-           such as "unet.width".
+    model: the network's settings, MedSegDiff's if None. The names are those of the flags, with the prefix of the
+           family, such as "unet.width".
     """
     names = {}
     for section in sections or SECTIONS:
-        own = [field.name for field in dataclasses.fields(SECTIONS[section])]
-        flags = registry.family_of(model or ModelConfig()).flags() if section == "model" else own
+        if section == "model":
+            flags = registry.family_of(model or ModelConfig()).flags()
+        else:
+            flags = [field.name for field in dataclasses.fields(SECTIONS[section])]
         names |= dict.fromkeys(flags, section)
     return names
 
 
 def all_setting_names():
-    """Return the set of the names of all settings, those of every family of networks and "network" among them."""
+    """Return the set of the names of all settings, including "network" and the settings of every family."""
     names = {"network", *setting_names()}
     for family in registry.families().values():
         names |= set(family.flags())
@@ -30,7 +32,7 @@ def all_setting_names():
 
 
 def setting(config, name):
-    """Return the value of a setting of a `Config` by its name. Raises `UserError` for one of another network."""
+    """Return the value of a setting of a `Config` by name. Raises `UserError` if its network has no such setting."""
     if name in ("network", "preset", "seed", "normalisation", "processes"):
         return getattr(config, name)
     section = setting_names(model=config.model).get(name)

@@ -33,10 +33,9 @@ def split_settings(settings):
     unknown = [name for name in settings if name not in where]
     if unknown:
         raise TypeError(f"unknown settings: {', '.join(unknown)}")
-    return tuple(
-        {name: value for name, value in settings.items() if where[name] == section}
-        for section in ("model", "diffusion")
-    )
+    model = {name: value for name, value in settings.items() if where[name] == "model"}
+    diffusion = {name: value for name, value in settings.items() if where[name] == "diffusion"}
+    return model, diffusion
 
 
 def args_to_dict(args, keys):

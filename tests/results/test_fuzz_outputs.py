@@ -60,7 +60,7 @@ def test_checkpoints(weights, tmp_path):
         path.write_bytes(damaged)
         outcome(convert_it, done)
         if damaged != content:
-            with pytest.raises(UserError, match="bytes that are not those written"):
+            with pytest.raises(UserError, match="bytes that differ from those written"):
                 checkpoints.find_whole("last", tmp_path / "run")
     path.write_bytes(content)
     assert whole(path)[0] == config

@@ -106,7 +106,7 @@ def test_a_checkpoint_cut_at_any_byte_is_never_taken_for_whole(saved, tmp_path):
         assert len(content) > 40
         for length in range(len(content)):
             path.write_bytes(content[:length])
-            with pytest.raises(UserError, match="no whole checkpoint|bytes that are not those written") as error:
+            with pytest.raises(UserError, match="no whole checkpoint|bytes that differ from those written") as error:
                 checkpoints.find_whole(saved, "")
             assert f"The newest whole checkpoint is {saved.parent / 'step_000004'}; give that one." in str(error.value)
             if path.stem == "model":
@@ -134,14 +134,14 @@ def test_a_pointer_cut_at_any_byte_is_never_followed(saved, pointer):
     path.write_bytes(content)
     assert checkpoints.find_whole(path, "") == saved and checkpoints.find(path) == saved / "model.safetensors"
     shutil.rmtree(saved)
-    with pytest.raises(UserError, match="the name step_000005, of which there is no folder.*step_000004"):
+    with pytest.raises(UserError, match="the name step_000005 without such a folder.*step_000004"):
         checkpoints.find_whole(path, "")
 
 
 def test_without_any_whole_checkpoint_the_error_says_so(saved):
     for folder in saved.parent.glob("step_*"):
         (folder / "trainer.safetensors").unlink()
-    with pytest.raises(UserError, match="no whole checkpoint.*There is no whole one beside it"):
+    with pytest.raises(UserError, match="no whole checkpoint.*There is no whole one next to it"):
         checkpoints.find_whole("last", saved.parents[1])
 
 
@@ -150,7 +150,7 @@ def test_a_changed_byte_is_found(saved):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match="model.safetensors: found .* bytes that are not those written"):
+    with pytest.raises(UserError, match="model.safetensors: found .* bytes that differ from those written"):
         checkpoints.find_whole(saved, "")
 
 
