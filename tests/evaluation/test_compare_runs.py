@@ -317,5 +317,5 @@ def test_a_browser_shows_the_report(runs, tmp_path, browser):
         timeout=120,
     )
     pixels = np.asarray(Image.open(tmp_path / "shown.png").convert("RGB"))
-    outlines = (pixels == pictures.COLOURS[0]).all(axis=-1)
+    outlines = (pixels == COLOURS[0]).all(axis=-1)
     assert outlines.mean() > 0.001 and (pixels.min(axis=-1) < 100).mean() > 0.005

@@ -108,6 +108,7 @@ def test_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel):
 
 
 @pytest.mark.install
+@pytest.mark.long(seconds=60)
 @pytest.mark.parametrize("name", BACKENDS)
 def test_each_extra_is_a_working_installation_without_the_other(wheel, name, tmp_path):
     python = install(wheel, name, tmp_path)
