@@ -9,6 +9,7 @@ from guided_diffusion_core.config import all_setting_names, resolve
 from guided_diffusion_core.data import open_dataset
 from guided_diffusion_core.errors import join_names
 from guided_diffusion_core.system import processes
+from guided_diffusion_core.system.files import require_local
 from guided_diffusion_core.training.validation import open_validation
 from medsegdiff.model import Model, choose_backend, load
 
@@ -21,7 +22,7 @@ def train(
     preset: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     resume: str = "",
     **settings: Any,
 ) -> Model:
@@ -33,7 +34,7 @@ def train(
     preset:   a named set of values, such as "fast"; the settings override it.
     device:   "cpu".
     threads:  how many compute; None leaves that to the framework.
-    seed:     of every random number.
+    seed:     of every random number; None takes 0, or that of the training that `resume` goes on with.
     resume:   "last" goes on from the last checkpoint of out_dir.
     settings: by the names of the flags of `medsegdiff train`, such as data_name="IMAGES", image_size=64, lr=1e-3,
               max_steps=300.
@@ -44,7 +45,9 @@ def train(
     unknown = [name for name in settings if name not in known]
     if unknown:
         raise TypeError(f"unknown settings: {join_names(unknown)}; known are {', '.join(sorted(known))}")
-    given = {**settings, "data_dir": str(data_dir), "seed": seed}
+    given = {**settings, "data_dir": str(data_dir)}
+    if seed is not None:
+        given["seed"] = seed
     run(backend, str(out_dir), given, preset, str(resume), threads=threads, device=device, show=False)
     return load(out_dir, backend, device, threads)
 
@@ -56,6 +59,7 @@ def run(backend, out_dir, given, preset=None, resume="", dry_run=False, threads=
     dry_run: stop before the training. show: print the resolved configuration.
     The other arguments are those of `train`.
     """
+    require_local(out_dir, "--out_dir")
     found = processes.launched_for(backend)
     step = 0
     networks = None

@@ -25,6 +25,14 @@ def is_local(path):
     return "://" not in str(path)
 
 
+def require_local(path, flag):
+    """Refuse a path in a bucket; `UserError`. Checkpoints and logs are written on this machine's disks alone."""
+    if not is_local(path):
+        raise found_expected(
+            flag, f"{path}, a path in a bucket", "a folder on this machine", "Copy the folder when the run has ended."
+        )
+
+
 def read_bytes(path):
     """Return the content of a file. Raises `UserError` if it cannot be read."""
     if str(path) in _IN_MEMORY:

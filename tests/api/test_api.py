@@ -251,6 +251,8 @@ def test_training_from_python_is_that_of_the_command(command, backend, pictures,
     assert model.config == config and config.seed == 4
     for name, array in expected.items():
         np.testing.assert_array_equal(arrays[name], array)
+    longer = train(pictures[1], tmp_path / "api", backend=backend.name, data_name="IMAGES", resume="last", max_steps=3)
+    assert longer.config.seed == 4 and longer.config.training.max_steps == 3
 
 
 def test_the_pages_example_runs(tmp_path, monkeypatch, capsys):

@@ -97,6 +97,9 @@ class TestBadInput:
     def test_output_that_cannot_be_written(self, command, isic):
         assert_refused(train(command, "ISIC", isic[0], "/proc/medsegdiff"), "--out_dir", "/proc/medsegdiff")
 
+    def test_training_into_a_bucket(self, command, isic):
+        assert_refused(train(command, "ISIC", isic[0], "gs://bucket/run"), "--out_dir", "gs://bucket/run", "bucket")
+
     def test_one_example_per_batch_where_batch_norm_needs_two(self, command, isic, tmp_path):
         assert_refused(train(command, "ISIC", isic[0], tmp_path / "out", "--batch_size", "1"), "--batch_size")
 
