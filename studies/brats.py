@@ -1,4 +1,4 @@
-"""The record of the BraTS run: figures, tables and pictures from what the command lines wrote."""
+"""Write the record of the BraTS run: numbers, tables and pictures from the files of the command lines."""
 
 import json
 import shutil
@@ -47,10 +47,11 @@ PICTURES = 10
 
 
 def write_record(work_dir, log_dir, data_dir):
-    """Write `log_dir`: configurations, JSON lines and scores as they are, `report.json`, `README.md`,
-    `curves.png` and `overview.png`.
+    """Write the record: copies of configurations, logs and scores, `report.json`, `README.md`, and two pictures.
 
-    work_dir: folder of trainings and of `predictions/`. data_dir: the volumes. All are paths.
+    work_dir: folder of the trainings and of `predictions/`.
+    log_dir:  folder of the record; an earlier record in it is removed.
+    data_dir: folder of the volumes.
     """
     work_dir = Path(work_dir)
     log_dir = Path(log_dir)
@@ -65,7 +66,7 @@ def write_record(work_dir, log_dir, data_dir):
 
 
 def _copy_texts(work_dir, log_dir):
-    """The text files of every run, with the work folder's own place left out of them."""
+    """Copy the text files of every run, without the path of the work folder in them."""
     for path in sorted(work_dir.rglob("*")):
         if path.name in ("config.json", "progress.jsonl", "progress.csv", "summary.json", "run_report.json"):
             target = log_dir / path.relative_to(work_dir)
@@ -82,7 +83,7 @@ def _scores(work_dir, name):
 
 
 def _report(work_dir, truths):
-    """Everything that the tables show, as JSON values."""
+    """Return the numbers of all tables as JSON values."""
     predictions = work_dir / "predictions"
     return {
         "trainings": {name: _training(work_dir, name) for name in TRAININGS},
@@ -95,21 +96,20 @@ def _report(work_dir, truths):
 
 
 def _training(work_dir, name):
-    """Scores and costs of one training and of sampling with it."""
+    """Return scores, time and memory of one training and of the sampling with its network."""
     lines = _lines(work_dir, name)
     scores = _scores(work_dir, name)
     sampled = json.loads((work_dir / "predictions" / name / "run_report.json").read_text())
     pairs = list(zip(lines, lines[1:]))
+    # between two lines of the log; the median is robust against intervals in which a checkpoint was written
+    seconds = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairs]
+    dice = {row["case"]: label["Dice"] for row in scores["metric_per_case"] for label in row["metrics"].values()}
     return {
         "steps": lines[-1]["step"],
         "dice": scores["foreground_mean"]["Dice"],
         "iou": scores["foreground_mean"]["IoU"],
-        "dice_per_case": {
-            row["case"]: metrics["Dice"] for row in scores["metric_per_case"] for metrics in row["metrics"].values()
-        },
-        "seconds_per_step": statistics.median(
-            (b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairs
-        ),
+        "dice_per_case": dice,
+        "seconds_per_step": statistics.median(seconds),
         "training_memory_mib": lines[-1]["memory_mib"],
         "seconds_per_case": sampled["sampler_seconds"] / sampled["cases"],
         "seconds_per_slice": sampled["sampler_seconds"] / sampled["images"],
@@ -118,23 +118,27 @@ def _training(work_dir, name):
 
 
 def _validation(work_dir, name):
-    """Step -> mean volume Dice of the checkpoints on the way."""
+    """Return a dict: step -> mean volume Dice of the checkpoint of this step."""
     return {
         int(folder.name.rsplit("-", 1)[1]): _scores(work_dir, folder.name)["foreground_mean"]["Dice"]
         for folder in sorted((work_dir / "predictions").glob(f"{name}-[0-9]*"))
     }
 
 
+def agreement_row(title, cases):
+    """Return a row of a Markdown table; cases: case -> share of the pixels on which two sets of masks agree."""
+    shares = ", ".join(f"{case} {100 * share:.3f}%" for case, share in cases.items())
+    return f"| {title} | {shares} |"
+
+
 def _readme(report):
+    """Return the text of the record's `README.md`."""
     rows = "\n".join(
         f"| {name} | {run['steps']} | {run['dice']:.4f} | {run['iou']:.4f} | {run['seconds_per_step']:.2f} | "
         f"{run['training_memory_mib']:.0f} | {run['seconds_per_case']:.1f} | {run['seconds_per_slice']:.2f} |"
         for name, run in report["trainings"].items()
     )
-    shares = "\n".join(
-        f"| {title} | " + ", ".join(f"{case} {100 * share:.3f}%" for case, share in cases.items()) + " |"
-        for title, cases in report["agreement"].items()
-    )
+    shares = "\n".join(agreement_row(title, cases) for title, cases in report["agreement"].items())
     return f"""# BraTS 2021, two volumes, 64 px
 
 Written by `studies/record_brats.py`; each folder holds what the command lines wrote (configuration,
@@ -160,7 +164,7 @@ Pixels on which two sets of masks agree, over the scored slices of each volume:
 
 
 def _plot_curves(work_dir, path):
-    """Training loss and validation Dice against the optimizer step."""
+    """Plot training loss and validation Dice against the optimizer step."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
     loss, dice = figure.subplots(1, 2)
@@ -177,7 +181,7 @@ def _plot_curves(work_dir, path):
 
 
 def _overview_rows(predictions, truths):
-    """Slices at even distances through the scored ones of both volumes."""
+    """Return the rows of the overview: evenly spaced slices among the scored ones of both volumes."""
     rows = []
     for truth in truths:
         image = read_volume(truth.path.replace("_seg.", "_flair."))
@@ -187,6 +191,7 @@ def _overview_rows(predictions, truths):
         spread = read_output(find_output(predictions / "pytorch", truth.name, UNCERTAINTY))
         places = np.linspace(0, len(truth.slices) - 1, PICTURES // len(truths)).round().astype(int)
         for z in (truth.slices[place] for place in places):
+            # as pictures: columns are x, rows are y from its highest index down
             plane = {name: np.rot90(volume[:, :, z]) for name, volume in volumes.items()}
             rows.append(
                 OverviewRow(

@@ -1,8 +1,7 @@
 """Record the BraTS 2021 run of logs/brats2021-64px: train, sample and score both backends.
 
-Every network is trained, sampled and scored through the public command lines; what they write
-lies in --work_dir, and a finished part is not done again. The record, without weights, is
-written to --log_dir.
+Every network is trained, sampled and scored by the commands of medsegdiff. They write to --work_dir, and a part
+that is finished there is not repeated. The record, without weights, is written to --log_dir.
 """
 
 import argparse
@@ -19,16 +18,19 @@ from studies import brats
 ROOT = Path(__file__).resolve().parents[1]
 
 HELD_OUT = ["--slices", "odd,tumour"]
-# Samples of the validation curve: one member each, since a curve needs many of them.
+# Flags of the samples for the validation curve, by preset: one member each, since a curve needs many samples.
 CURVE = {
     "fast": ["--num_ensemble", "1"],
     "original": ["--num_ensemble", "1", "--sampler", "ddim", "--sample_steps", "25"],
 }
+# Flags of the samples for the tables, by preset.
 FULL = {"fast": [], "original": ["--sampler", "ddim", "--sample_steps", "25"]}
 
 
 def main():
+    """Train, sample and score everything, and write the record."""
     args = parse()
+    # name -> backend, preset, folder of the data, slices
     runs = {
         "pytorch": ("pytorch", "fast", args.data_dir, "even,brain"),
         "jittor": ("jittor", "fast", args.data_dir, "even,brain"),
@@ -36,10 +38,16 @@ def main():
         "pytorch-original": ("pytorch", "original", args.data_dir, "even,brain"),
         "pytorch-transfer": ("pytorch", "fast", args.data_dir / "Train", "brain"),
     }
-    for name, run in runs.items():
-        train(args, name, *run)
-        tested = (args.data_dir / "Test", ["--slices", "tumour"]) if "transfer" in name else (args.data_dir, HELD_OUT)
-        score(args, args.work_dir / name, name, run[0], *tested, FULL[run[1]])
+    for name, (backend, preset, data_dir, slices) in runs.items():
+        train(args, name, backend, preset, data_dir, slices)
+        if "transfer" in name:
+            test_dir = args.data_dir / "Test"
+            test_slices = ["--slices", "tumour"]
+        else:
+            test_dir = args.data_dir
+            test_slices = HELD_OUT
+        score(args, args.work_dir / name, name, backend, test_dir, test_slices, FULL[preset])
+    # the weights of each framework in the other one
     for source, backend in (("pytorch", "jittor"), ("jittor", "pytorch")):
         score(args, args.work_dir / source, f"{source}-weights-in-{backend}", backend, args.data_dir, HELD_OUT, [])
     for name in ("pytorch", "jittor", "pytorch-original"):
@@ -48,6 +56,7 @@ def main():
 
 
 def parse():
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True, help="folder with the volumes, in Train/ and Test/")
     parser.add_argument(
@@ -59,7 +68,7 @@ def parse():
 
 
 def train(args, name, backend, preset, data_dir, slices):
-    """Train one network, unless its last checkpoint is there."""
+    """Train one network, unless it has its last checkpoint already."""
     out_dir = args.work_dir / name
     if (out_dir / "checkpoints" / f"step_{args.max_steps:06d}").is_dir():
         return
@@ -85,11 +94,11 @@ def train(args, name, backend, preset, data_dir, slices):
         *brats.NETWORK,
         *brats.OPTIMIZATION,
     ]
-    call("train", flags, moved=name.endswith("-ulp"))
+    call("train", flags, perturbed=name.endswith("-ulp"))
 
 
 def score(args, model_path, name, backend, data_dir, slices, sampling):
-    """Sample and score with a trained network; `name` is the folder of the predictions."""
+    """Sample and score with a trained network, unless its scores exist; `name` is the folder of the predictions."""
     out_dir = args.work_dir / "predictions" / name
     data = ["--data_name", "BRATS", "--data_dir", data_dir, *slices]
     if not (out_dir / "summary.json").is_file():
@@ -112,7 +121,7 @@ def score(args, model_path, name, backend, data_dir, slices, sampling):
 
 
 def validate(args, name, backend, preset):
-    """Score the checkpoints on the way, for the validation curve."""
+    """Score the checkpoints of a training, for the validation curve."""
     every = 100 if preset == "original" else 50
     for step in range(every, args.max_steps + 1, every):
         score(
@@ -126,11 +135,12 @@ def validate(args, name, backend, preset):
         )
 
 
-def call(command, flags, moved=False):
-    """Run a command of medsegdiff; `moved` trains from initial weights moved by one ulp."""
+def call(command, flags, perturbed=False):
+    """Run a command of medsegdiff; perturbed: start from initial weights that differ by one ulp."""
     line = [command, *map(str, flags)]
     print("+", "medsegdiff", *line, flush=True)
-    code = subprocess.run([sys.executable, *(["-c", MOVED] if moved else ["-m", "medsegdiff"]), *line]).returncode
+    program = ["-c", PERTURBED] if perturbed else ["-m", "medsegdiff"]
+    code = subprocess.run([sys.executable, *program, *line]).returncode
     if code:
         raise UserError(
             f"{command} ended with exit code {code}; its message is above. Fix it and start again: "
@@ -138,8 +148,8 @@ def call(command, flags, moved=False):
         )
 
 
-# `medsegdiff` with its initial weights moved; a run of this kind has no other use.
-MOVED = """
+# A program that runs medsegdiff with perturbed initial weights. No other run needs them, so that there is no flag.
+PERTURBED = """
 from guided_diffusion_core.networks import registry
 from guided_diffusion_core.networks.state import moved_by_one_ulp
 from medsegdiff.__main__ import main

@@ -1,8 +1,8 @@
 """Record Dice against network evaluations for every sampler, in logs/samplers-brats2021-64px.
 
-Trains one network for each objective through the public command line, samples a few held-out slices of
-both volumes with every sampler at 1 to 1000 network evaluations, and scores them. Work lies in --work_dir,
-and a finished part is not done again. The record, without weights, is written to --log_dir;
+The program trains one network for each objective with medsegdiff train, samples a few held-out slices of
+both volumes with every sampler at 1 to 1000 network evaluations, and scores them. It works in --work_dir,
+and a part that is finished there is not repeated. The record, without weights, is written to --log_dir;
 its README.md, which explains the tables, is written by hand.
 """
 
@@ -22,7 +22,7 @@ from studies.sampler_study import Point
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Name of the network -> predict_xstart, optimizer steps, those over which the rate falls, and those between
+# Name of the network -> predict_xstart, optimizer steps, steps over which the learning rate falls, and steps between
 # two checkpoints.
 NETWORKS = {"x0": (True, 300, 300, 50), "epsilon": (False, 600, 800, 100)}
 EVALUATIONS = (1, 2, 3, 5, 10, 20, 50, 100, 250, 1000)
@@ -32,6 +32,7 @@ HELD_OUT = "tumour,63:155:28"  # odd slices: two of each volume
 
 
 def main():
+    """Train the networks, measure all points, and write the record."""
     args = parse()
     for name in args.networks:
         train(args, name)
@@ -42,12 +43,13 @@ def main():
     for point in study:
         print(point.name, flush=True)
         sampler_study.measure(point, args.work_dir / point.network, data, args.work_dir / "points" / point.name)
+    # the tables need both networks
     if set(args.networks) == set(NETWORKS):
         samplers.write_record(args.work_dir, args.log_dir, study, list_truths(data))
 
 
 def points(networks, most):
-    """All points of the study, those of few evaluations first."""
+    """Return all points of the study up to `most` evaluations, those with few evaluations first."""
     found = [Point(network, sampler, count) for network in networks for count in EVALUATIONS for sampler in SAMPLERS]
     found += [Point(network, "ancestral-limited", count) for network in networks for count in VARIANT]
     found += [Point(network, sampler, 10, "jittor") for network in networks for sampler in SAMPLERS]
@@ -55,6 +57,7 @@ def points(networks, most):
 
 
 def parse():
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True, help="folder with the volumes, in Train/ and Test/")
     parser.add_argument(
@@ -71,14 +74,14 @@ def parse():
         nargs="+",
         choices=tuple(NETWORKS),
         default=tuple(NETWORKS),
-        help="which of the networks; the record is written for both",
+        help="networks to measure; the record is written only for both together",
     )
-    parser.add_argument("--most", type=int, default=EVALUATIONS[-1], help="the most network evaluations")
+    parser.add_argument("--most", type=int, default=EVALUATIONS[-1], help="highest number of network evaluations")
     return parser.parse_args()
 
 
 def train(args, name):
-    """Train one network, unless its last checkpoint is there."""
+    """Train one network, unless it has its last checkpoint already."""
     predict_xstart, steps, falling, save_interval = NETWORKS[name]
     out_dir = args.work_dir / name
     if (out_dir / "checkpoints" / f"step_{steps:06d}").is_dir():

@@ -1,8 +1,8 @@
-"""Samplers compared on trained networks: masks and the course of every sampling.
+"""Measure the points of the sampler study: sample masks, and record the course of every sampling.
 
 A point of the study is one network, one sampler and one number of network evaluations. Its folder holds
-the masks, what sampling writes beside them, and `course.json`: what the network was given and what it
-answered at each evaluation.
+the masks, the other files that sampling writes, and `course.json`: statistics of the network's input and output
+at each evaluation.
 """
 
 import json
@@ -22,8 +22,8 @@ from guided_diffusion_core.noise import SAMPLE_STEP, NoiseTape
 from guided_diffusion_core.sampling.run import SamplingRun
 from guided_diffusion_core.system.files import write_atomic
 
-# Name -> settings of a sampler. DDIM with eta 1 is the ancestral one with the posterior's variance instead of the
-# learned one; the last is the ancestral one with a learned variance that stays between its two bounds.
+# Name -> settings of a sampler. DDIM with eta 1 is the ancestral sampler with the posterior's variance instead of the
+# learned one. "ancestral-limited" is the ancestral sampler with a learned variance that stays between its two bounds.
 SAMPLERS = {
     "ancestral": {"sampler": "ancestral"},
     "ddim": {"sampler": "ddim", "eta": 0.0},
@@ -31,7 +31,7 @@ SAMPLERS = {
     "dpm-solver": {"sampler": "dpm-solver++"},
     "ancestral-limited": {"sampler": "ancestral"},
 }
-PROBED = (1, 2, 5, 10, 20, 50, 100, 300, 999)  # time steps
+PROBED = (1, 2, 5, 10, 20, 50, 100, 300, 999)  # time steps at which `probe` looks at the learned variance
 TRACED = ("t", "alpha_bar", "noise_ratio", "share", "noise_added", "dice_xstart")
 
 
@@ -46,19 +46,22 @@ class Point:
 
     @property
     def name(self):
-        """The name of its folder."""
+        """Return the name of the point's folder."""
         return f"{self.network}-{self.backend}-{self.sampler}-{self.evaluations:04d}"
 
 
 def measure(point, model_path, data, out_dir):
-    """Sample one point, unless that is done.
+    """Sample one point, unless its folder is finished.
 
-    model_path: of the checkpoint. data: `DataConfig` of the slices. out_dir: folder of the point.
+    point:      `Point`.
+    model_path: path of the checkpoint.
+    data:       `DataConfig` of the slices.
+    out_dir:    folder of the point.
     """
     out_dir = Path(out_dir)
     if (out_dir / "course.json").is_file():
         return
-    shutil.rmtree(out_dir, ignore_errors=True)  # what an interrupted one has left
+    shutil.rmtree(out_dir, ignore_errors=True)  # `course.json` is written last: without it the folder is incomplete
     path = checkpoints.find(model_path)
     model, diffusion, config = backend_module(point.backend, "script_util").load_model_and_diffusion(path)
     chosen = {"num_ensemble": 1, "sample_steps": point.evaluations, **SAMPLERS[point.sampler]}
@@ -70,7 +73,7 @@ def measure(point, model_path, data, out_dir):
     )
     watched.process = visited(diffusion, point.evaluations)
     settings = {"backend": point.backend, "model_path": str(path), "sampler": point.sampler, **config.to_dict()}
-    # a spoiled sample may overflow; it counts as an empty mask
+    # A spoiled sample can overflow. It counts as an empty mask.
     run = SamplingRun(dataset, out_dir, len(dataset), config.sampling.threshold, settings)
     run.run(lambda *batch: np.nan_to_num(sampler(*batch), nan=0.0))
     write_atomic(out_dir / "course.json", json.dumps(watched.course, allow_nan=False).encode())
@@ -86,19 +89,25 @@ def visited(process, evaluations):
 
 
 def probe(network, model_path, data, out_dir):
-    """Compare the learned variance with the one that the network's own errors ask for, unless that is done.
+    """Compare the learned variance with the best one for the network's errors, unless that is done, in PyTorch.
 
-    The slices' true masks are noised to a few time steps of the whole process. For each, `probe.json` of
-    out_dir / network holds what `_probed` returns. Arguments as of `measure`, in PyTorch.
+    The true masks of the slices are noised to a few time steps of the whole process. For each time step,
+    out_dir / network / `probe.json` holds the result of `_probed`.
+
+    network: folder of the training.
+    model_path, data: see `measure`.
+    out_dir: folder of all points.
     """
     out_file = Path(out_dir) / network / "probe.json"
     if out_file.is_file():
         return
-    script_util, runtime = (backend_module("pytorch", name) for name in ("script_util", "runtime"))
+    script_util = backend_module("pytorch", "script_util")
+    runtime = backend_module("pytorch", "runtime")
     model, process, config = script_util.load_model_and_diffusion(checkpoints.find(model_path))
     dataset = open_dataset(data, config.model.image_size, "Test", need_masks=True)
     examples = [dataset[index] for index in range(len(dataset))]
-    images, truth = (np.stack([getattr(example, name) for example in examples]) for name in ("image", "mask"))
+    images = np.stack([example.image for example in examples])  # (N, C, S, S)
+    truth = np.stack([example.mask for example in examples])  # (N, 1, S, S)
     tape = NoiseTape(config.seed)
     rows = []
     for t in PROBED:
@@ -109,6 +118,7 @@ def probe(network, model_path, data, out_dir):
             cases=[e.noise_key for e in examples],
             members=np.zeros(len(examples), np.int64),
         )
+        # DDPM, eq. 4
         x_t = process.sqrt_alphas_cumprod[t] * truth + process.sqrt_one_minus_alphas_cumprod[t] * noise
         with runtime.no_grad():
             out, _ = model(
@@ -121,17 +131,29 @@ def probe(network, model_path, data, out_dir):
 
 
 def _probed(process, t, values, x_t, truth):
-    """A dict for one time step, over the pixels where the learned share is above 1: pixels, their part of all;
-    error, the root mean square of the predicted x_0's; share, the median learned; asked, the share at which the
-    variance is the posterior's plus the mean square of the error that the step's mean makes, which is what
-    minimises the variational bound; None where there are no such pixels."""
+    """Return statistics of the learned variance at one time step, over the pixels whose share is above 1.
+
+    The share places the logarithm of the learned variance between the posterior's (0) and beta (1).
+
+    t: time step. values: (N, 2, S, S), output of the network. x_t: its noised mask, and truth: the true mask,
+    (N, 1, S, S) each.
+    Returns a dict with
+    pixels: these pixels as a share of all,
+    error:  root mean square error of the predicted x_0,
+    share:  median of the learned share,
+    asked:  the share that minimises the variational bound. Its variance is that of the posterior plus the mean
+            square of the error in the mean of the step.
+    The last three are None if there are no such pixels.
+    """
     share = (values[:, 1:] + 1) / 2
     above = share > 1
     row = {"t": t, "pixels": float(above.mean()), "error": None, "share": None, "asked": None}
     if above.any():
-        square = np.mean((_predicted_xstart(process, t, values, x_t) - truth)[above] ** 2)
+        errors = _predicted_xstart(process, t, values, x_t) - truth
+        square = np.mean(errors[above] ** 2)
         smallest = process.posterior_log_variance_clipped[t]
         largest = process.log_betas[t]
+        # The mean of the step contains posterior_mean_coef1 x_0 (DDPM, eq. 7), and so this multiple of the error.
         variance = np.exp(smallest) + process.posterior_mean_coef1[t] ** 2 * square
         row.update(
             error=float(np.sqrt(square)),
@@ -142,25 +164,31 @@ def _probed(process, t, values, x_t, truth):
 
 
 def _predicted_xstart(process, index, values, x_t):
-    """x_0 of the network's output, (N, 1, S, S)."""
+    """Return the x_0 that a network's output means, (N, 1, S, S)."""
     if process.model_mean_type != ModelMeanType.EPSILON:
         return values[:, :1]
     alpha_bar = process.alphas_cumprod[index]
+    # DDPM, eq. 4, solved for x_0
     return (x_t - np.sqrt(1 - alpha_bar) * values[:, :1]) / np.sqrt(alpha_bar)
 
 
 class Watched:
-    """A network that keeps the course of the sampling that calls it, one dict per evaluation.
+    """A network that records the course of the sampling that calls it, one dict per evaluation.
 
-    model: the network. point: `Point`. truth: (N, 1, S, S), the masks of its batch, 0 or 1.
-    process: the diffusion process that is sampled, set before the first call; it reads the network's
-             prediction as the process' own tables say, in numpy.
+    model: the network.
+    point: `Point`.
+    truth: (N, 1, S, S), the masks of its batch, 0 or 1.
 
-    A dict holds: t, the time step of the whole process; alpha_bar there; noise_ratio, the standard
-    deviation of what the noised mask holds beside the true mask over what the schedule says; share, the
-    5%, 50% and 95% quantiles of where the learned variance's logarithm lies between the posterior's (0)
-    and beta (1); noise_added, the standard deviation of the noise that an ancestral step would add, in
-    quantiles too; dice_xstart, Dice of the predicted mask at the network's size.
+    Attributes:
+    process: the diffusion process that is sampled. It has to be set before the first call.
+    course:  list of dicts with
+             t:           the time step of the whole process,
+             alpha_bar:   its alpha_bar,
+             noise_ratio: standard deviation of the noised mask minus the scaled true mask, over that of the schedule,
+             share:       5%, 50% and 95% quantiles of the place of the learned variance's logarithm between that of
+                          the posterior (0) and beta (1),
+             noise_added: standard deviation of the noise of an ancestral step, the same quantiles,
+             dice_xstart: Dice of the predicted mask at the network's size.
     """
 
     def __init__(self, model, point, truth):
@@ -172,14 +200,16 @@ class Watched:
         self.course = []
 
     def condition(self, image):
-        """The network's own, which sampling computes once."""
+        """Return the conditioning of the network, which sampling computes once."""
         return self.model.condition(image)
 
     def __call__(self, x, t, **keywords):
+        """Evaluate the network and add an entry to the course. Arguments and result are those of the network."""
         out, cal = self.model(x, t, **keywords)
         values = self.runtime.to_numpy(out)
-        x_t = self.runtime.to_numpy(x)[:, -1:]
+        x_t = self.runtime.to_numpy(x)[:, -1:]  # the noised mask is the last channel
         if self.sampler == "ancestral-limited":
+            # a share of 0 to 1, see below
             values[:, 1:] = values[:, 1:].clip(-1, 1)
             out = self.runtime.to_tensor(values)
         index = self.process.timestep_map.index(int(self.runtime.to_numpy(t)[0]))
@@ -189,9 +219,11 @@ class Watched:
     def _entry(self, index, values, x_t):
         process = self.process
         alpha_bar = process.alphas_cumprod[index]
+        # Improved DDPM, eq. 15: the output, about -1 to 1, is a share of 0 to 1 between the two logarithms.
         share = (values[:, 1:].astype(np.float64) + 1) / 2
         smallest = process.posterior_log_variance_clipped[index]
-        deviation = np.exp((share * process.log_betas[index] + (1 - share) * smallest) / 2) * (index > 0)
+        log_variance = share * process.log_betas[index] + (1 - share) * smallest
+        deviation = np.exp(log_variance / 2) * (index > 0)  # the last step adds no noise
         predicted = _predicted_xstart(process, index, values, x_t)
         residual = x_t.astype(np.float64) - np.sqrt(alpha_bar) * self.truth
         entry = (
@@ -210,7 +242,7 @@ def _quantiles(values):
 
 
 def _finite(value):
-    """A number or an array as JSON values: None for what is not finite."""
+    """Return a number or an array as JSON values, with None for values that are not finite."""
     if np.ndim(value):
         return [_finite(one) for one in value]
     return float(value) if np.isfinite(value) else None

@@ -1,6 +1,6 @@
-"""The record of the sampler study: tables and plots from the points' folders.
+"""Write the record of the sampler study: tables and plots from the folders of the points.
 
-The program writes numbers only. `README.md` in the record's folder holds the findings, is written by hand and stays.
+The program writes only numbers. `README.md` in the record's folder holds the findings; it is written by hand and kept.
 """
 
 import csv
@@ -17,6 +17,7 @@ from guided_diffusion_core.evaluation import mask_agreement
 from guided_diffusion_core.evaluation.metrics import count
 from guided_diffusion_core.evaluation.predictions import selected
 from guided_diffusion_core.results.outputs import MASK, find_output, read_output
+from studies import brats
 from studies.sampler_study import Point
 
 TITLES = {
@@ -120,18 +121,21 @@ def _remove_record(log_dir):
 
 
 def _thinned(course):
-    """A course with about a hundred of its evaluations, the last ten whole."""
+    """Return about a hundred evaluations of a course, including the last ten."""
     return course[: -10 : max(1, len(course) // 90)] + course[-10:]
 
 
 def _twin(point):
+    """Return the point in PyTorch that a point in Jittor is compared with."""
     return Point(point.network, point.sampler, point.evaluations)
 
 
 def _row(folder, point, truths):
-    """One measured point and its Dice as JSON values."""
-    pairs = {truth.name: (selected(read_truth_masks(truth), truth), _written(folder, truth)) for truth in truths}
-    dice = {name: count(masks, expected).dice for name, (expected, masks) in pairs.items()}
+    """Return one measured point and its Dice as JSON values."""
+    dice = {}
+    for truth in truths:
+        expected = selected(read_truth_masks(truth), truth)
+        dice[truth.name] = count(_written(folder, truth), expected).dice
     return {
         "network": point.network,
         "backend": point.backend,
@@ -143,8 +147,9 @@ def _row(folder, point, truths):
 
 
 def _written(folder, truth):
-    """The scored slices of a point's mask of one case, (1, X, Y, n)."""
-    return selected(read_output(find_output(folder, truth.name, MASK))[None], truth)
+    """Return the scored slices of a point's mask of one case, (1, X, Y, n)."""
+    volume = read_output(find_output(folder, truth.name, MASK))  # (X, Y, Z)
+    return selected(volume[None], truth)
 
 
 def _write_csv(path, rows):
@@ -156,7 +161,7 @@ def _write_csv(path, rows):
 
 
 def _curve(rows, network, sampler):
-    """Evaluations -> Dice of one curve, rising."""
+    """Return the curve of a sampler in PyTorch, a dict: evaluations -> Dice, in ascending order."""
     return {
         row["evaluations"]: row["dice"]
         for row in rows
@@ -183,7 +188,7 @@ def _plot_dice(path, networks, rows):
 
 
 def _plot_courses(path, networks, courses):
-    """What the network is given and answers on the way, ancestral against DDIM."""
+    """Plot noise and learned variance along the samplings, of the ancestral sampler and of DDIM."""
     figure = Figure(figsize=(5.5 * len(networks), 8), layout="constrained")
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, len(networks), squeeze=False)
@@ -219,6 +224,7 @@ def _plot_courses(path, networks, courses):
 
 
 def _dice_table(rows, network):
+    """Return a Markdown table of the Dice: a row per sampler, a column per number of evaluations."""
     counts = sorted({row["evaluations"] for row in rows})
     lines = ["| evaluations | " + " | ".join(map(str, counts)) + " |", "|---" * (len(counts) + 1) + "|"]
     for sampler, title in TITLES.items():
@@ -229,15 +235,17 @@ def _dice_table(rows, network):
 
 
 def _cause_table(networks, courses):
-    """The last evaluations of each sampling, by network and sampler."""
+    """Return a Markdown table of the last evaluations of each sampling, by network and sampler."""
     lines = ["| network | sampler | evaluations | share, 95% | noise ratio | Dice |", "|---" * 6 + "|"]
     for network in networks:
         for sampler, title in TITLES.items():
             for evaluations in COURSES:
                 course = courses.get(Point(network, sampler, evaluations).name)
                 if course:
-                    ratios, dice = (_last_three(course, name) for name in ("noise_ratio", "dice_xstart"))
-                    cells = network, title, str(evaluations), f"{course[0]['share'][2]:.2f}", ratios, dice
+                    share = f"{course[0]['share'][2]:.2f}"  # the 95% quantile
+                    ratios = _last_three(course, "noise_ratio")
+                    dice = _last_three(course, "dice_xstart")
+                    cells = (network, title, str(evaluations), share, ratios, dice)
                     lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -256,9 +264,10 @@ def _probe_table(probes):
 
 
 def _training(log_dir, name, steps):
-    """A training in words; steps: those of the sampled checkpoint."""
-    config = json.loads((log_dir / name / "config.json").read_text())
-    asked, rate = (config["training"][key] for key in ("max_steps", "lr_anneal_steps"))
+    """Return a description of a training; steps: optimizer steps of the sampled checkpoint."""
+    training = json.loads((log_dir / name / "config.json").read_text())["training"]
+    asked = training["max_steps"]
+    rate = training["lr_anneal_steps"]
     stopped = f", sampled from its checkpoint of step {steps}" if asked != steps else ""
     return f"`{name}`, {OBJECTIVES[name]}, {asked} optimizer steps (the learning rate falls over {rate}){stopped}"
 
@@ -266,10 +275,7 @@ def _training(log_dir, name, steps):
 def _tables(log_dir, steps, rows, courses, probes, agreement, truths):
     networks = list(probes)
     tables = "\n\n".join(f"### {OBJECTIVES[name]}\n\n{_dice_table(rows, name)}" for name in networks)
-    shares = "\n".join(
-        f"| {name} | " + ", ".join(f"{case} {100 * share:.3f}%" for case, share in cases.items()) + " |"
-        for name, cases in agreement.items()
-    )
+    shares = "\n".join(brats.agreement_row(name, cases) for name, cases in agreement.items())
     slices = ", ".join(f"{truth.name}: {', '.join(map(str, truth.slices))}" for truth in truths)
     return TEMPLATE.format(
         trainings="; ".join(_training(log_dir, name, steps[name]) for name in networks),

@@ -97,11 +97,11 @@ def surfaces(args):
     return Surfaces(args.nsd_tolerance, args.pixel_spacing)
 
 
-def require_not_given(args, beside):
-    """Raise `UserError` for flags that have no meaning together with the flag `beside`."""
+def require_not_given(args, other_flag):
+    """Refuse the flags that have no meaning together with another one, such as "--labels"; `UserError`."""
     if "threshold" in command_line.given_settings(args) or args.surfaces:
         raise found_expected(
-            "--threshold or --surfaces", f"given beside {beside}", "neither of them", "Leave them out."
+            "--threshold or --surfaces", f"given together with {other_flag}", "neither of them", "Leave them out."
         )
 
 

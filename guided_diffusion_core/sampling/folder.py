@@ -52,7 +52,7 @@ def require_one_sharing(processes, part_id, num_parts):
     if processes.size > 1 and (part_id, num_parts) != (0, 1):
         raise found_expected(
             "--num_parts",
-            f"{num_parts} and --part_id {part_id} beside {processes.size} processes of {processes.launcher}",
+            f"{num_parts} and --part_id {part_id} with {processes.size} processes of {processes.launcher}",
             "one way to share the cases",
             "Leave both flags out.",
         )

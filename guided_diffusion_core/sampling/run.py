@@ -1,4 +1,4 @@
-"""What surrounds a backend's ensemble sampler: batches over cases, progress, files.
+"""Run a sampling: the configuration, batches of examples, progress and files.
 
 The sampler itself (`Method.sampler`) turns images into masks; nothing here depends on a framework.
 """
@@ -32,34 +32,34 @@ def sampling_config(path, given, preset=None):
     Raises `UserError` if a given setting of the network or the diffusion contradicts the checkpoint.
     """
     trained = checkpoints.read_config(path)
-    layers = (PRESETS[preset] if preset else {}, given)
-    chosen = {**layers[0], **given}
-    free = {"seed", *setting_names("data", "training", "sampling", "compute")}
-    known = setting_names("model", "diffusion", model=trained.model)
-    for name in chosen:
-        if name in free or (name not in given and name not in known):  # a preset may be another network's
-            continue
-        expected = setting(trained, name)
-        if chosen[name] != expected:
-            raise found_expected(
-                f"--{name}",
-                chosen[name],
-                f"{expected!r}, with which {path} was trained",
-                "Leave the flag out: the checkpoint decides.",
-            )
-    if "labels" in given and trained.data.labels and split_names(given["labels"]) != split_names(trained.data.labels):
-        raise found_expected(
-            "--labels",
-            repr(given["labels"]),
-            f"{trained.data.labels!r}, with which {path} was trained",
-            "Leave the flag out: the checkpoint decides.",
-        )
+    preset_values = PRESETS[preset] if preset else {}
+    _require_as_trained(trained, path, given, preset_values)
+    # The training's slices, data and precision do not carry over. Everything else does unless it is given.
+    config = trained.replace(slices=DataConfig.slices, data_dir="", mixed_precision=ComputeConfig.mixed_precision)
     used = {"seed", *setting_names("data", "sampling", "compute")}
-    fresh = {"slices": DataConfig.slices, "data_dir": "", "mixed_precision": ComputeConfig.mixed_precision}
-    config = trained.replace(**fresh)
-    for layer in layers:
+    for layer in (preset_values, given):
         config = config.replace(**{name: value for name, value in layer.items() if name in used})
     return config
+
+
+def _require_as_trained(trained, path, given, preset_values):
+    """Refuse settings of the network, the diffusion and the labels that differ from the training's; `UserError`.
+
+    trained: `Config` of the checkpoint `path`. given, preset_values: settings by name.
+    """
+    free = {"seed", *setting_names("data", "training", "sampling", "compute")}
+    known = setting_names("model", "diffusion", model=trained.model)
+    advice = "Leave the flag out: the checkpoint decides."
+    for name, value in {**preset_values, **given}.items():
+        # A preset may have settings of another network, which do not matter here. A flag for another network does.
+        if name in free or (name not in given and name not in known):
+            continue
+        expected = setting(trained, name)
+        if value != expected:
+            raise found_expected(f"--{name}", value, f"{expected!r}, with which {path} was trained", advice)
+    labels = trained.data.labels
+    if "labels" in given and labels and split_names(given["labels"]) != split_names(labels):
+        raise found_expected("--labels", repr(given["labels"]), f"{labels!r}, with which {path} was trained", advice)
 
 
 def check_dataset(dataset, config, batch_size):
@@ -92,20 +92,21 @@ def check_dataset(dataset, config, batch_size):
 
 @dataclass(frozen=True)
 class SamplingRun:
-    """One process' sampling of a dataset's cases into a folder.
+    """The sampling of a dataset's cases into a folder by one process.
 
-    dataset:    `Dataset`. out_dir: folder of the masks.
-    batch_size: examples per batch; each brings its whole ensemble. Every batch has this size, or that of
-                the dataset: the last one is filled up by its own examples, so that a mask is the same to
-                the bit, whichever process samples it.
-    threshold:  probability from which on a pixel belongs to the mask.
-    settings:   the resolved configuration, JSON values by name, for the report and for the comparison with
-                what the folder holds.
+    dataset:    `Dataset`.
+    out_dir:    folder of the masks.
+    batch_size: examples per batch, each with its whole ensemble. All batches have this size, or the size of the dataset
+                if that is smaller: the examples of the last batch are repeated until it is full. Therefore a mask is
+                the same to the bit, whichever process samples it.
+    threshold:  lowest probability of a pixel that belongs to the mask.
+    settings:   the resolved configuration, JSON values by name. The report holds it, and it is compared with the
+                reports that are in the folder already.
     fusion:     one of `config.FUSIONS`.
     part_id, num_parts: sample one part of the cases (`folder.part_of`).
-    resume:     leave out the cases whose masks are there.
-    group:      the processes that share the cases (`dist_util.setup_dist`), None for this one by itself; the first
-                one writes the report, with the seconds and the memory of the process that took most.
+    resume:     leave out the cases whose masks are in the folder already.
+    group:      the processes that share the cases (`dist_util.setup_dist`), or None for only this process. The first
+                one writes the report, with the highest time and memory of all processes.
     """
 
     dataset: object
@@ -120,11 +121,11 @@ class SamplingRun:
     group: object = None
 
     def run(self, sampler):
-        """Sample the cases, and write each one's files as soon as all its examples are done.
+        """Sample the cases, and write the files of a case as soon as all its examples are done.
 
         sampler: function of (images (N, C, S, S), keys) that returns (members, N, K, S, S).
-        Raises `UserError` for a folder with masks of other settings. KeyboardInterrupt and a kill leave whole
-        files, from which `resume` goes on; what a killed process has left half written is removed.
+        Raises `UserError` for a folder with masks of other settings. After Ctrl-C or a kill all files in the folder
+        are whole, and `resume` continues from them; incomplete temporary files are removed at the next start.
         """
         group = self.group or Alone()
         plan = self._plan(group)
@@ -137,27 +138,29 @@ class SamplingRun:
                 "Stopped; the masks so far are whole. The same command with --continue goes on.", file=sys.stderr
             )
             raise
-        slowest = group.gather([seconds, peak_memory_mib()]).max(0)
+        highest = group.gather([seconds, peak_memory_mib()]).max(0)  # (2,), over the processes
         if group.rank == 0:
-            self._end(plan, *map(float, slowest))
+            self._end(plan, *map(float, highest))
 
     def _plan(self, group):
-        """Return the `_Plan` of this process, once the folder is seen to be of this run."""
+        """Check that the folder is new or belongs to this run, and return the `_Plan` of this process."""
         cases = self.dataset.cases()
-        chosen = part_of(cases, self.part_id, self.num_parts)[group.rank :: group.size]
+        part = part_of(cases, self.part_id, self.num_parts)
+        chosen = part[group.rank :: group.size]
         writer = CaseWriter(self.out_dir, self.dataset.labels)
         writer.require_unique_names(cases)
         require_same_run(writer, cases, self.settings)
         clear_unfinished(self.out_dir)
         left = [case for case in chosen if not (self.resume and writer.is_complete(case))]
-        own = [sum(len(case.indices) for case in left), len(left), len(chosen)]
-        # sums over the processes, all of which have seen the folder once they are here
-        images, to_do, count = map(int, group.gather(own).sum(0))
+        counts = [sum(len(case.indices) for case in left), len(left), len(chosen)]
+        # Sums over the processes. Gathering also waits for all of them: no process may write a report or a mask before
+        # the others have looked at the folder.
+        images, to_do, count = map(int, group.gather(counts).sum(0))
         size = min(self.batch_size, sum(len(case.indices) for case in cases))
         return _Plan(writer, _batches(chosen, left, size), size, images, to_do, count)
 
     def _report(self, plan):
-        """Return what the report of this part says from the start."""
+        """Return the report of this part at the start of the run."""
         return {
             **self.settings,
             "part_id": self.part_id,
@@ -197,6 +200,7 @@ class SamplingRun:
         with tqdm(total=total, unit="image", desc="sampling", dynamic_ncols=True, disable=not shown) as bar:
             for batch in plan.batches:
                 examples = [self.dataset[index] for _, index in batch]
+                # the time of the network alone, without reading and writing files
                 began = time.perf_counter()
                 members = sample_batch(sampler, examples, plan.size)
                 seconds += time.perf_counter() - began
@@ -204,7 +208,7 @@ class SamplingRun:
                 for (case, _), example, *fused in zip(batch, examples, probability, uncertainty):
                     parts = done.setdefault(case.name, [])
                     parts.append((*fused, as_picture(example.image)))
-                    if len(parts) == len(case.indices):
+                    if len(parts) == len(case.indices):  # the case is complete
                         probabilities, uncertainties, pictures = map(np.stack, zip(*done.pop(case.name)))
                         plan.writer.write(case, probabilities, uncertainties, self.threshold, pictures)
                 bar.update(len(batch))
@@ -213,9 +217,14 @@ class SamplingRun:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a process samples: batches of (case, index) of `size` examples; the numbers are of all processes.
+    """The work of one process, and the numbers of all processes together.
 
-    images, to_do: images and cases that are left. count: cases in all.
+    writer:  `CaseWriter` of the folder.
+    batches: lists of (case, index of an example), at most `size` long.
+    size:    number of examples in a batch of the sampler.
+    images:  images to sample, in all processes.
+    to_do:   cases to sample, in all processes.
+    count:   cases of this part, including those that are finished.
     """
 
     writer: CaseWriter
@@ -227,9 +236,10 @@ class _Plan:
 
 
 def _batches(chosen, left, size):
-    """Return the chosen cases' (case, index) in batches, without the batches that hold no case that is left.
+    """Return the (case, index) of the chosen cases in batches, without the batches whose cases are all finished.
 
-    A batch stays whole, since what it holds must not depend on what is finished.
+    A batch that is kept still has its finished cases: a mask can depend in the last bit on the other examples of its
+    batch, and so must not depend on where an earlier run stopped.
     """
     queue = [(case, index) for case in chosen for index in case.indices]
     names = {case.name for case in left}
@@ -238,22 +248,22 @@ def _batches(chosen, left, size):
 
 
 def _require_finite(members, keys):
-    """Refuse masks (M, N, ...) with NaN or infinity, which no file may hold; `UserError` names the first example."""
+    """Refuse masks (M, N, ...) with NaN or infinity. Raises a `UserError` that names the first such example."""
     broken = ~np.isfinite(members).all(axis=(0, *range(2, members.ndim)))  # (N,)
     if broken.any():
         raise found_expected(
             f"sampling of {keys[int(np.argmax(broken))]}",
-            "values that are no numbers in the mask",
+            "values in the mask that are not finite",
             "finite ones",
-            "Sample by DDIM (--sampler ddim), whose steps the learned variance "
-            "does not spoil, or in more --sample_steps; else train on.",
+            "Use DDIM (--sampler ddim), which needs no learned variance, or more --sample_steps, or train longer.",
         )
 
 
 def sample_batch(sampler, examples, size):
-    """Sample the masks of N examples in a batch of a fixed size, which the examples fill again from the first one.
+    """Sample the masks of N examples in a batch of a fixed size, in which the examples are repeated until it is full.
 
-    sampler: as in `SamplingRun.run`. examples: list of `Example`, at most `size`.
+    sampler:  see `SamplingRun.run`.
+    examples: list of `Example`, at most `size`.
     Returns (members, N, K, S, S). Raises `UserError` for values that are not finite.
     """
     filled = [examples[row % len(examples)] for row in range(size)]

@@ -35,12 +35,12 @@ def run_training(loop, config, out_dir, validation=None):
     steps = last_step(config.training)
     before = loop.step
     started = time.perf_counter()
-    group, first = loop.group, loop.group.rank == 0
+    group = loop.group
+    first = group.rank == 0
     say = partial(tqdm.write, file=sys.stderr) if first else lambda text: None
-    say(
-        f"training {steps} steps{f', from step {before} on' if before else ''}"
-        f"{f', in {group.size} processes' if group.size > 1 else ''}; log and checkpoints go to {out_dir}"
-    )
+    resumed = f", from step {before} on" if before else ""
+    shared = f", in {group.size} processes" if group.size > 1 else ""
+    say(f"training {steps} steps{resumed}{shared}; log and checkpoints go to {out_dir}")
     with (
         stop_requested() as stop,
         contextlib.closing(_Run(loop, config, out_dir, validation, stop) if first else _Follower()) as run,
@@ -50,10 +50,11 @@ def run_training(loop, config, out_dir, validation=None):
             _check_finite(step + 1, values)
             bar.update()
             run.validate(step + 1, values)
+            # Ctrl-C can reach the processes in different steps. They agree here, so that all stop after the same one.
             stopping = any_process(group, stop())
             run.after_step(step + 1, stopping)
             if stopping:
-                any_process(group, False)  # no process leaves before the checkpoint is written
+                any_process(group, False)  # only waits: no process ends before the checkpoint is written
                 say(f"stopped at step {step + 1}; checkpoint: {run.saved}")
                 raise KeyboardInterrupt
     say(f"trained {steps - before} steps in {time.perf_counter() - started:.0f} s; checkpoint: {run.saved}")
@@ -100,11 +101,11 @@ class _Run:
         validation = self.validation
         step = self.loop.step
         if not checkpoints.point_to_best(self.out_dir, validation.best):
-            validation.best = None  # no folder of this run has it
+            validation.best = None  # another run has the folder of the best one, or it was removed
         if not validation.is_due(step):
             return {}
         dice = validation.run(step, self.loop, self.stop)
-        if self.stop():
+        if self.stop():  # interrupted again: the checkpoint that is resumed still has this validation to do
             raise KeyboardInterrupt
         if not checkpoints.point_to_best(self.out_dir, validation.best):
             validation.best = None
@@ -124,15 +125,12 @@ class _Run:
         """
         training = self.config.training
         validation = self.validation
-        validated = self.validated
         ends = done == last_step(training)
-        if validated or ends or done % training.log_interval == 0 or stopping:
-            self.log.write(
-                step=done,
-                seconds=time.perf_counter() - self.started,
-                memory_mib=peak_memory_mib(),
-                **({"val_dice": None, **validated} if validation else {}),
-            )
+        if self.validated or ends or done % training.log_interval == 0 or stopping:
+            # with validation, every line has the column
+            dice = {"val_dice": None, **self.validated} if validation else {}
+            seconds = time.perf_counter() - self.started
+            self.log.write(step=done, seconds=seconds, memory_mib=peak_memory_mib(), **dice)
         best = validation is not None and validation.is_best(done)
         if best or ends or done % training.save_interval == 0 or stopping:
             self._save(done)

@@ -16,7 +16,7 @@ from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.evaluation import evaluate, write_summary
 from guided_diffusion_core.sampling.run import SamplingRun, check_dataset
 
-MOST_STEPS = 10  # network evaluations per image, unless more are asked for
+MOST_STEPS = 10  # network evaluations per image, unless --val_steps asks for more
 
 
 class _Stopped(Exception):
@@ -24,7 +24,7 @@ class _Stopped(Exception):
 
 
 class _FirstCases:
-    """The first cases of a `Dataset`, without its others."""
+    """The first `count` cases of a `Dataset`, or all if it is 0."""
 
     def __init__(self, dataset, count):
         self.dataset = dataset
@@ -42,9 +42,12 @@ class Validation:
     """Samples and scores the validation cases with a loop's first moving average.
 
     config:  `Config` of the training, with `val_dir`.
-    out_dir: folder of the run; masks and scores of the newest validation lie in its folder `validation`.
-    state:   what `state` returned for the checkpoint that is resumed, or None.
-    Attributes: step, the last one that was validated; best, {"step", "dice"} of the highest Dice, or None.
+    out_dir: folder of the run; its subfolder `validation` has the masks and scores of the newest validation.
+    state:   the value of the method `state` in the checkpoint that is resumed, or None.
+
+    Attributes:
+    step: the last step that was validated.
+    best: {"step", "dice"} of the highest Dice, or None.
     Raises `UserError` if the data or the settings cannot be used.
     """
 
@@ -57,9 +60,11 @@ class Validation:
         self.folder = Path(out_dir) / "validation"
         self.sampling = _sampling(config)
         self.dataset = _FirstCases(dataset, training.val_cases)
+        # the ground truth of the same cases, at its full size
         names = {case.name for case in self.dataset.cases()}
         self.truths = [truth for truth in list_truths(data) if truth.name in names]
-        self.step, self.best = (state["step"], state["best"]) if state else (0, None)
+        self.step = state["step"] if state else 0
+        self.best = state["best"] if state else None
 
     def state(self):
         """Return the values for a checkpoint, JSON values."""
@@ -72,12 +77,13 @@ class Validation:
     def run(self, step, loop, stop):
         """Validate a `TrainLoop` after `step` steps.
 
-        stop: function that tells whether to leave off; then the step remains due.
-        Returns the Dice in [0, 1], or None if it was left off or no case has foreground.
+        stop: function that returns whether to stop the validation; a stopped validation remains due.
+        Returns the Dice in [0, 1], or None if the validation was stopped or no case has foreground.
         """
         sampler = loop.average_sampler(self.config, self.sampling)
         settings = self.config.training
 
+        # Called once per batch, so that Ctrl-C need not wait for the whole validation.
         def stoppable(images, keys):
             if stop():
                 raise _Stopped
@@ -108,9 +114,9 @@ def _sampling(config):
     DDIM with eta 1, which needs no learned variance, replaces the ancestral sampler in fewer steps than in training.
     """
     trained = process_steps(config.diffusion)
-    few = min(config.sampling.sample_steps or trained, trained, MOST_STEPS)
+    few = min(config.sampling.sample_steps or trained, trained, MOST_STEPS)  # `sample_steps` 0 means all
     steps = config.training.val_steps or few
-    sampling_timesteps(trained, steps)  # refuses more than there are
+    sampling_timesteps(trained, steps)  # refuses more steps than the process has
     sampling = dataclasses.replace(config.sampling, num_ensemble=1, sample_steps=steps)
     if steps < trained and sampling.sampler == "ancestral":
         sampling = dataclasses.replace(sampling, sampler="ddim", eta=1.0)

@@ -287,5 +287,5 @@ def test_sampling_is_shared(backend, isic, tmp_path):
 
 def test_parts_beside_a_launcher_are_refused():
     require_one_sharing(processes.Processes(), 1, 3)
-    with pytest.raises(UserError, match="--num_parts: found 3 and --part_id 0 beside 2 processes of mpirun"):
+    with pytest.raises(UserError, match="--num_parts: found 3 and --part_id 0 with 2 processes of mpirun"):
         require_one_sharing(processes.Processes(0, 2, 0, "mpirun"), 0, 3)
