@@ -1,4 +1,4 @@
-"""Checkpoints: what is written is read, in either backend, and broken or foreign files are refused."""
+"""Test that checkpoints are read as written, in either backend, and that broken or foreign files are refused."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ CONFIG = config.resolve(
 
 @pytest.fixture(scope="module")
 def weights():
-    """An initial state without the zeros that it starts some layers with."""
+    """Return a state dict of random numbers, since the initial weights of some layers are zero."""
     state = initial_state(CONFIG.model, seed=5)
     rs = np.random.RandomState(0)
     return {
@@ -60,7 +60,7 @@ def test_a_file_loads_into_either_backend(saved, weights, backend):
 
 
 def test_a_file_of_version_1_without_the_random_layer(tmp_path, backend, capsys):
-    """As the original writes it: the layer becomes zero, and a line says so."""
+    """Load a file as the original writes it: the missing layer becomes zero, and a line says so."""
     settings = CONFIG.replace(version="1")
     state = initial_state(settings.model, seed=5)
     names = ("hwm.bottleneck_embed.weight", "hwm.bottleneck_embed.bias")

@@ -1,4 +1,4 @@
-"""The command lines: flags, what they refuse, and how a command ends."""
+"""Test the command lines: flags, refused values, and the end of a command."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ def settings(*argv):
 
 
 def refused(capsys, *argv):
-    """What a wrong command line prints to stderr before it leaves with exit code 2."""
+    """Return the message of a wrong command line on stderr; it has to end with exit code 2."""
     with pytest.raises(SystemExit) as leave:
         settings(*argv)
     assert leave.value.code == 2
@@ -29,7 +29,7 @@ def refused(capsys, *argv):
 
 
 def end_of(body):
-    """Exit code, stdout and stderr of a command with this body of `main`."""
+    """Return exit code, stdout and stderr of a command with this body of `main`."""
     code = (
         "from guided_diffusion_core import command_line\nfrom guided_diffusion_core.errors import UserError\n"
         f"def main():\n    {body}\ncommand_line.run_command(main)"
@@ -81,7 +81,7 @@ def test_two_samplers_are_refused():
 
 
 def test_diffusion_steps_with_dpm_solver_are_the_solvers(capsys):
-    """As the original's users write it; the trained schedule stays."""
+    """Use the flags as the original's users do; the trained schedule stays."""
     solver = {"sampler": "dpm-solver++"}
     flags = ("--dpm_solver", "True", "--diffusion_steps")
     assert settings(*flags, "50") == settings(*flags, "50", "--sample_steps", "50") == {**solver, "sample_steps": 50}

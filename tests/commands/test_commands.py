@@ -1,4 +1,4 @@
-"""The public commands: what they write, and one clear error with exit code 2 for each bad input."""
+"""Test the public commands: their files, and one clear error with exit code 2 for each bad input."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ SHORT = ["--batch_size", "2", "--max_steps", "1"]
 
 @pytest.fixture
 def isic(tmp_path):
-    """Folders (train, test) of four and two phantoms."""
+    """Make folders (train, test) with four and two phantoms."""
     return write_isic_phantoms(tmp_path / "isic", 4, 2, 48, seed=1)
 
 
@@ -28,7 +28,7 @@ def brats(tmp_path):
 
 @pytest.fixture
 def trained(tmp_path):
-    """A checkpoint of the small network for colour images, untrained."""
+    """Write an untrained checkpoint of the small network for colour images."""
     config = small_config(preset="fast", sample_steps=2, num_ensemble=2, normalisation="RGB / 255", data_name="ISIC")
     weights = initial_state(config.model, config.seed)
     checkpoints.save(tmp_path / "run", 1, config, {"model": weights})
@@ -172,7 +172,7 @@ def test_dry_run_prints_the_configuration_and_writes_nothing(command, isic, tmp_
 
 @pytest.mark.parametrize("version", ["new", "1"])
 def test_train_sample_and_score(command, backend, isic, tmp_path, version):
-    """The three commands in a row, on images without masks beside them."""
+    """Run the three commands in a row, and sample images without masks next to them."""
     multipliers = NETWORK_V1["channel_mult"] if version == "1" else NETWORK["channel_mult"]
     code, _, errors = train(
         command,
@@ -219,7 +219,7 @@ def test_train_sample_and_score(command, backend, isic, tmp_path, version):
 
 
 def test_two_labels_in_parts_and_continued(command, tmp_path):
-    """Cup and disc of the eye, each its own mask: trained, sampled by two processes, gone on with, scored."""
+    """Train, sample in two parts, continue and score two masks, the cup and the disc of the eye."""
     write_refuge2_phantoms(tmp_path / "data", 3, 48, seed=1)
     code, _, errors = train(command, "REFUGE2", tmp_path / "data", tmp_path / "run", "--preset", "fast")
     assert code == 0, errors

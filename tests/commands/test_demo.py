@@ -1,4 +1,4 @@
-"""The demo around the commands that it runs: its folder, the flags, failures, the table and the picture."""
+"""Test the demo around the commands that it runs: its folder, the flags, failures, the table and the picture."""
 
 import json
 import subprocess
@@ -98,8 +98,8 @@ def test_headings_count_down(tmp_path, monkeypatch, capsys):
 
 
 def in_this_process(command, stdout):
-    """Stands for a public command: the flags go through the real parser, `--dry_run` replaces the
-    network, and what it would have written is made from the truth."""
+    """Replace a public command: the real parser reads the flags, `--dry_run` replaces the network, and the truth gives
+    the files."""
     python, dash, package, name, *flags = command
     assert (python, dash, package) == (sys.executable, "-m", "medsegdiff")
     value = dict(zip(flags[::2], flags[1::2]))
@@ -118,7 +118,7 @@ def in_this_process(command, stdout):
 
 
 def write_training(output, out_dir):
-    """A log and a checkpoint without weights, with the configuration that the command has printed."""
+    """Write a log and a checkpoint without weights, with the configuration that the command has printed."""
     with open(output, encoding="utf-8") as file:
         printed = json.load(file)
     resolved = config.from_dict({name: printed[name] for name in config.Config().to_dict()})
@@ -129,7 +129,7 @@ def write_training(output, out_dir):
 
 
 def write_masks(data_dir, out_dir):
-    """Masks equal to the truth, but for the first row of pixels of the second backend's."""
+    """Write masks that equal the truth, except the first row of pixels in the second backend."""
     data = config.DataConfig("ISIC", data_dir)
     writer = CaseWriter(out_dir)
     paths = {truth.name: truth.path for truth in list_truths(data)}

@@ -1,4 +1,4 @@
-"""`medsegdiff doctor`: what it shows, what it finds missing, and that it names nobody."""
+"""Test `medsegdiff doctor`: its report, what it finds missing, and that it shows no name of a person or folder."""
 
 import getpass
 import subprocess

@@ -1,4 +1,4 @@
-"""The command `medsegdiff`: its list of commands, help, wrong names, and the scripts that are doors to it."""
+"""Test the command `medsegdiff`: its list of commands, help, wrong names, and the scripts that call it."""
 
 import subprocess
 import sys

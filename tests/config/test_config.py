@@ -1,4 +1,4 @@
-"""Configuration: presets, overrides, ranges, and the way through a checkpoint's JSON."""
+"""Test the configuration: presets, overrides, ranges, and the way through a checkpoint's JSON."""
 
 import dataclasses
 import json
@@ -95,7 +95,7 @@ def test_presets_set_their_values_and_flags_override_them():
     ],
 )
 def test_presets_of_the_originals_readme(preset, flags, parameters):
-    """The values on the README's command lines, but for the second one's attention."""
+    """Compare with the command lines of the original's README; only the attention of the second one differs."""
     parser = command_line.add_run_flags(command_line.CommandParser("Test."), *configuration.SECTIONS)
     given = command_line.given_settings(parser.parse_args(flags.split()))
     resolved = resolve({}, preset=preset)
@@ -128,7 +128,7 @@ def test_a_chosen_sampler_replaces_the_one_below():
 
 
 def test_the_ancestral_sampler_takes_all_steps_unless_told():
-    """The steps of another sampler, whether from the default, a preset or a checkpoint, are too few for it."""
+    """Require all steps after a change of sampler: those of a default, preset or checkpoint are too few for it."""
     all_steps = SamplingConfig(sampler="ancestral", sample_steps=0)
     solver = resolve({"sampler": "dpm-solver++"})
     assert resolve({"sampler": "ancestral"}).sampling == all_steps

@@ -1,4 +1,4 @@
-"""Identities that the process and the objective of either backend keep, in float64 on the toy network."""
+"""Test identities of the process and the objective of either backend, in float64 on the toy network."""
 
 import numpy as np
 import pytest
@@ -189,7 +189,7 @@ def test_schedule_sampler(backend):
 
 
 def test_time_steps_by_the_second_moment_of_their_losses(backend):
-    """Uniform until each of the four has two losses; then by the last two of each."""
+    """Require uniform draws until each of the four time steps has two losses, then draws by its last two losses."""
     resample = backend.module("resample")
     diffusion = make_diffusion(backend, respacing="4")
     sampler = resample.LossSecondMomentResampler(diffusion, history_per_term=2, uniform_prob=0.1)

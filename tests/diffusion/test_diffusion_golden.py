@@ -1,4 +1,4 @@
-"""Both backends against the numbers that the original recorded on the toy network, float32."""
+"""Compare both backends with the recorded values of the original on the toy network, in float32."""
 
 import numpy as np
 import pytest
@@ -59,12 +59,12 @@ def terms(case):
 
 
 def setting(backend, case):
-    """Diffusion, network and data of a case."""
+    """Return diffusion, network and data of a case."""
     return make_diffusion(backend, **CASES[case]), ToyNetwork(backend, case != "nosigma"), ToyData()
 
 
 def check(found, key):
-    """`found` must agree with the golden entry; the message says by how much it does not."""
+    """Require that `found` agrees with the golden entry; the message gives the difference."""
     error = relative_rms(found, GOLDEN[key])
     assert error <= TOLERANCE, f"{key}: relative RMS error {error:.1e}"
 
@@ -162,8 +162,11 @@ def test_ddim_sampling(backend, eta):
 @pytest.mark.parametrize("steps", SOLVER_STEPS)
 @pytest.mark.parametrize("thresholding", [False, True])
 def test_dpm_solver_sampling(backend, steps, thresholding):
-    """The authors' solver takes n steps between n + 1 times that are evenly spaced, whole or not, with log
-    alpha_bar linear between the trained ones, and ends at the first of these: one step before x_0."""
+    """Repeat the authors' solver with the rows of ours, at their times.
+
+    It takes n steps between n + 1 evenly spaced times, which need not be whole; log alpha_bar is linear between the
+    trained ones. It ends at the first trained time, one step before x_0.
+    """
     trained = DiffusionTables(get_named_beta_schedule("linear", 1000)).alphas_cumprod
     times = np.linspace(0, 999, steps + 1)
     diffusion = process_through(backend, np.exp(np.interp(times, np.arange(1000), np.log(trained))), times)

@@ -1,4 +1,4 @@
-"""Both backends give the same total loss and gradients, in float64 on the toy network."""
+"""Test that both backends have the same total loss and gradients, in float64 on the toy network."""
 
 import numpy as np
 import pytest
@@ -18,10 +18,11 @@ SETTINGS = [
 
 
 def loss_and_gradient(backend, mean, variance, loss):
-    """Total loss and its derivative by the toy network's weights, with time steps 3 and 60.
+    """Return the total loss and its derivative by the toy network's weights, with time steps 3 and 60.
 
-    Not 0: there the toy network lies in the far tail of the decoder, where 1 - cdf loses its digits
-    and the two frameworks' tanh, one unit in the last place apart, decide the gradient."""
+    Time step 0 is left out: there the toy network lies in the far tail of the decoder, where 1 - cdf loses its digits
+    and the two frameworks' tanh, one unit in the last place apart, decide the gradient.
+    """
     data = ToyData()
     learned = variance == ModelVarType.LEARNED_RANGE
     network = ToyNetwork(backend, learned, dtype="float64")

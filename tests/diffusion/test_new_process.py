@@ -1,4 +1,4 @@
-"""A process of another kind, flow matching, is one class in numbers: both backends train and sample it as it is.
+"""Add a process of another kind, flow matching, as one class in numpy: both backends train and sample it unchanged.
 
 With the best prediction for pixels of N(0.3, 0.25) its differential equation has a known solution: every start
 value n of N(0, 1) ends at 0.3 + 0.5 n.
@@ -49,13 +49,13 @@ class Flow:
 
 
 def euler(process, times, settings):
-    """x_s = x_t + (s - t) v, with v = (x_t - x_0) / t."""
+    """Return the `Steps` of Euler's method, x_s = x_t + (s - t) v with v = (x_t - x_0) / t."""
     _, t, _, s = end_points(process, times)
     return Steps(times, xstart=1.0 - s / t, before=0 * t, x_t=s / t, noise=0 * t)
 
 
 def heun(process, times, settings):
-    """Each step of Euler but the last is followed by one with the mean of both velocities.
+    """Return the `Steps` of Heun's method: each step but the last is repeated with the mean of both velocities.
 
     The state before, x, is recovered from the first row: x' = (1 - s / t) x_0' + s / t x.
     """
@@ -71,7 +71,7 @@ def heun(process, times, settings):
 
 
 def flow_of(backend):
-    """The process with the methods for tensors, as a backend defines it."""
+    """Return the process with the tensor methods of a backend."""
     return type("FlowTensors", (backend.module("process").ProcessTensors, Flow), {})()
 
 
@@ -94,7 +94,7 @@ class BestNetwork:
 
 
 def largest_error(backend, sampler, steps):
-    """Of the masks of two cases and three members, sampled by the public sampler."""
+    """Sample two cases and three members with the public sampler, and return the largest error of their masks."""
     tape = NoiseTape(5)
     settings = SamplingConfig(sampler=sampler, sample_steps=steps, num_ensemble=3, clip_denoised=False, eta=0.0)
     sample = backend.module("sample_util").EnsembleSampler(BestNetwork(backend), flow_of(backend), settings, tape)
@@ -108,7 +108,7 @@ def largest_error(backend, sampler, steps):
 
 @pytest.mark.parametrize("sampler, order", [("euler", 1), ("heun", 2), ("ddim", 1)])
 def test_flow_matching_comes_to_the_analytic_solution(backend, sampler, order):
-    """Twice the steps leave a half or a quarter of the error; DDIM with eta 0 is Euler's method here."""
+    """Require a half or a quarter of the error with twice the steps; DDIM with eta 0 is Euler's method here."""
     with mock.patch.dict(SOLVERS, {"euler": euler, "heun": heun}):
         errors = [largest_error(backend, sampler, steps) for steps in (16, 32, 64)]
     assert np.abs(np.log2(np.divide(errors[:-1], errors[1:])) - order).max() < 0.3, errors

@@ -1,4 +1,4 @@
-"""What the samplers of either backend keep: their limits, their noise, their time steps; in float64."""
+"""Test the samplers of either backend in float64: their limits, their noise and their time steps."""
 
 import numpy as np
 import pytest
@@ -22,8 +22,11 @@ def test_ddim_with_eta_1_is_the_ancestral_sampler(backend):
 
 
 def test_a_share_above_1_spoils_few_ancestral_steps_and_no_ddim_step(backend):
-    """What a short training learns, a variance share of 4, is five times the posterior's noise at the last noisy
-    one of 1000 steps and a million times in 10; DDIM with eta 1 adds the posterior's."""
+    """Compare the noise for a variance share of 4, which a short training can learn.
+
+    It is five times the posterior's at the last noisy one of 1000 steps, and a million times in 10 steps. DDIM with
+    eta 1 adds the posterior's noise.
+    """
     learned = np.concatenate([X_START[:, -1:], 0 * NOISE + 7], axis=1)
     arguments = network_like(backend, learned), tensor(backend, X_START), tensor(backend, np.array([1, 1]))
     for steps, least, most in ((1000, 4, 6), (10, 1e6, 2e6)):
@@ -83,8 +86,11 @@ def test_a_case_is_sampled_the_same_alone_and_in_a_batch(backend, sampler):
 
 
 def even_in_lambda(steps, first=-2.0, last=2.5):
-    """alpha_bar and whole-process times of `steps` states, evenly spaced in lambda = log(alpha / sigma), on the
-    continuous linear schedule log alpha_bar = -(0.1 u + 9.95 u^2), u in [0, 1]; descending."""
+    """Return (alpha_bar, times in the whole process) of `steps` states, descending.
+
+    They are evenly spaced in lambda = log(alpha / sigma), on the continuous linear schedule
+    log alpha_bar = -(0.1 u + 9.95 u^2), u in [0, 1].
+    """
     lam = np.linspace(last, first, steps)
     logarithm = np.log1p(np.exp(-2 * lam))  # -log alpha_bar
     u = (np.sqrt(0.01 + 4 * 9.95 * logarithm) - 0.1) / (2 * 9.95)
@@ -103,7 +109,7 @@ def solved(backend, sampler, steps, network, mean, **settings):
 
 @pytest.mark.parametrize("mean", [ModelMeanType.EPSILON, ModelMeanType.START_X])
 def test_samplers_converge_to_one_solution(backend, mean):
-    """DDIM with order 1, DPM-Solver++ with order 2: twice the steps leave a half and a quarter of the error."""
+    """Require order 1 of DDIM and order 2 of DPM-Solver++: a half and a quarter of the error with twice the steps."""
     network = ToyNetwork(backend, dtype="float64")
     steps = (20, 40, 80)
     fine, finer = (solved(backend, "dpm_solver_sample_loop_known", n, network, mean) for n in (320, 640))
@@ -116,8 +122,10 @@ def test_samplers_converge_to_one_solution(backend, mean):
 
 
 def test_every_sampler_gives_the_distribution_of_the_data(backend):
-    """With the best prediction for pixels of N(0.3, 0.25), the deterministic samplers transport each x_T to its
-    place in that distribution, and the others draw from it."""
+    """Sample with the best prediction for pixels of N(0.3, 0.25).
+
+    The deterministic samplers transport each x_T to its place in this distribution; the others draw from it.
+    """
     centre = 0.3
     spread = 0.5
     abar, times = even_in_lambda(60, last=4.5)
@@ -168,11 +176,13 @@ def test_every_sampler_gives_the_distribution_of_the_data(backend):
     ],
 )
 def test_samplers_converge_to_one_distribution(backend, sampler, settings, order):
-    """With the best prediction for a pixel of N(0.3, 0.25) every sampler's mean is 0.3 at any number of steps, and
-    its standard deviation comes to 0.5, twice the steps leaving a half or a quarter of the error.
+    """Sample with the best prediction for a pixel of N(0.3, 0.25).
 
-    A sample is then affine in the draws, so that its moments are exact: case 0 is sampled without noise, each
-    other case with a single draw of 1 (or none), and its distance from case 0 is the draw's factor."""
+    The mean of every sampler is 0.3 at any number of steps. The standard deviation converges to 0.5; twice the steps
+    leave a half or a quarter of the error. The moments are exact, because a sample is affine in the draws: case 0 is
+    sampled without noise, each other case with a single draw of 1 (or none), and its distance from case 0 is the
+    factor of the draw.
+    """
     centre = 0.3
     spread = 0.5
     errors = []
@@ -210,7 +220,7 @@ def test_samplers_converge_to_one_distribution(backend, sampler, settings, order
 
 
 def test_dynamic_thresholding_follows_its_definition(backend):
-    """A case whose 0.995 quantile lies within [-1, 1] is clipped, another one scaled; each by itself."""
+    """Require clipping of a case whose 0.995 quantile is within [-1, 1], and scaling of another one in its batch."""
     x_start = np.random.default_rng(2).standard_normal((3, 1, 16, 16)) * np.array([0.3, 1.0, 7.0]).reshape(3, 1, 1, 1)
     x_start[0, 0, 3, 3] = 5.0
     found = array(backend, backend.module("solver").dynamic_threshold(tensor(backend, x_start)))
@@ -273,7 +283,7 @@ def test_sampling_keeps_no_graph(backend):
 
 @pytest.mark.parametrize("rescale", [False, True])
 def test_network_sees_the_trained_time_steps(backend, rescale):
-    """In training and in sampling, on the schedule and on steps of steps of it."""
+    """Check training and sampling, on the whole schedule, on respaced steps, and on steps of those."""
     scale = 1000 / 50 if rescale else 1
     spaced = make_diffusion(backend, steps=50, respacing="10", rescale_timesteps=rescale)
     few = make_diffusion(backend, steps=50, respacing="10", rescale_timesteps=rescale, visits=3)

@@ -1,4 +1,4 @@
-"""The numbers of the diffusion against closed forms in float64."""
+"""Compare the numbers of the diffusion with closed forms in float64."""
 
 import math
 
@@ -38,7 +38,7 @@ def test_cosine_schedule_follows_its_function():
 
 
 def test_posterior_is_bayes_rule(tables):
-    """N(x_t; sqrt(alpha) x, beta) N(x; sqrt(abar') x_0, 1 - abar') as one Gaussian of x, t > 0."""
+    """Compare with N(x_t; sqrt(alpha) x, beta) N(x; sqrt(abar') x_0, 1 - abar') as one Gaussian of x, for t > 0."""
     alphas = 1 - tables.betas[1:]
     prior = 1 - tables.alphas_cumprod_prev[1:]
     precision = alphas / tables.betas[1:] + 1 / prior

@@ -1,4 +1,4 @@
-"""The rows of every sampler against closed forms in float64."""
+"""Compare the rows of every sampler with closed forms in float64."""
 
 from types import SimpleNamespace
 
@@ -27,7 +27,7 @@ def process_on(name, steps, variance=ModelVarType.FIXED_SMALL, mean=ModelMeanTyp
 
 
 def rows(process, sampler, steps=0, **settings):
-    """The `Steps` of a sampler, its arrays turned round: in the order of time, as the process's tables."""
+    """Return the `Steps` of a sampler with its arrays in ascending order of time, like the tables of the process."""
     found = SOLVERS[sampler](process, process.times(steps), SamplingConfig(**{"eta": 0.0, **settings}))
     assert found.times.tolist() == process.times(steps).tolist()
     turned = {name: getattr(found, name)[::-1] for name in ("xstart", "before", "x_t", "noise")}
@@ -65,7 +65,7 @@ def test_noisy_samplers_draw_from_the_posterior(process, sampler, settings):
 
 @pytest.mark.parametrize("name, steps", SCHEDULES)
 def test_the_variance_of_the_ancestral_sampler(name, steps):
-    """That of the process with the same steps only, whether fixed or learned between two bounds."""
+    """Compare with the tables of the respaced process, for fixed and learned variances."""
     for visits in {0, 1, min(steps, 7)}:
         whole = process_on(name, steps)
         kept = DiffusionTables(respace(whole.betas, sampling_timesteps(steps, visits))[0])
@@ -80,8 +80,10 @@ def test_the_variance_of_the_ancestral_sampler(name, steps):
 
 @pytest.mark.parametrize("name, steps", [schedule for schedule in SCHEDULES if schedule[1] > 2])
 def test_dpm_solver_is_exact_for_predictions_linear_in_lambda(name, steps):
-    """The step solves dx / d lambda = -sigma^2 x + alpha x_0 (DPM-Solver++, eq. 8), here by quadrature with x_0
-    linear in lambda; what is left is the algorithm's own error of order h^3."""
+    """Compare a step with the solution of dx / d lambda = -sigma^2 x + alpha x_0 (DPM-Solver++, eq. 8) by quadrature.
+
+    x_0 is linear in lambda here, so that only the error of the algorithm, of order h^3, is left.
+    """
     process = process_on(name, steps)
     row = rows(process, "dpm-solver++")
     alpha = process.sqrt_alphas_cumprod
@@ -104,7 +106,7 @@ def test_dpm_solver_is_exact_for_predictions_linear_in_lambda(name, steps):
 
 
 def test_dpm_solver_begins_and_ends_with_ddim(process):
-    """First order is DDIM with eta 0 (DPM-Solver++, section 4.1); the last step gives x_0 alone."""
+    """Compare with DDIM with eta 0, which is the first order (DPM-Solver++, section 4.1); the last step gives x_0."""
     found = rows(process, "dpm-solver++")
     first_order = rows(process, "ddim")
     close(found.xstart + found.before, first_order.xstart)

@@ -1,4 +1,4 @@
-"""Sampling: a case's mask depends on its image, the seed and the network alone, in either backend."""
+"""Test that the mask of a case depends only on its image, the seed and the network, in either backend."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ TWO_FRAMEWORKS = 2e-5  # measured 2e-6
 
 
 class Reversed(RandomDataset):
-    """The same cases in the opposite order."""
+    """A dataset with its cases in the opposite order."""
 
     def cases(self):
         return list(reversed(super().cases()))
@@ -28,7 +28,7 @@ class Reversed(RandomDataset):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A checkpoint after a few steps of training, whose masks are neither empty nor full."""
+    """Return a checkpoint after a few steps of training, whose masks are neither empty nor full."""
     folder = tmp_path_factory.mktemp("run")
     config = small_config(preset="fast", lr=3e-3, max_steps=6, sample_steps=3, num_ensemble=2)
     loop = Backend(BACKENDS[0]).module("train_util").create_train_loop(config, RandomDataset())
@@ -44,7 +44,7 @@ def sampler_of(backend, path, **settings):
 
 
 def sampled(sampler, dataset, out_dir, batch_size):
-    """Case name -> (mask, probability) as written."""
+    """Return a dict: name of a case -> (mask, probability), read from the files."""
     SamplingRun(dataset, out_dir, batch_size, 0.5, {}).run(sampler)
     return {
         case.name: tuple(read_output(find_output(out_dir, case.name, kind)) for kind in (MASK, PROBABILITY))
@@ -65,7 +65,7 @@ def test_masks_depend_on_neither_batch_size_nor_order(backend, weights, tmp_path
 
 
 def test_parts_and_neighbours_do_not_change_a_bit(backend, weights, tmp_path):
-    """Batches of one size, whoever is in them: 3 parts of 2 cases, in batches of 4, as the whole in batches of 4."""
+    """Compare 3 parts of 2 cases with all cases at once, both in batches of 4: all batches have one size."""
     sampler = sampler_of(backend, weights, num_ensemble=1)
     whole = sampled(sampler, RandomDataset(), tmp_path / "whole", 4)
     for part_id in range(3):
@@ -124,7 +124,7 @@ def test_another_seed_gives_another_sample(backend, weights):
 
 
 def test_volumes_without_labels_get_masks_on_their_own_grid(tmp_path):
-    """Slices that were not asked for stay empty."""
+    """Require empty masks in the slices that were not asked for."""
     folder = write_brats_phantom(tmp_path / "brats", "BraTS2021_00001", (40, 44, 6), seed=2)
     for labels in (tmp_path / "brats").rglob("*_seg.nii.gz"):
         labels.unlink()

@@ -1,4 +1,4 @@
-"""One run's masks in a folder: killed and gone on with, shared among processes, never mixed with another's."""
+"""Test the folder of a sampling run: killed and continued, shared among processes, never mixed with another run."""
 
 import json
 import os
@@ -37,13 +37,13 @@ SETTINGS = {
 
 
 def drawn(images, keys):
-    """A sampler without a network: three smooth members with one mask channel, by the keys alone."""
+    """Sample without a network: three smooth members with one mask channel, which depend only on the keys."""
     members = [[NoiseTape(0).normal("a", (1, 32, 32), case=key, member=m) for key in keys] for m in range(3)]
     return np.float32(members) * 0.5 + 0.5
 
 
 class Interrupting:
-    """`drawn`, stopped as by Ctrl-C after some batches; `batches` keeps the keys of all."""
+    """The sampler `drawn`, with Ctrl-C after some batches; `batches` records the keys."""
 
     def __init__(self, after=None):
         self.after = after
@@ -87,13 +87,13 @@ def run(out_dir, sampler=drawn, dataset=None, settings=SETTINGS, batch_size=4, *
 
 
 def contents(folder):
-    """Name -> bytes of all files but the reports, which hold times."""
+    """Return a dict: name -> bytes of all files except the reports, which hold times."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith("run_report")}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What an uninterrupted run writes."""
+    """Return the files of an uninterrupted run."""
     files = contents(run(tmp_path_factory.mktemp("whole")))
     kinds = ("mask.nii.gz", "probability.nii.gz", "uncertainty.nii.gz", "overlay.png")
     expected = {f"v{k}_{kind}" for k in range(4) for kind in kinds}
@@ -120,14 +120,16 @@ def test_ctrl_c_leaves_what_continue_goes_on_with(tmp_path, whole, capsys):
     assert report["finished"] is True and (report["cases"], report["cases_found_finished"]) == (5, 3)
 
 
-def test_a_mask_of_no_numbers_is_refused_before_its_files(tmp_path):
+def test_a_mask_that_is_not_finite_is_refused_before_its_files(tmp_path):
     def spoiled(images, keys):
         members = drawn(images, keys)
         if "picture" in keys:
             members[1, keys.index("picture"), 0, 3, 4] = np.nan
         return members
 
-    with pytest.raises(UserError, match="sampling of picture: found .*no numbers.*--sampler ddim"):
+    with pytest.raises(
+        UserError, match="sampling of picture: found values in the mask that are not finite.*--sampler ddim"
+    ):
         run(tmp_path, spoiled)
     assert not [name for name in contents(tmp_path) if name.startswith("picture")]
 
@@ -141,7 +143,7 @@ def test_nothing_is_sampled_twice(tmp_path, whole):
 
 @pytest.mark.parametrize("lost", ["v2_mask.nii.gz", "picture_mask.png"])
 def test_a_case_without_its_mask_is_sampled_again(tmp_path, whole, lost):
-    """The mask is a case's last file, so that a kill between its files leaves none."""
+    """Remove the mask, which is written last: a kill between the files of a case leaves no mask."""
     run(tmp_path)
     (tmp_path / lost).unlink()
     (tmp_path / lost.replace("mask", "probability").replace(".png", ".tiff")).write_bytes(b"torn")
@@ -164,7 +166,7 @@ tests.run(Path(sys.argv[1]), slow, batch_size=1, resume=True)
 
 
 def test_kill_9_and_continue_give_the_files_of_an_uninterrupted_run(tmp_path):
-    """Killed twice, each time as soon as one more case is there."""
+    """Kill the run twice, each time as soon as another case is complete."""
     alone = contents(run(tmp_path / "alone", batch_size=1))
     folder = tmp_path / "killed"
     for killed_at in (1, 3):
@@ -199,7 +201,7 @@ tests.run(Path(sys.argv[1]))
 
 @pytest.mark.parametrize("resume", [True, False])
 def test_the_half_written_file_of_a_killed_process_is_removed(tmp_path, whole, resume):
-    """Not what a process that lives, or one of another machine, is writing."""
+    """Require that files of a running process, or of another machine, stay."""
     killed = subprocess.run(
         [sys.executable, "-c", KILLED_WHILE_IT_WRITES, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL
     )
@@ -235,7 +237,7 @@ def test_every_case_belongs_to_one_part():
 
 
 class TestOtherSettings:
-    """A folder keeps the masks of one run, whether it goes on or begins again."""
+    """A folder with masks accepts only the settings of its run, with and without --continue."""
 
     @pytest.mark.parametrize("resume", [False, True])
     @pytest.mark.parametrize(
@@ -267,7 +269,7 @@ class TestOtherSettings:
         assert contents(tmp_path / "b") == whole
 
     def test_the_sampler_of_an_older_report_is_understood(self, tmp_path):
-        """Older versions wrote two booleans in place of the sampler's name."""
+        """Read a report of an older version, which has two booleans instead of the sampler's name."""
         old = {**SETTINGS, "sampling": {"use_ddim": False, "dpm_solver": True}}
         new = {**SETTINGS, "sampling": {"sampler": "dpm-solver++"}}
         write_report(report_path(tmp_path), old)
@@ -289,7 +291,7 @@ class TestOtherSettings:
 
 
 def test_cases_whose_files_would_collide_are_refused(tmp_path):
-    """Case a with label b_c and case a_b with label c."""
+    """Use case a with label b_c, and case a_b with label c."""
 
     class Colliding(RandomDataset):
         def cases(self):
@@ -318,7 +320,7 @@ def test_fusion_reaches_the_files(tmp_path):
 
 @pytest.mark.parametrize("orientation", ["RAS", "LPS", "AIL"])
 def test_a_volumes_masks_lie_on_its_own_grid(tmp_path, orientation):
-    """Affine, shape and header as nibabel reads them from the source, whatever the order of its axes."""
+    """Compare affine, shape and header with those of the source in nibabel, for any order of axes."""
     folder = write_brats_phantom(tmp_path / "brats", "BraTS2021_00001", (40, 44, 6), seed=2)
     for path in (tmp_path / "brats").rglob("*.nii.gz"):
         image = nib.load(path)

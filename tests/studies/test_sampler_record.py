@@ -1,4 +1,4 @@
-"""The record of the sampler study, written from points whose masks and courses are made here."""
+"""Test the record of the sampler study, written from points with made-up masks and courses."""
 
 import csv
 import json
@@ -39,12 +39,12 @@ STEPS = {"epsilon": 5, "x0": 10}
 
 
 def pixels_lost(point, number):
-    """How many pixels of a case's true mask a point's mask misses: of each another number."""
+    """Return the number of pixels of a case's true mask that a point's mask misses, another one for each pair."""
     return 1 + 2 * POINTS.index(point) + number
 
 
 def course(point):
-    """A course in which every number tells its point and evaluation."""
+    """Return a course in which every number identifies its point and evaluation."""
     share = POINTS.index(point) + 1
     steps = np.linspace(999, 0, point.evaluations).round().astype(int)
     return [
@@ -62,7 +62,7 @@ def course(point):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """(folder of the record, figures that were drawn, Dice by (point, case)); the folder held something before."""
+    """Return (folder of the record, drawn figures, Dice by (point, case)). The folder held an earlier record."""
     work = tmp_path_factory.mktemp("work")
     for number in (1, 2):
         write_brats_phantom(work / "data", f"BraTS2021_0000{number}", (40, 40, 8), seed=number)
@@ -118,7 +118,7 @@ def write_mask(folder, truth, lost):
 
 
 def tables(text):
-    """The tables of a Markdown text: lists of rows, lists of cells; the head first."""
+    """Return the tables of a Markdown text: lists of rows, which are lists of cells; the head first."""
     blocks = re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE)
     return [
         [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines() if "|---" not in line]
@@ -169,7 +169,7 @@ def test_dice_is_the_mean_over_the_cases_on_the_scored_slices(made):
 
 
 def test_agreement_of_a_point_with_its_twin(made):
-    """Of the two masks of the same kind one misses so many pixels more."""
+    """Compare with the number of pixels that one of the two masks misses and the other does not."""
     log, _, _ = made
     jittor = POINTS[-1]
     twin = Point("x0", "ddim", 10)
@@ -183,7 +183,7 @@ def test_agreement_of_a_point_with_its_twin(made):
 
 
 def test_courses_of_the_record(made):
-    """Those of 10 and 1000 evaluations in PyTorch; a long one thinned, its end whole."""
+    """Require those of 10 and 1000 evaluations in PyTorch; a long one is thinned except at its end."""
     log, _, _ = made
     courses = json.loads((log / "courses.json").read_text())
     assert list(courses) == [point.name for point in POINTS if point.backend == "pytorch" and point.evaluations > 1]

@@ -1,4 +1,4 @@
-"""The study of the samplers: its points, what is measured on the way, and what is not done again."""
+"""Test the study of the samplers: its points, its measurements, and that finished parts are not repeated."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ from studies.sampler_study import PROBED, Point, Watched, measure, probe
 
 @pytest.fixture(scope="module")
 def script():
-    """`studies/record_samplers.py` as a module."""
+    """Import `studies/record_samplers.py` as a module."""
     spec = importlib.util.spec_from_file_location("record_samplers", ROOT / "studies" / "record_samplers.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -69,7 +69,7 @@ def make_process(backend, **settings):
 
 
 class Constant:
-    """A network that answers with the same arrays, and keeps nothing."""
+    """A network that always returns the same arrays."""
 
     def __init__(self, runtime, mask, share):
         self.runtime = runtime
@@ -80,16 +80,17 @@ class Constant:
 
 
 def made_batch():
-    """True masks (2, 1, 32, 32) of 0 and 1, and noise of -1 and 1, whose root mean square is 1 exactly."""
+    """Return true masks (2, 1, 32, 32) of 0 and 1, and noise of -1 and 1, whose root mean square is exactly 1."""
     generator = np.random.default_rng(3)
     truth = (generator.uniform(size=(2, 1, 32, 32)) > 0.7).astype(np.float32)
     return truth, np.sign(generator.standard_normal(truth.shape))
 
 
 def watch(backend, process, t, share, sampler="ancestral", size=1.0, answer=None):
-    """(what `Watched` hands on, its entry) for one evaluation at t of a network.
+    """Return (output of `Watched`, its entry of the course) for one evaluation of a network at t.
 
-    size: deviation of the noise in its input over the schedule's. answer: its first channel; None: the true mask.
+    size:   deviation of the noise in its input, over the schedule's.
+    answer: first channel of its output; None for the true mask.
     """
     runtime = backend.module("runtime")
     truth, signs = made_batch()
@@ -119,7 +120,7 @@ def test_an_evaluation_in_numbers(backend, t, share, size):
 
 
 def test_the_predicted_mask_of_a_network_of_the_noise(backend):
-    """x_t = sqrt(a) x_0 + sqrt(1 - a) noise, solved for x_0, of a network that does not know the noise."""
+    """Solve x_t = sqrt(a) x_0 + sqrt(1 - a) noise for x_0, with a network that does not know the noise."""
     process = make_process(backend, timestep_respacing="5")
     truth, signs = made_batch()
     answer = np.random.default_rng(4).uniform(-1, 1, truth.shape).astype(np.float32)
@@ -147,7 +148,7 @@ def test_what_is_not_finite_is_none(backend):
 
 @pytest.mark.parametrize("t", [1, 20, 300])
 def test_the_share_that_is_asked_for_minimises_the_bound(backend, t):
-    """Of a network whose x_0 is off by 0.2 everywhere: the mean of log(v) + (posterior + (c * 0.2)^2) / v."""
+    """Minimise the mean of log(v) + (posterior + (c * 0.2)^2) / v, for a network whose x_0 is wrong by 0.2."""
     process = make_process(backend, predict_xstart=True)
     error = 0.2
     truth = (np.random.default_rng(1).uniform(size=(2, 1, 8, 8)) > 0.5).astype(np.float64)
@@ -170,7 +171,7 @@ def test_the_share_that_is_asked_for_minimises_the_bound(backend, t):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(folder of a run with a checkpoint of random weights, `DataConfig` of two slices of a phantom)."""
+    """Return (folder of a run with a checkpoint of random weights, `DataConfig` of two slices of a phantom)."""
     folder = tmp_path_factory.mktemp("study")
     config = small_config(in_ch=5, data_name="BRATS", predict_xstart=True)
     state = {

@@ -1,4 +1,4 @@
-"""The noise tape: every draw is a function of its place alone."""
+"""Test the noise tape: every draw depends only on its place."""
 
 import numpy as np
 from scipy import stats

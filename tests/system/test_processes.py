@@ -1,4 +1,4 @@
-"""Several processes: k of them with batch b equal one with batch k * b, share the cases, and end together."""
+"""Test runs of k processes: they equal one process with k times the batch, share the cases, and end together."""
 
 import json
 import os
@@ -37,8 +37,10 @@ ENVIRONMENT = {
 
 
 def launcher(backend, count=2):
-    """The beginning of a command that starts `count` processes; without OpenMPI the test is skipped, or fails
-    if MEDSEGDIFF_REQUIRE_MPI is set, as in .ci/run."""
+    """Return the beginning of a command that starts `count` processes.
+
+    Without OpenMPI the test is skipped, or fails if MEDSEGDIFF_REQUIRE_MPI is set, as in .ci/run.
+    """
     if backend.name == "pytorch":
         return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={count}"]
     if not shutil.which("mpirun"):
@@ -60,15 +62,17 @@ STATES = 1e-7
 
 
 def kind(name):
-    """What the values of a name are compared with: "gradient/0", "model", "trainer/first_moment", ..."""
+    """Return the kind of a value by its name, which sets its tolerance: "gradient/0", "model", ..."""
     parts = name.split("/")
     return "/".join(parts[:2]) if parts[0] in ("gradient", "trainer") else parts[0]
 
 
 @pytest.mark.long(seconds=30)
 def test_two_processes_equal_one_with_twice_the_batch(backend, tmp_path):
-    """In float64: losses, gradients, parameters, averages, moments and running statistics; both processes have
-    the same bits."""
+    """Compare losses, gradients, parameters, averages, moments and running statistics in float64.
+
+    Both processes have the same bits.
+    """
     both = tmp_path / "both"
     one = tmp_path / "one"
     both.mkdir(), one.mkdir()
@@ -96,7 +100,7 @@ def test_slots_of_the_processes_make_the_microbatches_of_one(count, microbatch, 
 
 
 def test_streams_of_the_processes_are_one():
-    """Also from a step in the middle, when one more process goes on with the same batches."""
+    """Compare the examples also from a later step, when another number of processes continues with the same batches."""
     whole = TrainingStream(RandomDataset(), NoiseTape(1), 12, 4)
     dataset = RandomDataset()
     for size, count, start in ((2, 6, 0), (3, 4, 2)):
@@ -165,7 +169,7 @@ def test_another_number_of_processes_goes_on_with_the_same_batches(tmp_path):
 
 @pytest.fixture(scope="module")
 def isic(tmp_path_factory):
-    """Folders (train, test) of four and three phantoms."""
+    """Make folders (train, test) with four and three phantoms."""
     return write_isic_phantoms(tmp_path_factory.mktemp("isic"), 4, 3, 40, seed=1)
 
 
@@ -191,7 +195,10 @@ def train(isic, out_dir, backend, *flags):
 
 
 def test_a_killed_process_ends_the_run_which_goes_on(backend, isic, tmp_path):
-    """kill -9 of one: the others end soon, with a message and an exit code; --resume last goes on, also alone."""
+    """Kill one process with kill -9: the others end soon, with a message and an exit code.
+
+    --resume last continues, also without a launcher.
+    """
     out_dir = tmp_path / "run"
     with open(tmp_path / "errors", "w+") as errors:
         started = subprocess.Popen(
@@ -241,7 +248,7 @@ def resumed(isic, out_dir, backend, steps):
 
 
 def process_of_rank(launcher_pid, rank):
-    """The number of a launched process, by its environment."""
+    """Find the process number of a launched process by its environment."""
     variables = {f"RANK={rank}", f"OMPI_COMM_WORLD_RANK={rank}"}
     for child in subprocess.run(
         ["ps", "--ppid", str(launcher_pid), "-o", "pid="], text=True, capture_output=True
@@ -253,7 +260,7 @@ def process_of_rank(launcher_pid, rank):
 
 
 def test_sampling_is_shared(backend, isic, tmp_path):
-    """Two processes write the masks of one, to the bit, and one report."""
+    """Require the masks of one process to the bit, and one report, from two processes."""
     config = small_config(preset="fast", normalisation="RGB / 255", data_name="ISIC")
     checkpoints.save(tmp_path / "run", 1, config, {"model": initial_state(config.model, config.seed)})
     flags = [

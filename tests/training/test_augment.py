@@ -1,4 +1,4 @@
-"""Augmentation: identities of its transformations, and the same draws whatever surrounds an example."""
+"""Test the augmentation: identities of its transformations, and draws that depend only on the example's place."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ SHAPES_ONLY = {"augment_flip": "both", "augment_rotation": 180.0, "augment_scale
 
 
 class SameDraws:
-    """A tape on which every uniform number is the given one."""
+    """A noise tape with one value for every uniform number."""
 
     def __init__(self, value):
         self.value = value
@@ -51,7 +51,7 @@ def pictures():
 
 @pytest.fixture
 def masks(pictures):
-    """Two overlapping labels."""
+    """Return masks of two overlapping labels."""
     y, x = np.mgrid[:32, :32] - 15.5
     return np.stack([np.hypot(y - 3, x) < 9, np.hypot(y, x - 4) < 5]).astype(np.float32)
 
@@ -100,7 +100,7 @@ def test_scale_enlarges_about_the_centre(pictures):
 
 
 def test_the_mask_follows_the_image(masks):
-    """An image that shows the masks: where its interpolation is wholly inside, or outside, so is the mask."""
+    """Augment an image that shows the masks: the mask is 1 where the image is 1, and 0 where the image is 0."""
     augment = augmentation(**SHAPES_ONLY)
     moved = 0
     for place in range(20):

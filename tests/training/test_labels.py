@@ -1,4 +1,4 @@
-"""Masks of several labels: each label's channel is treated as if it were alone, from the loss to the files."""
+"""Test masks of several labels: each label's channel is treated as if it were the only one, from loss to files."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ TOLERANCE = 1e-13
 
 
 def masks_of(data):
-    """Masks and noise of three labels (2, 3, 8, 8), the first one the toy data's own."""
+    """Return masks and noise of three labels (2, 3, 8, 8); the first label is that of the toy data."""
     generator = np.random.default_rng(8)
     shape = (2, 2, 8, 8)
     return (
@@ -35,7 +35,7 @@ def masks_of(data):
 @pytest.mark.parametrize("version", ["new", "1"])
 @pytest.mark.parametrize("learn_sigma", [False, True])
 def test_names_and_shapes_of_the_network(version, learn_sigma):
-    """Only what reads the mask and what writes it is wider."""
+    """Require more channels only in the layers that read or write the mask."""
     network = {**(NETWORK_V1 if version == "1" else NETWORK), "learn_sigma": learn_sigma}
     one, three = (state_shapes(make_plan(ModelConfig(**{**network, **settings}))) for settings in ({}, THREE))
     outputs = 6 if learn_sigma else 3
@@ -73,7 +73,7 @@ def test_forward_shapes_and_the_highway_sees_no_mask(backend):
     ],
 )
 def test_losses_are_the_means_of_the_labels(backend, float64, mean, variance, loss):
-    """So labels that are alike have the loss of one."""
+    """Compare with the losses of single labels; equal labels have the loss of one."""
     data = ToyData()
     learned = variance == ModelVarType.LEARNED_RANGE
     masks, noise = masks_of(data)
@@ -134,7 +134,7 @@ def test_samplers_treat_each_label_as_if_it_were_alone(backend, float64, sampler
 
 
 def test_calibration_is_blended_label_by_label(backend):
-    """The first label agrees with its calibration mask, the second does not; the third is empty in both."""
+    """Use three labels: the first agrees with its calibration mask, the second does not, the third is empty in both."""
     cal = np.zeros((2, 3, 8, 8), np.float32)
     cal[:, :2, 2:6, 2:6] = 0.9
     sample = np.where(cal > 0, 0.7, -0.1).astype(np.float32)
@@ -148,9 +148,10 @@ def test_calibration_is_blended_label_by_label(backend):
 
 
 def test_gradients_against_finite_differences(backend, float64):
-    """The total loss of three labels along a random direction of single parameters, through the whole network.
+    """Differentiate the total loss of three labels along random directions of single parameters, through the network.
 
-    Without a learned variance, whose term of the loss passes the prediction no gradient."""
+    The variance is not learned, since the prediction gets no gradient from that term of the loss.
+    """
     runtime = backend.module("runtime")
     plan = make_plan(ModelConfig(**{**NETWORK, **THREE, "learn_sigma": False, "highway_dropout": 0.0}))
     model = backend.module("unet").make_network(plan)
@@ -209,8 +210,10 @@ def test_data_with_other_labels_is_refused():
 
 
 def test_training_and_sampling(tmp_path):
-    """The checkpoint knows its labels' number, and each member has a channel for each. The other backend's steps and
-    samples are compared with these in the suite's cases, parity/medsegdiff.py."""
+    """Require the number of labels in the checkpoint, and a channel for each label in every member.
+
+    The cases in parity/medsegdiff.py compare the steps and samples of both backends.
+    """
     backend = Backend(BACKENDS[0])
     dataset = RandomDataset(labels=LABELS)
     config = fit_to_data(

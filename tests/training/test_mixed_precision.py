@@ -1,4 +1,4 @@
-"""Layers in 16 bits: PyTorch's autocast, the loss scale of float16, and Jittor's refusal."""
+"""Test layers in 16 bits: PyTorch's autocast, the loss scale of float16, and Jittor's refusal."""
 
 import os
 import subprocess
@@ -55,8 +55,11 @@ def run(loop, steps):
 @halves
 @pytest.mark.parametrize("network", [NETWORK, NETWORK_V1], ids=["new", "1"])
 def test_forward(mixed_precision, network):
-    """Near float32: root mean square of the difference, 0.9 to 3.2 of one rounding measured, with
-    room for other processors; and not float32 itself; what leaves the network is float32."""
+    """Compare with float32: the outputs are float32, near those of float32 and different from them.
+
+    The root mean square of the difference was measured as 0.9 to 3.2 roundings; the bound has room for other
+    processors.
+    """
     import torch
 
     plan = make_plan(small_config(**network).model)
@@ -81,8 +84,8 @@ def test_forward(mixed_precision, network):
 @with_pytorch
 @halves
 def test_what_stays_in_float32(mixed_precision):
-    """Norms and softmax compute in float32 and round their result alone; parameters, gradients, averages and
-    moments are float32."""
+    """Require float32 in norms and softmax, which round only their result, and in parameters, gradients, averages and
+    moments."""
     import torch
 
     nn = PYTORCH.module("nn")
@@ -103,7 +106,7 @@ def test_what_stays_in_float32(mixed_precision):
 
 @with_pytorch
 def test_checkpointing_repeats_the_types():
-    """Recomputed activations are rounded as the first ones: the same gradients to the bit."""
+    """Require the same gradients to the bit, since recomputed activations are rounded as the first ones."""
     import torch
 
     def gradients(flag):
@@ -118,8 +121,10 @@ def test_checkpointing_repeats_the_types():
 @with_pytorch
 @halves
 def test_training(mixed_precision, tmp_path):
-    """The loss falls, and a resumed run equals an uninterrupted one to the bit, after a step that was left out
-    too."""
+    """Require that the loss falls, and that a resumed run equals an uninterrupted one to the bit.
+
+    In fp16, the loss scale is too large at first, so that some steps before the checkpoint are skipped.
+    """
     whole = create(mixed_precision)
     values = []
     if mixed_precision == "fp16":

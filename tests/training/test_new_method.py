@@ -1,4 +1,4 @@
-"""A method of another kind, a network that predicts the mask at once, through the public loop and sampling."""
+"""Train and sample a method of another kind, a network that predicts the mask directly, by the public loop."""
 
 import dataclasses
 import sys
@@ -53,7 +53,7 @@ class Direct:
 
 
 class Bright(RandomDataset):
-    """Images whose first channel tells the mask."""
+    """Images whose first channel shows the mask."""
 
     def __init__(self):
         super().__init__()
@@ -108,7 +108,7 @@ def test_a_method_of_its_own_resumes(backend):
 
 
 def test_a_method_is_found_by_its_name(backend):
-    """One module with `create(config)` and one entry of the table."""
+    """Add a method by one module with `create(config)` and one entry of the table."""
     module = SimpleNamespace(create=lambda config: ("direct", config.seed))
     package = backend.module("methods").__name__
     config = small_config(seed=7)

@@ -1,4 +1,4 @@
-"""Resuming: a killed run that goes on equals one that was never interrupted, to the bit."""
+"""Test that a killed and resumed run equals an uninterrupted one to the bit."""
 
 import json
 import os
@@ -92,7 +92,7 @@ def saved(tmp_path):
 
 
 def test_a_checkpoint_cut_at_any_byte_is_never_taken_for_whole(saved, tmp_path):
-    """Of each file in its folder; and the newest whole one is named."""
+    """Cut each file of the folder; the error names the newest whole checkpoint."""
     assert checkpoints.find_whole("last", tmp_path / "run") == saved
     files = sorted(saved.iterdir())
     assert [path.name for path in files] == [
@@ -121,7 +121,7 @@ def test_a_checkpoint_cut_at_any_byte_is_never_taken_for_whole(saved, tmp_path):
 
 @pytest.mark.parametrize("pointer", ["last", "best"])
 def test_a_pointer_cut_at_any_byte_is_never_followed(saved, pointer):
-    """A cut name may be that of an older checkpoint; the newest whole one is named."""
+    """Cut the pointer: a part of its name can be that of an older checkpoint. The error names the newest whole one."""
     path = saved.parent / pointer
     content = path.read_bytes()
     assert content == {"last": b"step_000005\n", "best": b"step_000005 0.500000\n"}[pointer]
@@ -224,7 +224,7 @@ def command(data, out_dir, backend, *more):
 
 @pytest.mark.long(seconds=40)
 def test_kill_and_resume_on_the_command_line(backend, tmp_path):
-    """kill -9 in the middle, then --resume last: the same files as without, and one log."""
+    """Kill a run with kill -9 and use --resume last: files and log are those of an uninterrupted run."""
     write_isic_phantoms(tmp_path / "data", train=4, test=0, size=40, seed=1)
     whole = tmp_path / "whole"
     killed = tmp_path / "killed"

@@ -1,4 +1,4 @@
-"""Three AdamW steps of the full-size network against the original's recorded values.
+"""Compare three AdamW steps of the full-size network with the original's recorded values.
 
 Tolerances after the first step are the spread of the original against itself (recorded again
 with one thread and without oneDNN): AdamW turns a gradient near zero into a full step of the
@@ -24,7 +24,7 @@ GRADIENT_TOLERANCE = 1e-4
 
 
 class FixedTape(NoiseTape):
-    """A tape whose training noise is given, not drawn."""
+    """A noise tape with given training noise."""
 
     def __init__(self, noise):
         super().__init__(0)
@@ -57,8 +57,10 @@ def feeds_batch_norm(name):
 
 @pytest.fixture(scope="module")
 def run(backend):
-    """Golden values and ours: losses per step, gradients of the first, networks at the end, and the
-    leaky ReLUs' inputs whose sign was another one in the golden run's first step."""
+    """Return golden values and ours: losses of each step, gradients of the first one, and networks at the end.
+
+    The inputs of leaky ReLUs whose sign differs from the golden run in the first step come with them.
+    """
     golden = np.load(GOLDEN / "train_new_64.npz")
     runtime, script_util, nn = (backend.module(name) for name in ("runtime", "script_util", "nn"))
     plan = make_plan(ModelConfig(**settings(golden["config"], setting_names("model")), highway_dropout=0.0))
@@ -96,7 +98,7 @@ def run(backend):
 
 
 def _inputs(golden, plan, step):
-    """Image, mask and noise of a golden training step."""
+    """Return image, mask and noise of a golden training step."""
     rs = np.random.RandomState(int(golden["seed"]) * 100 + step)
     image = rs.uniform(size=(2, plan.in_channels - 1, 64, 64)).astype(np.float32)
     mask = (rs.uniform(size=(2, 1, 64, 64)) > 0.7).astype(np.float32)
@@ -116,7 +118,7 @@ def _gradients(loop, runtime, image, mask):
 
 
 def _terms(loop, runtime, image, mask):
-    """Per-example loss terms of the step to come, without its effects on the network."""
+    """Return the loss terms per example of the next step, without its effects on the network."""
     state = runtime.state_arrays(loop.model)
     t, _ = loop.method.schedule_sampler.draw(np.zeros(2))
     with runtime.no_grad():

@@ -1,4 +1,4 @@
-"""The training loop of either backend, and what surrounds it: log, checkpoints, NaN, Ctrl-C."""
+"""Test the training loop of either backend, and the run around it: log, checkpoints, NaN, Ctrl-C."""
 
 import csv
 import json
@@ -46,7 +46,7 @@ def whole_batch(dataset, size):
 
 
 def gradients_of_slots(backend, loop, batch, slots):
-    """Gradients of one forward pass over some slots of a batch, without the loop."""
+    """Return the gradients of one forward pass over some slots of a batch, without the loop."""
     runtime = backend.module("runtime")
     tape = loop.tape
     uniforms = [float(tape.uniform(TRAIN_TIMESTEP, step=0, case=slot)) for slot in slots]
@@ -63,7 +63,7 @@ def gradients_of_slots(backend, loop, batch, slots):
 
 
 def test_every_microbatch_takes_part_by_its_share(backend):
-    """Batch norm sees one microbatch at a time, so the mean of these is what the batch must give."""
+    """Compare with the mean over the microbatches, since batch norm sees one microbatch at a time."""
     dataset = RandomDataset()
     loop = create_loop(backend, dataset, batch_size=5, microbatch=3)
     batch = whole_batch(dataset, 5)
@@ -81,7 +81,7 @@ def test_every_microbatch_takes_part_by_its_share(backend):
 
 
 def test_the_loop_tells_its_sampler_the_losses_of_the_whole_batch(backend):
-    """Time steps from the tape, in the order of the slots, with the mean of `loss` as logged."""
+    """Require the time steps from the tape, in the order of the slots, and the logged mean of `loss`."""
     loop = create_loop(backend, batch_size=5, microbatch=3, schedule_sampler="loss-second-moment", diffusion_steps=30)
     sampler = loop.method.schedule_sampler
     seen = []
@@ -97,7 +97,7 @@ def test_the_loop_tells_its_sampler_the_losses_of_the_whole_batch(backend):
 
 
 def test_averages_rates_and_gradients_over_steps(backend):
-    """One short run: the moving averages by their formula, the annealed rate, the network moving on."""
+    """Check one short run: moving averages by their formula, the falling rate, and a network that changes."""
     loop = create_loop(backend, ema_rate="0.9,0.15", ema_warmup=True, lr=1e-3, lr_anneal_steps=4)
     runtime = backend.module("runtime")
     state = runtime.state_arrays(loop.model)
@@ -165,7 +165,7 @@ def test_the_loop_follows_its_schedule_and_ends_with_it(backend):
 
 
 def test_running_statistics_are_not_the_optimizers(backend):
-    """They are what the forward pass leaves, whatever the rate and the decay."""
+    """Require the statistics of the forward pass, whatever the rate and the weight decay."""
     dataset = RandomDataset()
     loop, other = (create_loop(backend, dataset, lr=0.1, weight_decay=0.5) for _ in range(2))
     assert not [name for name in loop.names if is_buffer(name)]
@@ -184,9 +184,10 @@ def test_running_statistics_are_not_the_optimizers(backend):
 
 @pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("float64", 1e-12)])
 def test_adamw_is_its_algorithm(backend, precision, tolerance):
-    """Loshchilov & Hutter 2019, algorithm 2, in numpy: five steps at changing rates.
+    """Compare with algorithm 2 of Loshchilov & Hutter 2019 in numpy, for five steps at changing rates.
 
-    float32 first: Jittor once read its numbers as float32 in a later float64 run of one process."""
+    float32 comes first: Jittor once read its numbers as float32 in a later float64 run of the same process.
+    """
     generator = np.random.default_rng(0)
     values = [generator.standard_normal(shape) for shape in ((3, 4), (5,))]
     runtime = backend.module("runtime")
@@ -241,7 +242,7 @@ def test_other_error_of_a_loader_process_brings_its_traceback(backend):
 
 @pytest.mark.skipif("jittor" not in BACKENDS, reason="Jittor is not among MEDSEGDIFF_BACKENDS")
 def test_memory_does_not_grow():
-    """Jittor keeps the graph of every value that nobody has computed."""
+    """Require constant memory: Jittor keeps the graph of every value that is not computed."""
     loop = create_loop(Backend("jittor"), max_steps=40)
     held = [resident_mib() for _ in loop.run_loop(40)]
     assert held[39] - held[9] < 60, "2 million parameters: a lost graph takes about 10 MiB a step"
@@ -325,7 +326,7 @@ def test_ctrl_c_during_a_step_saves_that_step(tmp_path):
 
 @pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch is not among MEDSEGDIFF_BACKENDS")
 def test_ctrl_c_on_the_command_line(tmp_path):
-    """As a terminal does it: the signal goes to the loader's processes too."""
+    """Send the signal as a terminal does, to the processes of the loader too."""
     write_isic_phantoms(tmp_path / "data", train=4, test=0, size=40, seed=1)
     flags = {
         **NETWORK,

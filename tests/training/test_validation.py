@@ -1,4 +1,4 @@
-"""Validation during training: its Dice, the best checkpoint, and that training does not notice it."""
+"""Test the validation during training: its Dice, the best checkpoint, and no influence on the training."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Folders of training and validation: 4 and 3 pictures of the network's size, so that nothing is resized."""
+    """Make folders for training and validation: 4 and 3 pictures of the network's size, so that nothing is resized."""
     generator = np.random.default_rng(2)
     root = tmp_path_factory.mktemp("data")
     for split, numbers in (("Training", range(4)), ("Test", range(4, 7))):
@@ -94,7 +94,7 @@ class FakeLoop:
 
 
 def better_and_worse(step, truth):
-    """All of it at step 2, the truth at 4, nothing at 6, the truth again at 8."""
+    """Predict a full mask at step 2, the truth at 4, an empty mask at 6, and the truth again at 8."""
     return {2: np.ones_like(truth), 4: truth, 6: np.zeros_like(truth), 8: truth}[step]
 
 
@@ -193,7 +193,7 @@ def test_an_error_in_validation_costs_no_steps(data, tmp_path):
 
 
 def test_a_best_checkpoint_of_another_folder_is_not_taken_over(data, tmp_path):
-    """Resumed into a new folder, the best of what lies there counts."""
+    """Resume into a new folder: only the checkpoints in it count."""
     train(tmp_path / "old", settings(data, max_steps=5), FakeLoop(data, better_and_worse))
     state = checkpoints.load_validation(checkpoints.find_whole(tmp_path / "old", ""))
     assert state["best"] == {"step": 4, "dice": 1.0}
@@ -236,7 +236,7 @@ def test_few_network_evaluations(data, tmp_path, changed, steps):
 
 
 def test_the_ancestral_sampler_is_not_used_in_fewer_steps_than_trained(data, tmp_path):
-    """Its learned variance spoils them after a short training."""
+    """Require DDIM there, since the learned variance of a short training spoils few ancestral steps."""
     few, every = (
         Validation(settings(data, sampler="ancestral", diffusion_steps=30, val_steps=steps), tmp_path).sampling
         for steps in (0, 30)
@@ -257,7 +257,7 @@ def assert_same(found, expected):
 
 
 def test_training_does_not_notice_and_the_figure_is_that_of_the_commands(backend, data, tmp_path):
-    """With highway dropout and batch norms, interrupted and resumed; the best one sampled and scored."""
+    """Train with highway dropout and batch norms, interrupt and resume, and sample and score the best checkpoint."""
     config = settings(data, highway_dropout=0.5, lr=1e-3, max_steps=4, val_interval=1, ema_rate="0.5,0.9")
     plain = create(backend, config)
     checked = create(backend, config)
