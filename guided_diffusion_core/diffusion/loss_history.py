@@ -40,6 +40,6 @@ class LossHistory:
         if not self.is_full():
             return np.ones(steps)
         roots = np.sqrt(np.mean(self.losses**2, axis=1))
-        if not roots.any():
+        if not roots.any():  # all losses are 0: nothing tells the time steps apart
             return np.ones(steps)
         return (1.0 - uniform_prob) * roots / roots.sum() + uniform_prob / steps

@@ -67,4 +67,5 @@ def _initial_state(name, plan, tape):
 def _smallest_batch(name, plan):
     network = _called(name, plan)[0]
     fewest = [module.fewest for _, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    # A batch norm that sees one value per channel and example needs two examples to have a variance.
     return 2 if min(fewest, default=2) < 2 else 1

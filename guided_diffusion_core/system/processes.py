@@ -98,6 +98,8 @@ def own_slots(count, microbatch, rank, size):
     Each process takes an equal share of every microbatch. One process with `size` times the batch and the microbatch
     has the same microbatches.
     """
+    # Example: two processes with 3 examples each, in microbatches of 2. The whole batch has the microbatches 0123 and
+    # 45. Process 0 has 0, 1 and 4, and process 1 has 2, 3 and 5.
     slots = []
     for start in range(0, count, microbatch):
         length = min(microbatch, count - start)
@@ -112,12 +114,14 @@ def shared_batch(count, trained, size):
     trained: number of processes so far.
     size:    number of processes from now on.
     """
-    return None if count * trained % size else count * trained // size
+    whole = count * trained
+    return None if whole % size else whole // size
 
 
 def any_process(group, flag):
     """Return whether a flag is set in some process of a group, with the same answer in all of them."""
-    return bool(group.gather([float(flag)]).any())
+    flags = group.gather([float(flag)])  # (size, 1)
+    return bool(flags.any())
 
 
 def lost(reason):
@@ -138,6 +142,7 @@ def explain_termination(found, flag):
     """
 
     def end(signum, frame):
+        # not `print`: the signal may come in the middle of one
         os.write(
             2,
             f"\n{found}: {found.launcher} ends the run, because another process has ended or it was told to. "

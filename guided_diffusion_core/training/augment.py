@@ -40,15 +40,16 @@ class Augmentation:
         Returns new arrays of the same shapes and types.
         """
         settings = self.settings
+        # All numbers are drawn in any case, so that a setting does not change the draws of the others.
         uniform = dict(zip(DRAWS, self.tape.uniform(TRAIN_AUGMENT, (len(DRAWS),), step=place)))
         drawn = {name: 2 * value - 1 for name, value in uniform.items()}  # U[-1, 1)
-        axes = [
-            axis
-            for axis, name in ((-2, "vertical"), (-1, "horizontal"))
-            if settings.augment_flip in (name, "both") and uniform[name] < 0.5
-        ]
+        axes = []
+        for axis, name in ((-2, "vertical"), (-1, "horizontal")):
+            if settings.augment_flip in (name, "both") and uniform[name] < 0.5:
+                axes.append(axis)
         image = np.flip(image, axes)
         mask = np.flip(mask, axes)
+        # before the warp, whose zeros outside the image would count in mean and extremes
         image = change_intensity(
             image,
             self.normalisation,
@@ -56,6 +57,7 @@ class Augmentation:
             1 + settings.augment_contrast * drawn["contrast"],
             1 + settings.augment_gamma * drawn["gamma"],
         )
+        # the same transformation for both; only the mask has to keep its values 0 and 1
         if settings.augment_rotation or settings.augment_scale:
             degrees = settings.augment_rotation * drawn["rotation"]
             scale = 1 + settings.augment_scale * drawn["scale"]

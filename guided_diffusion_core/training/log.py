@@ -60,15 +60,15 @@ class RunLog:
 
     def write(self, **exact):
         """Write a line: the `exact` values as they are, then the means of the recorded values."""
-        means = {
-            name: sum(values[name] for values in self._recorded) / len(self._recorded) for name in self._recorded[0]
-        }
+        steps = len(self._recorded)
+        means = {name: sum(values[name] for values in self._recorded) / steps for name in self._recorded[0]}
         line = {**exact, **means}
         self._recorded = []
+        columns = self._columns or list(line)  # those of the first line, which may be from before a resume
         if not self._titled:
-            tqdm.write(" ".join(name.rjust(COLUMN_WIDTH) for name in self._columns or line))
+            tqdm.write(" ".join(name.rjust(COLUMN_WIDTH) for name in columns))
             self._titled = True
-        tqdm.write(" ".join(_shown(line.get(name)).rjust(COLUMN_WIDTH) for name in self._columns or line))
+        tqdm.write(" ".join(_shown(line.get(name)).rjust(COLUMN_WIDTH) for name in columns))
         self._put(line)
 
     def _put(self, line):
@@ -78,6 +78,7 @@ class RunLog:
             self._csv.writerow(self._columns)
         self._jsonl.write(json.dumps(line) + "\n")
         self._csv.writerow([line.get(name) for name in self._columns])
+        # A killed run then loses no line, and the files can be watched during the training.
         self._jsonl.flush()
         self._csv_file.flush()
 

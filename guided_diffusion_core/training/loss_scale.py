@@ -1,5 +1,7 @@
-"""The factor that keeps small gradients from vanishing in float16 (Micikevicius et al. 2018, arXiv:1710.03740,
-section 3.2)."""
+"""The scale of the loss in float16.
+
+A large factor keeps small gradients from vanishing (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2).
+"""
 
 import numpy as np
 
@@ -30,6 +32,7 @@ class LossScale:
         finite: all gradients of the step are finite.
         Raises `UserError` if they are not, although the factor is 1 already.
         """
+        # The largest possible factor is best. It is found by trying: up after many good steps, down after an overflow.
         if finite:
             self.good_steps += 1
             if self.good_steps == GROWTH_STEPS:

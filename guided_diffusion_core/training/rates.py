@@ -24,6 +24,7 @@ def learning_rate(lr, lr_anneal_steps, step, schedule="linear", cycles=1):
     if schedule == "linear":
         return lr * (1 - share)
     if schedule == "cosine-restarts":
+        # share of the current cycle, without rounding at its start
         share = step * cycles % lr_anneal_steps / lr_anneal_steps
     return lr * 0.5 * (1 + math.cos(math.pi * share))
 

@@ -39,6 +39,7 @@ def resumed_config(resume, out_dir, given, processes=1):
     """
     folder = checkpoints.find_whole(resume, out_dir)
     step, config, networks = checkpoints.load_all(folder)
+    # batch_size and microbatch change with the number of processes, before they are compared with the flags
     config = _shared(config, processes)
     trained = {name: setting(config, name) for name in given}
     for name, value in given.items():
@@ -57,8 +58,11 @@ def resumed_config(resume, out_dir, given, processes=1):
             "one from before its end",
             "Give a larger --max_steps, or an earlier checkpoint.",
         )
-    otherwise = any(name in given and given[name] != trained[name] for name in ("val_slices", "val_cases", "val_steps"))
-    return step, config, networks, None if otherwise else checkpoints.load_validation(folder)
+    # The Dice of other slices, cases or steps cannot be compared with the best one so far, which is forgotten.
+    compared = ("val_slices", "val_cases", "val_steps")
+    if any(name in given and given[name] != trained[name] for name in compared):
+        return step, config, networks, None
+    return step, config, networks, checkpoints.load_validation(folder)
 
 
 def _shared(config, processes):
@@ -68,7 +72,7 @@ def _shared(config, processes):
     shares = {
         name: shared_batch(count, config.processes, processes)
         for name in ("batch_size", "microbatch")
-        if (count := getattr(config.training, name)) > 0
+        if (count := getattr(config.training, name)) > 0  # microbatch -1 stays: it means batch_size
     }
     for name, share in shares.items():
         if share is None:

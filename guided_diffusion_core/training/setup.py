@@ -34,7 +34,8 @@ def fit_to_data(config, dataset, in_ch_given, mask_channels_given=False):
     labels = ",".join(dataset.labels) if masks > 1 else config.data.labels
     config = config.replace(in_ch=channels, mask_channels=masks, labels=labels, normalisation=dataset.normalisation)
     microbatch = config.training.microbatch if config.training.microbatch > 0 else config.training.batch_size
-    last = config.training.batch_size % microbatch or microbatch  # examples of the smallest forward pass
+    # The last microbatch of a batch may be smaller. Batch norm takes its statistics over all processes.
+    last = config.training.batch_size % microbatch or microbatch
     if last * config.processes < smallest_batch(config.model):
         raise found_expected(
             "--batch_size",

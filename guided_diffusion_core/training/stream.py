@@ -40,9 +40,11 @@ class TrainingStream:
         """Return image (C, S, S) and mask (K, S, S), float32, of the k-th example from the start step on."""
         if not 0 <= k < len(self):
             raise IndexError(f"example {k} of {len(self)}")
+        # k counts the examples of this stream, `number` all examples of the run, over all processes
         step, index = divmod(k, len(self.slots))
         number = (self._start + step) * self.batch_size + self.slots[index]
         epoch, place = divmod(number, len(self.dataset))
+        # the order of the current epoch is kept, since a permutation of a large dataset takes time
         if epoch != self._epoch:
             self._order = self.tape.permutation(TRAIN_ORDER, len(self.dataset), step=epoch)
             self._epoch = epoch

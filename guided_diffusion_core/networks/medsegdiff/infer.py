@@ -1,7 +1,7 @@
-"""The settings of MedSegDiff's network from the names and shapes of its state dict.
+"""Infer the settings of MedSegDiff's network from the names and shapes of its state dict.
 
-Every number is read at several places and the most frequent reading wins, so that a file with a
-missing or misshapen tensor is still recognised and its faults can be listed one by one.
+Every number is read from several tensors and the most frequent reading wins. A file with a missing or
+misshapen tensor is therefore still recognised, and its faults can be listed one by one.
 """
 
 import re
@@ -13,6 +13,7 @@ from guided_diffusion_core.networks.medsegdiff.plan import default_channel_mult
 from guided_diffusion_core.networks.medsegdiff.settings import ModelConfig
 from guided_diffusion_core.networks.medsegdiff.state_shapes import BOTTLENECK_EMBED
 
+# Settings that names and shapes show.
 VISIBLE = (
     "version",
     "in_ch",
@@ -48,6 +49,7 @@ def infer(version, shapes, given, where):
         raise found_expected(
             where, "a class-conditional network (label_emb)", "one without class labels", "Train it without them."
         )
+    # Convolutions fit images of any size. Only the Fourier filters of version `1` show the size of the training.
     filtered = _filtered_size(shapes)
     if filtered and given.get("image_size", filtered) != filtered:
         raise found_expected(
@@ -57,6 +59,7 @@ def infer(version, shapes, given, where):
     levels = seen.pop("attention_levels")
     seen["attention_resolutions"] = ",".join(str(image_size // 2**level) for level in levels)
     _check_given(given, seen, image_size, where)
+    # An empty text means the default multipliers.
     if _numbers(seen["channel_mult"]) == default_channel_mult(image_size):
         seen["channel_mult"] = ""
     if "attention_resolutions" in given:
@@ -76,11 +79,13 @@ def _visible(shapes):
         ],
         ModelConfig.num_channels,
     )
+    # The highway sees only the image; the first convolution sees the image and the noised mask.
     images = _dim(shapes, "hwm.conv_blocks_context.0.blocks.0.conv.weight", 1)
     inputs = _dim(shapes, "input_blocks.0.0.weight", 1)
     masks = _vote([_dim(shapes, "hwm.seg_outputs.0.weight", 0), images and inputs and inputs - images], 1)
     in_ch = _vote([inputs, images and images + masks], ModelConfig.in_ch)
     outputs = _vote([_dim(shapes, "out.2.weight", 0), _dim(shapes, "out.2.bias", 0)], 1)
+    # A resolution has num_res_blocks + 1 blocks in both directions. On the way down, the last one is the downsampling.
     per_level, levels, updown = _levels(shapes)
     mult = []
     attention = []
@@ -93,6 +98,7 @@ def _visible(shapes):
         ]
         level_width = _vote([_dim(shapes, layer, 0) for layer in layers], width)
         mult.append(max(1, round(level_width / width)))
+        # layer 0 of a block is the residual block, layer 1 the attention
         if any(name.startswith(f"{block}.1.") for block in blocks for name in shapes):
             attention.append(level)
     return {
@@ -118,8 +124,11 @@ def _levels(shapes):
     count = max(blocks, default=0) + 1
     found = [match for match in map(_UPSAMPLER.match, shapes) if match]
     ends = {int(match[1]) for match in found}
+    # the first upsampler is in the last block of the lowest resolution
     per_level = max(2, min(ends) + 1 if ends else count)
-    return per_level, max(1, round(count / per_level)), _vote([match[2] != "conv" for match in found], False)
+    levels = max(1, round(count / per_level))
+    updown = _vote([match[2] != "conv" for match in found], False)
+    return per_level, levels, updown
 
 
 def _scales_and_shifts(shapes):
@@ -146,8 +155,8 @@ def _vote(readings, default):
 
 
 def _filtered_size(shapes):
-    """Return the image size that the first Fourier filter of version `1` shows, which works at half of it; None
-    without one."""
+    """Return the image size that the first Fourier filter of version `1` shows, or None without a filter."""
+    # the filter (C, H, H // 2 + 1, 2) works after the first pooling, at half the size
     side = _dim(shapes, f"{FOURIER_FILTERS}0.complex_weight", 1)
     return side and 2 * side
 
@@ -159,11 +168,13 @@ def _usual_size(channel_mult):
 
 
 def _numbers(text):
+    """Return the numbers of a text such as "1,2,4", or () for any other text."""
     return tuple(int(part) for part in text.split(",")) if re.fullmatch(r"\d+(,\d+)*", text) else ()
 
 
 def _check_given(given, seen, image_size, where):
-    """Refuse a setting that the weights contradict."""
+    """Refuse a setting that the weights contradict; `UserError`."""
+    # Texts that mean the same are equal: "" and the default multipliers, resolutions in another order.
     meanings = {
         "channel_mult": lambda text: _numbers(text) or default_channel_mult(image_size),
         "attention_resolutions": lambda text: set(_numbers(text)),

@@ -35,9 +35,13 @@ def _block(layers, size, plan):
         if isinstance(layer, ConvPlan):
             total += _conv(size, layer.channels, layer.out_channels)
         elif isinstance(layer, ResBlockPlan):
-            size = size * 2 if layer.up else size // 2 if layer.down else size
+            if layer.up:
+                size = 2 * size
+            elif layer.down:
+                size = size // 2
             total += _res_block(layer, size, plan)
         elif isinstance(layer, AttentionPlan):
+            # queries, keys, values and output: 4 convolutions of 1x1; scores and weighted sums: 2 matrix products
             positions = size**2
             total += _conv(size, layer.channels, 4 * layer.channels, 1) + 4 * layer.channels * positions**2
         else:

@@ -102,8 +102,11 @@ class HighwayPlan:
 
 @dataclass(frozen=True)
 class UNetPlan:
-    """The whole network. `input_blocks` and `output_blocks` are tuples of blocks, a block is a
-    tuple of layer plans; the output of each input block is joined by one output block."""
+    """The whole network.
+
+    `input_blocks` and `output_blocks` are tuples of blocks, and a block is a tuple of layer plans. The output of each
+    input block is concatenated to the input of one output block, in the opposite order.
+    """
 
     version: str
     image_size: int
@@ -164,6 +167,7 @@ def make_plan(config):
 
 
 def _check_sizes(config):
+    """Refuse widths and sizes that group norm or the poolings cannot divide; `UserError`."""
     for flag, value, unit in (
         ("--image_size", config.image_size, "pixels"),
         ("--num_channels", config.num_channels, "channels"),
@@ -198,6 +202,7 @@ def _attention_downsampling(config, channel_mult):
                 f"resolutions of this network: {', '.join(map(str, valid))}",
                 "Choose among them, in pixels.",
             )
+    # "16" at 64 px becomes 4: the number by which the resolution has been divided
     return {config.image_size // resolution for resolution in wanted}
 
 
@@ -222,7 +227,7 @@ def _attention(config, channels, num_heads):
 def _input_blocks(config, channel_mult, attention):
     """Return (input blocks, channels of the output of each), from the full to the lowest resolution."""
     blocks = [(ConvPlan(config.in_ch, config.num_channels),)]
-    skips = [config.num_channels]
+    skips = [config.num_channels]  # channels that an output block will receive, one entry per block
     width = config.num_channels
     for level, mult in enumerate(channel_mult):
         for _ in range(config.num_res_blocks):
@@ -232,6 +237,7 @@ def _input_blocks(config, channel_mult, attention):
                 layers.append(_attention(config, width, config.num_heads))
             blocks.append(tuple(layers))
             skips.append(width)
+        # a block of its own halves the resolution, except after the lowest one
         if level != len(channel_mult) - 1:
             down = ResBlockPlan(width, width, down=True) if config.resblock_updown else DownsamplePlan(width)
             blocks.append((down,))
@@ -248,6 +254,7 @@ def _output_blocks(config, channel_mult, attention, width, skips):
     blocks = []
     skips = list(skips)
     for level, mult in reversed(list(enumerate(channel_mult))):
+        # one block more than on the way down: it takes the output of the downsampling, or of the first convolution
         for block in range(config.num_res_blocks + 1):
             layers = [ResBlockPlan(width + skips.pop(), mult * config.num_channels)]
             width = mult * config.num_channels
@@ -287,7 +294,9 @@ def _highway_stages(config, poolings):
 
 
 def _highway_new(config):
+    """Return the highway of version `new`, which always has five poolings."""
     context, localization = _highway_stages(config, HIGHWAY_POOLINGS)
+    # decoder stage 0 works at 1/16 of the image's side, stage 1 at 1/8, ...; the last one works at the full side
     scales = tuple(2 ** (HIGHWAY_POOLINGS - 1 - stage) for stage in range(HIGHWAY_POOLINGS - 1))
     return HighwayPlan(
         context, localization, config.highway_dropout, config.mask_channels, config.use_checkpoint, anchor_scales=scales
@@ -313,16 +322,18 @@ def _highway_v1(config, input_blocks, width):
             "Write for example 1,2, or use --version new.",
         )
     context, localization = _highway_stages(config, len(downsamplings))
-    joins = tuple(
-        JoinPlan(block, input_blocks[block][0].channels, context[stage][-1][-1], config.image_size // 2 ** (stage + 1))
-        for stage, block in enumerate(downsamplings[:-1])
-    )
+    joins = []
+    for stage, block in enumerate(downsamplings[:-1]):
+        channels = input_blocks[block][0].channels
+        highway_channels = context[stage][-1][-1]
+        side = config.image_size // 2 ** (stage + 1)  # after stage + 1 poolings
+        joins.append(JoinPlan(block, channels, highway_channels, side))
     return HighwayPlan(
         context,
         localization,
         config.highway_dropout,
         config.mask_channels,
         config.use_checkpoint,
-        joins=joins,
+        joins=tuple(joins),
         embed=(context[-1][-1][-1], width),
     )
