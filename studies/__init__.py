@@ -1,1 +1,1 @@
-"""The programs that made the recorded runs of `logs/`, and their tables, plots and pictures."""
+"""The programs that produced the recorded runs in `logs/`, with their tables, plots and pictures."""

@@ -1,6 +1,6 @@
 """Build the parsers of the command lines: one flag for each field of the configuration.
 
-A command fills its parser with `add_run_flags`, adds flags of its own, and resolves its
+A command fills its parser with `add_run_flags`, adds further flags, and resolves its
 configuration from `given_settings`: only flags on the command line override a preset or a
 checkpoint. The module imports no framework, so that `--help` is quick and needs none.
 """

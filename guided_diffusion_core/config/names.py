@@ -45,5 +45,5 @@ def setting(config, name):
 def of_another_network(name, network):
     """Return the `UserError` about a setting that the chosen network does not have."""
     return found_expected(
-        f"--{name}", f"given with the network {network}", "its own settings only", "Leave the flag out."
+        f"--{name}", f"given with the network {network}", "only settings of this network", "Leave the flag out."
     )

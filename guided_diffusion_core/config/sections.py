@@ -25,7 +25,7 @@ class DiffusionConfig:
     timestep_respacing: str = option(
         "", "train on a subset of the steps: counts per section as in 10,15,20, or ddimN; empty: all"
     )
-    use_kl: bool = option(False, "train on the variational bound alone")
+    use_kl: bool = option(False, "train on the variational bound only")
     predict_xstart: bool = option(False, "the network predicts the mask (True) or the noise (False)")
     rescale_timesteps: bool = option(False, "scale the network's time input to 0 to 1000")
     rescale_learned_sigmas: bool = option(False, "weigh the variational term by steps / 1000")

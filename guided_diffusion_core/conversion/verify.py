@@ -1,6 +1,6 @@
-"""One random input through the network of two files, in both backends: does a conversion hold?
+"""Verify a conversion: compare the networks of two files on one random input, in both backends.
 
-Each backend runs in a process of its own, since a Jittor process keeps torch out.
+Each backend runs in a separate process, since a Jittor process does not admit torch.
 """
 
 import importlib.util
@@ -21,13 +21,14 @@ from guided_diffusion_core.networks.family import as_prediction
 from guided_diffusion_core.networks.registry import family_of
 
 INPUT_SEED = 0
-# Of the largest output: sums in another order made 2.7e-6 at width 128 and 64 px, 1.5e-6 at width 32.
+# Allowed difference of the backends, as a share of the largest output. Sums in another order gave 2.7e-6 at width 128
+# and 64 px, and 1.5e-6 at width 32.
 BACKENDS_AGREE = 1e-4
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def check_installed():
-    """Refuse `--verify` where a framework is missing; `UserError`."""
+    """Refuse `--verify` if a framework is missing; `UserError`."""
     for name in COMPARED:
         distribution = BACKENDS[name].distribution
         if importlib.util.find_spec(BACKENDS[name].framework) is None:
@@ -40,11 +41,13 @@ def check_installed():
 
 
 def verify(source_path, target_path, given, config):
-    """Compare two files bitwise and by what both backends compute from them; print it.
+    """Compare two files bitwise, and the outputs that both backends compute from them. Prints the differences.
 
-    given:  settings with which the source was read. config: `Config` that came of it.
-    Returns the exit code: 0, or 1 if an array or an output of the same backend differs at all, or the
-    backends' outputs by more than `BACKENDS_AGREE`.
+    source_path, target_path: the file that was converted, and the result.
+    given:  settings with which the source was read.
+    config: `Config` of the conversion.
+    Returns the exit code: 0; or 1 if any array, or any output of the same backend, differs, or if the outputs of the
+    backends differ by more than `BACKENDS_AGREE` allows.
     """
     names = ["network", "normalisation", *setting_names("model", "diffusion", model=config.model)]
     shown = {**given, **{name: setting(config, name) for name in names}}
@@ -67,16 +70,17 @@ def verify(source_path, target_path, given, config):
     scale = max(float(np.abs(value).max()) for value in reference.values())
     apart = _largest(reference, candidate)
     print(f"--verify: OUT, {' against '.join(COMPARED)}: largest difference {apart:.3g} (largest output {scale:.3g})")
-    # "not <=" since a difference that is no number agrees with nothing
-    return 1 if unequal or worst or not apart <= BACKENDS_AGREE * scale else 0
+    agree = apart <= BACKENDS_AGREE * scale  # False for NaN
+    return 1 if unequal or worst or not agree else 0
 
 
 def _largest(first, second):
+    """Return the largest absolute difference of two dicts of arrays."""
     return max(float(np.abs(first[name].astype(np.float64) - second[name]).max()) for name in first)
 
 
 def _outputs(backend, folder):
-    """{"IN", "OUT"} -> output name -> array, computed in a process of its own."""
+    """Run a network of each file in a new process. Returns "IN" or "OUT" -> name of the output -> array."""
     code = (
         "from guided_diffusion_core import command_line; from guided_diffusion_core.conversion import verify; "
         f"command_line.run_command(lambda: verify.run({backend!r}, {folder!r}))"

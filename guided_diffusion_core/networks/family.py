@@ -1,4 +1,4 @@
-"""A family of networks: what the rest of the software has to know of it, without a framework.
+"""A family of networks: everything that the rest of the software needs to know about it, without a framework.
 
 Each folder `networks/NAME/` with a module `family.py` holds one, under the name `FAMILY`; `registry.py` finds it.
 """
@@ -61,7 +61,7 @@ class Prediction(NamedTuple):
 
 
 def as_prediction(output):
-    """Return the `Prediction` that a network's forward pass means: a tensor alone, or (value, calibration)."""
+    """Return the `Prediction` that a network's forward pass means: only a tensor, or (value, calibration)."""
     return Prediction(*output) if isinstance(output, (tuple, list)) else Prediction(output)
 
 
@@ -103,7 +103,7 @@ class Family:
                     make no network.
     state_shapes:   plan -> dict name -> shape of every parameter and buffer, in order.
     initial_state:  (plan, tape) -> dict name -> array that each parameter and buffer starts with; tape:
-                    `NoiseTape`, so that the seed and the name alone decide.
+                    `NoiseTape`, so that only the seed and the name decide.
     fixed:          values of settings that tell this family from another with the same dataclass.
     prefix:         of the flags of its own settings; "" for none, None for "NAME.".
     network:        "module:class" within a backend's package; the class is built from the plan. The default is

@@ -1,4 +1,4 @@
-"""The layers that networks with one source for all backends are made of; here they know shapes alone.
+"""The layers of networks with one source for all backends. The layers of this module compute only shapes.
 
 A source says `from .. import nn`. Imported as a part of this package it gets this module, and calling the network on
 a `Shape` returns the shape of the output; imported as a part of a backend's `networks` it gets the `nn` there, which
@@ -33,8 +33,10 @@ class Network(Module):
     """
 
     def condition(self, image):
-        """Return the tensors, a tuple, that depend on the image (N, C, S, S) alone, which then are given to `forward`
-        as `conditioning`; None if there are none."""
+        """Return a tuple of tensors that depend only on the image (N, C, S, S), or None.
+
+        `forward` gets them as `conditioning`, so that sampling computes them once for all steps.
+        """
         return None
 
 

@@ -1,5 +1,7 @@
-"""The matrices of Winograd's convolution F(4x4, 3x3), which computes 4x4 outputs from 6x6 inputs at once (Lavin & Gray
-2016, arXiv:1509.09308). It needs a quarter of the multiplications of the direct convolution."""
+"""The matrices of Winograd's convolution F(4x4, 3x3) (Lavin & Gray 2016, arXiv:1509.09308).
+
+It computes 4x4 outputs from 6x6 inputs at once, with a quarter of the multiplications of the direct convolution.
+"""
 
 import numpy as np
 

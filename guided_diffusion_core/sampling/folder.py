@@ -1,7 +1,7 @@
 """The folder of a sampling: the settings of its run, and the finished cases of all its parts.
 
-A folder contains the masks of one run. Every process writes its report there when it begins, so that a
-process that comes later, to go on or to do another part, finds the settings with which it must agree.
+A folder contains the masks of one run. Every process writes its report there when it begins. A process that starts
+later, to continue the run or to sample another part, compares its settings with this report.
 """
 
 import fnmatch
@@ -14,9 +14,11 @@ from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.files import read_bytes, write_atomic
 
 REPORT = "run_report"
-# What may differ between the processes of one run; the checkpoint is told by its content.
+# Settings that may differ between the processes of one run. The path of the checkpoint is one of them, because its
+# content is compared.
 FREE = ("out_dir", "model_path", "part_id", "num_parts", "processes")
-FLAGS = {"model_sha256": "model_path", "images": "data_dir"}  # settings that another flag stands for
+# name of an entry of the report -> flag that decides it
+FLAGS = {"model_sha256": "model_path", "images": "data_dir"}
 
 
 def report_path(out_dir, part_id=0, num_parts=1):
@@ -26,7 +28,7 @@ def report_path(out_dir, part_id=0, num_parts=1):
 
 
 def write_report(path, report):
-    """Write a report, a dict of JSON values, at once and whole."""
+    """Write a report, a dict of JSON values. A reader finds the old report or the new one, never a part."""
     write_atomic(path, (json.dumps(report, indent=2) + "\n").encode())
 
 

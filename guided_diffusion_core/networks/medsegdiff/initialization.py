@@ -1,4 +1,4 @@
-"""The initial value of every parameter, by its name and the seed alone.
+"""Draw the initial value of every parameter, which depends only on its name and the seed.
 
 Both backends start from these arrays, so that the same seed gives the same network. The
 distributions are the original's: PyTorch's default for convolutions, linear layers and

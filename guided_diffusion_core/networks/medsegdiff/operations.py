@@ -1,4 +1,4 @@
-"""Count the operations of one evaluation of MedSegDiff's network, from its plan alone.
+"""Count the operations of one evaluation of MedSegDiff's network, from its plan.
 
 A convolution of k x k costs 2 k^2 C_in C_out floating-point operations per output pixel. Norms, activations and
 resizing are left out (below 1%).

@@ -1,6 +1,6 @@
-"""The plan of the network: every block in order, with all channel arithmetic done.
+"""Make the plan of the network: all blocks in order, with their numbers of channels.
 
-Both backends walk this plan and compute no width of their own; the names and shapes of the state
+Both backends build the network from this plan and compute no widths themselves. The names and shapes of the state
 dict follow from it without a framework. The architecture is MedSegDiff's (Wu et al. 2022,
 arXiv:2211.00611): the U-Net of guided diffusion (Dhariwal & Nichol 2021, arXiv:2105.05233) together
 with the highway network (a 2D U-Net after Isensee et al. 2021), which sees only the image.
@@ -237,7 +237,7 @@ def _input_blocks(config, channel_mult, attention):
                 layers.append(_attention(config, width, config.num_heads))
             blocks.append(tuple(layers))
             skips.append(width)
-        # a block of its own halves the resolution, except after the lowest one
+        # a separate block halves the resolution, except after the lowest one
         if level != len(channel_mult) - 1:
             down = ResBlockPlan(width, width, down=True) if config.resblock_updown else DownsamplePlan(width)
             blocks.append((down,))

@@ -1,7 +1,7 @@
-"""Names and shapes of the network's state dict, from its plan alone.
+"""List the names and shapes of the network's state dict, from its plan.
 
-They are the original's to the letter, so that its checkpoints load strictly; the batch norms of
-the highway network are called `instnorm` there.
+They are exactly those of the original, so that its checkpoints load strictly. The original calls the batch norms of
+the highway network `instnorm`.
 """
 
 from guided_diffusion_core.networks.medsegdiff.plan import AttentionPlan, ConvPlan, DownsamplePlan, ResBlockPlan
