@@ -11,7 +11,7 @@ from parity.faults.planting import fault, replaced
 @fault("schedule computed in float32", "table diffusion.betas")
 def schedule_in_float32(port):
     return replaced(
-        port.module("script_util"),
+        port.module("build"),
         "get_named_beta_schedule",
         lambda original, name, steps: original(name, steps).astype(np.float32).astype(np.float64),
     )

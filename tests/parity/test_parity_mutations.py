@@ -11,6 +11,7 @@ from support.parity_runs import parity
 from guided_diffusion_core.errors import UserError
 from parity.dump import PLAIN, Dump
 from parity.faults import CONTROLS, FAULTS
+from parity.medsegdiff import open_port
 from parity.mutate import COLUMNS, Outcome, names, select_faults
 
 TABLE = ROOT / "parity" / "MUTATIONS.md"
@@ -87,6 +88,14 @@ def test_the_table_lists_every_fault_and_control():
         assert names(site.strip("`"), fault.site), fault.name
         assert ratio == "inf" or float(ratio) > 1
     assert all(table[control.name][2] == "harmless: no alarm" for control in CONTROLS)
+
+
+def test_every_fault_can_be_planted(backend):
+    """What a fault replaces is there, also where this run's share leaves the fault out."""
+    port = open_port(backend.name)
+    for fault in FAULTS + CONTROLS:
+        with fault.plant(port):
+            pass
 
 
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two backends")
