@@ -1,4 +1,4 @@
-"""What every other module needs of Jittor: start, conversion, precision, threads, state.
+"""The functions of Jittor that all other modules share: start, conversion, precision, threads, state.
 
 Twin of `guided_diffusion_pt/runtime.py`. Importing this module, or the package, imports no Jittor: that compiles
 itself on the machine that it runs on, links oneDNN, and reads its settings when it is imported. `start` does it, once

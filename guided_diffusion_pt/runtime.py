@@ -1,4 +1,4 @@
-"""What every other module needs of PyTorch: start, conversion, precision, threads, state.
+"""The functions of PyTorch that all other modules share: start, conversion, precision, threads, state.
 
 Twin of `guided_diffusion_jt/runtime.py`. Importing this package changes nothing in the process; `start` does.
 """

@@ -76,7 +76,7 @@ class Worker:
     def run(self, job):
         """Run one job: record a case in a precision and write its section.
 
-        job: case, precision, variant, folder of the dump; fault, source and truth as of `parity.run.Job`.
+        job: case, precision, variant, folder of the dump; fault, source and truth as in `parity.run.Job`.
         """
         case = self.cases[job["case"]]
         self.verbs.set_precision(job["precision"])

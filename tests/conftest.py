@@ -1,4 +1,4 @@
-"""What the tests share: the backends, float64, and the folder of real data."""
+"""Fixtures that all tests share: the backends, float64, and the folder of real data."""
 
 import os
 
@@ -65,7 +65,7 @@ def float64(backend):
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """Folder of the real data: $MEDSEGDIFF_DATA, or shared/data beside the repository.
+    """Folder of the real data: $MEDSEGDIFF_DATA, or shared/data next to the repository.
 
     Without it the test is skipped; it fails if MEDSEGDIFF_REQUIRE_DATA is set, as in .ci/run.
     """

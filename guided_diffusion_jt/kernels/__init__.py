@@ -1,4 +1,4 @@
-"""What Jittor needs to start, to compile and to compute fast on a CPU. Each backend needs its own kernels: this
+"""Code that starts Jittor, compiles it, and computes fast on a CPU. Each backend needs its own kernels: this
 folder has no twin. The C++ of an operator lies in a header with the name of the module that calls it."""
 
 from importlib import resources

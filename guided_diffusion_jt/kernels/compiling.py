@@ -1,4 +1,4 @@
-"""How Jittor compiles: the same operators in less time.
+"""Settings of Jittor's compilation: the same operators in less time.
 
 Headers. g++ spends half of the time of Jittor itself, and four fifths of that of an operator, on reading the same
 headers again. Here it reads them once, from a precompiled form (`-include`, GCC's manual, "Using Precompiled

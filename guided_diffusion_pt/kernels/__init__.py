@@ -1,2 +1,2 @@
-"""What computes faster or more exactly than PyTorch's own operators on a CPU. Each backend needs its own kernels:
+"""Operators that are faster or more exact than PyTorch's own on a CPU. Each backend needs its own kernels:
 this folder has no twin."""

@@ -214,7 +214,7 @@ def test_checks_see_what_they_should():
 
 
 def outline(text):
-    """What the two languages of a page share: heading levels, code without comments, links, rows of tables."""
+    """Return the parts that the two languages of a page share: levels of headings, code, links and rows of tables."""
     blocks = BLOCK.findall(text)
     prose = without_code(text)
     return {

@@ -1,4 +1,4 @@
-"""What an import loads, in fresh processes. `test_architecture.py` reads who imports whom in the sources."""
+"""Check in fresh processes which modules an import loads. `test_architecture.py` reads the imports in the sources."""
 
 import subprocess
 import sys

@@ -30,7 +30,7 @@ def test_state_dict_has_the_originals_names_shapes_and_order(path):
     expected = [(name, tuple(shape)) for name, shape in golden["state_dict"].items()]
     ours = state_shapes(plan)
     assert golden["parameters"] == sum(math.prod(shape) for name, shape in expected if not is_buffer(name))
-    if plan.version == "1":  # the original draws this layer anew in every call
+    if plan.version == "1":  # the original draws this layer again in every call
         assert ours.pop(f"{BOTTLENECK_EMBED}.weight") == (512, 480, 1, 1)
         assert ours.pop(f"{BOTTLENECK_EMBED}.bias") == (512,)
     assert list(ours.items()) == expected

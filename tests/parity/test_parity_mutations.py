@@ -91,7 +91,7 @@ def test_the_table_lists_every_fault_and_control():
 
 
 def test_every_fault_can_be_planted(backend):
-    """What a fault replaces is there, also where this run's share leaves the fault out."""
+    """Require the function that a fault replaces, also for faults outside of this run's share."""
     port = open_port(backend.name)
     for fault in FAULTS + CONTROLS:
         with fault.plant(port):

@@ -3,7 +3,7 @@
 In float64 the losses agree to the last digits that ten steps leave. In float32 training amplifies
 rounding: AdamW turns a gradient near zero into a full step, a leaky ReLU changes its slope at
 zero, and a batch norm over two values divides by their difference. So the yardstick is PyTorch
-against itself from weights that lie one ulp beside: up, down, and in random directions.
+against itself from weights that lie one ulp away: up, down, and in random directions.
 """
 
 import numpy as np
