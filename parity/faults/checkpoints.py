@@ -25,9 +25,9 @@ def average_without_warmup(port):
 def importance_weights(port):
     def unweighted(original, self, uniforms):
         t, weights = original(self, uniforms)
-        return t, 0 * weights + port.runtime.scalar(1.0)
+        return t, np.ones_like(weights)
 
-    return replaced(port.module("resample").ScheduleSampler, "sample", unweighted)
+    return replaced(port.module("resample").ScheduleSampler, "draw", unweighted)
 
 
 def _changed_restore(port, change):
