@@ -18,6 +18,12 @@ from guided_diffusion_core.networks.registry import families
 
 def add_run_flags(parser):
     """Add the flags of `run`."""
+    _add_case_flags(parser)
+    _add_measurement_flags(parser)
+
+
+def _add_case_flags(parser):
+    """Add the flags that say which cases are measured."""
     parser.add_argument(
         "--what",
         nargs="+",
@@ -46,6 +52,10 @@ def add_run_flags(parser):
     parser.add_argument(
         "--batch", type=int, default=0, metavar="INT", help="examples per batch (default: 4 at 64 px, otherwise 1)"
     )
+
+
+def _add_measurement_flags(parser):
+    """Add the flags that say which implementations are measured, and how."""
     parser.add_argument(
         "--backends",
         nargs="*",
