@@ -13,6 +13,7 @@ from guided_diffusion_core.html_report import data_uri
 from guided_diffusion_core.results.display import as_picture, draw_outlines
 
 LONGER_SIDE = 256  # of a panel, in pixels
+OUTLINE_WIDTH = 2  # pixels; one pixel is too thin to see in a panel of this size
 GAP = 6  # pixels between panels
 GREY = 128  # shown where there is no image
 MISSED = np.array([0, 114, 178], np.uint8)  # false negatives
@@ -79,7 +80,8 @@ def case_picture(images, truth, scored):
     errors = image.copy()
     errors[(expected & ~prediction).any(axis=0)] = MISSED
     errors[(prediction & ~expected).any(axis=0)] = INVENTED
-    panels = [image, draw_outlines(image, expected), draw_outlines(image, prediction), errors]
+    outlined = [draw_outlines(image, masks, OUTLINE_WIDTH) for masks in (expected, prediction)]
+    panels = [image, *outlined, errors]
     largest = None
     if scored.uncertainty is not None:
         uncertainty = scored.uncertainty[plane].max(axis=0)  # the most uncertain label of each pixel

@@ -28,14 +28,14 @@ def as_picture(image):
     return (np.clip(shown, 0.0, 1.0) * 255).round().astype(np.uint8)
 
 
-def draw_outlines(picture, masks):
+def draw_outlines(picture, masks, least=1):
     """Return a copy of a picture with the outline of each mask in a colour of its own.
 
     picture: uint8 (H, W, 3). masks: bool (K, H, W). Outlines lie inside their mask; later masks are
-    drawn over earlier ones.
+    drawn over earlier ones. least: the smallest width of an outline in pixels.
     """
     drawn = picture.copy()
-    width = max(1, round(max(picture.shape[:2]) / PIXELS_PER_WIDTH))
+    width = max(least, round(max(picture.shape[:2]) / PIXELS_PER_WIDTH))
     for k, mask in enumerate(masks):
         outline = mask & ~binary_erosion(mask, iterations=width)
         drawn[outline] = COLOURS[k % len(COLOURS)]

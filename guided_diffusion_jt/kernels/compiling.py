@@ -31,6 +31,7 @@ _CORE = "core.h"
 _OPERATORS = "operators.h"
 # Jittor runs: interpreter, asm_tuner.py, --cc_path=COMPILER, SOURCE, the compiler's options.
 _SCRIPT = "operator.sh"
+_INTERPRETER = "MEDSEGDIFF_OPERATOR_PYTHON"  # the variable with the path of the first one, for the script
 
 
 def prepare_core(cache):
@@ -76,7 +77,9 @@ def prepare_operators(flags, cache):
         kept = [word for word in shlex.split(flags.cc_flags) if not word.startswith(linker)]
         at = kept.index("-include")
         _precompile(cache / _OPERATORS, [*kept[:at], *kept[at + 2 :]])
-    _write(cache / _SCRIPT, source(_SCRIPT).replace("@PYTHON@", shlex.quote(flags.python_path)))
+    # In the environment, not in the script: other interpreters share the cache, and may be gone tomorrow.
+    os.environ[_INTERPRETER] = flags.python_path
+    _write(cache / _SCRIPT, source(_SCRIPT))
     flags.python_path = f'/bin/sh "{cache / _SCRIPT}"'
 
 

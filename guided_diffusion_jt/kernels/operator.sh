@@ -1,4 +1,4 @@
-if grep -q @begin "$3"; then exec @PYTHON@ "$@"; fi
+if grep -q @begin "$3"; then exec "$MEDSEGDIFF_OPERATOR_PYTHON" "$@"; fi
 compiler=${2#--cc_path=}
 shift 2
 exec "$compiler" "$@"
