@@ -1,4 +1,4 @@
-"""What a machine must have: Python, its headers, a compiler, room on the disk."""
+"""Check the requirements of a machine: Python, its headers, a compiler, room on the disk."""
 
 import os
 
