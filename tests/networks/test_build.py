@@ -65,7 +65,8 @@ def test_loading_a_checkpoint_draws_no_initial_weights(backend, drawn, tmp_path)
 
 
 def test_a_prediction_may_come_without_calibration():
-    value, calibration = np.ones(2), np.zeros(2)
+    value = np.ones(2)
+    calibration = np.zeros(2)
     assert as_prediction(value) == Prediction(value, None)
     assert as_prediction((value, calibration)) == Prediction(value, calibration)
     assert as_prediction(Prediction(value)).calibration is None
