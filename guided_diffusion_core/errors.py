@@ -15,9 +15,11 @@ class UserError(Exception):
     with code 2.
 
     parts: (where, found, expected, fix) as texts if `found_expected` made the error, otherwise None.
+    each:  the single errors that this one summarises.
     """
 
     parts = None
+    each = ()
 
 
 def found_expected(where, found, expected, fix):
@@ -51,6 +53,7 @@ def report(error, each=None):
     """
     problems = _COLLECTED.get()
     if problems is None:
+        error.each = tuple(each or ())
         raise error
     problems.extend(each or [error])
 

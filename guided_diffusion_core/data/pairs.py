@@ -8,7 +8,7 @@ import numpy as np
 from guided_diffusion_core.data.dataset import Case, Example, Truth, require_unique
 from guided_diffusion_core.data.formats.images import image_size, read_masks, read_picture
 from guided_diffusion_core.data.formats.transforms import RGB_RULE
-from guided_diffusion_core.errors import UserError, found_expected, join_names
+from guided_diffusion_core.errors import UserError, found_expected, join_names, report
 
 PICTURE_SUFFIX = re.compile(r"\.(jpg|jpeg|png|bmp|tif|tiff)$", re.IGNORECASE)
 MASK_ENDING = re.compile(r"[_-](mask|masks|segmentation|seg|label|labels|gt|groundtruth)$", re.IGNORECASE)
@@ -77,7 +77,7 @@ def _paths_by_name(files):
 
 
 def require_paired(pairs, data_dir, expected):
-    """Raise one `UserError` that lists all images without a mask and all masks without an image.
+    """Report one `UserError` that lists all images without a mask and all masks without an image.
 
     expected: the expected layout in words.
     """
@@ -90,10 +90,26 @@ def require_paired(pairs, data_dir, expected):
     if without_image:
         found.append(f"{len(without_image)} masks without an image ({join_names(without_image)})")
     if found:
-        raise UserError(
+        summary = (
             f"--data_dir {str(data_dir)!r}: found {' and '.join(found)}; expected {expected}. "
             "Add what is missing, or remove the other files."
         )
+        report(UserError(summary), unpaired_errors(pairs))
+
+
+def unpaired_errors(pairs, need_masks=True):
+    """Return a `UserError` for each mask without an image and, if `need_masks`, for each image without a mask."""
+    errors = []
+    for pair in pairs:
+        if pair.image is None:
+            found = "a mask without an image"
+            expected = "the image that it belongs to"
+            errors.append(found_expected(pair.mask, found, expected, "Add the image, or remove the mask."))
+        elif pair.mask is None and need_masks:
+            found = "an image without a mask"
+            expected = "a mask for every image"
+            errors.append(found_expected(pair.image, found, expected, "Add the mask, or remove the image."))
+    return errors
 
 
 class PairDataset:
@@ -125,7 +141,8 @@ class PairDataset:
         self._label_map = label_map
         self._read_image = read_image
         if all(pair.image is None for pair in pairs):
-            raise found_expected(f"--data_dir {str(data_dir)!r}", "masks but no image", expected, "Check the path.")
+            error = found_expected(f"--data_dir {str(data_dir)!r}", "masks but no image", expected, "Check the path.")
+            report(error, unpaired_errors(pairs))
         if need_masks:
             require_paired(pairs, data_dir, expected)
         self._pairs = [pair for pair in pairs if pair.image is not None]

@@ -35,6 +35,8 @@ class Problem:
     mend: str
 
     def __str__(self):
+        if not self.expected:  # an error in a form of its own, see `as_problem`
+            return self.found
         return f"{self.file}: found {self.found}; expected {self.expected}. {self.mend}"
 
 
@@ -75,7 +77,7 @@ def as_problem(error, kind, file="", severity=ERROR):
 
     file: the file, if the error does not say which one.
     """
-    where, found, expected, mend = error.parts or (file, str(error), "a file that the layout accepts", "")
+    where, found, expected, mend = error.parts or (file, str(error), "", "")
     return Problem(severity, kind, where, found, expected, mend)
 
 

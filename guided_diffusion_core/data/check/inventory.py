@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from guided_diffusion_core.data.formats.labels import LabelMap
-from guided_diffusion_core.errors import UserError, collecting, found_expected, report
+from guided_diffusion_core.data.pairs import unpaired_errors
+from guided_diffusion_core.errors import UserError, collecting, report
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,17 @@ def take_inventory(list_files):
     """Return the `Inventory` of a data set, including the problems that its layout reports.
 
     list_files: function without arguments that returns (normalisation, list of `ListedFile`).
-    Raises `UserError` if nothing can be listed, for example because the folder does not exist.
+    Raises `UserError` if nothing can be listed, for example because the folder does not exist. If the layout has
+    reported why nothing is left to list, as for a csv file in which every row is wrong, these reasons are the problems.
     """
     with collecting() as problems:
-        normalisation, files = list_files()
+        try:
+            normalisation, files = list_files()
+        except UserError:
+            if not problems:
+                raise
+            normalisation = ""
+            files = []
     cases = {file.case for file in files}
     # a label file has a label map, an image has none
     labelled = {file.case for file in files if file.label_map is not None}
@@ -66,26 +74,10 @@ def files_of_pairs(pairs, label_map, need_masks):
 
     Reports masks without an image and, if `need_masks`, images without a mask.
     """
+    for error in unpaired_errors(pairs, need_masks):
+        report(error)
     files = []
     for pair in pairs:
-        if pair.image is None:
-            report(
-                found_expected(
-                    pair.mask,
-                    "a mask without an image",
-                    "the image that it belongs to",
-                    "Add the image, or remove the mask.",
-                )
-            )
-        elif pair.mask is None and need_masks:
-            report(
-                found_expected(
-                    pair.image,
-                    "an image without a mask",
-                    "a mask for every image",
-                    "Add the mask, or remove the image.",
-                )
-            )
         if pair.image is not None:
             files.append(ListedFile(pair.name, "image", pair.image))
         if pair.mask is not None:

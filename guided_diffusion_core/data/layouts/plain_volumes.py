@@ -7,9 +7,9 @@ from guided_diffusion_core.data.check.inventory import files_of_pairs
 from guided_diffusion_core.data.formats.transforms import ZSCORE_ALL_RULE, zscore_all
 from guided_diffusion_core.data.formats.volumes import stem
 from guided_diffusion_core.data.layout import Layout
-from guided_diffusion_core.data.pairs import require_paired
+from guided_diffusion_core.data.pairs import require_paired, unpaired_errors
 from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, VolumeParts, volume_truths
-from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.errors import found_expected, report
 
 IMAGE = "image"
 MASK = "mask"
@@ -36,7 +36,8 @@ class PlainVolumes(Layout):
         """Return the `VolumeDataset` of a split, see `data.open_dataset`."""
         pairs = find_pairs(config.data_dir, split)
         if all(pair.image is None for pair in pairs):
-            raise found_expected(f"--data_dir {config.data_dir!r}", "masks but no image", EXPECTED, "Check the path.")
+            error = found_expected(f"--data_dir {config.data_dir!r}", "masks but no image", EXPECTED, "Check the path.")
+            report(error, unpaired_errors(pairs))
         if need_masks:
             require_paired(pairs, config.data_dir, EXPECTED)
         return VolumeDataset(
