@@ -70,9 +70,10 @@ def _how_to_install(name):
     return f"Run in the checkout of medsegdiff-parity: pip install .[{name}]"
 
 
-def start_backend(name, **settings):
+def start_backend(name, say=False, **settings):
     """Prepare this process for a backend and return its `runtime` module.
 
+    say:      print on stderr which device computes.
     settings: threads, precision, mixed_precision and device, as `runtime.start` takes them. A further call only
               changes the settings.
     Raises `UserError` if the framework is not installed, or the machine or the backend cannot do what is asked.
@@ -80,6 +81,8 @@ def start_backend(name, **settings):
     with _explained(name):
         runtime = importlib.import_module(f"{BACKENDS[name].package}.runtime")
         runtime.start(**settings)
+    if say:
+        print(f"device: {runtime.current.device}", file=sys.stderr)
     return runtime
 
 

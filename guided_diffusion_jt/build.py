@@ -10,7 +10,7 @@ from guided_diffusion_jt.respace import SpacedDiffusion, space_timesteps
 
 
 def build_network(settings, state=None, where="weights"):
-    """Build the network of a family's settings.
+    """Build the network of a family's settings, on the current device.
 
     settings: a `NetworkConfig`.
     state:    name -> numpy array of every parameter and buffer. None draws nothing and leaves arbitrary values, for a

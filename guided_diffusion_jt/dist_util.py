@@ -10,7 +10,7 @@ import time
 import numpy as np
 
 from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.system import processes
+from guided_diffusion_core.system import devices, processes
 from guided_diffusion_jt import runtime
 from guided_diffusion_jt.runtime import jt
 
@@ -18,11 +18,13 @@ from guided_diffusion_jt.runtime import jt
 def setup_dist():
     """Connect the processes of this run, once, and return their group: `processes.Alone` without a launcher.
 
-    Raises `UserError` under a launcher that this backend does not serve.
+    Raises `UserError` under a launcher that this backend does not serve, and for devices of several kinds.
     """
     found = processes.launched_for("jittor")
     if found.size > 1 and runtime.current.group.size == 1:
-        runtime.current.group = Group(found.rank, found.size)
+        connected = Group(found.rank, found.size)
+        devices.require_one_kind(connected, runtime.current.device)
+        runtime.current.group = connected
     return runtime.current.group
 
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.system import processes
-from guided_diffusion_core.system.devices import require_device
-from guided_diffusion_jt.kernels import loading
+from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.system import devices, processes
+from guided_diffusion_jt.kernels import cuda, loading
 
 
 @dataclass
@@ -24,11 +23,13 @@ class Current:
     """The state of this backend in a process, next to Jittor's own settings.
 
     jittor:         the framework, None until it is started.
+    device:         the `Device` that computes.
     group:          the processes that compute together; `dist_util.setup_dist` connects them.
     recomputations: number of running forward passes that repeat an earlier one (`recompute`).
     """
 
     jittor: object = None
+    device: devices.Device = devices.Device()
     group: object = field(default_factory=processes.Alone)
     recomputations: int = 0
 
@@ -44,10 +45,11 @@ def start(threads=None, precision="float32", mixed_precision="no", device="cpu")
     threads:         number of threads that compute; None leaves it as it is.
     precision:       "float32" or "float64", for `set_precision`.
     mixed_precision: "no", "bf16" or "fp16", for `set_mixed_precision`.
-    device:          "cpu".
-    Raises `UserError` if the machine lacks what Jittor needs, or for a setting that this backend does not have.
+    device:          "auto", "cpu", "cuda" or "cuda:N", for `devices.choose`.
+    Raises `UserError` if the machine lacks what Jittor needs, or for a setting or device that this backend does not
+    have.
     """
-    require_device(device)
+    set_device(devices.choose(device, find_devices, try_device))
     set_mixed_precision(mixed_precision)
     set_precision(precision)
     if threads is not None:
@@ -73,6 +75,44 @@ def __getattr__(name):
     if name == "nn":
         return _jittor().nn
     raise AttributeError(f"module {__name__} has no attribute {name}")
+
+
+def find_devices():
+    """Return the `devices.Found` of this machine, without importing Jittor."""
+    return cuda.find_devices()
+
+
+def try_device(name):
+    """Compute something small on a device of this name, and return the error as a text, "" for success."""
+    before = current.device
+    try:
+        set_device(devices.Device(name))
+        ones = _jittor().ones((1, 1, 8, 8))
+        found = _jittor().nn.conv2d(ones, ones[:, :, :3, :3]).sum().item()
+    except (RuntimeError, UserError) as error:
+        return str(error).strip().partition("\n")[0]
+    finally:
+        set_device(before)
+    return "" if found == 9 * 36 else f"a convolution of ones gave {found}"  # 6x6 places of a 3x3 kernel
+
+
+def set_device(device):
+    """Compute on a `Device` from now on; Jittor moves its tensors by itself.
+
+    Raises `UserError` for a GPU if Jittor was imported without CUDA, or for another GPU: it knows one.
+    """
+    if device.kind == devices.CUDA:
+        if current.jittor is None:
+            cuda.prepare(device.name)
+        cuda.require(_jittor(), device.name)
+    if current.jittor is not None:
+        current.jittor.flags.use_cuda = int(device.kind == devices.CUDA)
+    current.device = device
+
+
+def device():
+    """Return the name of the device that computes, such as "cuda:0"."""
+    return current.device.name
 
 
 def to_tensor(array, dtype=None):

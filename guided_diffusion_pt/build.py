@@ -2,6 +2,8 @@
 
 import importlib
 
+import torch as th
+
 from guided_diffusion_core import checkpoints
 from guided_diffusion_core.diffusion.schedule import LossType, ModelMeanType, ModelVarType, get_named_beta_schedule
 from guided_diffusion_core.networks import registry
@@ -10,7 +12,7 @@ from guided_diffusion_pt.respace import SpacedDiffusion, space_timesteps
 
 
 def build_network(settings, state=None, where="weights"):
-    """Build the network of a family's settings.
+    """Build the network of a family's settings, on the current device.
 
     settings: a `NetworkConfig`.
     state:    name -> numpy array of every parameter and buffer. None draws nothing and leaves arbitrary values, for a
@@ -20,7 +22,9 @@ def build_network(settings, state=None, where="weights"):
     """
     module, name = registry.family_of(settings).source()
     networks.find_folders()
-    network = getattr(importlib.import_module(f"guided_diffusion_pt.{module}"), name)(registry.make_plan(settings))
+    create = getattr(importlib.import_module(f"guided_diffusion_pt.{module}"), name)
+    with th.device(runtime.device()):
+        network = create(registry.make_plan(settings))
     if state is not None:
         runtime.load_state(network, registry.repaired(settings, state, where), where)
     return network

@@ -12,7 +12,7 @@ import numpy as np
 import torch as th
 import torch.distributed as dist
 
-from guided_diffusion_core.system import processes
+from guided_diffusion_core.system import devices, processes
 from guided_diffusion_pt import runtime
 
 # A dead process breaks its connections, which is noticed at once. A process that computes for long is not dead.
@@ -22,14 +22,18 @@ PATIENCE = timedelta(days=30)
 def setup_dist():
     """Connect the processes of this run, once, and return their group: `processes.Alone` without a launcher.
 
-    Raises `UserError` under a launcher that this backend does not serve.
+    Raises `UserError` under a launcher that this backend does not serve, and for devices of several kinds.
     """
     found = processes.launched_for("pytorch")
     if found.size > 1 and runtime.current.group.size == 1:
+        device = runtime.current.device
         with _explained():
-            # each tensor travels by the library of its device
-            dist.init_process_group("cpu:gloo,cuda:nccl" if th.cuda.is_available() else "gloo", timeout=PATIENCE)
-        runtime.current.group = Group(found.rank, found.size)
+            # each tensor travels by the library of its device, and numpy's arrays by that of the CPU
+            libraries = "cpu:gloo,cuda:nccl" if device.kind == devices.CUDA else "gloo"
+            dist.init_process_group(libraries, timeout=PATIENCE)
+        connected = Group(found.rank, found.size)
+        devices.require_one_kind(connected, device)
+        runtime.current.group = connected
     return runtime.current.group
 
 

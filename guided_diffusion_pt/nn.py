@@ -1,5 +1,7 @@
 """Layers and small functions of the networks and the training loop."""
 
+from functools import cache
+
 import torch as th
 import torch.nn as nn
 from torch.nn import functional as F
@@ -238,9 +240,15 @@ def timestep_embedding(timesteps, dim, max_period=10000):
     dim:        even width of the embedding.
     max_period: steps of the longest period, divided by 2 pi.
     """
-    frequencies = runtime.to_tensor(timestep_frequencies(dim, runtime.precision(), max_period))
+    frequencies = _frequencies(dim, runtime.precision(), max_period, timesteps.device)
     angles = timesteps[:, None].to(frequencies.dtype) * frequencies[None]  # (N, dim / 2)
     return th.cat([th.cos(angles), th.sin(angles)], dim=1)
+
+
+@cache
+def _frequencies(dim, precision, max_period, device):
+    """Return `timestep_frequencies` as a tensor on a device, which is kept there: no step copies it."""
+    return runtime.to_tensor(timestep_frequencies(dim, precision, max_period)).to(device)
 
 
 def per_case(values, like):

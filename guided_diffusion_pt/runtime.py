@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch as th
 
-from guided_diffusion_core.system import processes
-from guided_diffusion_core.system.devices import require_device
+from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.system import devices, processes
 
 _PRECISIONS = {"float32": th.float32, "float64": th.float64}
 _MIXED = {"no": None, "bf16": th.bfloat16, "fp16": th.float16}
@@ -23,12 +23,14 @@ class Current:
     """The state of this backend in a process, next to PyTorch's own settings.
 
     is_started:      `start` has been called.
+    device:          the `Device` that computes.
     mixed_precision: the name that `set_mixed_precision` set.
     group:           the processes that compute together; `dist_util.setup_dist` connects them.
     recomputations:  number of running forward passes that repeat an earlier one (`recompute`).
     """
 
     is_started: bool = False
+    device: devices.Device = devices.Device()
     mixed_precision: str = "no"
     group: object = field(default_factory=processes.Alone)
     recomputations: int = 0
@@ -45,10 +47,10 @@ def start(threads=None, precision="float32", mixed_precision="no", device="cpu")
     threads:         number of threads that compute; None leaves it as it is.
     precision:       "float32" or "float64", for `set_precision`.
     mixed_precision: "no", "bf16" or "fp16", for `set_mixed_precision`.
-    device:          "cpu".
-    Raises `UserError` for a device that this backend does not have.
+    device:          "auto", "cpu", "cuda", "cuda:N" or "mps", for `devices.choose`.
+    Raises `UserError` for a device that this machine does not have, or that does not work.
     """
-    require_device(device)
+    set_device(devices.choose(device, find_devices, try_device))
     set_mixed_precision(mixed_precision)
     set_precision(precision)
     if threads is not None:
@@ -72,13 +74,66 @@ def _keep_freed_memory():
         mallopt(-4, 0)  # M_MMAP_MAX: number of pieces that come from the system on their own
 
 
+def find_devices():
+    """Return the `devices.Found` of this machine."""
+    count = th.cuda.device_count() if th.cuda.is_available() else 0
+    has_mps = th.backends.mps.is_available()
+    missing = "" if count or has_mps else _error_of(th.cuda.init) or "PyTorch counts no GPU"
+    return devices.Found(tuple(_gpu_text(number) for number in range(count)), has_mps, missing)
+
+
+def _gpu_text(number):
+    """Return name, memory and compute capability of a GPU in words."""
+    found = th.cuda.get_device_properties(number)
+    bf16 = ", bf16" if found.major >= 8 else ""  # in its matrix units
+    return f"{found.name}, {found.total_memory / 2**30:.1f} GiB, compute capability {found.major}.{found.minor}{bf16}"
+
+
+def try_device(name):
+    """Compute something small on a device of this name, and return the error as a text, "" for success."""
+
+    def compute():
+        ones = th.ones(1, 1, 8, 8, device=name)
+        found = float(th.nn.functional.conv2d(ones @ ones, ones[:, :, :3, :3]).sum())
+        if found != 8 * 9 * 36:  # of 6x6 places of a 3x3 kernel
+            raise RuntimeError(f"a convolution of ones gave {found}")
+
+    return _error_of(compute)
+
+
+def _error_of(function):
+    """Call a function and return the first line of its error, "" without one."""
+    try:
+        function()
+    except (AssertionError, RuntimeError) as error:  # a build without CUDA raises the first
+        return str(error).strip().partition("\n")[0] or type(error).__name__
+    return ""
+
+
+def set_device(device):
+    """Make tensors and networks on a `Device` from now on. Those that are there already stay where they are."""
+    if device.kind == devices.CUDA:
+        th.cuda.set_device(device.name)
+    current.device = device
+
+
+def device():
+    """Return the name of the device on which `to_tensor` makes tensors and `build` networks, such as "cuda:0"."""
+    return current.device.name
+
+
 def to_tensor(array, dtype=None):
-    """Return a tensor with a copy of the array's values.
+    """Return a tensor with a copy of the array's values, on the current device. No queued computation is waited for.
 
     array: numpy array, number or nested list.
     dtype: name of a numpy type such as "float32"; None keeps the type of the array, float64 and int64 included.
+           Apple's GPU has no float64: there it becomes float32.
     """
-    return th.from_numpy(np.array(array, dtype=dtype, order="C"))
+    array = np.array(array, dtype=dtype, order="C")
+    if current.device.kind == devices.MPS and array.dtype == np.float64:
+        array = array.astype(np.float32)
+    # CUDA reads the array before the call returns, also where it need not wait.
+    return th.from_numpy(array).to(current.device.name, non_blocking=current.device.kind == devices.CUDA)
 
 
 def to_numpy(tensor):
@@ -94,8 +149,13 @@ def set_threads(n):
 def set_precision(name):
     """Set the type of parameters and computation from now on: "float32" or "float64".
 
-    Set it before a network is built or loaded. float64 is slow; it is for comparisons.
+    Set it before a network is built or loaded. float64 is slow; it is for comparisons. Raises `UserError` for float64
+    on Apple's GPU, which lacks it.
     """
+    if name == "float64" and current.device.kind == devices.MPS:
+        raise found_expected(
+            "--device mps", "a computation in float64", "cpu or cuda, which have it", "Give one of them."
+        )
     th.set_default_dtype(_PRECISIONS[name])
 
 
@@ -138,8 +198,9 @@ def scalar(value):
 
 def synchronize():
     """Wait until all queued computation is done."""
-    if th.cuda.is_available():
-        th.cuda.synchronize()
+    waits = {devices.CUDA: th.cuda.synchronize, devices.MPS: th.mps.synchronize}
+    if current.device.kind in waits:
+        waits[current.device.kind]()
 
 
 def no_grad():

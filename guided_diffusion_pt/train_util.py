@@ -165,7 +165,7 @@ class TrainLoop:
         the learning rate `lr`; in float16 the `loss_scale`.
         """
         examples = th.cat([batch, cond], dim=1)  # (N, C + K, S, S)
-        values, grads = self.forward_backward(examples.to(self.params[0].dtype))
+        values, grads = self.forward_backward(examples.to(runtime.device(), self.params[0].dtype))
         lr = learning_rate(self.lr, self.lr_anneal_steps, self.step, self.lr_schedule, self.lr_cycles)
         # In float16, a step whose gradients overflow is left out, and lowers the scale of the loss.
         scale = self.loss_scale

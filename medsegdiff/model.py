@@ -47,12 +47,15 @@ class Model:
 
     path:    the checkpoint's file.
     backend: name of the backend that computes.
+    device:  name of the device that computes, such as "cpu" or "cuda:0".
     config:  `Config` of the training.
     """
 
     def __init__(self, path: Path, backend: str) -> None:
         self.path = path
         self.backend = backend
+        self._device = backend_module(backend, "runtime").current.device
+        self.device = self._device.name
         self._network, self.config = backend_module(backend, "build").load_network(path)
 
     def __repr__(self) -> str:
@@ -111,7 +114,9 @@ class Model:
         given = {**settings, "data_dir": str(data_dir)}
         config = self._sampling_config(given, seed, "sampling", "data")
         dataset = open_folder(config, batch_size)
-        run = folder_run(self.backend, self.path, config, dataset, out_dir, batch_size, resume=resume)
+        run = folder_run(
+            self.backend, self.path, config, dataset, out_dir, batch_size, resume=resume, device=self.device
+        )
         run.run(self._sampler(config))
         return Path(out_dir)
 
@@ -138,6 +143,8 @@ class Model:
         return dataset
 
     def _sampler(self, config: Config):
+        # another model of this process may compute elsewhere
+        backend_module(self.backend, "runtime").set_device(self._device)
         method = backend_module(self.backend, "methods").create_method(config)
         return method.sampler(self._network, config.sampling, NoiseTape(config.seed))
 
@@ -153,14 +160,15 @@ class Model:
         return np.concatenate(batches, axis=1)
 
 
-def load(path: str | PathLike, backend: str | None = None, device: str = "cpu", threads: int | None = None) -> Model:
+def load(path: str | PathLike, backend: str | None = None, device: str = "auto", threads: int | None = None) -> Model:
     """Load a trained network.
 
     path:    a training's folder (its last checkpoint), a checkpoint's folder or file, or OUT_DIR/checkpoints/best.
     backend: "pytorch" or "jittor"; None takes the first one that is installed.
-    device:  "cpu".
+    device:  "auto", which takes a GPU if one works; "cpu", "cuda", "cuda:N" or "mps".
     threads: how many compute; None leaves that to the framework.
-    Raises `UserError` for a path without a checkpoint, and for a backend that is not installed.
+    Raises `UserError` for a path without a checkpoint, for a backend that is not installed, and for a device that is
+    not there.
     """
     backend = choose_backend(backend)
     path = checkpoints.find(str(path))

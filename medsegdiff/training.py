@@ -1,5 +1,6 @@
 """Training, for the command and from Python."""
 
+from dataclasses import asdict
 from os import PathLike
 from typing import Any
 
@@ -20,7 +21,7 @@ def train(
     *,
     backend: str | None = None,
     preset: str | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     threads: int | None = None,
     seed: int | None = None,
     resume: str = "",
@@ -32,7 +33,7 @@ def train(
     out_dir:  the run's folder, for the log, the configuration and the checkpoints; `load` takes it.
     backend:  "pytorch" or "jittor"; None takes the first one that is installed.
     preset:   a named set of values, such as "fast"; the settings override it.
-    device:   "cpu".
+    device:   "auto", which takes a GPU if one works; "cpu", "cuda", "cuda:N" or "mps".
     threads:  how many compute; None leaves that to the framework.
     seed:     of every random number; None takes 0, or that of the training that `resume` goes on with.
     resume:   "last" goes on from the last checkpoint of out_dir.
@@ -45,18 +46,18 @@ def train(
     unknown = [name for name in settings if name not in known]
     if unknown:
         raise TypeError(f"unknown settings: {join_names(unknown)}; known are {', '.join(sorted(known))}")
-    given = {**settings, "data_dir": str(data_dir)}
+    given = {**settings, "data_dir": str(data_dir), "device": device}
     if seed is not None:
         given["seed"] = seed
-    run(backend, str(out_dir), given, preset, str(resume), threads=threads, device=device, show=False)
+    run(backend, str(out_dir), given, preset, str(resume), threads=threads, show=False)
     return load(out_dir, backend, device, threads)
 
 
-def run(backend, out_dir, given, preset=None, resume="", dry_run=False, threads=None, device="cpu", show=True):
+def run(backend, out_dir, given, preset=None, resume="", dry_run=False, threads=None, show=True):
     """Train, or go on with a training.
 
     given:   dict of the settings that the user gave.
-    dry_run: stop before the training. show: print the resolved configuration.
+    dry_run: stop before the training. show: print the resolved configuration and the device.
     The other arguments are those of `train`.
     """
     require_local(out_dir, "--out_dir")
@@ -68,18 +69,21 @@ def run(backend, out_dir, given, preset=None, resume="", dry_run=False, threads=
         step, config, networks, validated = training.resumed_config(resume, out_dir, given, found.size)
     else:
         config = resolve(given, preset=preset).replace(processes=found.size)
+    first = found.rank == 0
+    if not dry_run:
+        # before the data: a device that is not there is refused at once
+        start_backend(backend, show and first, threads=threads, **asdict(config.compute))
     dataset = open_dataset(config.data, config.model.image_size, "Training", need_masks=True)
     config = training.fit_to_data(
         config, dataset, in_ch_given="in_ch" in given, mask_channels_given="mask_channels" in given
     )
     validation = open_validation(config, out_dir, training.last_step(config.training), validated)
     summary = command_line.configuration_text(config, backend=backend, out_dir=out_dir, examples=len(dataset))
-    if show and found.rank == 0:
+    if show and first:
         print(summary)
     if dry_run:
         return
-    start_backend(backend, threads=threads, mixed_precision=config.compute.mixed_precision, device=device)
-    if found.rank == 0:
+    if first:
         training.prepare_run(out_dir, summary)
     group = backend_module(backend, "dist_util").setup_dist()
     loop = backend_module(backend, "train_util").create_train_loop(config, dataset, step, networks)

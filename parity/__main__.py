@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from guided_diffusion_core.backends import BACKENDS, COMPARED
-from guided_diffusion_core.command_line import Command, run_program
+from guided_diffusion_core.command_line import Command, add_device, run_program
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.files import make_writable_folder, write_atomic
 from parity import run
@@ -66,6 +66,7 @@ def _add_recording(parser):
     )
     parser.add_argument("--resume", action="store_true", help="keep what an interrupted run has recorded there")
     parser.add_argument("--threads", type=int, default=1, metavar="INT", help="of each process (default: 1)")
+    add_device(parser, "cpu")
 
 
 def add_compare_flags(parser):
@@ -166,7 +167,7 @@ def _open_backend(name, args, out_dir):
             "a new folder",
             "Choose another one, or add --resume to go on with that run.",
         )
-    backend = run.Backend(name, args.suite, folder, args.threads)
+    backend = run.Backend(name, args.suite, folder, args.threads, args.device)
     if args.resume:
         backend.resume()
     return backend

@@ -119,13 +119,15 @@ class Process:
     """The process of one backend in one precision (`parity/worker.py`), started on first use.
 
     Jittor misreads small arrays in float64 after float32, so each precision has a process of its own.
-    log: file for everything that the process prints.
+    device: on which it computes.
+    log:    file for everything that the process prints.
     """
 
-    def __init__(self, backend, suite, threads, log):
+    def __init__(self, backend, suite, threads, device, log):
         self.backend = backend
         self.suite = suite
         self.threads = threads
+        self.device = device
         self.log = Path(log)
         self.versions = None
         self._worker = None
@@ -135,7 +137,7 @@ class Process:
         self._worker = WorkerProcess(
             self.backend,
             "parity.worker",
-            [self.backend, self.suite, str(self.threads)],
+            [self.backend, self.suite, str(self.threads), self.device],
             self.log,
             {"OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"},
         )
@@ -161,13 +163,14 @@ class Backend:
     folder: of the dump and of the logs.
     """
 
-    def __init__(self, name, suite, folder, threads=1):
+    def __init__(self, name, suite, folder, threads=1, device="cpu"):
         self.name = name
         self.folder = Path(make_writable_folder(folder, "--out_dir"))
         self.processes = {
-            precision: Process(name, suite, threads, self.folder / f"{precision}.log") for precision in PRECISIONS
+            precision: Process(name, suite, threads, device, self.folder / f"{precision}.log")
+            for precision in PRECISIONS
         }
-        self.flags = {"suite": suite, "threads": str(threads)}
+        self.flags = {"suite": suite, "threads": str(threads), "device": device}
         self.dump = None
 
     def record(self, job):

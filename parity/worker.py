@@ -64,13 +64,13 @@ class Worker:
     """Runs jobs with one backend and one suite.
 
     backend: its name in the table of `guided_diffusion_core/backends.py`.
-    suite:   name of the suite's module. threads: of the computation.
+    suite:   name of the suite's module. threads, device: of the computation.
     """
 
-    def __init__(self, backend, suite, threads):
+    def __init__(self, backend, suite, threads, device):
         self.suite = importlib.import_module(suite)
         self.cases = {case.name: case for case in self.suite.CASES}
-        self.verbs = start_backend(backend, threads=threads)
+        self.verbs = start_backend(backend, threads=threads, device=device)
         self.port = self.suite.open_port(backend)
 
     def run(self, job):
@@ -114,13 +114,13 @@ def _keep_distances(section, truth):
     section.tensors = {}
 
 
-def serve(backend, suite, threads, answers):
+def serve(backend, suite, threads, device, answers):
     """Answer each job with {"seconds"} or with a failure; the first answer has the versions.
 
     answers: stream for the answers.
     """
     try:
-        worker = Worker(backend, suite, threads)
+        worker = Worker(backend, suite, threads, device)
     except Exception as error:
         send(answers, failure(error))
         return
@@ -135,6 +135,6 @@ def serve(backend, suite, threads, answers):
 
 
 if __name__ == "__main__":
-    name, suite_name, count, pipe = sys.argv[1:]
+    name, suite_name, count, device_name, pipe = sys.argv[1:]
     with os.fdopen(int(pipe), "w", encoding="utf-8") as stream:
-        serve(name, suite_name, int(count), stream)
+        serve(name, suite_name, int(count), device_name, stream)

@@ -4,6 +4,7 @@ from guided_diffusion_core.command_line.commands import Command, add_commands
 from guided_diffusion_core.command_line.original_flags import ORIGINAL_FLAGS, OriginalFlag
 from guided_diffusion_core.command_line.parser import (
     CommandParser,
+    add_device,
     add_networks,
     add_run_flags,
     add_settings,
@@ -21,6 +22,7 @@ __all__ = [
     "CommandParser",
     "OriginalFlag",
     "add_commands",
+    "add_device",
     "add_run_flags",
     "add_networks",
     "add_settings",

@@ -1,7 +1,7 @@
 """Accept the flags of the original.
 
-The flags that choose a sampler are translated to `--sampler`. The flags without a function here are accepted at their
-default value and refused with advice at any other."""
+The flags that choose a sampler are translated to `--sampler`, and the one that chooses a GPU to `--device`. The flags
+without a function here are accepted at their default value and refused with advice at any other."""
 
 import argparse
 import dataclasses
@@ -30,9 +30,10 @@ ORIGINAL_FLAGS = {
         1e-3, "the loss scale of --mixed_precision fp16 doubles after 2000 steps without overflow; leave the flag out."
     ),
     "class_cond": OriginalFlag(False, "the data sets have no class labels; leave the flag out."),
-    "gpu_dev": OriginalFlag("0", "the device cannot be chosen here; leave the flag out."),
     "multi_gpu": OriginalFlag(
-        "", "start the command with torchrun, or mpirun for --backend jittor; leave the flag out."
+        "",
+        "start the command with torchrun --nproc_per_node=N for N GPUs, or mpirun -np N for --backend jittor; leave "
+        "the flag out.",
     ),
     "resume_checkpoint": OriginalFlag("", "use --resume last, or --resume with the folder of a checkpoint or a run."),
     "debug": OriginalFlag(False, "probability and uncertainty are always written; leave the flag out."),
@@ -58,6 +59,37 @@ SAMPLER_FLAGS = {
     "dpm_solver": "the original's flag: True is --sampler dpm-solver++, and --diffusion_steps then means "
     "--sample_steps; False leaves the sampler to the other flags",
 }
+
+GPU_FLAG = "gpu_dev"
+GPU_HELP = (
+    "the original's flag: N is --device cuda:N; 0, the original's default, leaves the choice to --device, since the "
+    "original takes the CPU where there is no GPU"
+)
+
+
+def translated_device(given):
+    """Return the flags on a command line with `device` in place of the original's `gpu_dev`.
+
+    given: dict of the flags on the command line, by name.
+    Raises `UserError` for a value that is no number of a GPU, and for two flags that name different devices.
+    """
+    rest = {name: value for name, value in given.items() if name != GPU_FLAG}
+    text = given.get(GPU_FLAG, "0")
+    if not text.isascii() or not text.isdigit():
+        raise found_expected(
+            f"--{GPU_FLAG}",
+            repr(text),
+            "the number of one GPU",
+            "Give --device cuda:N; for several GPUs, start the command with torchrun --nproc_per_node=N.",
+        )
+    if int(text) == 0:
+        return rest
+    device = f"cuda:{int(text)}"
+    if rest.get("device", device) != device:
+        raise found_expected(
+            "--device", f"{rest['device']}, and --{GPU_FLAG} {text}", "one device", "Leave one of them out."
+        )
+    return {**rest, "device": device}
 
 
 def translated_sampler(given):

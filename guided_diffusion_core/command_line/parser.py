@@ -17,9 +17,12 @@ import sys
 from guided_diffusion_core import config
 from guided_diffusion_core.backends import BACKENDS
 from guided_diffusion_core.command_line.original_flags import (
+    GPU_FLAG,
+    GPU_HELP,
     ORIGINAL_FLAGS,
     SAMPLER_FLAGS,
     RefuseOriginal,
+    translated_device,
     translated_sampler,
 )
 from guided_diffusion_core.networks import registry
@@ -157,6 +160,8 @@ def add_run_flags(parser, *sections):
                 group.add_argument(
                     f"--{name}", type=boolean, default=argparse.SUPPRESS, metavar=_METAVARS[bool], help=text
                 )
+        if section == "compute":
+            group.add_argument(f"--{GPU_FLAG}", default=argparse.SUPPRESS, metavar="N", help=GPU_HELP)
         if section == "model":
             add_networks(parser)
     for name, flag in ORIGINAL_FLAGS.items():
@@ -176,6 +181,14 @@ def add_settings(parser, section, *names):
     for field in dataclasses.fields(section):
         if field.name in names:
             _add_setting(parser, field)
+
+
+def add_device(parser, default):
+    """Add `--device` to a command without the configuration of a run. default: the value of the command."""
+    [field] = [field for field in dataclasses.fields(config.ComputeConfig) if field.name == "device"]
+    parser.add_argument(
+        "--device", default=default, metavar=_METAVARS[str], help=f"{_help_text(field)} (default: {default})"
+    )
 
 
 def _help_text(field):
@@ -231,13 +244,13 @@ def _add_setting(group, field, flag=None):
 def given_settings(args):
     """Return a dict: name -> value of the settings on the command line, "network" and "seed" included.
 
-    The original's flags for the sampler are translated (`original_flags.py`).
+    The original's flags for the sampler and the device are translated (`original_flags.py`).
 
     args: the namespace of a parser filled by `add_run_flags`; its entries that are no settings are left out.
-    Raises `UserError` for two flags that name different samplers.
+    Raises `UserError` for two flags that name different samplers or devices.
     """
     names = {*config.all_setting_names(), "seed"}
-    given = translated_sampler(vars(args))
+    given = translated_device(translated_sampler(vars(args)))
     return {name: value for name, value in given.items() if name in names}
 
 

@@ -5,6 +5,7 @@ import dataclasses
 from guided_diffusion_core.config.sections import SECTIONS
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.networks.registry import families
+from guided_diffusion_core.system import devices
 
 
 def check(config):
@@ -20,6 +21,7 @@ def check(config):
     _check_rate_schedule(config.training)
     _check_thresholding(config.sampling)
     ema_rates(config.training)
+    devices.parse(config.compute.device)
 
 
 def _check_fields(settings, flags):

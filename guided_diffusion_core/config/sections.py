@@ -164,7 +164,15 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """Settings of the arithmetic. A resumed training keeps them; sampling may use others."""
+    """Settings of the arithmetic. A resumed training keeps them but for the device; sampling may use others."""
+
+    # The names are those of the arguments of `runtime.start`.
+
+    device: str = option(
+        "auto",
+        "device that computes: cpu; cuda, a GPU, in several processes one for each; cuda:N, the GPU of that number; "
+        "mps, Apple's GPU; auto, a GPU if one works, otherwise the CPU",
+    )
 
     mixed_precision: str = option(
         "no",

@@ -40,12 +40,13 @@ def check_installed():
             )
 
 
-def verify(source_path, target_path, given, config):
+def verify(source_path, target_path, given, config, device="cpu"):
     """Compare two files bitwise, and the outputs that both backends compute from them. Prints the differences.
 
     source_path, target_path: the file that was converted, and the result.
     given:  settings with which the source was read.
     config: `Config` of the conversion.
+    device: on which both backends compute.
     Returns the exit code: 0; or 1 if any array, or any output of the same backend, differs, or if the outputs of the
     backends differ by more than `BACKENDS_AGREE` allows.
     """
@@ -60,7 +61,7 @@ def verify(source_path, target_path, given, config):
         for name, one in (("IN", source), ("OUT", target)):
             content = checkpoints.to_bytes(one.step, config, one.network, one.arrays)
             (Path(folder) / f"{name}.safetensors").write_bytes(content)
-        outputs = {backend: _outputs(backend, folder) for backend in COMPARED}
+        outputs = {backend: _outputs(backend, folder, device) for backend in COMPARED}
     worst = 0.0
     for backend, found in outputs.items():
         difference = _largest(found["IN"], found["OUT"])
@@ -79,11 +80,11 @@ def _largest(first, second):
     return max(float(np.abs(first[name].astype(np.float64) - second[name]).max()) for name in first)
 
 
-def _outputs(backend, folder):
+def _outputs(backend, folder, device):
     """Run a network of each file in a new process. Returns "IN" or "OUT" -> name of the output -> array."""
     code = (
         "from guided_diffusion_core import command_line; from guided_diffusion_core.conversion import verify; "
-        f"command_line.run_command(lambda: verify.run({backend!r}, {folder!r}))"
+        f"command_line.run_command(lambda: verify.run({backend!r}, {folder!r}, {device!r}))"
     )
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
@@ -99,9 +100,9 @@ def _outputs(backend, folder):
         }
 
 
-def run(backend, folder):
+def run(backend, folder, device):
     """Write the outputs of folder/IN.safetensors and OUT.safetensors to folder/<backend>.npz."""
-    runtime = start_backend(backend)
+    runtime = start_backend(backend, device=device)
     load_network = backend_module(backend, "build").load_network
     outputs = {}
     for name in ("IN", "OUT"):

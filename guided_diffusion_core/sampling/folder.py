@@ -16,7 +16,7 @@ from guided_diffusion_core.system.files import read_bytes, write_atomic
 REPORT = "run_report"
 # Settings that may differ between the processes of one run. The path of the checkpoint is one of them, because its
 # content is compared.
-FREE = ("out_dir", "model_path", "part_id", "num_parts", "processes")
+FREE = ("out_dir", "model_path", "part_id", "num_parts", "processes", "compute.device")
 # name of an entry of the report -> flag that decides it
 FLAGS = {"model_sha256": "model_path", "images": "data_dir"}
 

@@ -3,6 +3,7 @@
 The sampler itself (`Method.sampler`) turns images into masks; nothing here depends on a framework.
 """
 
+import dataclasses
 import sys
 import time
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ def sampling_config(path, given, preset=None):
     trained = checkpoints.read_config(path)
     preset_values = PRESETS[preset] if preset else {}
     _require_as_trained(trained, path, given, preset_values)
-    # The training's slices, data and precision do not carry over. Everything else does unless it is given.
-    config = trained.replace(slices=DataConfig.slices, data_dir="", mixed_precision=ComputeConfig.mixed_precision)
+    # The training's slices, data, precision and device do not carry over. Everything else does unless it is given.
+    config = dataclasses.replace(trained, compute=ComputeConfig()).replace(slices=DataConfig.slices, data_dir="")
     used = {"seed", *setting_names("data", "sampling", "compute")}
     for layer in (preset_values, given):
         config = config.replace(**{name: value for name, value in layer.items() if name in used})
@@ -107,6 +108,7 @@ class SamplingRun:
     resume:     leave out the cases whose masks are in the folder already.
     group:      the processes that share the cases (`dist_util.setup_dist`), or None for only this process. The first
                 one writes the report, with the highest time and memory of all processes.
+    device:     name of the one that computes, for the report.
     """
 
     dataset: object
@@ -119,6 +121,7 @@ class SamplingRun:
     num_parts: int = 1
     resume: bool = False
     group: object = None
+    device: str = "cpu"
 
     def run(self, sampler):
         """Sample the cases, and write the files of a case as soon as all its examples are done.
@@ -165,6 +168,7 @@ class SamplingRun:
             **self.settings,
             "part_id": self.part_id,
             "num_parts": self.num_parts,
+            "device": self.device,
             "labels": list(self.dataset.labels),
             "definitions": DEFINITIONS[self.fusion],
             "cases": plan.count,

@@ -22,10 +22,15 @@ from guided_diffusion_core.errors import UserError, found_expected
 
 TORCHRUN = "torchrun"
 MPIRUN = "mpirun"
-# Launcher -> its variables for (rank, size, rank on its machine), and other variables that it must set.
+# Launcher -> its variables for (rank, size, rank on its machine), others that it must set, and the one for the size on
+# its machine.
 _VARIABLES = {
-    TORCHRUN: (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("MASTER_ADDR", "MASTER_PORT")),
-    MPIRUN: (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"), ()),
+    TORCHRUN: (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("MASTER_ADDR", "MASTER_PORT"), "LOCAL_WORLD_SIZE"),
+    MPIRUN: (
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+        (),
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
 }
 GO_ON = "What is in --out_dir is whole; go on by the same command with {flag}."
 TERMINATED = 128 + signal.SIGTERM  # exit code
@@ -38,12 +43,14 @@ class Processes:
     rank:       0 to size - 1.
     size:       number of processes.
     local_rank: rank on its machine.
+    local_size: number of processes on its machine.
     launcher:   name of the launcher, "" without one.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
     launcher: str = ""
 
     def __str__(self):
@@ -66,11 +73,11 @@ class Alone:
 
 def launched():
     """Return the `Processes` that the environment describes: those of a launcher, or of a run without one."""
-    for launcher, (names, others) in _VARIABLES.items():
+    for launcher, (names, others, local) in _VARIABLES.items():
         if all(name in os.environ for name in (*names, *others)):
-            found = Processes(*(int(os.environ[name]) for name in names), launcher)
-            if found.size > 1:
-                return found
+            rank, size, local_rank = (int(os.environ[name]) for name in names)
+            if size > 1:
+                return Processes(rank, size, local_rank, int(os.environ.get(local, size)), launcher)
     return Processes()
 
 

@@ -5,13 +5,14 @@ import sys
 from tqdm import tqdm
 
 from guided_diffusion_core import checkpoints
-from guided_diffusion_core.config import setting
+from guided_diffusion_core.config import ComputeConfig, setting
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.processes import launched, shared_batch
 from guided_diffusion_core.training.rates import last_step
 
-# Settings that a resumed run may change: its length and its files, but nothing that it computes.
+# Settings that a resumed run may change: its length, its files and the device, but nothing that it computes.
 FREE_ON_RESUME = (
+    "device",
     "max_steps",
     "log_interval",
     "save_interval",
@@ -50,7 +51,9 @@ def resumed_config(resume, out_dir, given, processes=1):
                 f"{trained[name]!r}, with which {folder} was trained",
                 "Leave the flag out: the checkpoint decides.",
             )
-    config = config.replace(**{name: value for name, value in given.items() if name in FREE_ON_RESUME})
+    # The device of the training so far may be another machine's.
+    free = {"device": ComputeConfig.device, **given}
+    config = config.replace(**{name: value for name, value in free.items() if name in FREE_ON_RESUME})
     if step >= last_step(config.training):
         raise found_expected(
             f"--resume {resume}",

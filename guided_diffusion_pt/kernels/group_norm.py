@@ -15,9 +15,10 @@ _STRIPS = 64  # the largest number of strips of an image
 
 
 def serves(x):
-    """Return whether x (N, C, ...) is large and has its channels last in memory."""
+    """Return whether x (N, C, ...) is on the CPU, is large and has its channels last in memory."""
     return (
-        x.dim() == 4
+        x.device.type == "cpu"
+        and x.dim() == 4
         and x.shape[2] * x.shape[3] > _POSITIONS
         and not x.is_contiguous()
         and x.is_contiguous(memory_format=th.channels_last)

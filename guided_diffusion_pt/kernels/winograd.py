@@ -184,6 +184,7 @@ def conv2d(x, weight, bias):
     if pays(x, weight):
         return _Convolution.apply(x, weight, bias)
     # With the channels last, oneDNN is slow in the backward pass, and torch copies the kernels in every call.
-    if not x.is_contiguous() and (th.is_grad_enabled() or weight.numel() > x.numel()):
+    on_cpu = x.device.type == "cpu"
+    if on_cpu and not x.is_contiguous() and (th.is_grad_enabled() or weight.numel() > x.numel()):
         return F.conv2d(x.contiguous(), weight, bias, padding=1).contiguous(memory_format=th.channels_last)
     return F.conv2d(x, weight, bias, padding=1)

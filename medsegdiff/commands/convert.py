@@ -28,6 +28,7 @@ def add_flags(parser):
             metavar="True|False",
             help=f"{text} (default: False)",
         )
+    command_line.add_device(parser, "cpu")  # rounds more finely than a GPU: the backends are compared
     group = parser.add_argument_group(
         "settings",
         "What names and shapes show is read from IN, and a flag that contradicts it is an error. "
@@ -48,6 +49,7 @@ def add_flags(parser):
 def run(args):
     """Convert the checkpoint; return 1 where `--verify` finds a difference."""
     given = command_line.given_settings(args)
+    device = given.pop("device")  # of --verify, and none of the checkpoint's settings
     if args.normalisation is not None:
         given["normalisation"] = args.normalisation
     convert.check_target(args.target)
@@ -62,4 +64,4 @@ def run(args):
     print(f"Written: {args.target}")
     if not args.target.endswith(".safetensors"):
         print(f"It holds the weights alone. Flags of the network in it: {convert.flags(source.config)}")
-    return verify.verify(args.source, args.target, given, source.config) if args.verify else 0
+    return verify.verify(args.source, args.target, given, source.config, device) if args.verify else 0

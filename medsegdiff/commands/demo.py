@@ -43,6 +43,7 @@ def add_flags(parser):
         metavar="INT",
         help="seed of the pictures and of the trainings (default: 0)",
     )
+    command_line.add_device(parser, "auto")
 
 
 def run(args):
@@ -61,7 +62,7 @@ def run(args):
     for backend in backends:
         run_dir = out_dir / backend
         masks_dir = run_dir / "masks"
-        common = {"backend": backend, "seed": args.seed}
+        common = {"backend": backend, "seed": args.seed, "device": args.device}
         training = parts.run(
             "train", backend, run_dir, **common, data_name="ISIC", data_dir=train_dir, out_dir=run_dir, **TRAINING
         )

@@ -16,6 +16,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from guided_diffusion_core import command_line
 from guided_diffusion_core.backends import BACKENDS
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.system import environment, processes
@@ -38,7 +39,7 @@ FORWARD = """
 import sys
 import numpy as np
 from guided_diffusion_core.backends import backend_module, start_backend
-runtime = start_backend({backend!r})
+runtime = start_backend({backend!r}, device={device!r})
 script_util = backend_module({backend!r}, "script_util")
 model, _ = script_util.create_model_and_diffusion(image_size=32, num_channels=32, num_heads=1)
 model.eval()
@@ -47,6 +48,13 @@ t = runtime.to_tensor([1, 1], dtype=runtime.precision())
 with runtime.no_grad():
     values = runtime.to_numpy(model(x, t)[0])
 assert np.isfinite(values).all(), "the output is not finite"
+print(runtime.current.device)
+"""
+# The devices that a backend finds. Jittor is not imported for it.
+DEVICES = """
+import importlib
+found = importlib.import_module({package!r} + ".runtime").find_devices()
+print(", ".join(map(str, found.devices())) + (f"; no GPU: {{found.missing}}" if found.missing else ""))
 """
 GIB = 2**30
 
@@ -60,19 +68,21 @@ def add_flags(parser):
         choices=tuple(BACKENDS),
         help="also run a small network of this backend; Jittor compiles itself first where it has not yet",
     )
+    command_line.add_device(parser, "auto")
 
 
 def run(args):
     """Print the report; return 1 if the network of `--backend` does not run."""
     missing = []
     lines = [*_system(), *_packages(missing), *_backends(missing), *_tools(missing), *_storage(missing)]
-    error = _run_network(args.backend) if args.backend else None
+    runs = True
     if args.backend:
-        lines.append(_line(f"{args.backend} runs", f"no: {error}" if error else "yes"))
+        runs, found = _run_network(args.backend, args.device)
+        lines.append(_line(f"{args.backend} runs", f"yes, on {found}" if runs else f"no: {found}"))
     lines.append("missing:" if missing else "missing: nothing")
     lines += [f"  {text}" for text in missing]
     print(without_names("\n".join(lines)))
-    return 1 if error else 0
+    return 0 if runs else 1
 
 
 def without_names(text):
@@ -156,19 +166,22 @@ def _backends(missing):
         lines.append(
             _line(f"backend {backend.name}", f"{backend.distribution} {version}" if found else "not installed")
         )
+        if found:
+            code = DEVICES.format(package=backend.package)
+            lines.append(_line(f"{backend.name}'s devices", _output(sys.executable, "-c", code)))
     if not installed:
         names = " or ".join(f"pip install .[{name}]" for name in BACKENDS)
         missing.append(f"a backend: in the checkout, {names}")
     if importlib.util.find_spec("torch") is not None:
-        lines.append(_line("PyTorch's devices", _output(sys.executable, "-c", TORCH_DEVICES)))
+        lines.append(_line("PyTorch's CPU", _output(sys.executable, "-c", TORCH_CPU)))
     driver = _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
     lines.append(_line("NVIDIA's driver", driver))
     return lines
 
 
-TORCH_DEVICES = (
-    "import torch; onednn = torch.backends.mkldnn.is_available(); gpus = torch.cuda.device_count(); "
-    "print(f'CPU, {torch.get_num_threads()} threads, oneDNN {onednn}; CUDA devices: {gpus}')"
+TORCH_CPU = (
+    "import torch; onednn = torch.backends.mkldnn.is_available(); "
+    "print(f'{torch.get_num_threads()} threads, oneDNN {onednn}')"
 )
 
 
@@ -225,11 +238,10 @@ def _storage(missing):
     return lines
 
 
-def _run_network(backend):
-    """Return None if a small network of a backend runs, otherwise the last line of its error."""
-    command = [sys.executable, "-c", FORWARD.format(backend=backend)]
+def _run_network(backend, device):
+    """Run a small network of a backend. Return (True, its device), or (False, the last line of its error)."""
+    command = [sys.executable, "-c", FORWARD.format(backend=backend, device=device)]
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode == 0:
-        return None
-    lines = done.stderr.strip().splitlines()
-    return lines[-1] if lines else f"exit code {done.returncode}"
+    ran = done.returncode == 0
+    lines = (done.stdout if ran else done.stderr).strip().splitlines()
+    return ran, lines[-1] if lines else f"exit code {done.returncode}"

@@ -69,6 +69,9 @@ def run(args):
     config = sampling.sampling_config(
         path, command_line.given_settings(args), command_line.chosen_preset(args)
     ).replace(processes=found.size)
+    if not args.dry_run:
+        # before the data: a device that is not there is refused at once
+        runtime = start_backend(args.backend, found.rank == 0, **dataclasses.asdict(config.compute))
     dataset = open_folder(config, args.batch_size)
     part_of(dataset.cases(), args.part_id, args.num_parts)
     run = folder_run(
@@ -86,9 +89,9 @@ def run(args):
         print(json.dumps(run.settings, indent=2))
     if args.dry_run:
         return
-    start_backend(args.backend, mixed_precision=config.compute.mixed_precision)
     model, _ = backend_module(args.backend, "build").load_network(path)
     group = backend_module(args.backend, "dist_util").setup_dist()
     method = backend_module(args.backend, "methods").create_method(config)
-    dataclasses.replace(run, group=group).run(method.sampler(model, config.sampling, NoiseTape(config.seed)))
+    run = dataclasses.replace(run, group=group, device=runtime.device())
+    run.run(method.sampler(model, config.sampling, NoiseTape(config.seed)))
     group.close()

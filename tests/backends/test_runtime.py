@@ -5,12 +5,18 @@ import sys
 
 import numpy as np
 import pytest
-from support.backends import BACKENDS, ROOT
+from support.backends import BACKENDS, ROOT, Backend
+from support.small import NETWORK, NETWORK_V1
 
 from guided_diffusion_core.backends import BACKENDS as KNOWN
+from guided_diffusion_core.config import resolve
 from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.system import devices
 
 needs_jittor = pytest.mark.skipif("jittor" not in BACKENDS, reason="Jittor is not among MEDSEGDIFF_BACKENDS")
+
+
+needs_pytorch = pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch is not among MEDSEGDIFF_BACKENDS")
 
 
 @pytest.fixture
@@ -153,10 +159,74 @@ def test_a_further_start_changes_the_settings_alone(backend, runtime):
     assert set(runtime.state_arrays(weights)) >= {"weight", "bias"}
 
 
-@pytest.mark.parametrize("device", ["cuda", "tpu", ""])
-def test_another_device_than_the_cpu_is_refused(runtime, device):
-    with pytest.raises(UserError, match=f"--device: found '{device}'; expected one of cpu"):
+# ---- Devices; the rules by which one is chosen are tested in tests/system/test_devices.py ----
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "cuda:1000"])
+def test_a_device_that_is_not_there_is_refused_and_changes_nothing(runtime, device):
+    runtime.start(precision="float64")
+    with pytest.raises(UserError, match=f"--device {device}: found no such device.* finds here: cpu"):
         runtime.start(device=device)
+    assert (runtime.device(), runtime.precision()) == ("cpu", "float64")
+    runtime.start()
+
+
+def test_the_cpu_is_found_and_works(runtime):
+    assert runtime.find_devices().devices()[0].name == "cpu"
+    assert runtime.try_device("cpu") == ""
+    runtime.start(device="auto")
+    assert runtime.device() in [device.name for device in runtime.find_devices().devices()]
+    runtime.start()
+    assert runtime.device() == "cpu"
+
+
+@pytest.fixture
+def meta():
+    """Let PyTorch's tensors and networks be made on the device `meta`, which has shapes and no numbers."""
+    if "pytorch" not in BACKENDS:
+        pytest.skip("PyTorch is not among MEDSEGDIFF_BACKENDS")
+    runtime = Backend("pytorch").module("runtime")
+    runtime.set_device(devices.Device("meta"))
+    yield runtime
+    runtime.set_device(devices.Device())
+
+
+@pytest.mark.parametrize("network", [NETWORK, NETWORK_V1, {**NETWORK, "learn_sigma": False}])
+def test_tensors_and_networks_are_made_on_the_current_device(meta, network):
+    """Require it of weights, buffers, the network's constants, and what comes from numpy."""
+    model, _ = Backend("pytorch").module("build").build(resolve(network))
+    model.eval()
+    assert {str(value.device) for value in model.state_dict().values()} == {"meta"}
+    x = meta.to_tensor(np.zeros((2, 4, 32, 32), np.float32))
+    with meta.no_grad():
+        out, cal = model(x, meta.to_tensor([3, 5]))
+    assert out.device.type == cal.device.type == "meta" and out.shape[-1] == 32
+    per_case = Backend("pytorch").module("nn").per_case(np.ones(2), x)
+    noise = Backend("pytorch").module("process").normal_like(x)
+    assert per_case.device.type == noise.device.type == "meta"
+
+
+def test_the_kernels_of_the_cpu_serve_no_other_device(meta):
+    """Give each of them what it serves on the CPU, but for the device."""
+    import torch
+
+    kernels = [Backend("pytorch").module(f"kernels.{name}") for name in ("winograd", "group_norm")]
+    served = []
+    for name in ("cpu", "meta"):
+        x = torch.empty((1, 128, 128, 128), device=name).contiguous(memory_format=torch.channels_last)
+        served.append((kernels[0].serves(x, 128), kernels[1].serves(x)))
+    assert served == [(True, True), (False, False)]
+
+
+@needs_pytorch
+def test_float64_is_refused_on_apples_gpu():
+    runtime = Backend("pytorch").module("runtime")
+    runtime.current.device = devices.Device("mps")
+    try:
+        with pytest.raises(UserError, match="--device mps: found a computation in float64"):
+            runtime.set_precision("float64")
+    finally:
+        runtime.start()
 
 
 @needs_jittor
@@ -184,7 +254,7 @@ def test_a_jittor_of_the_programs_own_is_taken_as_it_is():
     assert python(code) == "True True"
 
 
-@pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch is not among MEDSEGDIFF_BACKENDS")
+@needs_pytorch
 def test_import_leaves_the_allocator_as_it_is():
     """Require that the first module which needs the backend sets it."""
     code = (

@@ -189,13 +189,27 @@ def test_flags_of_the_original_without_function_pass_at_their_default():
         (["--use_fp16", "True"], "use --mixed_precision fp16"),
         (["--fp16_scale_growth", "1e-2"], "--mixed_precision fp16 doubles after 2000 steps"),
         (["--class_cond", "True"], "the data sets have no class labels; leave the flag out"),
-        (["--gpu_dev", "1"], "the device cannot be chosen"),
-        (["--multi_gpu", "0,1"], "start the command with torchrun"),
+        (["--multi_gpu", "0,1"], "start the command with torchrun --nproc_per_node=N for N GPUs"),
         (["--resume_checkpoint", "a.pt"], "use --resume last"),
     ],
 )
 def test_flags_of_the_original_without_function_say_what_to_do(capsys, argv, instead):
     assert instead in refused(capsys, *argv)
+
+
+@pytest.mark.parametrize("number, device", [("1", "cuda:1"), ("07", "cuda:7"), ("12", "cuda:12")])
+def test_the_originals_number_of_a_gpu_is_the_device(number, device):
+    assert settings("--gpu_dev", number) == {"device": device}
+    assert settings("--gpu_dev", number, "--device", device) == {"device": device}
+    assert settings("--gpu_dev", "0", "--device", device) == {"device": device}
+    with pytest.raises(UserError, match=f"--device: found cpu, and --gpu_dev {number}; expected one device"):
+        settings("--gpu_dev", number, "--device", "cpu")
+
+
+@pytest.mark.parametrize("value", ["0,1", "cuda", "-1", "", "²"])
+def test_what_is_no_number_of_a_gpu_is_refused(value):
+    with pytest.raises(UserError, match="--gpu_dev: found .* expected the number of one GPU. Give --device cuda:N"):
+        settings("--gpu_dev=" + value)
 
 
 def test_dry_run_flag_needs_no_value():

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from support.backends import ROOT
+from support.backends import BACKENDS, ROOT
 
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.system import environment
@@ -63,7 +63,7 @@ def test_without_a_framework_it_says_how_to_install_one():
 
 def test_backend_that_does_not_run_is_exit_code_1(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "FORWARD", "raise RuntimeError('no such lens')")
-    args = type("Args", (), {"backend": "jittor"})
+    args = type("Args", (), {"backend": "jittor", "device": "cpu"})
     assert doctor.run(args) == 1
     assert "jittor runs:            no: RuntimeError: no such lens" in capsys.readouterr().out
 
@@ -71,7 +71,20 @@ def test_backend_that_does_not_run_is_exit_code_1(monkeypatch, capsys):
 def test_backend_that_runs_is_exit_code_0(backend):
     code, text = report("--backend", backend.name)
     assert code == 0, text
-    assert f"{backend.name + ' runs:':<24}yes" in text
+    assert f"{backend.name + ' runs:':<24}yes, on c" in text  # cpu or cuda
+
+
+def test_it_lists_the_devices_of_each_backend():
+    rows = dict(line.split(":", 1) for line in report()[1].splitlines() if ":" in line)
+    for name in BACKENDS:
+        assert rows[f"{name}'s devices"].strip().startswith("cpu")
+
+
+@pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch is not among MEDSEGDIFF_BACKENDS")
+def test_a_device_that_is_not_there_is_named():
+    code, text = report("--backend", "pytorch", "--device", "cuda:99")
+    assert code == 1
+    assert "no: guided_diffusion_core.errors.UserError: --device cuda:99: found no such device" in text
 
 
 def test_what_the_machine_lacks_is_named(monkeypatch, capsys):

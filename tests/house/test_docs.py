@@ -11,7 +11,7 @@ import pytest
 from support.backends import ROOT
 
 from guided_diffusion_core import command_line
-from guided_diffusion_core.command_line.original_flags import ORIGINAL_FLAGS, SAMPLER_FLAGS
+from guided_diffusion_core.command_line.original_flags import GPU_FLAG, ORIGINAL_FLAGS, SAMPLER_FLAGS
 from guided_diffusion_core.config import SamplingConfig, resolve, setting_names
 from medsegdiff import __version__
 
@@ -144,7 +144,7 @@ def test_paths_in_the_text_exist(page):
 
 def known_flags():
     """Every flag that some program of this project has, by its literal in the sources."""
-    flags = {f"--{name}" for name in (*setting_names(), *ORIGINAL_FLAGS, *SAMPLER_FLAGS, "help")}
+    flags = {f"--{name}" for name in (*setting_names(), *ORIGINAL_FLAGS, *SAMPLER_FLAGS, GPU_FLAG, "help")}
     for folder in ("guided_diffusion_core", "medsegdiff", "scripts", "studies", "parity", "benchmarks"):
         for path in (ROOT / folder).rglob("*.py"):
             flags |= set(re.findall(r"\"(--[a-z][\w-]*)\"", path.read_text()))

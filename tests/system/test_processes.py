@@ -121,12 +121,23 @@ def test_streams_of_the_processes_are_one():
         ({}, processes.Processes()),
         (
             {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"},
-            processes.Processes(1, 4, 0, "torchrun"),
+            processes.Processes(1, 4, 0, 4, "torchrun"),
+        ),
+        (
+            {
+                "RANK": "3",
+                "WORLD_SIZE": "4",
+                "LOCAL_RANK": "1",
+                "LOCAL_WORLD_SIZE": "2",
+                "MASTER_ADDR": "a",
+                "MASTER_PORT": "1",
+            },
+            processes.Processes(3, 4, 1, 2, "torchrun"),
         ),
         ({"RANK": "1", "WORLD_SIZE": "4"}, processes.Processes()),
         (
             {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
-            processes.Processes(2, 3, 1, "mpirun"),
+            processes.Processes(2, 3, 1, 3, "mpirun"),
         ),
         (
             {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
@@ -135,8 +146,8 @@ def test_streams_of_the_processes_are_one():
     ],
 )
 def test_what_the_launchers_say(monkeypatch, variables, expected):
-    for names, others in processes._VARIABLES.values():
-        for name in (*names, *others):
+    for names, others, local in processes._VARIABLES.values():
+        for name in (*names, *others, local):
             monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -295,4 +306,4 @@ def test_sampling_is_shared(backend, isic, tmp_path):
 def test_parts_beside_a_launcher_are_refused():
     require_one_sharing(processes.Processes(), 1, 3)
     with pytest.raises(UserError, match="--num_parts: found 3 and --part_id 0 with 2 processes of mpirun"):
-        require_one_sharing(processes.Processes(0, 2, 0, "mpirun"), 0, 3)
+        require_one_sharing(processes.Processes(0, 2, 0, 2, "mpirun"), 0, 3)
