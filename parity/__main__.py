@@ -12,6 +12,7 @@ from tqdm import tqdm
 from guided_diffusion_core.backends import BACKENDS, COMPARED
 from guided_diffusion_core.command_line import Command, add_device, run_program
 from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.system.devices import parse as parse_device
 from guided_diffusion_core.system.files import make_writable_folder, write_atomic
 from parity import run
 from parity.compare import compare_case, compare_dumps
@@ -44,7 +45,8 @@ def _add_recording(parser):
         "--backends",
         default=",".join(COMPARED),
         metavar="A,B",
-        help="the reference and the candidate; one alone is only recorded (default: %(default)s)",
+        help="the reference and the candidate; one alone is only recorded. pytorch@cuda is PyTorch on a GPU, "
+        "whatever --device says (default: %(default)s)",
     )
     parser.add_argument(
         "--precision",
@@ -115,7 +117,7 @@ def command_list(args):
 def command_run(args):
     """Record cases and compare them; `locate` runs the layers alone too."""
     cases = run.select_cases(run.load_suite(args.suite), args.cases)
-    names = _choices("--backends", args.backends, BACKENDS)
+    names = _implementations(args.backends)
     precisions = _choices("--precision", args.precision, PRECISIONS)
     if len(names) > 2:
         raise found_expected("--backends", args.backends, "a reference and a candidate", "Name two.")
@@ -145,6 +147,17 @@ def command_run(args):
         )
         return 0
     return _compare_run(args, cases, precisions, backends, layered)
+
+
+def _implementations(text):
+    """Return the distinct names in a text such as "pytorch,pytorch@cuda". Raises `UserError` for an unknown one."""
+    names = list(dict.fromkeys(text.split(",")))
+    _choices("--backends", ",".join(name.partition(run.AT)[0] for name in names), BACKENDS)
+    for name in names:
+        _, at, device = name.partition(run.AT)
+        if at:
+            parse_device(device)
+    return names
 
 
 def _choices(flag, text, known):

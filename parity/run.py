@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.system.devices import CPU
 from guided_diffusion_core.system.files import make_writable_folder
 from guided_diffusion_core.system.json_worker import WorkerFailed, WorkerProcess
 from parity.dump import LAYERS, MANIFEST, PERTURBED, PLAIN, Dump, SectionKey, read_dump, section_stem
@@ -157,17 +158,24 @@ class Process:
             self._worker = None
 
 
+AT = "@"  # between a backend and its device
+
+
 class Backend:
     """The processes of one backend and the dump that they fill.
 
+    name:   of the backend, or of a backend and a device, such as "pytorch@cuda".
     folder: of the dump and of the logs.
+    device: of a name without one.
     """
 
-    def __init__(self, name, suite, folder, threads=1, device="cpu"):
+    def __init__(self, name, suite, folder, threads=1, device=CPU):
         self.name = name
         self.folder = Path(make_writable_folder(folder, "--out_dir"))
+        backend, _, own_device = name.partition(AT)
+        device = own_device or device
         self.processes = {
-            precision: Process(name, suite, threads, device, self.folder / f"{precision}.log")
+            precision: Process(backend, suite, threads, device, self.folder / f"{precision}.log")
             for precision in PRECISIONS
         }
         self.flags = {"suite": suite, "threads": str(threads), "device": device}

@@ -49,3 +49,21 @@ def test_two_backends_are_compared_however_many_there_are(tmp_path):
     done = run_parity("run", "weights/perceptron", *SUITE, "--out_dir", tmp_path / "run")
     assert done.returncode == 2
     assert "jittor: KeyError" in done.stderr
+
+
+def test_one_backend_on_two_devices_is_compared(tmp_path):
+    out_dir = tmp_path / "run"
+    done = run_parity("run", "all", *SUITE, "--backends", "pytorch,pytorch@cpu", "--layers", "--out_dir", out_dir)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("agree: pytorch@cpu against pytorch")
+    assert result_of(out_dir)["candidate"]["flags"]["device"] == "cpu"
+    again = parity("report", out_dir)
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_device_that_is_not_there_ends_the_run(tmp_path):
+    """The candidate's device counts, not that of --device."""
+    chosen = ("--backends", "pytorch,pytorch@cuda:99", "--device", "cpu")
+    done = run_parity("run", "weights/perceptron", *SUITE, *chosen, "--out_dir", tmp_path / "run")
+    assert done.returncode == 2
+    assert "--device cuda:99: found no such device" in done.stderr and "Traceback" not in done.stderr

@@ -33,6 +33,10 @@ def test_list_names_every_case_with_what_it_is():
         (["run", "forwards"], "CASE 'forwards': found no case of that name; expected all, or one of weights/new"),
         (["run", "all", "--backends", "pytorch,tensorflow"], "--backends: found 'tensorflow'; expected names among"),
         (
+            ["run", "all", "--backends", "pytorch,pytorch@gpu"],
+            "--device: found 'gpu'; expected auto, cpu, cuda",
+        ),
+        (
             ["run", "all", "--precision", "float16"],
             "--precision: found 'float16'; expected names among float64, float32",
         ),
