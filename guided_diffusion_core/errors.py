@@ -22,15 +22,16 @@ class UserError(Exception):
     each = ()
 
 
-def found_expected(where, found, expected, fix):
+def found_expected(where, found, expected, fix, kind=UserError):
     """Return a `UserError` in the common form "where: found X; expected Y. Fix."
 
     where:    the file or flag that is wrong.
     found:    what is there now.
     expected: what should be there.
     fix:      what the user can do, as an imperative sentence.
+    kind:     `UserError`, or a class of it.
     """
-    error = UserError(f"{where}: found {found}; expected {expected}. {fix}")
+    error = kind(f"{where}: found {found}; expected {expected}. {fix}")
     error.parts = (str(where), str(found), str(expected), str(fix))
     return error
 

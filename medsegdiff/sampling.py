@@ -4,12 +4,14 @@ from hashlib import sha256
 
 from guided_diffusion_core import sampling
 from guided_diffusion_core.data import open_dataset
+from guided_diffusion_core.data.walk import saying_left_out
 from guided_diffusion_core.system.files import read_bytes
 
 
 def open_folder(config, batch_size):
     """Return the dataset of a configuration's data_dir, checked against the network. Raises `UserError`."""
-    dataset = open_dataset(config.data, config.model.image_size, "Test", need_masks=False)
+    with saying_left_out():
+        dataset = open_dataset(config.data, config.model.image_size, "Test", need_masks=False)
     sampling.check_dataset(dataset, config, batch_size)
     return dataset
 

@@ -8,8 +8,8 @@ import blobfile as bf
 from guided_diffusion_core.data.dataset import Case, Dataset, Example, Truth
 from guided_diffusion_core.data.formats.volumes import stem
 from guided_diffusion_core.data.layouts import LAYOUTS, brats_slices
+from guided_diffusion_core.data.walk import walk_data
 from guided_diffusion_core.errors import UserError
-from guided_diffusion_core.system.files import walk_files
 
 __all__ = [
     "LAYOUTS",
@@ -81,7 +81,7 @@ def layout_name(data_name, data_dir):
     if name == "BRATS" and exists and brats_slices.holds_slices(data_dir):
         return "BRATS_SLICES"
     if name is None:
-        has_volumes = exists and any(stem(file) for _, file in walk_files(str(data_dir)))
+        has_volumes = exists and any(stem(file.name) for file in walk_data(data_dir))
         return "VOLUMES" if has_volumes else "IMAGES"
     return name
 

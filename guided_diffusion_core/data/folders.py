@@ -5,14 +5,27 @@ import json
 import blobfile as bf
 
 from guided_diffusion_core.data.formats.labels import SINGLE, LabelMap, split_names
+from guided_diffusion_core.data.found import nothing_found
 from guided_diffusion_core.data.pairs import MASK_ENDING, pair_by_stem
+from guided_diffusion_core.data.splits import choose_split, parse_folder
+from guided_diffusion_core.data.walk import leave_out, name_key, walk_data
 from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.system.files import read_bytes, require_folder, walk_files
+from guided_diffusion_core.system.files import read_bytes, require_folder
 
+# Names without separators and without the word of a split: train_images and Ground-Truth count too.
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
-MASK_FOLDERS = ("masks", "mask", "labels", "label", "gt", "groundtruth")
-SPLIT_WORDS = {"Training": "train", "Test": "test"}  # what the folder names of a split contain
-ALL_SPLIT_WORDS = ("train", "test", "val")
+MASK_FOLDERS = (
+    "masks",
+    "mask",
+    "labels",
+    "label",
+    "gt",
+    "groundtruth",
+    "annotations",
+    "annotation",
+    "segmentations",
+    "segmentation",
+)
 LABELS_FILE = "labels.json"
 BACKGROUND = "background"  # the name in labels.json for the values that belong to no label
 LABELS_FORM = 'an object of label names and stored values such as {"background": 0, "disc": [1, 2], "cup": 2}'
@@ -21,10 +34,10 @@ LABELS_FORM = 'an object of label names and stored values such as {"background":
 def find_pairs(data_dir, split, stem, expected):
     """Return the images and masks of a split in plain folders, a list of `Pair` by name.
 
-    Images are in folders images (image, imgs, img) and masks in folders masks (mask, labels, label, gt,
-    groundtruth) next to them, at any depth. Without such folders, the files whose names end like those of masks
-    (`MASK_ENDING`) are masks and all others are images. The folders that hold these are used if their paths contain
-    the word of the split ("train" or "test"); if no path does, those that contain the word of no split are used.
+    Images are in folders `IMAGE_FOLDERS` and masks in folders `MASK_FOLDERS` next to them, at any depth. Without
+    folders of masks, the files whose names end like those of masks (`MASK_ENDING`) are masks and all others are images.
+    Folders of splits lie above these folders (train/images), below them (images/train) or are in their names
+    (train_images); `splits.choose_split` says which are used.
 
     stem:     function of a file name that returns it without its extension, or None to ignore the file.
     expected: the expected layout in words, for errors.
@@ -32,61 +45,65 @@ def find_pairs(data_dir, split, stem, expected):
     `pair_by_stem`.
     """
     data_dir = require_folder(data_dir, "--data_dir", expected)
-    images = {}  # (has folders of images or masks, parent's path below data_dir) -> list of (name, path)
-    masks = {}
-    for folder, file in walk_files(data_dir):
-        name = stem(file)
-        if name is None:
-            continue
-        parent, is_mask = _parent_and_kind(data_dir, folder, name)
-        files = masks if is_mask else images
-        files.setdefault(parent, []).append((name, bf.join(folder, file)))
-    parents = images.keys() | masks.keys()
-    if not parents:
-        raise found_expected(f"--data_dir {data_dir!r}", "no file of this layout", expected, "Check the path.")
-    # files outside folders of images or masks count only if there are no such folders
-    with_folders = {parent for parent in parents if parent[0]}
-    chosen = _parents_of_split(with_folders or parents, split, data_dir)
-    chosen_images = [item for parent in chosen for item in images.get(parent, ())]
-    chosen_masks = [item for parent in chosen for item in masks.get(parent, ())]
-    return pair_by_stem(chosen_images, chosen_masks, f"--data_dir {data_dir!r}")
+    files = [file for file in walk_data(data_dir) if stem(file.name) is not None]
+    if not files:
+        raise nothing_found(data_dir, expected)
+    where = f"--data_dir {data_dir!r}"
+    chosen = choose_split(_in_folders(files), split, where, is_required=True)
+    masks = _masks(chosen, data_dir, stem)
+    named = {file: (stem(file.name), file.path) for file in chosen}
+    images = [pair for file, pair in named.items() if file not in masks]
+    return pair_by_stem(images, [named[file] for file in masks], where)
 
 
-def _parent_and_kind(data_dir, folder, name):
-    """Return where a file belongs and whether it is a mask: ((has_folders, parent), is_mask).
+def _kind(file):
+    """Return "image" or "mask" for a file below a folder of images or masks, the lowest one; None for other files."""
+    for name in reversed(file.parts):
+        kind = _folder_kind(name)
+        if kind:
+            return kind
+    return None
 
-    has_folders: True if the file is under a folder of images or masks.
-    parent:      path below `data_dir`, as a tuple, of what holds that folder; without one, of the file's folder.
+
+def _folder_kind(name):
+    """Return "image" or "mask" for the name of such a folder, None for any other name."""
+    _, rest = parse_folder(name)
+    if rest in IMAGE_FOLDERS:
+        return "image"
+    return "mask" if rest in MASK_FOLDERS else None
+
+
+def _in_folders(files):
+    """Return the files below folders of images and masks; all files if there are no such folders."""
+    inside = [file for file in files if _kind(file)]
+    if not inside:
+        return files
+    for file in files:
+        if not _kind(file):
+            leave_out("file outside of the folders of images and masks", "/".join((*file.parts, file.name)))
+    return inside
+
+
+def _masks(files, data_dir, stem):
+    """Return those of the files that are masks, as a dict with them as keys."""
+    masks = [file for file in files if _kind(file) == "mask"]
+    # data_dir may be such a folder itself
+    if not masks and _folder_kind(bf.basename(data_dir.rstrip("/"))) == "mask":
+        masks = [file for file in files if _kind(file) is None]
+    if not masks:
+        names = {name_key(stem(file.name)) for file in files}
+        masks = [file for file in files if _is_named_mask(file, names, stem)]
+    return dict.fromkeys(masks)
+
+
+def _is_named_mask(file, names, stem):
+    """Return whether the name of a file makes it a mask; in a folder of images, only next to its image.
+
+    names: the keys of all names (`walk.name_key`).
     """
-    parts = [part for part in folder[len(data_dir) :].replace("\\", "/").split("/") if part]
-    for depth in reversed(range(len(parts))):
-        part = parts[depth].lower()
-        if part in IMAGE_FOLDERS + MASK_FOLDERS:
-            return (True, tuple(parts[:depth])), part in MASK_FOLDERS
-    is_mask_folder = bf.basename(data_dir.rstrip("/")).lower() in MASK_FOLDERS  # data_dir may be such a folder itself
-    is_mask = is_mask_folder or MASK_ENDING.search(name) is not None
-    return (False, tuple(parts)), is_mask
-
-
-def _parents_of_split(parents, split, data_dir):
-    """Return the parents that belong to a split, sorted. Raises `UserError` if only other splits are there."""
-
-    def has_word(parent, words):
-        _, path = parent
-        return any(word in part.lower() for part in path for word in words)
-
-    chosen = [parent for parent in parents if has_word(parent, [SPLIT_WORDS[split]])]
-    if not chosen:
-        chosen = [parent for parent in parents if not has_word(parent, ALL_SPLIT_WORDS)]
-    if not chosen:
-        found = sorted({"/".join(path) for _, path in parents})
-        raise found_expected(
-            f"--data_dir {data_dir!r}",
-            f"only {', '.join(found)}",
-            f"a folder with {SPLIT_WORDS[split]!r} in its name",
-            "Name the folder of the split.",
-        )
-    return sorted(chosen)
+    name = stem(file.name)
+    image = MASK_ENDING.sub("", name)
+    return image != name and (_kind(file) is None or name_key(image) in names)
 
 
 def folder_labels(data_dir, spec, need_values, plain=False):

@@ -61,7 +61,7 @@ class Layout:
 class PictureLayout(Layout):
     """A layout of 2D pictures with one mask file each.
 
-    find_pairs: function (data_dir, split) -> list of `Pair`. It may ignore the split.
+    find_pairs: function (data_dir, split) -> list of `Pair`.
     read_image: function (path, size) that reads a picture as network input.
     labels:     if None, the labels come from labels.json in the data folder; without that file there is one mask.
     """
@@ -104,9 +104,9 @@ class PictureLayout(Layout):
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeLayout(Layout):
-    """A layout of volumes that are used slice by slice. All cases are used, whatever the split.
+    """A layout of volumes that are used slice by slice.
 
-    find_cases: function (data_dir) -> list of `CaseFiles`.
+    find_cases: function (data_dir, split) -> list of `CaseFiles`.
     parts:      `VolumeParts` of a case.
     """
 
@@ -114,9 +114,9 @@ class VolumeLayout(Layout):
     parts: VolumeParts
 
     def open_dataset(self, config, size, split, need_masks):
-        """Return the `VolumeDataset` of all cases, see `data.open_dataset`."""
+        """Return the `VolumeDataset` of a split, see `data.open_dataset`."""
         return VolumeDataset(
-            self.find_cases(config.data_dir),
+            self.find_cases(config.data_dir, split),
             self.parts,
             self.choose_labels(config, need_masks),
             size,
@@ -127,12 +127,12 @@ class VolumeLayout(Layout):
         )
 
     def list_truths(self, config, split):
-        """Return the list of `Truth` of all cases, see `data.list_truths`."""
-        cases = self.find_cases(config.data_dir)
+        """Return the list of `Truth` of a split, see `data.list_truths`."""
+        cases = self.find_cases(config.data_dir, split)
         return volume_truths(cases, self.parts, self.choose_labels(config, True), config.slices, config.data_dir)
 
     def list_files(self, config, split, need_masks):
-        """Return (normalisation, list of `ListedFile`) of all cases, see `data.list_files`."""
-        cases = self.find_cases(config.data_dir)
+        """Return (normalisation, list of `ListedFile`) of a split, see `data.list_files`."""
+        cases = self.find_cases(config.data_dir, split)
         label_map = self.choose_labels(config, True)
         return self.parts.normalisation, files_of_volumes(cases, self.parts, label_map, need_masks)

@@ -8,6 +8,7 @@ import numpy as np
 from guided_diffusion_core.data.dataset import Case, Example, Truth, require_unique
 from guided_diffusion_core.data.formats.images import image_size, read_masks, read_picture
 from guided_diffusion_core.data.formats.transforms import RGB_RULE
+from guided_diffusion_core.data.walk import name_key
 from guided_diffusion_core.errors import UserError, found_expected, join_names, report
 
 PICTURE_SUFFIX = re.compile(r"\.(jpg|jpeg|png|bmp|tif|tiff)$", re.IGNORECASE)
@@ -38,21 +39,21 @@ def pair_by_stem(images, masks, where):
 
     An image without a mask gets the mask None, and a mask without an image gets the image None. A mask belongs to
     the image of the same name, otherwise to the image of its name without an ending such as _mask (`MASK_ENDING`).
-    Case is ignored.
+    Names are compared without case and in one Unicode normal form (`walk.name_key`).
 
     images, masks: lists of (file name without extension, path).
     where:         the folder, for errors.
     Reports a `UserError` for two images of one name, and for two masks of one image.
     """
-    named_images = {}  # name in lower case -> list of (name, path)
+    named_images = {}  # key of a name -> list of (name, path)
     for name, path in images:
-        named_images.setdefault(name.lower(), []).append((name, path))
+        named_images.setdefault(name_key(name), []).append((name, path))
     require_unique(_paths_by_name(named_images), where)
-    paired = {}  # name of an image in lower case -> list of (name of the image, path of a mask)
-    unpaired = {}  # name in lower case -> list of (name, path of a mask)
+    paired = {}  # key of the name of an image -> list of (name of the image, path of a mask)
+    unpaired = {}  # key of a name -> list of (name, path of a mask)
     for name, path in masks:
         short = MASK_ENDING.sub("", name)
-        key = name.lower() if name.lower() in named_images else short.lower()
+        key = name_key(name) if name_key(name) in named_images else name_key(short)
         if key in named_images:
             image_name, _ = named_images[key][0]
             paired.setdefault(key, []).append((image_name, path))

@@ -135,21 +135,14 @@ def require_folder(folder, flag, expected):
     if not folder or not bf.isdir(folder):
         found = "a file" if folder and bf.exists(folder) else "no such folder"
         raise found_expected(f"{flag} {folder!r}", found, expected, "Check the path.")
-    if not any(True for _ in bf.listdir(folder)):
+    if not list_names(folder):
         raise found_expected(f"{flag} {folder!r}", "an empty folder", expected, "Check the path.")
     return folder
 
 
-def walk_files(folder):
-    """Yield all files under a folder as pairs (folder, name), in the order of their paths.
-
-    Hidden files and folders (a leading dot) are skipped: macOS and unfinished copies leave such files.
-    """
-    for root, folders, names in bf.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield root, name
+def list_names(folder):
+    """Return the names of all files and folders in a folder, links to nothing included, in no order."""
+    return os.listdir(folder) if is_local(folder) else list(bf.listdir(folder))
 
 
 def _unwritable(where, error):

@@ -54,6 +54,9 @@ def run(args):
     check = Check(inventories, max(1, args.jobs))
     for problem in check.problems:
         print(f"{problem.severity:<8}{problem}")
+    for name, inventory in inventories.items():
+        if str(inventory.left_out):
+            print(f"{name} set, {inventory.left_out}")
     report = check.report()
     for row in report["counts"]:
         print(f"{row['problems']:>6} {row['severity']:<8} {row['kind']}")

@@ -47,6 +47,7 @@ def run(args):
 def score(args):
     """Score, write the summary and the report, print the table."""
     from guided_diffusion_core import data, evaluation
+    from guided_diffusion_core.data.walk import saying_left_out
     from guided_diffusion_core.evaluation.pictures import ImageSource
     from guided_diffusion_core.evaluation.report import write_report
 
@@ -54,7 +55,8 @@ def score(args):
     folder = Path(args.inp_pth)
     threshold = scoring_flags.threshold(args)
     surfaces = scoring_flags.surfaces(args)
-    truths = data.list_truths(config)
+    with saying_left_out():
+        truths = data.list_truths(config)
     summary = evaluation.evaluate(args.inp_pth, truths, threshold, surfaces)
     path = args.summary or folder / "summary.json"
     report = args.report or folder / "report.html"

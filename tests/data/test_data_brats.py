@@ -163,7 +163,7 @@ def test_volume_is_read_once_and_the_cache_is_bounded(brats_folder, monkeypatch)
     for index in range(len(dataset)):
         dataset[index]
     assert len(reads) == len(set(reads)) == 10
-    cases = brats.find_cases(brats_folder)
+    cases = brats.find_cases(brats_folder, "Training")
     label_map = brats.REGIONS.select("", brats.DEFAULT_LABELS)
     # a cache of one byte keeps one volume at a time
     small = volume_cases.VolumeDataset(cases, brats.PARTS, label_map, 32, "all", True, False, brats_folder, 1)

@@ -18,21 +18,20 @@ from guided_diffusion_core.errors import UserError
 MODULE = '''
 """Cells: CELL.png next to CELL.mask.png, with the nucleus 2 in the cell 1."""
 
-import blobfile as bf
-
 from guided_diffusion_core.data.formats.labels import LabelMap
 from guided_diffusion_core.data.layout import PictureLayout
 from guided_diffusion_core.data.pairs import pair_by_stem
-from guided_diffusion_core.system.files import require_folder, walk_files
+from guided_diffusion_core.data.walk import walk_data
+from guided_diffusion_core.system.files import require_folder
 
 EXPECTED = "CELL.png next to CELL.mask.png"
 
 
 def find_pairs(data_dir, split):
     files = {".mask.png": [], ".png": []}
-    for folder, file in walk_files(require_folder(data_dir, "--data_dir", EXPECTED)):
-        ending = next(ending for ending in files if file.endswith(ending))
-        files[ending].append((file.removesuffix(ending), bf.join(folder, file)))
+    for file in walk_data(require_folder(data_dir, "--data_dir", EXPECTED)):
+        ending = next(ending for ending in files if file.name.endswith(ending))
+        files[ending].append((file.name.removesuffix(ending), file.path))
     return pair_by_stem(files[".png"], files[".mask.png"], data_dir)
 
 

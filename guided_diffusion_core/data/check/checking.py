@@ -55,7 +55,7 @@ class Check:
         return any(problem.severity == ERROR for problem in self.problems)
 
     def report(self):
-        """Return the problems as JSON values: their number by severity and kind, and each problem."""
+        """Return the problems as JSON values: their number by severity and kind, each problem, and what is left out."""
         counts = Counter((problem.severity, problem.kind) for problem in self.problems)
         return {
             "files": {name: len(results) for name, results in self.examined.items()},
@@ -63,6 +63,7 @@ class Check:
                 {"severity": severity, "kind": kind, "problems": count} for (severity, kind), count in counts.items()
             ],
             "problems": [asdict(problem) for problem in self.problems],
+            "left_out": {name: inventory.left_out.kinds() for name, inventory in self.inventories.items()},
         }
 
     def fingerprint(self):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from guided_diffusion_core.data.formats.labels import LabelMap
 from guided_diffusion_core.data.pairs import unpaired_errors
+from guided_diffusion_core.data.walk import LeftOut, noting_left_out
 from guided_diffusion_core.errors import UserError, collecting, report
 
 
@@ -34,12 +35,14 @@ class Inventory:
     normalisation: the rule that scales the images, in words.
     unlabelled:    names of the cases without labels.
     problems:      the `UserError`s found while listing, in that order.
+    left_out:      what of the folder is not used, `walk.LeftOut`.
     """
 
     files: tuple
     normalisation: str
     unlabelled: tuple
     problems: tuple
+    left_out: LeftOut
 
     @property
     def cases(self):
@@ -54,7 +57,7 @@ def take_inventory(list_files):
     Raises `UserError` if nothing can be listed, for example because the folder does not exist. If the layout has
     reported why nothing is left to list, as for a csv file in which every row is wrong, these reasons are the problems.
     """
-    with collecting() as problems:
+    with collecting() as problems, noting_left_out() as left_out:
         try:
             normalisation, files = list_files()
         except UserError:
@@ -66,7 +69,7 @@ def take_inventory(list_files):
     # a label file has a label map, an image has none
     labelled = {file.case for file in files if file.label_map is not None}
     unlabelled = tuple(sorted(cases - labelled))
-    return Inventory(tuple(files), normalisation, unlabelled, tuple(problems))
+    return Inventory(tuple(files), normalisation, unlabelled, tuple(problems), left_out)
 
 
 def files_of_pairs(pairs, label_map, need_masks):

@@ -7,10 +7,12 @@ import blobfile as bf
 from guided_diffusion_core.data.formats.labels import LabelMap
 from guided_diffusion_core.data.formats.transforms import ZSCORE_RULE, zscore
 from guided_diffusion_core.data.formats.volumes import stem
+from guided_diffusion_core.data.found import nothing_found
 from guided_diffusion_core.data.layout import VolumeLayout
+from guided_diffusion_core.data.splits import choose_unless_test
 from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeParts, unique_cases
-from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.system.files import require_folder, walk_files
+from guided_diffusion_core.data.walk import walk_data
+from guided_diffusion_core.system.files import require_folder
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")  # in the original's order of channels
 LABEL_PART = "seg"
@@ -55,8 +57,10 @@ class BratsFiles(CaseFiles):
         return label_map.without(4) if is_since_2023 else label_map
 
 
-def find_cases(data_dir):
-    """Return all cases under a folder, a list of `BratsFiles` by name.
+def find_cases(data_dir, split):
+    """Return the cases of a split under a folder, a list of `BratsFiles` by name.
+
+    The test set is everything under the folder, see `splits.choose_unless_test`.
 
     The files of a case are in one folder and have the same name up to the last "_" or "-", which the modality
     follows in any case. A file that is named by its modality only gets the name of its folder. A file *_Segm holds
@@ -65,30 +69,43 @@ def find_cases(data_dir):
     if two cases have the same name.
     """
     data_dir = require_folder(data_dir, "--data_dir", EXPECTED)
+    files = [file for file in walk_data(data_dir) if stem(file.name)]
+    if not any(_match(file) for file in files):
+        raise nothing_found(data_dir, EXPECTED)
     groups = {}  # (folder, case name) -> part -> list of paths
     others = {}  # folder -> list of other NIfTI files
-    for folder, file in walk_files(data_dir):
-        name = stem(file)
-        match = FILE.fullmatch(name or "")
+    for file in choose_unless_test(files, split, f"--data_dir {data_dir!r}", _case_of):
+        match = _match(file)
         if match:
-            case = match["name"] or bf.basename(folder)
             part = PART_NAMES[match["part"].lower()]
-            groups.setdefault((folder, case), {}).setdefault(part, []).append(bf.join(folder, file))
-        elif name:
-            others.setdefault(folder, []).append(file)
-    if not groups:
-        raise found_expected(f"--data_dir {data_dir!r}", "no volume of a known modality", EXPECTED, "Check the path.")
+            groups.setdefault((file.folder, _case_of(file)), {}).setdefault(part, []).append(file.path)
+        else:
+            others.setdefault(file.folder, []).append(file)
     _assign_stray_labels(groups, others)
-    return unique_cases(groups, others, data_dir, BratsFiles)
+    names = {folder: [file.name for file in found] for folder, found in others.items()}
+    return unique_cases(groups, names, data_dir, BratsFiles)
+
+
+def _match(file):
+    """Return the match of a file's name with `FILE`, or None."""
+    return FILE.fullmatch(stem(file.name) or "")
+
+
+def _case_of(file):
+    """Return the name of the case of a file; a file that is named by its modality only has its folder's name."""
+    match = _match(file)
+    if match and match["name"]:
+        return match["name"]
+    return file.parts[-1] if file.parts else bf.basename(file.root.rstrip("/"))
 
 
 def _assign_stray_labels(groups, others):
     """Move a label file with a name of its own to the only case of its folder, if that case has no labels."""
     for folder, files in others.items():
         cases = [parts for (case_folder, _), parts in groups.items() if case_folder == folder]
-        stray = [file for file in files if STRAY_LABELS.search(stem(file))]
+        stray = [file for file in files if STRAY_LABELS.search(stem(file.name))]
         if len(cases) == len(stray) == 1 and LABEL_PART not in cases[0]:
-            cases[0][LABEL_PART] = [bf.join(folder, stray[0])]
+            cases[0][LABEL_PART] = [stray[0].path]
             files.remove(stray[0])
 
 

@@ -6,16 +6,18 @@ The slices of a case are put back together into its volume, each one at its numb
 import re
 from dataclasses import dataclass
 
-import blobfile as bf
 import numpy as np
 
 from guided_diffusion_core.data.dataset import Truth, require_unique
 from guided_diffusion_core.data.formats.volumes import AFFINE_TOLERANCE, Geometry, read_geometry, read_plane, stem
+from guided_diffusion_core.data.found import nothing_found
 from guided_diffusion_core.data.layout import VolumeLayout
 from guided_diffusion_core.data.layouts.brats import DEFAULT_LABELS, LABEL_PART, MODALITIES, PARTS, REGIONS
+from guided_diffusion_core.data.splits import choose_unless_test
 from guided_diffusion_core.data.volume_cases import CaseFiles
+from guided_diffusion_core.data.walk import walk_data
 from guided_diffusion_core.errors import found_expected, join_names
-from guided_diffusion_core.system.files import require_folder, walk_files
+from guided_diffusion_core.system.files import require_folder
 
 FILE = re.compile(rf"(?P<case>.+)_(?P<part>{'|'.join((*MODALITIES, LABEL_PART))})_(?P<slice>\d+)(_w)?", re.IGNORECASE)
 EXPECTED = (
@@ -110,31 +112,38 @@ def _moved(affine, offset):
 
 def holds_slices(data_dir):
     """Return True if the first NIfTI file under a folder is named like a slice."""
-    names = (stem(file) for _, file in walk_files(str(data_dir)))
+    names = (stem(file.name) for file in walk_data(data_dir))
     first = next((name for name in names if name), None)
     return first is not None and FILE.fullmatch(first) is not None
 
 
-def find_cases(data_dir):
-    """Return all cases under a folder, a list of `SlicedCase` by name.
+def find_cases(data_dir, split):
+    """Return the cases of a split under a folder, a list of `SlicedCase` by name.
 
+    The test set is everything under the folder, see `splits.choose_unless_test`.
     Raises `UserError` if the folder is missing or holds no such file, and if two files claim one slice.
     """
     data_dir = require_folder(data_dir, "--data_dir", EXPECTED)
+    files = [file for file in walk_data(data_dir) if _match(file)]
+    if not files:
+        raise nothing_found(data_dir, EXPECTED)
+    where = f"--data_dir {data_dir!r}"
     claims = {}  # (case, part, slice number) -> list of paths
-    for folder, file in walk_files(data_dir):
-        match = FILE.fullmatch(stem(file) or "")
-        if match:
-            key = match["case"], match["part"].lower(), int(match["slice"])
-            claims.setdefault(key, []).append(bf.join(folder, file))
-    if not claims:
-        raise found_expected(f"--data_dir {data_dir!r}", "no slice of a known modality", EXPECTED, "Check the path.")
+    for file in choose_unless_test(files, split, where, lambda file: _match(file)["case"]):
+        match = _match(file)
+        key = match["case"], match["part"].lower(), int(match["slice"])
+        claims.setdefault(key, []).append(file.path)
     paths_by_name = {f"{case}, {part}, slice {z}": paths for (case, part, z), paths in claims.items()}
-    require_unique(paths_by_name, f"--data_dir {data_dir!r}")
+    require_unique(paths_by_name, where)
     cases = {}  # case -> part -> slice number -> path
     for (case, part, z), paths in claims.items():
         cases.setdefault(case, {}).setdefault(part, {})[z] = paths[0]
     return [SlicedCase(name, data_dir, cases[name]) for name in sorted(cases)]
+
+
+def _match(file):
+    """Return the match of a file's name with `FILE`, or None."""
+    return FILE.fullmatch(stem(file.name) or "")
 
 
 LAYOUT = VolumeLayout(

@@ -2,16 +2,20 @@
 
 import csv
 import re
+from dataclasses import replace
 
 import blobfile as bf
 
 from guided_diffusion_core.data.dataset import require_unique
 from guided_diffusion_core.data.formats.images import read_rgb
 from guided_diffusion_core.data.formats.labels import SINGLE, LabelMap
+from guided_diffusion_core.data.found import nothing_found
 from guided_diffusion_core.data.layout import PictureLayout
 from guided_diffusion_core.data.pairs import Pair
+from guided_diffusion_core.data.splits import choose_split
+from guided_diffusion_core.data.walk import leave_out, name_key, normal_form, walk_data
 from guided_diffusion_core.errors import found_expected, report
-from guided_diffusion_core.system.files import read_bytes, require_folder, walk_files
+from guided_diffusion_core.system.files import list_names, read_bytes, require_folder
 
 IMAGE_SUFFIX = re.compile(r"\.(jpg|jpeg|png)$", re.IGNORECASE)
 IMAGE_FOLDER = re.compile(r"_(data|input)$", re.IGNORECASE)  # *_Input since 2018
@@ -19,7 +23,6 @@ MASK_FOLDER = re.compile(r"_groundtruth$", re.IGNORECASE)
 MASK_STEM = re.compile(r"_segmentation$", re.IGNORECASE)
 SUPERPIXEL_STEM = "_superpixels"  # ISIC 2017 stores superpixels next to the images
 TASK = re.compile(r"_(part1|task1|task1-2)(?=_|$)", re.IGNORECASE)  # the task of a challenge that is segmentation
-SPLIT_WORDS = {"Training": "train", "Test": "test"}  # what the folder names of a split contain
 CSV_ENCODINGS = ("utf-8-sig", "gbk")
 CSV_DELIMITERS = ",;\t|"
 CSV_COLUMNS = {"img": "img", "image": "img", "seg": "seg", "mask": "seg"}  # name in the header -> name used here
@@ -34,9 +37,10 @@ def find_pairs(data_dir, split):
 
     The first of these that exists is used:
     - a csv file `*_{split}_GroundTruth.csv` in `data_dir` with the columns img and seg (or image and mask);
-    - folders `*_Data` or `*_Input`, with the masks in the folder `*_GroundTruth` next to each. If the names of some
-      of these folders contain the split ("train" or "test"), only those are used;
+    - folders `*_Data` or `*_Input`, with the masks in the folder `*_GroundTruth` next to each;
     - images in any folders, without masks.
+    Of folders, those of the split are used, or all if there are folders of other splits alone, see
+    `splits.choose_split`.
     Raises `UserError` if the folder is missing or holds no image, and for a name that is used twice.
     """
     data_dir = require_folder(data_dir, "--data_dir", EXPECTED)
@@ -44,7 +48,7 @@ def find_pairs(data_dir, split):
     if pairs is None:
         pairs = _pairs_of_folders(data_dir, split)
     if not pairs:
-        raise found_expected(f"--data_dir {data_dir!r}", "no image (jpg, jpeg or png)", EXPECTED, "Check the path.")
+        raise nothing_found(data_dir, EXPECTED)
     # two folders may hold the same case
     paths_by_name = {}
     for pair in pairs:
@@ -56,7 +60,7 @@ def find_pairs(data_dir, split):
 def _pairs_of_csv(data_dir, split):
     """Return the pairs in the csv file of a split, or None if there is no such file."""
     ending = f"_{split}_groundtruth.csv".lower()
-    for file in sorted(bf.listdir(data_dir)):
+    for file in sorted(list_names(data_dir)):
         if not file.lower().endswith(ending) or file.startswith("."):
             continue
         # csv files of other tasks, such as the classes of ISIC, have other columns and are ignored
@@ -99,7 +103,7 @@ def _pair_of_row(data_dir, table, row):
         return None
     image = _path_of_cell(data_dir, row["img"])
     mask = _path_of_cell(data_dir, row["seg"])
-    name = _stem(bf.basename(image))
+    name = _stem(normal_form(bf.basename(image)))
     if name is None:
         report(found_expected(table, f"{image}, which is not an image", "a jpg, jpeg or png file", "Fix the csv file."))
         return None
@@ -124,66 +128,86 @@ def _path_of_cell(data_dir, value):
 
 def _pairs_of_folders(data_dir, split):
     """Return the pairs of `*_Data` folders, or else all images (or all masks) under the folder without a partner."""
-    images, masks = _files_by_folder(data_dir)
-    image_folders = [folder for folder in images if IMAGE_FOLDER.search(bf.basename(folder))]
+    where = f"--data_dir {data_dir!r}"
+    images = []
+    masks = []
+    for file in walk_data(data_dir):
+        name = _stem(file.name)
+        if name is not None and not name.lower().endswith(SUPERPIXEL_STEM):
+            is_mask = MASK_STEM.search(name) or MASK_FOLDER.search(_folder_name(file))
+            (masks if is_mask else images).append(file)
+    if not images:
+        return [Pair(_case_name(file), None, file.path) for file in choose_split(masks, split, where, False)]
+    in_folders = [file for file in images if IMAGE_FOLDER.search(_folder_name(file))]
+    if not in_folders:
+        return [Pair(_case_name(file), file.path, None) for file in choose_split(images, split, where, False)]
+    used = set(in_folders)
+    for file in images:
+        if file not in used:
+            leave_out("picture file outside of the folders of images", "/".join((*file.parts, file.name)))
+    folders = {}  # names of folders -> images
+    for file in choose_split(in_folders, split, where, False):
+        folders.setdefault(file.parts, []).append(file)
     pairs = []
-    if image_folders:
-        for folder in _folders_of_split(image_folders, split):
-            pairs += _pairs_of_image_folder(folder, images[folder])
-    elif images:
-        for files in images.values():
-            pairs += [Pair(name, path, None) for name, path in files]
-    else:
-        for folder in _folders_of_split(list(masks), split):
-            pairs += [Pair(name, None, path) for name, path in masks[folder]]
+    for files in folders.values():
+        paths = _masks_of_folder(files[0], masks)
+        pairs += [Pair(_case_name(file), file.path, paths.get(name_key(_case_name(file)))) for file in files]
     return pairs
 
 
-def _files_by_folder(data_dir):
-    """Return two dicts of folder -> list of (case name, path): images, and masks.
+def _folder_name(file):
+    """Return the name of the folder of a file."""
+    return file.parts[-1] if file.parts else bf.basename(file.root.rstrip("/"))
 
-    Masks are in a folder *_GroundTruth or are named *_Segmentation.
+
+def _case_name(file):
+    """Return the name of the case of an image or a mask."""
+    return MASK_STEM.sub("", _stem(file.name))
+
+
+def _masks_of_folder(image, masks):
+    """Return the masks for the `*_Data` folder of an image: a dict of a case's key (`walk.name_key`) -> path.
+
+    They are in the folder `*_GroundTruth` next to it. masks: all `DataFile`s of masks.
     """
-    images = {}
-    masks = {}
-    for folder, file in walk_files(data_dir):
-        name = _stem(file)
-        if name is None or name.lower().endswith(SUPERPIXEL_STEM):
-            continue
-        is_mask = MASK_STEM.search(name) or MASK_FOLDER.search(bf.basename(folder))
-        files = masks if is_mask else images
-        files.setdefault(folder, []).append((MASK_STEM.sub("", name), bf.join(folder, file)))
-    return images, masks
+    challenge = _challenge(IMAGE_FOLDER, _folder_name(image))
+    if set(image.parts) <= {_folder_name(replace(image, parts=()))}:
+        # data_dir is the folder of images itself, so that the masks are not below it
+        found = _masks_next_to(image.root, challenge)
+    else:
+        found = [
+            file
+            for file in masks
+            if len(file.parts) == len(image.parts)
+            and file.parts[:-1] == image.parts[:-1]
+            and _is_mask_folder(file.parts[-1], challenge)
+        ]
+    paths = {}
+    for file in found:
+        paths.setdefault(name_key(_case_name(file)), file.path)
+    return paths
 
 
-def _folders_of_split(folders, split):
-    """Return the folders whose names contain the split, or all folders if none does."""
-    word = SPLIT_WORDS[split]
-    return [folder for folder in folders if word in bf.basename(folder).lower()] or folders
+def _masks_next_to(data_dir, challenge):
+    """Return the `DataFile`s in the folders of masks of a challenge that lie next to a folder."""
+    parent = bf.dirname(data_dir.rstrip("/")) or "."
+    found = []
+    for name in sorted(list_names(parent)):
+        if _is_mask_folder(name, challenge):
+            found += [file for file in walk_data(bf.join(parent, name)) if _stem(file.name) is not None]
+    return found
 
 
-def _pairs_of_image_folder(folder, images):
-    """Pair the images of a `*_Data` folder with the masks of the `*_GroundTruth` folder next to it."""
-    parent = bf.dirname(folder) or "."
-    challenge = _challenge(IMAGE_FOLDER, folder)
-    masks = {}
-    for sibling in sorted(bf.listdir(parent)):
-        if not MASK_FOLDER.search(sibling) or _challenge(MASK_FOLDER, sibling) != challenge:
-            continue
-        mask_folder = bf.join(parent, sibling)
-        for file in sorted(bf.listdir(mask_folder)):
-            name = _stem(file)
-            if name is not None and not file.startswith("."):
-                masks.setdefault(MASK_STEM.sub("", name).lower(), bf.join(mask_folder, file))
-    return [Pair(name, path, masks.get(name.lower())) for name, path in images]
+def _is_mask_folder(name, challenge):
+    return MASK_FOLDER.search(name) is not None and _challenge(MASK_FOLDER, name) == challenge
 
 
-def _challenge(ending, folder):
+def _challenge(ending, name):
     """Return the part of a folder's name that its images and its masks share.
 
     The task is removed too, because 2017 and 2018 name it differently in the two folders.
     """
-    return TASK.sub("", ending.sub("", bf.basename(folder))).lower()
+    return TASK.sub("", ending.sub("", name)).lower()
 
 
 def _stem(file):

@@ -14,29 +14,55 @@ from guided_diffusion_core.data.formats.dataset_json import DESCRIPTION
 from guided_diffusion_core.data.formats.images import channel_values, image_size
 from guided_diffusion_core.data.formats.slices import require_all_slices
 from guided_diffusion_core.data.formats.transforms import resize_linear
+from guided_diffusion_core.data.found import nothing_found
 from guided_diffusion_core.data.layout import Layout
 from guided_diffusion_core.data.pairs import Pair, PairDataset, pair_truths
+from guided_diffusion_core.data.splits import NoSplit
 from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, VolumeParts, volume_truths
+from guided_diffusion_core.data.walk import walk_data
 from guided_diffusion_core.errors import UserError, found_expected, join_names, report
 from guided_diffusion_core.system.files import require_folder
 
-FOLDERS = {"Training": ("imagesTr", "labelsTr"), "Test": ("imagesTs", "labelsTs")}  # split -> images, labels
+# split -> images, labels
+FOLDERS = {
+    "Training": ("imagesTr", "labelsTr"),
+    "Validation": ("imagesVa", "labelsVa"),
+    "Test": ("imagesTs", "labelsTs"),
+}
 FIRST_CHANNEL = "0000"
 LABEL = "label"  # the part of a case that holds its labels
 CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 EXPECTED = (
     "an nnU-Net data set: dataset.json, imagesTr/CASE_0000.nii.gz (with a number for each channel), "
-    "labelsTr/CASE.nii.gz, and imagesTs and labelsTs for testing"
+    "labelsTr/CASE.nii.gz, and imagesTs and labelsTs for testing (imagesVa and labelsVa for validation)"
 )
 ADVICE = "Add what is missing, or remove the other files."
 
 
-def read_description(data_dir):
-    """Return the `Description` of a data set. Raises `UserError` for a missing or malformed dataset.json."""
-    path = bf.join(require_folder(data_dir, "--data_dir", EXPECTED), DESCRIPTION)
-    if not bf.exists(path):
-        raise found_expected(f"--data_dir {str(data_dir)!r}", f"no {DESCRIPTION}", EXPECTED, "Check the path.")
-    return dataset_json.read_description(path)
+def find_root(data_dir):
+    """Return the folder of dataset.json: the folder of data, or the only folder below it that has such a file.
+
+    Raises `UserError` if there is none.
+    """
+    data_dir = require_folder(data_dir, "--data_dir", EXPECTED)
+    if bf.exists(bf.join(data_dir, DESCRIPTION)):
+        return data_dir
+    found = [file.path for file in walk_data(data_dir) if file.name == DESCRIPTION]
+    if len(found) == 1:
+        return bf.dirname(found[0])
+    if not found:
+        raise nothing_found(data_dir, EXPECTED, DESCRIPTION)
+    raise found_expected(
+        f"--data_dir {data_dir!r}",
+        f"{len(found)} data sets ({join_names(found)})",
+        EXPECTED,
+        "Name the folder of one of them.",
+    )
+
+
+def read_description(root):
+    """Return the `Description` of a data set in a folder. Raises `UserError` for a malformed dataset.json."""
+    return dataset_json.read_description(bf.join(root, DESCRIPTION))
 
 
 def volume_parts(description):
@@ -44,15 +70,18 @@ def volume_parts(description):
     return VolumeParts(description.parts, LABEL, description.scales, description.normalisation)
 
 
-def find_cases(data_dir, split, description, with_labels):
+def find_cases(root, split, description, with_labels):
     """Return the cases of a split, a list of `CaseFiles` by name, with the parts "0000", "0001", … and "label".
 
+    root:        the folder of dataset.json.
     with_labels: True to look for labels; every case must have labels then, and all labels must have a case.
     Reports one `UserError` for all files that are missing, superfluous or without the number of a channel.
     """
     image_folder, label_folder = FOLDERS[split]
-    images = _files(data_dir, image_folder, description.ending)
-    labels = _files(data_dir, label_folder, description.ending)
+    images = _files(root, image_folder, description.ending)
+    labels = _files(root, label_folder, description.ending)
+    if split == "Validation" and not images:
+        raise found_expected(f"--data_dir {root!r}", f"no {image_folder}", EXPECTED, "Add it.", NoSplit)
     cases = {}  # case -> part -> path
     unnumbered = []
     for name, path in images.items():
@@ -72,8 +101,8 @@ def find_cases(data_dir, split, description, with_labels):
             if case in labels:
                 paths[LABEL] = labels[case]
     if any(problems.values()) or not cases:
-        _report_problems(f"--data_dir {str(data_dir)!r}, {image_folder}", problems)
-    folder = bf.join(str(data_dir), image_folder)
+        _report_problems(f"--data_dir {root!r}, {image_folder}", problems)
+    folder = bf.join(root, image_folder)
     return [CaseFiles(case, folder, paths) for case, paths in sorted(cases.items())]
 
 
@@ -103,13 +132,14 @@ def _report_problems(where, problems):
     report(UserError(summary), each)
 
 
-def _files(data_dir, folder, ending):
+def _files(root, folder, ending):
     """Return the files in a folder as a dict of name without ending -> path; {} if there is no such folder."""
-    folder = bf.join(str(data_dir), folder)
-    if not bf.isdir(folder):
+    path = bf.join(root, folder)
+    if not bf.isdir(path):
         return {}
-    files = [file for file in sorted(bf.listdir(folder)) if file.endswith(ending) and not file.startswith(".")]
-    return {file[: -len(ending)]: bf.join(folder, file) for file in files}
+    # the folder may lie in a folder of the same name, as two unpackings of an archive leave it
+    files = [file for file in walk_data(path) if set(file.parts) <= {folder} and file.name.endswith(ending)]
+    return {file.name[: -len(ending)]: file.path for file in files}
 
 
 class PictureChannels(PairDataset):
@@ -168,14 +198,15 @@ class NnunetLayout(Layout):
 
     def choose_labels(self, config, need_values):
         """Return the `LabelMap` of the labels that a `DataConfig` chooses; the default is all of dataset.json."""
-        labels = read_description(config.data_dir).labels
+        labels = read_description(find_root(config.data_dir)).labels
         return labels.select(config.labels, labels.names)
 
     def open_dataset(self, config, size, split, need_masks):
         """Return the `Dataset` of a split, see `data.open_dataset`."""
-        description = read_description(config.data_dir)
+        root = find_root(config.data_dir)
+        description = read_description(root)
         label_map = self.choose_labels(config, need_masks)
-        cases = find_cases(config.data_dir, split, description, need_masks)
+        cases = find_cases(root, split, description, need_masks)
         settings = (need_masks, config.upstream_compat, config.data_dir)
         if description.has_pictures:
             require_all_slices(config.slices)
@@ -187,14 +218,15 @@ class NnunetLayout(Layout):
 
         The folder of images may be missing, unless `--slices` depends on the images.
         """
-        description = read_description(config.data_dir)
+        root = find_root(config.data_dir)
+        description = read_description(root)
         label_map = self.choose_labels(config, True)
         image_folder, label_folder = FOLDERS[split]
-        if _files(config.data_dir, image_folder, description.ending):
-            cases = find_cases(config.data_dir, split, description, True)
+        if _files(root, image_folder, description.ending):
+            cases = find_cases(root, split, description, True)
         else:
-            folder = bf.join(config.data_dir, label_folder)
-            labels = _files(config.data_dir, label_folder, description.ending)
+            folder = bf.join(root, label_folder)
+            labels = _files(root, label_folder, description.ending)
             cases = [CaseFiles(case, folder, {LABEL: path}) for case, path in labels.items()]
         if not cases:
             raise found_expected(f"--data_dir {config.data_dir!r}", f"no {label_folder}", EXPECTED, "Check the path.")
@@ -205,10 +237,11 @@ class NnunetLayout(Layout):
 
     def list_files(self, config, split, need_masks):
         """Return (normalisation, list of `ListedFile`) of a split, see `data.list_files`."""
-        description = read_description(config.data_dir)
+        root = find_root(config.data_dir)
+        description = read_description(root)
         label_map = self.choose_labels(config, True)
-        labels = _files(config.data_dir, FOLDERS[split][1], description.ending)
-        cases = find_cases(config.data_dir, split, description, need_masks or bool(labels))
+        labels = _files(root, FOLDERS[split][1], description.ending)
+        cases = find_cases(root, split, description, need_masks or bool(labels))
         # `find_cases` has reported the missing parts: no part is required here
         label_part_only = VolumeParts((), LABEL, (), "")
         return description.normalisation, files_of_volumes(cases, label_part_only, label_map, False)

@@ -5,10 +5,12 @@ import re
 import blobfile as bf
 
 from guided_diffusion_core.data.formats.labels import LabelMap
+from guided_diffusion_core.data.found import nothing_found
 from guided_diffusion_core.data.layout import PictureLayout
 from guided_diffusion_core.data.pairs import pair_by_stem, picture_stem
-from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.system.files import require_folder, walk_files
+from guided_diffusion_core.data.splits import choose_unless_test
+from guided_diffusion_core.data.walk import name_key, walk_data
+from guided_diffusion_core.system.files import require_folder
 
 CUP = 0
 RIM = 128  # the part of the disc around the cup
@@ -24,36 +26,35 @@ EXPECTED = (
 )
 
 
-def find_pairs(data_dir, split=None):
-    """Return all pictures under a folder and their masks, a list of `Pair` by name. The split does not matter.
+def find_pairs(data_dir, split):
+    """Return the pictures of a split under a folder and their masks, a list of `Pair` by name.
 
     Files under a folder Disc_Cup_Masks (or masks), at any depth, are masks; all other files are pictures. A picture
-    under a folder *Illustration* is dropped if another folder has a picture of the same name.
+    under a folder *Illustration* is dropped if another folder has a picture of the same name. The test set is
+    everything under the folder, see `splits.choose_unless_test`.
     Raises `UserError` if the folder is missing or holds no picture, and for the errors of `pair_by_stem`.
     """
     data_dir = require_folder(data_dir, "--data_dir", EXPECTED)
+    files = [file for file in walk_data(data_dir) if picture_stem(file.name) is not None]
+    if not files:
+        raise nothing_found(data_dir, EXPECTED)
+    where = f"--data_dir {data_dir!r}"
     images = []
     illustrations = []
     masks = []
     data_dir_name = bf.basename(data_dir.rstrip("/"))
-    for folder, file in walk_files(data_dir):
-        name = picture_stem(file)
-        if name is None:
-            continue
-        subfolders = folder[len(data_dir) :].split("/")
-        if any(MASK_FOLDER.search(part) for part in [*subfolders, data_dir_name]):
-            files = masks
-        elif any(ILLUSTRATION_FOLDER.search(part) for part in subfolders):
-            files = illustrations
+    for file in choose_unless_test(files, split, where):
+        if any(MASK_FOLDER.search(part) for part in [*file.parts, data_dir_name]):
+            found = masks
+        elif any(ILLUSTRATION_FOLDER.search(part) for part in file.parts):
+            found = illustrations
         else:
-            files = images
-        files.append((name, bf.join(folder, file)))
-    if not images and not illustrations and not masks:
-        raise found_expected(f"--data_dir {data_dir!r}", "no picture", EXPECTED, "Check the path.")
+            found = images
+        found.append((picture_stem(file.name), file.path))
     # a folder of illustrations may hold copies of the photographs under the same names
-    taken = {name.lower() for name, _ in images}
-    images += [(name, path) for name, path in illustrations if name.lower() not in taken]
-    return pair_by_stem(images, masks, f"--data_dir {data_dir!r}")
+    taken = {name_key(name) for name, _ in images}
+    images += [(name, path) for name, path in illustrations if name_key(name) not in taken]
+    return pair_by_stem(images, masks, where)
 
 
 LAYOUT = PictureLayout(

@@ -1,0 +1,74 @@
+"""Say what a folder holds when a layout finds none of its files in it."""
+
+from pathlib import PurePath
+
+from guided_diffusion_core.data.walk import walk_data
+from guided_diffusion_core.errors import UserError, found_expected
+
+MOST_ENDINGS = 5  # endings that an error lists
+MOST_NAMES = 3  # names that it gives for each of them
+# ending, in lower case -> what to do with such files, which no layout reads
+CONVERSIONS = {
+    ".dcm": "Convert each DICOM series to .nii.gz, for example with dcm2niix.",
+    ".ima": "Convert each DICOM series to .nii.gz, for example with dcm2niix.",
+    ".mha": "Convert the volumes to .nii.gz, for example with SimpleITK.",
+    ".mhd": "Convert the volumes to .nii.gz, for example with SimpleITK.",
+    ".nrrd": "Convert the volumes to .nii.gz, for example with SimpleITK.",
+    ".npy": "Write the arrays to .nii.gz with nibabel, or to .png with Pillow.",
+    ".npz": "Write the arrays to .nii.gz with nibabel, or to .png with Pillow.",
+    ".mat": "Write the arrays to .nii.gz with nibabel, or to .png with Pillow.",
+    ".h5": "Write the arrays to .nii.gz with nibabel, or to .png with Pillow.",
+    ".hdf5": "Write the arrays to .nii.gz with nibabel, or to .png with Pillow.",
+    ".img": "Convert the volumes to .nii.gz, for example with nibabel.",
+    ".mgz": "Convert the volumes to .nii.gz, for example with nibabel.",
+    ".svs": "Cut the slides into pictures such as .png.",
+    ".gif": "Convert the pictures to .png.",
+    ".webp": "Convert the pictures to .png.",
+    ".heic": "Convert the pictures to .png.",
+    ".zip": "Unpack the archives.",
+    ".tar": "Unpack the archives.",
+    ".gz": "Unpack the archives.",
+    ".tgz": "Unpack the archives.",
+    ".rar": "Unpack the archives.",
+    ".7z": "Unpack the archives.",
+    ".json": "Export the annotations as mask pictures, for example with labelme_export_json or fiftyone.",
+    ".xml": "Export the annotations as mask pictures.",
+}
+
+
+class NothingFound(UserError):
+    """A folder holds no file of a layout."""
+
+
+def nothing_found(data_dir, expected, what="file of this layout"):
+    """Return the `NothingFound` error of a folder, which says what the folder holds instead.
+
+    expected: the expected layout in words. what: what is missing.
+    """
+    endings = {}  # ending -> list of names
+    for file in walk_data(data_dir):
+        endings.setdefault(ending_of(file.name), []).append(file.name)
+    by_number = sorted(endings, key=lambda ending: (-len(endings[ending]), ending))
+    shown = [_described(ending, endings[ending]) for ending in by_number[:MOST_ENDINGS]]
+    rest = sum(len(endings[ending]) for ending in by_number[MOST_ENDINGS:])
+    if rest:
+        shown.append(f"{rest} others")
+    found = f"no {what}" + (f", only {', '.join(shown)}" if shown else "")
+    return found_expected(f"--data_dir {str(data_dir)!r}", found, expected, _advice(by_number), NothingFound)
+
+
+def ending_of(name):
+    """Return the ending of a file name in lower case, such as ".nii.gz"; "" if there is none."""
+    path = PurePath(name.lower())
+    return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+
+
+def _described(ending, names):
+    kind = ending or "without an ending"
+    more = ", …" if len(names) > MOST_NAMES else ""
+    return f"{len(names)} {kind} ({', '.join(names[:MOST_NAMES])}{more})"
+
+
+def _advice(endings):
+    """Return the advice for the most frequent ending that has one."""
+    return next((CONVERSIONS[ending] for ending in endings if ending in CONVERSIONS), "Check the path.")
