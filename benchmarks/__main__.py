@@ -11,9 +11,10 @@ from benchmarks.report import write_report
 from benchmarks.run import Benchmark
 from benchmarks.worker import PEER
 from guided_diffusion_core.backends import BACKENDS
-from guided_diffusion_core.command_line import Command, run_program
+from guided_diffusion_core.command_line import Command, add_device, run_program
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.networks.registry import families
+from guided_diffusion_core.system.devices import AUTO, CPU, parse
 
 
 def add_run_flags(parser):
@@ -75,6 +76,7 @@ def _add_measurement_flags(parser):
     parser.add_argument(
         "--threads", type=int, default=1, metavar="INT", help="threads of each implementation (default: 1)"
     )
+    add_device(parser, CPU)
     parser.add_argument(
         "--cold",
         action="store_true",
@@ -99,11 +101,21 @@ def command_run(args):
     for name in ("repeats", "seconds", "threads", "width"):
         if getattr(args, name) < 1:
             raise found_expected(f"--{name}", getattr(args, name), "at least 1", "Use 1 or more.")
+    if parse(args.device)[0] == AUTO:
+        raise found_expected("--device", AUTO, "the device to measure", "Name it, such as cuda:0.")
     if args.peer:
         peer.check_folder(args.peer)
     implementations = ([PEER] if args.peer else []) + args.backends
     benchmark = Benchmark(
-        args.out_dir, implementations, args.peer, args.threads, args.repeats, args.seconds, args.cold, args.resume
+        args.out_dir,
+        implementations,
+        args.peer,
+        args.threads,
+        args.device,
+        args.repeats,
+        args.seconds,
+        args.cold,
+        args.resume,
     )
     for case in benchmark.run(make_cases(args.what, args.versions, args.sizes, args.width, args.batch)):
         write_report(args.out_dir)

@@ -24,12 +24,12 @@ GRADIENTS = ("out.2.weight", "middle_block.0.in_layers.2.weight", "input_blocks.
 class Ours:
     """One implementation to measure. Call `prepare` once, then `check` once, then `repeat` any number of times.
 
-    backend: its name in the table of `guided_diffusion_core/backends.py`. threads: of the computation.
+    backend: its name in the table of `guided_diffusion_core/backends.py`. threads, device: of the computation.
     """
 
-    def __init__(self, backend, threads):
+    def __init__(self, backend, threads, device="cpu"):
         self.backend = backend
-        self.runtime = start_backend(backend, threads=threads)
+        self.runtime = start_backend(backend, threads=threads, device=device)
 
     def module(self, name):
         """Return a module of the backend's package."""
@@ -130,7 +130,12 @@ class Ours:
         )
         x, mask = self._tensors("x", "mask")
         image = x[:, :-1]
-        return lambda: loop.run_step(image, mask)
+
+        def repeat():
+            loop.run_step(image, mask)
+            self.runtime.synchronize()
+
+        return repeat
 
     def _phantoms(self):
         """Write ISIC phantoms and return their folders, (for training, for sampling)."""

@@ -98,16 +98,17 @@ def start_process_group():
 class Peer:
     """The original, with the methods of `ours.Ours`.
 
-    folder: of its code. threads: of the computation.
+    folder: of its code. threads, device: of the computation.
     """
 
     # A whole case takes 1000 steps per member. Each costs the same, so a repetition runs only these, of one member.
     CASE_STEPS = 2
 
-    def __init__(self, folder, threads):
+    def __init__(self, folder, threads, device="cpu"):
         import torch
 
         self.th = torch
+        self.device = torch.device(device)
         self.module = load(folder)
         torch.set_num_threads(threads)
 
@@ -128,6 +129,7 @@ class Peer:
             if not name.startswith(BOTTLENECK_EMBED)
         }
         self.model.load_state_dict(state)
+        self.model.to(self.device)
         self.scratch = scratch
         self.repeat = {
             "evaluation": self._evaluation,
@@ -158,13 +160,18 @@ class Peer:
         return cases.ENSEMBLE * cases.settings(self.case)["diffusion_steps"] / self.CASE_STEPS
 
     def _tensors(self, *names):
-        return [self.th.from_numpy(self.arrays[name].copy()) for name in names]
+        return [self.th.from_numpy(self.arrays[name].copy()).to(self.device) for name in names]
+
+    def _synchronize(self):
+        """Wait until the GPU has computed what is queued."""
+        if self.device.type == "cuda":
+            self.th.cuda.synchronize()
 
     def _check_evaluation(self):
         self.model.eval()
         with self.th.no_grad():
             out, cal = self.model(*self._tensors("x", "t"))
-        return {"out": out.numpy(), "cal": cal.numpy()}
+        return {"out": out.cpu().numpy(), "cal": cal.cpu().numpy()}
 
     def _check_training(self):
         kind = self.th.nn.modules.dropout._DropoutNd
@@ -180,8 +187,8 @@ class Peer:
         found = self.th.autograd.grad(total, [params[name] for name in GRADIENTS])
         for module, rate in zip(dropouts, rates):
             module.p = rate
-        gradients = {name: value.numpy() for name, value in zip(GRADIENTS, found)}
-        return {"total": total.detach().numpy(), **gradients}
+        gradients = {name: value.cpu().numpy() for name, value in zip(GRADIENTS, found)}
+        return {"total": total.detach().cpu().numpy(), **gradients}
 
     def _evaluation(self):
         self.model.eval()
@@ -190,6 +197,7 @@ class Peer:
         def repeat():
             with self.th.no_grad():
                 self.model(x, t)
+            self._synchronize()
 
         return repeat
 
@@ -214,7 +222,12 @@ class Peer:
         )
         self.model.train()
         x, mask = self._tensors("x", "mask")
-        return lambda: loop.run_step(x[:, :-1], mask)
+
+        def repeat():
+            loop.run_step(x[:, :-1], mask)
+            self._synchronize()
+
+        return repeat
 
     def _cases(self):
         """Return a function that runs some steps of the ancestral sampler, as in the command of the original's README.
@@ -228,5 +241,6 @@ class Peer:
             self.diffusion.p_sample_loop_known(
                 self.model, (1, 3, self.case.size, self.case.size), img, step=self.CASE_STEPS, model_kwargs={}
             )
+            self._synchronize()
 
         return repeat

@@ -104,6 +104,7 @@ def readme(results, summary):
 Written by `python -m benchmarks` (`benchmarks/README.md` says what is measured and how).
 {machine["processor"]}, {machine["cores"]} cores; {settings["threads"]} thread(s) for each implementation; load of the
 machine at the start {machine["load"]:.1f}; up to {settings["repeats"]} rounds in which the implementations take turns.
+Device: {settings.get("device", "cpu")}.
 Seconds are medians over the rounds; a ratio is the median of the ratios round by round, to `{PEER}` (the
 original) where it was measured, else to {COMPARED[0]}.
 """

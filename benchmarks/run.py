@@ -107,12 +107,12 @@ class Benchmark:
 
     out_dir:         folder of `results.json`.
     implementations: names of backends, and `PEER`. peer: folder of the original, or "".
-    threads:         of each process. repeats: number of rounds.
+    threads, device: of each process. repeats: number of rounds.
     seconds:         after this time no further round of a case begins.
     cold:            measure Jittor's first start as well. resume: keep the results in the folder.
     """
 
-    def __init__(self, out_dir, implementations, peer, threads, repeats, seconds, cold, resume):
+    def __init__(self, out_dir, implementations, peer, threads, device, repeats, seconds, cold, resume):
         self.out_dir = Path(make_writable_folder(out_dir, "--out_dir"))
         self.implementations = implementations
         self.peer = peer
@@ -120,6 +120,7 @@ class Benchmark:
         self.results = {
             "settings": {
                 "threads": threads,
+                "device": device,
                 "repeats": repeats,
                 "seconds": seconds,
                 "implementations": implementations,
@@ -144,6 +145,7 @@ class Benchmark:
                 "Add --resume to go on with it, or give another --out_dir.",
             )
         earlier = json.loads(path.read_text())
+        earlier["settings"].setdefault("device", "cpu")  # results of older versions
         if earlier["settings"] != self.results["settings"]:
             raise found_expected(
                 path,
@@ -191,6 +193,7 @@ class Benchmark:
             "peer": self.peer,
             "case": case and dataclasses.asdict(case),
             "threads": self.results["settings"]["threads"],
+            "device": self.results["settings"]["device"],
         }
 
     def _turns(self, case, folder, bar):

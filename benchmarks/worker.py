@@ -67,16 +67,16 @@ def _open(job):
     if job["implementation"] == PEER:
         from benchmarks.peer import Peer
 
-        return Peer(job["peer"], job["threads"])
+        return Peer(job["peer"], job["threads"], job["device"])
     from benchmarks.ours import Ours
 
-    return Ours(job["implementation"], job["threads"])
+    return Ours(job["implementation"], job["threads"], job["device"])
 
 
 def serve(job, answers):
     """Prepare a job, then answer each line of the standard input; the first answer follows the preparation.
 
-    job:     implementation, case (fields of `Case` or None), peer (folder), threads, scratch (folder), arrays
+    job:     implementation, case (fields of `Case` or None), peer (folder), threads, device, scratch (folder), arrays
              (file for the outputs to compare).
     answers: stream for the answers.
     """

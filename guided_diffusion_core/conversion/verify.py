@@ -19,6 +19,7 @@ from guided_diffusion_core.conversion import convert
 from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.networks.family import as_prediction
 from guided_diffusion_core.networks.registry import family_of
+from guided_diffusion_core.system.devices import CPU
 
 INPUT_SEED = 0
 # Allowed difference of the backends, as a share of the largest output. Sums in another order gave 2.7e-6 at width 128
@@ -27,8 +28,11 @@ BACKENDS_AGREE = 1e-4
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def check_installed():
-    """Refuse `--verify` if a framework is missing; `UserError`."""
+def check_backends(device):
+    """Refuse `--verify` if a framework is missing, or a device that is not there for both; `UserError`.
+
+    device: value of `--device`.
+    """
     for name in COMPARED:
         distribution = BACKENDS[name].distribution
         if importlib.util.find_spec(BACKENDS[name].framework) is None:
@@ -38,6 +42,9 @@ def check_installed():
                 "both frameworks, whose outputs it compares",
                 f"Install {distribution} or leave the flag out: converting needs neither.",
             )
+    if device != CPU:
+        for name in COMPARED:
+            _in_a_process(name, f"check_device({name!r}, {device!r})")
 
 
 def verify(source_path, target_path, given, config, device="cpu"):
@@ -82,9 +89,19 @@ def _largest(first, second):
 
 def _outputs(backend, folder, device):
     """Run a network of each file in a new process. Returns "IN" or "OUT" -> name of the output -> array."""
+    _in_a_process(backend, f"run({backend!r}, {folder!r}, {device!r})")
+    with np.load(Path(folder) / f"{backend}.npz") as file:
+        return {
+            name: {key.partition("/")[2]: file[key] for key in file if key.startswith(f"{name}/")}
+            for name in ("IN", "OUT")
+        }
+
+
+def _in_a_process(backend, call):
+    """Call a function of this module in a new process, where the backend may start. Raises `UserError` if it fails."""
     code = (
         "from guided_diffusion_core import command_line; from guided_diffusion_core.conversion import verify; "
-        f"command_line.run_command(lambda: verify.run({backend!r}, {folder!r}, {device!r}))"
+        f"command_line.run_command(lambda: verify.{call})"
     )
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
@@ -92,12 +109,12 @@ def _outputs(backend, folder, device):
     )
     if done.returncode:
         message = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise UserError(f"--verify: {backend} could not run the network: {message}")
-    with np.load(Path(folder) / f"{backend}.npz") as file:
-        return {
-            name: {key.partition("/")[2]: file[key] for key in file if key.startswith(f"{name}/")}
-            for name in ("IN", "OUT")
-        }
+        raise UserError(f"--verify: {backend} could not run: {message}")
+
+
+def check_device(backend, device):
+    """Start a backend on a device. Raises `UserError` if it is not there."""
+    start_backend(backend, device=device)
 
 
 def run(backend, folder, device):

@@ -54,7 +54,7 @@ def run(args):
         given["normalisation"] = args.normalisation
     convert.check_target(args.target)
     if args.verify:
-        verify.check_installed()
+        verify.check_backends(device)
     source = convert.read(args.source, given)
     print("\n".join((f"{args.source}: {len(source.arrays)} tensors.", *source.notes)))
     if args.dry_run:

@@ -122,7 +122,7 @@ def test_scaling_varies_one_quantity_at_a_time_and_gives_its_power(tmp_path):
 @pytest.mark.parametrize("count", [1, 2])
 def test_processes_of_a_group_work_at_the_same_time_and_their_shares_add_up(tmp_path, count):
     case = {"what": "evaluation", "version": "new", "size": 32, "batch": 1, "width": 32}
-    job = {"implementation": BACKENDS[0], "peer": "", "case": case, "threads": 1}
+    job = {"implementation": BACKENDS[0], "peer": "", "case": case, "threads": 1, "device": "cpu"}
     group = run.Group(job, tmp_path, count)
     try:
         answer = group.repeat()
@@ -177,6 +177,7 @@ def test_a_tiny_run_measures_and_goes_on(tmp_path):
     assert results["limits"]["evaluation/new-32px-batch1-width32"][0]["matmul"]["cpu"] > 1e9
     assert "| evaluation/new-32px-batch1-width32 | " + BACKENDS[0] in (tmp_path / "out" / "README.md").read_text()
     assert (tmp_path / "out" / "evaluation.png").stat().st_size > 1000
+    assert results["settings"]["device"] == "cpu"
     assert command(*tiny, "--resume").returncode == 0
     refused = command(*tiny)
     assert refused.returncode == 2 and "--resume" in refused.stderr

@@ -216,7 +216,20 @@ def test_settings_that_an_older_version_did_not_write_have_their_defaults():
     config = resolve({"lr": 3e-4, "image_size": 96, "seed": 7}, preset="fast")
     tree = config.to_dict()
     del tree["normalisation"], tree["training"]["lr_schedule"], tree["sampling"]["dynamic_thresholding"]
+    del tree["compute"]["device"]
     assert from_dict(tree) == config
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:12", "mps"])
+def test_the_device_is_part_of_the_configuration(device):
+    config = resolve({"device": device})
+    assert config.compute.device == device and from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "0", "Cuda:1"])
+def test_a_name_of_no_device_is_refused(device):
+    with pytest.raises(UserError, match=f"--device: found '{device}'; expected auto, cpu, cuda, cuda:N or mps"):
+        resolve({"device": device})
 
 
 @pytest.mark.parametrize(

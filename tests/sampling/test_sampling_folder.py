@@ -290,6 +290,19 @@ class TestOtherSettings:
             run(tmp_path)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda:0", "mps"])
+def test_the_masks_of_a_folder_may_come_from_several_devices(tmp_path, whole, device):
+    """The report says which one sampled last."""
+    for asked in ("auto", device):
+        settings = {**SETTINGS, "compute": {"device": asked, "mixed_precision": "no"}}
+        run(tmp_path, settings=settings, resume=True, device=device)
+        assert json.loads((tmp_path / "run_report.json").read_text())["device"] == device
+    assert contents(tmp_path) == whole
+    settings["compute"]["mixed_precision"] = "bf16"
+    with pytest.raises(UserError, match="--mixed_precision: found 'bf16'; expected 'no'"):
+        run(tmp_path, settings=settings, resume=True)
+
+
 def test_cases_whose_files_would_collide_are_refused(tmp_path):
     """Use case a with label b_c, and case a_b with label c."""
 

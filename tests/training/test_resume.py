@@ -168,6 +168,19 @@ def test_a_flag_that_contradicts_the_checkpoint(saved, given, message):
         training.resumed_config(str(saved), "", given)
 
 
+@pytest.mark.parametrize("trained", ["cpu", "cuda", "cuda:3", "mps"])
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda:1"])
+def test_a_training_goes_on_on_another_device(tmp_path, trained, device):
+    """The device is taken anew: that of the training may be another machine's."""
+    weights = {"a": np.arange(3, dtype=np.float32)}
+    networks = {"model": weights, "ema_0.9999": weights, "trainer": weights}
+    folder = checkpoints.save(tmp_path, 1, small_config(device=trained), networks)
+    given = {} if device == "auto" else {"device": device}
+    _, config, found, _ = training.resumed_config(str(folder), "", given)
+    assert config == small_config(device=device)
+    assert_same(found, networks)
+
+
 def test_the_checkpoint_decides_but_for_where_it_ends(saved):
     step, config, networks, validated = training.resumed_config(str(saved), "", {"max_steps": 20, "save_interval": 2})
     assert validated == {"step": 5, "best": {"step": 5, "dice": 0.5}}
