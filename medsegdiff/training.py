@@ -8,6 +8,7 @@ from guided_diffusion_core import command_line, training
 from guided_diffusion_core.backends import backend_module, start_backend
 from guided_diffusion_core.config import all_setting_names, resolve
 from guided_diffusion_core.data import open_dataset
+from guided_diffusion_core.data.dataset import say_remarks
 from guided_diffusion_core.data.walk import saying_left_out
 from guided_diffusion_core.errors import join_names
 from guided_diffusion_core.system import processes
@@ -76,6 +77,7 @@ def run(backend, out_dir, given, preset=None, resume="", dry_run=False, threads=
         start_backend(backend, show and first, threads=threads, **asdict(config.compute))
     with saying_left_out():
         dataset = open_dataset(config.data, config.model.image_size, "Training", need_masks=True)
+    say_remarks(dataset)
     config = training.fit_to_data(
         config, dataset, in_ch_given="in_ch" in given, mask_channels_given="mask_channels" in given
     )

@@ -1,5 +1,6 @@
 """The parts of every dataset: examples for the network, the cases that they belong to, and their ground truth."""
 
+import sys
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from guided_diffusion_core.data.formats.labels import LabelMap
 from guided_diffusion_core.errors import MAX_NAMES, UserError, found_expected, join_names, report
+from guided_diffusion_core.system.processes import launched
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,13 @@ class Dataset(Protocol):
     in_channels:   number of channels of an image.
     normalisation: the rule that turns intensities into network input, in words, for the checkpoint.
     labels:        names of the K masks of an example, in the order of their channels.
+    remarks:       lines for the user on what was done to the data, a tuple.
     """
 
     in_channels: int
     normalisation: str
     labels: tuple
+    remarks: tuple
 
     def __len__(self):
         """Return the number of examples."""
@@ -78,6 +82,13 @@ class Dataset(Protocol):
 
     def cases(self) -> list:
         """Return a list of all `Case`s. Each index belongs to exactly one of them."""
+
+
+def say_remarks(dataset):
+    """Print what was done to the data of a `Dataset` on stderr; of several processes the first one prints."""
+    if launched().rank == 0:
+        for line in dataset.remarks:
+            print(line, file=sys.stderr)
 
 
 @dataclass(frozen=True)

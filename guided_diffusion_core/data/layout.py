@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from guided_diffusion_core.data.check.inventory import files_of_pairs, files_of_volumes
 from guided_diffusion_core.data.folders import folder_labels
-from guided_diffusion_core.data.formats.images import read_picture
+from guided_diffusion_core.data.formats.images import require_picture
 from guided_diffusion_core.data.formats.labels import LabelMap
 from guided_diffusion_core.data.formats.slices import require_all_slices
 from guided_diffusion_core.data.formats.transforms import RGB_RULE
@@ -62,12 +62,10 @@ class PictureLayout(Layout):
     """A layout of 2D pictures with one mask file each.
 
     find_pairs: function (data_dir, split) -> list of `Pair`.
-    read_image: function (path, size) that reads a picture as network input.
     labels:     if None, the labels come from labels.json in the data folder; without that file there is one mask.
     """
 
     find_pairs: Callable
-    read_image: Callable = read_picture
 
     def choose_labels(self, config, need_values):
         """Return the `LabelMap` of the labels that a `DataConfig` chooses, see `Layout`."""
@@ -86,7 +84,6 @@ class PictureLayout(Layout):
             config.upstream_compat,
             config.data_dir,
             self.expected,
-            self.read_image,
         )
 
     def list_truths(self, config, split):
@@ -99,7 +96,7 @@ class PictureLayout(Layout):
         """Return (normalisation, list of `ListedFile`) of a split, see `data.list_files`."""
         require_all_slices(config.slices)
         pairs = self.find_pairs(config.data_dir, split)
-        return RGB_RULE, files_of_pairs(pairs, self.choose_labels(config, True), need_masks)
+        return RGB_RULE, files_of_pairs(pairs, self.choose_labels(config, True), need_masks, require_picture)
 
 
 @dataclass(frozen=True, kw_only=True)

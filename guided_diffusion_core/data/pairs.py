@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from guided_diffusion_core.data.dataset import Case, Example, Truth, require_unique
-from guided_diffusion_core.data.formats.images import image_size, read_masks, read_picture
+from guided_diffusion_core.data.formats.images import read_picture
+from guided_diffusion_core.data.formats.masks import read_masks
+from guided_diffusion_core.data.formats.rasters import UPRIGHT, read_header
 from guided_diffusion_core.data.formats.transforms import RGB_RULE
 from guided_diffusion_core.data.walk import name_key
 from guided_diffusion_core.errors import UserError, found_expected, join_names, report
@@ -114,9 +116,10 @@ def unpaired_errors(pairs, need_masks=True):
 
 
 class PairDataset:
-    """A dataset of pictures with one mask file each (`Dataset`). The sizes of every pair are checked at once.
+    """A dataset of pictures with one mask file each (`Dataset`). The headers of all files are read at once.
 
-    Every picture has three channels: grey is repeated, so that grey and coloured pictures can be mixed.
+    Every picture has three channels: grey is repeated, so that grey and coloured pictures can be mixed. Pictures and
+    masks with an EXIF orientation are turned upright.
 
     pairs:           list of `Pair`.
     label_map:       `LabelMap` of the masks.
@@ -125,42 +128,38 @@ class PairDataset:
     upstream_compat: resize masks like the original: bilinearly, then take all that is above zero.
     data_dir:        the folder of the pairs, for errors.
     expected:        the expected layout in words, for errors.
-    read_image:      function (path, size) that reads a picture as network input.
-    Raises `UserError` for missing masks, masks of another size than their image, and files that are not images.
+    Raises `UserError` for missing masks, masks of another size than their image, and files that are not one image.
     """
 
     in_channels = 3
     normalisation = RGB_RULE
 
-    def __init__(
-        self, pairs, label_map, size, need_masks, upstream_compat, data_dir, expected, read_image=read_picture
-    ):
+    def __init__(self, pairs, label_map, size, need_masks, upstream_compat, data_dir, expected):
         self.size = size
         self.need_masks = need_masks
         self.upstream_compat = upstream_compat
         self.labels = label_map.names
         self._label_map = label_map
-        self._read_image = read_image
         if all(pair.image is None for pair in pairs):
             error = found_expected(f"--data_dir {str(data_dir)!r}", "masks but no image", expected, "Check the path.")
             report(error, unpaired_errors(pairs))
         if need_masks:
             require_paired(pairs, data_dir, expected)
         self._pairs = [pair for pair in pairs if pair.image is not None]
-        self._shapes = [self._checked_shape(pair) for pair in self._pairs]
+        self._headers = [self._checked_header(pair) for pair in self._pairs]
 
-    def _checked_shape(self, pair):
-        """Return (height, width) of a pair. Raises `UserError` if image and mask differ."""
-        shape = image_size(pair.image)
-        mask_shape = image_size(pair.mask) if self.need_masks else shape
-        if mask_shape != shape:
-            raise found_expected(
-                pair.mask,
-                f"a mask of {_pixels(mask_shape)}",
-                f"{_pixels(shape)} like its image {pair.image}",
-                "Use the mask that belongs to the image.",
-            )
-        return shape
+    @property
+    def remarks(self):
+        """Return lines on what was done to the data, a tuple."""
+        turned = [pair.name for pair, header in zip(self._pairs, self._headers) if header.orientation != UPRIGHT]
+        return (f"EXIF orientation applied to {len(turned)} pictures ({join_names(turned)})",) if turned else ()
+
+    def _checked_header(self, pair):
+        """Return the `Header` of a pair. Raises `UserError` if image and mask differ in size."""
+        header = read_header(pair.image)
+        if self.need_masks:
+            require_same_size(pair.mask, read_header(pair.mask), pair.image, header)
+        return header
 
     def __len__(self):
         return len(self._pairs)
@@ -176,12 +175,12 @@ class PairDataset:
 
     def _read(self, pair):
         """Return the network input of a pair, (C, S, S) float32."""
-        return self._read_image(pair.image, self.size)
+        return read_picture(pair.image, self.size)
 
     def cases(self):
         """Return one `Case` for each image."""
-        named_shapes = zip(self._pairs, self._shapes)
-        return [Case(pair.name, (index,), shape) for index, (pair, shape) in enumerate(named_shapes)]
+        found = zip(self._pairs, self._headers)
+        return [Case(pair.name, (index,), header.shape) for index, (pair, header) in enumerate(found)]
 
 
 def pair_truths(pairs, label_map, data_dir, expected):
@@ -194,5 +193,26 @@ def pair_truths(pairs, label_map, data_dir, expected):
     return [Truth(pair.name, pair.mask, label_map=label_map) for pair in pairs]
 
 
-def _pixels(shape):
-    return f"{shape[1]} x {shape[0]} pixels (width x height)"
+def require_same_size(path, header, image_path, image_header):
+    """Raise `UserError` if a mask, or a file with another channel, differs in size from its image.
+
+    path, image_path:     the files.
+    header, image_header: objects with a shape (height, width) and an orientation, upright, as `rasters.Header`.
+    """
+    if header.shape == image_header.shape:
+        return
+    orientations = header.orientation, image_header.orientation
+    is_turned = orientations != (UPRIGHT, UPRIGHT)
+    raise found_expected(
+        path,
+        _pixels(header),
+        f"{_pixels(image_header)} like its image {image_path}",
+        "Turn the pixels of both upright and remove the EXIF orientation, or draw the mask again on the turned picture."
+        if is_turned
+        else "Use the file that belongs to the image.",
+    )
+
+
+def _pixels(header):
+    turned = "" if header.orientation == UPRIGHT else f", turned by the EXIF orientation {header.orientation}"
+    return f"{header.shape[1]} x {header.shape[0]} pixels (width x height{turned})"

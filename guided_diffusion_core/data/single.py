@@ -90,6 +90,7 @@ class ArrayPicture:
 
     in_channels = 3
     normalisation = RGB_RULE
+    remarks = ()
 
     def __init__(self, array, size, labels, name, where):
         self.labels = labels

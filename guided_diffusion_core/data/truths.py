@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from guided_diffusion_core.data.formats.images import read_masks
+from guided_diffusion_core.data.formats.masks import read_masks
 from guided_diffusion_core.data.formats.volumes import read_plane, read_volume
 
 

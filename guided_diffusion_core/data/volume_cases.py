@@ -166,6 +166,8 @@ class VolumeDataset:
     Raises `UserError` for files that are missing or broken, or that do not belong together.
     """
 
+    remarks = ()
+
     def __init__(
         self, cases, parts, label_map, size, slices, need_masks, upstream_compat, data_dir, cache_bytes=CACHE_BYTES
     ):

@@ -8,24 +8,33 @@ from guided_diffusion_core.data.formats.transforms import resize_linear
 # RGB of the outlines by label, told apart by colour-blind readers too (Okabe and Ito 2008). From the
 # sixth label on the colours repeat.
 COLOURS = ((0, 158, 115), (230, 159, 0), (204, 121, 167), (86, 180, 233), (240, 228, 66))
-GREY_RANGE = (1.0, 99.0)  # percentiles of a grey image that become black and white
+SHOWN_RANGE = (1.0, 99.0)  # percentiles of a channel that become black and white
+ROUNDING = 1e-3  # resized RGB may leave [0, 1] by this much
 PIXELS_PER_WIDTH = 400  # the outline is one pixel wide in a picture of this many pixels, and grows with it
 
 
 def as_picture(image):
     """Make an image visible: (C, H, W) -> uint8 (H, W, 3).
 
-    Three channels are RGB in [0, 1]. From any other number of channels the last is shown in grey.
+    Three channels in [0, 1] are RGB. Three channels of other intensities are shown as red, green and blue, each scaled
+    by itself. From any other number of channels the last is shown in grey.
     """
     image = np.asarray(image, np.float32)
-    if len(image) == 3:
-        shown = np.moveaxis(image, 0, -1)  # (3, H, W) -> (H, W, 3)
+    if len(image) != 3:
+        shown = _scaled(image[-1:]).repeat(3, axis=0)
+    elif image.min() < -ROUNDING or image.max() > 1 + ROUNDING:
+        shown = _scaled(image)
     else:
-        grey = image[-1]
-        black, white = np.percentile(grey, GREY_RANGE)
-        grey = (grey - black) / (white - black or 1.0)
-        shown = np.repeat(grey[..., None], 3, axis=-1)  # (H, W) -> (H, W, 3)
+        shown = image
+    shown = np.moveaxis(shown, 0, -1)  # (3, H, W) -> (H, W, 3)
     return (np.clip(shown, 0.0, 1.0) * 255).round().astype(np.uint8)
+
+
+def _scaled(channels):
+    """Scale each of the channels (C, H, W) so that `SHOWN_RANGE` of it becomes 0 to 1."""
+    black, white = np.percentile(channels, SHOWN_RANGE, axis=(1, 2), keepdims=True)  # (C, 1, 1) each
+    extent = np.where(white > black, white - black, 1.0)
+    return (channels - black) / extent
 
 
 def draw_outlines(picture, masks, least=1):

@@ -14,7 +14,9 @@ import blobfile as bf
 import numpy as np
 from PIL import Image
 
-from guided_diffusion_core.data.formats.images import decode
+from guided_diffusion_core.data.formats.labels import LabelMap
+from guided_diffusion_core.data.formats.masks import masks_of
+from guided_diffusion_core.data.formats.rasters import read_raster
 from guided_diffusion_core.data.formats.transforms import resize_linear
 from guided_diffusion_core.data.formats.volumes import Geometry, read_volume, volume_bytes
 from guided_diffusion_core.errors import UserError, found_expected, join_names
@@ -159,7 +161,13 @@ def read_output(path):
 
     Raises `UserError` for a broken file and for values outside [0, 1].
     """
-    values = read_volume(path) if path.endswith(_VOLUME_SUFFIX) else np.asarray(decode(path))
+    if path.endswith(_VOLUME_SUFFIX):
+        values = read_volume(path)
+    else:
+        raster = read_raster(path)
+        if raster.values.dtype.kind != "f":
+            return masks_of(raster, path, LabelMap(plain=True))[0]
+        values = raster.values
     if values.dtype.kind != "f":
         return values > 0
     low = float(values.min(initial=np.inf))

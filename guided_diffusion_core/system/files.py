@@ -40,7 +40,19 @@ def read_bytes(path):
     try:
         return bf.read_bytes(str(path))
     except READ_ERRORS as error:
-        raise found_expected(path, f"no readable file ({error})", "a file", "Check the path.") from error
+        raise _unreadable(path, error) from error
+
+
+def open_bytes(path):
+    """Open a file to read parts of it. Raises `UserError` if it cannot be read."""
+    try:
+        return bf.BlobFile(str(path), "rb")
+    except READ_ERRORS as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path, error):
+    return found_expected(path, f"no readable file ({error})", "a file", "Check the path.")
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from guided_diffusion_core.data.formats.images import decode
+from guided_diffusion_core.data.formats.images import channel_values
+from guided_diffusion_core.data.formats.rasters import read_raster
 from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.results.outputs import MASK, UNCERTAINTY, find_output, read_output
@@ -108,6 +109,6 @@ def overview_rows(images, truths, folders):
     for truth in truths:
         masks = {title: read_output(find_output(folder, truth.name, MASK)) for title, folder in folders.items()}
         spread = find_output(next(iter(folders.values())), truth.name, UNCERTAINTY)
-        picture = np.asarray(decode(images[truth.name]), np.float32).transpose(2, 0, 1) / 255  # (3, H, W)
+        picture = channel_values(read_raster(images[truth.name])).astype(np.float32) / 255  # (3, H, W)
         rows.append(OverviewRow(truth.name, picture, read_truth_masks(truth)[0], masks, read_output(spread)))
     return rows

@@ -13,7 +13,8 @@ from PIL import Image
 from guided_diffusion_core import backends, checkpoints, config
 from guided_diffusion_core.backends import BACKENDS
 from guided_diffusion_core.data import list_truths, open_dataset
-from guided_diffusion_core.data.formats.images import read_mask
+from guided_diffusion_core.data.formats.labels import LabelMap
+from guided_diffusion_core.data.formats.masks import read_masks
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.results.outputs import CaseWriter
 from medsegdiff.__main__ import main
@@ -134,7 +135,7 @@ def write_masks(data_dir, out_dir):
     writer = CaseWriter(out_dir)
     paths = {truth.name: truth.path for truth in list_truths(data)}
     for case in open_dataset(data, 64, "Test", need_masks=False).cases():
-        truth = read_mask(paths[case.name])[None].astype(np.float32)
+        truth = read_masks(paths[case.name], LabelMap()).astype(np.float32)
         truth[:, 0] = "jittor" in out_dir
         writer.write(case, truth, 0 * truth, 0.5)
 

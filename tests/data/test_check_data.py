@@ -170,7 +170,7 @@ def test_names_and_faults_of_single_pictures(isic):
     mask(test, 4).rename(truth / "ISIC_0000001_Segmentation.png")
     upright = Image.open(picture(train, 2))
     exif = upright.getexif()
-    exif[274] = 6
+    exif[274] = 3
     upright.save(picture(train, 2), exif=exif)
     grey = np.asarray(Image.open(mask(train, 1))).copy()
     grey[0, :3] = 7, 140, 9

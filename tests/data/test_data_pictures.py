@@ -15,6 +15,8 @@ from PIL import Image
 from guided_diffusion_core.config import DataConfig, resolve
 from guided_diffusion_core.data import list_truths, open_dataset, phantoms
 from guided_diffusion_core.data.formats import images
+from guided_diffusion_core.data.formats.masks import label_values
+from guided_diffusion_core.data.formats.rasters import read_header, read_raster
 from guided_diffusion_core.data.pairs import pair_by_stem
 from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.errors import UserError
@@ -199,7 +201,7 @@ class TestModes:
         ramp = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
         save(tmp_path / "a.tif", Image.fromarray(ramp), compression=compression)
         np.testing.assert_allclose(images.read_picture(tmp_path / "a.tif", 32), np.stack([ramp / 65535] * 3), atol=1e-7)
-        assert images.image_size(tmp_path / "a.tif") == (32, 32)
+        assert read_header(tmp_path / "a.tif").shape == (32, 32)
 
     @pytest.mark.parametrize("planar", ["contig", "separate"])
     def test_sixteen_bits_in_colour_keep_their_depth(self, tmp_path, planar):
@@ -208,7 +210,7 @@ class TestModes:
         tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", planarconfig=planar)
         found = images.read_picture(tmp_path / "a.tif", 32)
         np.testing.assert_allclose(found, colours.transpose(2, 0, 1) / 65535, atol=1e-7)
-        assert images.image_size(tmp_path / "a.tif") == (32, 32)
+        assert read_header(tmp_path / "a.tif").shape == (32, 32)
 
     def test_floating_point(self, tmp_path):
         values = np.linspace(0, 1, 1024, dtype=np.float32).reshape(32, 32)
@@ -230,7 +232,7 @@ class TestModes:
             images.read_picture(tmp_path / "a.tif", 32)
 
     @pytest.mark.parametrize("kept", [0, 10, 0.5])
-    @pytest.mark.parametrize("reader", [lambda path: images.read_picture(path, 32), images.read_labels])
+    @pytest.mark.parametrize("reader", [lambda path: images.read_picture(path, 32), read_raster])
     def test_broken_tiff(self, tmp_path, reader, kept):
         buffer = io.BytesIO()
         tifffile.imwrite(buffer, np.ones((32, 32, 3), np.uint16), photometric="rgb")
@@ -246,7 +248,7 @@ class TestLabelPictures:
     VALUES = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
 
     def stored(self, path, picture, **settings):
-        return images.read_labels(save(path, picture, **settings))
+        return label_values(read_raster(save(path, picture, **settings)), path)
 
     def test_grey_of_any_depth(self, tmp_path):
         for dtype in (np.uint8, np.uint16, np.int32, np.float32):
@@ -394,7 +396,7 @@ class TestNnunetPictures:
 
     def test_a_grey_picture_for_three_channels(self, tmp_path):
         write_nnunet_picture(tmp_path, "RGB", BOX)
-        with pytest.raises(UserError, match="a_0000.png: found 1 channels in 1 files; expected 3"):
+        with pytest.raises(UserError, match="a_0000.png: found 1 channels in one file; expected 3"):
             opened("NNUNET", tmp_path)[0]
 
     def test_slices(self, tmp_path):

@@ -16,6 +16,7 @@ from guided_diffusion_core.checkpoints import files
 from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.conversion import convert
 from guided_diffusion_core.data import list_truths, open_dataset, phantoms
+from guided_diffusion_core.data.formats.rasters import read_raster
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.networks.registry import initial_state, make_plan
 from guided_diffusion_core.results.outputs import read_output
@@ -129,6 +130,8 @@ def assert_only_whole_files(folder):
         assert not path.name.startswith(".") and "writing" not in path.name
         if path.suffix == ".json":
             json.loads(path.read_text())
+        elif path.stem.endswith("_overlay"):
+            read_raster(path)
         else:
             read_output(str(path))
 

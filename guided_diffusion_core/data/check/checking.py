@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from guided_diffusion_core.data.check.examine import ERROR, WARNING, Problem, as_problem, examine
 from guided_diffusion_core.data.formats.volumes import AFFINE_TOLERANCE
-from guided_diffusion_core.errors import join_names
+from guided_diffusion_core.data.pairs import require_same_size
+from guided_diffusion_core.errors import UserError, join_names
 
 QUANTILES = (0.5, 25, 50, 75, 99.5)  # percent, of the intensities in the fingerprint
 
@@ -97,6 +98,8 @@ def _different_grids(results):
 
 def _different_grid(first, other):
     """Return a list with the first difference between the grids of two files; empty if they are the same."""
+    if first.affine is None and other.affine is None:
+        return _different_size(first, other)
     if first.shape != other.shape:
         kind = "shape"
         found = f"the size {_product(other.shape)}"
@@ -124,6 +127,15 @@ def _different_grid(first, other):
             "Resample all files of a case to one grid, or use the file that belongs to the case.",
         )
     ]
+
+
+def _different_size(first, other):
+    """Return a list with the difference in size between two pictures; empty if there is none."""
+    try:
+        require_same_size(other.file.path, other, first.file.path, first)
+    except UserError as error:
+        return [as_problem(error, "shape")]
+    return []
 
 
 def _is_close(values, others):

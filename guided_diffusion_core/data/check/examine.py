@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from guided_diffusion_core.data.formats.images import decode, read_masks, stored_values
+from guided_diffusion_core.data.formats.masks import masks_of, remarks_on
+from guided_diffusion_core.data.formats.rasters import UPRIGHT, read_raster
 from guided_diffusion_core.data.formats.transforms import ZSCORE_RULE
 from guided_diffusion_core.data.formats.volumes import read_with_geometry, stem
 from guided_diffusion_core.errors import UserError
@@ -14,7 +15,6 @@ from guided_diffusion_core.system.files import read_once
 ERROR = "error"
 WARNING = "warning"
 SAMPLE_SIZE = 2000  # intensities that a file contributes to the histogram
-ORIENTATION = 274  # the EXIF tag for the orientation; 1 means upright
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Examined:
     file:     `ListedFile`.
     problems: list of `Problem`.
     shape:    shape of the stored array without channels: (H, W), (X, Y) or (X, Y, Z).
+    orientation: the EXIF orientation that was applied to a picture.
     affine:   (4, 4) of a NIfTI file.
     spacing:  millimetres along its axes.
     digest:   hash of the decoded values as float32, so that a copy with another compression has the same one.
@@ -59,6 +60,7 @@ class Examined:
     file: object
     problems: list = field(default_factory=list)
     shape: tuple | None = None
+    orientation: int = UPRIGHT
     affine: np.ndarray | None = None
     spacing: tuple | None = None
     digest: str = ""
@@ -89,33 +91,54 @@ def examine(file, normalisation):
     result = Examined(file)
     try:
         with read_once(file.path):
-            values = _read_picture(result) if stem(file.path) is None else _read_nifti(result)
-            result.digest = _digest(values)
-            if file.label_map is None:
-                _examine_image(result, values, normalisation)
+            if stem(file.path) is None:
+                _examine_picture(result, normalisation)
             else:
-                _examine_labels(result, values)
+                _examine_volume(result, normalisation)
     except UserError as error:
-        kind = "unreadable" if result.shape is None else "labels"
+        kind = "unreadable" if result.shape is None else "labels" if file.label_map else "values"
         result.problems.append(as_problem(error, kind, file.path))
     return result
 
 
-def _read_picture(result):
-    """Return the stored values of a picture; record its shape and a wrong orientation."""
-    path = result.file.path
-    values = stored_values(path)
-    result.shape = tuple(values.shape[:2])
-    orientation = decode(path).getexif().get(ORIENTATION, 1)
-    if orientation != 1:
+def _examine_picture(result, normalisation):
+    """Examine a picture or a picture mask."""
+    file = result.file
+    raster = read_raster(file.path)
+    result.shape = tuple(raster.shape)
+    result.orientation = raster.orientation
+    result.digest = _digest(raster.values)
+    if raster.orientation != UPRIGHT:
         result.add(
             WARNING,
             "orientation",
-            f"an EXIF orientation of {orientation}, which some programs apply and others ignore",
+            f"an EXIF orientation of {raster.orientation}, which is applied, but which other programs may ignore",
             "pixels that are stored upright",
-            "Rotate the pixels, and remove the tag.",
+            "Make sure that image and mask overlap. To be rid of the question, turn the pixels and remove the tag.",
         )
-    return values
+    if file.label_map is None:
+        _examine_image(result, raster.values, normalisation)
+        if file.require:
+            file.require(raster, file.path)
+        return
+    masks = masks_of(raster, file.path, file.label_map)
+    _measure_masks(result, masks)
+    for remark in remarks_on(raster, file.path, file.label_map):
+        result.add(WARNING, *remark)
+
+
+def _examine_volume(result, normalisation):
+    """Examine a NIfTI file of an image or of labels."""
+    file = result.file
+    values = _read_nifti(result)
+    result.digest = _digest(values)
+    if file.label_map is None:
+        _examine_image(result, values, normalisation)
+        return
+    # a binary map may still know the codes of its layout, for example if only whole_tumour was chosen
+    if len(file.label_map.allowed) > 1:
+        file.label_map.check(np.unique(values), file.path)
+    _measure_masks(result, file.label_map.masks(values, file.path))
 
 
 def _read_nifti(result):
@@ -159,10 +182,10 @@ def _examine_image(result, values, normalisation):
     if values.dtype.kind == "f":
         finite = np.isfinite(values)
         bad = int(values.size - finite.sum())
-        if bad:
+        if bad and not result.file.require:
             found = f"{bad} values that are NaN or infinite"
             result.add(ERROR, "not finite", found, "finite numbers", "Replace the file.")
-            values = values[finite]
+        values = values[finite]
     if not values.size:
         return
     low = float(values.min())
@@ -195,23 +218,6 @@ def _examine_image(result, values, normalisation):
         result.sample = np.asarray(used[::step], np.float32)
 
 
-def _examine_labels(result, values):
-    path = result.file.path
-    label_map = result.file.label_map
-    if stem(path) is None:
-        masks = read_masks(path, label_map)
-        found = np.unique(values) if label_map.is_binary else ()
-        if len(found) > 2:
-            result.add(
-                WARNING,
-                "grey mask",
-                f"{len(found)} different values from {found[0]:g} to {found[-1]:g}",
-                "two values, for background and foreground",
-                "Write masks without lossy compression and without smoothing.",
-            )
-    else:
-        # a binary map may still know the codes of its layout, for example if only whole_tumour was chosen
-        if len(label_map.allowed) > 1:
-            label_map.check(np.unique(values), path)
-        masks = label_map.masks(values, path)
-    result.shares = {name: float(mask.mean()) for name, mask in zip(label_map.names, masks)}
+def _measure_masks(result, masks):
+    """Record the share of each mask in the picture or volume."""
+    result.shares = {name: float(mask.mean()) for name, mask in zip(result.file.label_map.names, masks)}

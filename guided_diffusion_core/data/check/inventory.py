@@ -1,5 +1,6 @@
 """List every file of every case in a data folder, without stopping at the first problem."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from guided_diffusion_core.data.formats.labels import LabelMap
@@ -18,6 +19,8 @@ class ListedFile:
     label_map: `LabelMap` of a label file; None for an image.
     place:     slice number of a file that holds one slice; None for other files. The files of a case with the same
                place must have the same grid.
+    require:   function (`Raster`, path) that raises the `UserError` with which training refuses a picture; None for
+               other files.
     """
 
     case: str
@@ -25,6 +28,7 @@ class ListedFile:
     path: str
     label_map: LabelMap | None = None
     place: int | None = None
+    require: Callable | None = None
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,10 @@ def take_inventory(list_files):
     return Inventory(tuple(files), normalisation, unlabelled, tuple(problems), left_out)
 
 
-def files_of_pairs(pairs, label_map, need_masks):
+def files_of_pairs(pairs, label_map, need_masks, require=None):
     """Return the files of some `Pair`s, a list of `ListedFile`.
 
+    require: of the images, see `ListedFile`.
     Reports masks without an image and, if `need_masks`, images without a mask.
     """
     for error in unpaired_errors(pairs, need_masks):
@@ -82,7 +87,7 @@ def files_of_pairs(pairs, label_map, need_masks):
     files = []
     for pair in pairs:
         if pair.image is not None:
-            files.append(ListedFile(pair.name, "image", pair.image))
+            files.append(ListedFile(pair.name, "image", pair.image, require=require))
         if pair.mask is not None:
             files.append(ListedFile(pair.name, "mask", pair.mask, label_map))
     return files

@@ -22,11 +22,12 @@ class LabelMap:
     names:     K label names that match [a-z0-9_]+, in the order of the mask's channels.
     values:    for each name the frozenset of stored values that belong to it. None means the foreground of a
                binary file: all values above zero in a volume, all values from half of the largest one on in a
-               picture (`images.read_mask`).
+               picture (`binary_masks`).
     known:     stored values that may occur in addition to `values`: the background, and labels not chosen.
     exclusive: stored values that must not occur together in one file, because they are two codes for one label.
     hint:      advice for the error about unknown values, where the general advice is not enough.
-    plain:     True if a binary picture is of unknown origin, see `images.read_mask`.
+    plain:     True if a binary picture is of unknown origin, see `binary_masks.levels_of`.
+    threshold: smallest value of the foreground of a binary file with fractions; 0 refuses fractions.
     """
 
     names: tuple = (SINGLE,)
@@ -35,6 +36,7 @@ class LabelMap:
     exclusive: frozenset = frozenset()
     hint: str = ""
     plain: bool = False
+    threshold: float = 0.0
 
     def __post_init__(self):
         malformed = [name for name in self.names if not NAME.fullmatch(name)]

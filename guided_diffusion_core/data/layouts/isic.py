@@ -7,7 +7,6 @@ from dataclasses import replace
 import blobfile as bf
 
 from guided_diffusion_core.data.dataset import require_unique
-from guided_diffusion_core.data.formats.images import read_rgb
 from guided_diffusion_core.data.formats.labels import SINGLE, LabelMap
 from guided_diffusion_core.data.found import nothing_found
 from guided_diffusion_core.data.layout import PictureLayout
@@ -223,5 +222,4 @@ LAYOUT = PictureLayout(
     labels=LabelMap(),
     default_labels=(SINGLE,),
     find_pairs=find_pairs,
-    read_image=read_rgb,
 )

@@ -4,6 +4,8 @@ Format: https://github.com/MIC-DKFZ/nnUNet, documentation/dataset_format.md.
 """
 
 import re
+from dataclasses import replace
+from functools import partial
 
 import blobfile as bf
 import numpy as np
@@ -11,12 +13,13 @@ import numpy as np
 from guided_diffusion_core.data.check.inventory import files_of_volumes
 from guided_diffusion_core.data.formats import dataset_json
 from guided_diffusion_core.data.formats.dataset_json import DESCRIPTION
-from guided_diffusion_core.data.formats.images import channel_values, image_size
+from guided_diffusion_core.data.formats.images import channel_values
+from guided_diffusion_core.data.formats.rasters import read_header, read_raster
 from guided_diffusion_core.data.formats.slices import require_all_slices
 from guided_diffusion_core.data.formats.transforms import resize_linear
 from guided_diffusion_core.data.found import nothing_found
 from guided_diffusion_core.data.layout import Layout
-from guided_diffusion_core.data.pairs import Pair, PairDataset, pair_truths
+from guided_diffusion_core.data.pairs import Pair, PairDataset, pair_truths, require_same_size
 from guided_diffusion_core.data.splits import NoSplit
 from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, VolumeParts, volume_truths
 from guided_diffusion_core.data.walk import walk_data
@@ -110,13 +113,15 @@ def _missing_channels(cases, description):
     """Return the names of the image files that are missing, without their ending."""
     missing = []
     for case, paths in cases.items():
-        # nnU-Net stores a colour picture as one file with three channels
-        is_colour_picture = (
-            description.has_pictures and len(description.channels) == 3 and tuple(paths) == (FIRST_CHANNEL,)
-        )
-        if not is_colour_picture:
+        if not _is_colour_picture(paths, description):
             missing += [f"{case}_{part}" for part in description.parts if part not in paths]
     return missing
+
+
+def _is_colour_picture(parts, description):
+    """Return True if the parts of a case are one file with three channels, as nnU-Net stores colour pictures."""
+    images = [part for part in parts if part != LABEL]
+    return description.has_pictures and len(description.channels) == 3 and images == [FIRST_CHANNEL]
 
 
 def _report_problems(where, problems):
@@ -153,40 +158,49 @@ class PictureChannels(PairDataset):
     def __init__(self, cases, description, label_map, size, need_masks, upstream_compat, data_dir):
         self.in_channels = len(description.channels)
         self.normalisation = description.normalisation
-        self._scales = description.scales
-        self._files = {}  # case -> paths of its channels
-        for files in cases:
-            self._files[files.name] = [files.paths[part] for part in description.parts if part in files.paths]
+        self._files = {files.name: picture_scales(files, description) for files in cases}
         super().__init__(_pairs(cases), label_map, size, need_masks, upstream_compat, data_dir, EXPECTED)
 
-    def _checked_shape(self, pair):
-        shape = super()._checked_shape(pair)
+    def _checked_header(self, pair):
+        header = super()._checked_header(pair)
         for path in self._files[pair.name]:
-            found = image_size(path)
-            if found != shape:
-                raise found_expected(
-                    path,
-                    f"{found} pixels (height, width)",
-                    f"{shape} as in {pair.image}",
-                    "Bring all channels to one size.",
-                )
-        return shape
+            require_same_size(path, read_header(path), pair.image, header)
+        return header
 
     def _read(self, pair):
-        paths = self._files[pair.name]
-        planes = np.concatenate([channel_values(path) for path in paths])  # (C, H, W)
-        if len(planes) != self.in_channels:
-            raise found_expected(
-                paths[0],
-                f"{len(planes)} channels in {len(paths)} files",
-                f"{self.in_channels} as in {DESCRIPTION}",
-                "Correct the files or dataset.json.",
-            )
-        try:
-            scaled = np.stack([scale(plane) for scale, plane in zip(self._scales, planes)])
-        except ValueError as error:
-            raise found_expected(paths[0], str(error), "finite numbers", "Replace the file.") from error
-        return resize_linear(scaled, (self.size, self.size))
+        scaled = [scaled_channels(read_raster(path), path, scales) for path, scales in self._files[pair.name].items()]
+        return resize_linear(np.concatenate(scaled), (self.size, self.size))
+
+
+def picture_scales(files, description):
+    """Return the intensity rules of the channels that each picture of a case holds: dict of path -> tuple of functions.
+
+    A case is one file for each channel, or one picture of all channels.
+    """
+    if _is_colour_picture(files.paths, description):
+        return {files.paths[FIRST_CHANNEL]: description.scales}
+    scales = zip(description.parts, description.scales)
+    return {files.paths[part]: (scale,) for part, scale in scales if part in files.paths}
+
+
+def scaled_channels(raster, path, scales):
+    """Return the channels of a picture as network input, float32 (C, H, W).
+
+    scales: the intensity rules of its C channels.
+    Raises `UserError` for another number of channels, and for values that a rule refuses.
+    """
+    planes = channel_values(raster)
+    if len(planes) != len(scales):
+        raise found_expected(
+            path,
+            f"{len(planes)} channels in one file",
+            f"{len(scales)} as in {DESCRIPTION}",
+            "Correct the file or dataset.json.",
+        )
+    try:
+        return np.stack([scale(plane) for scale, plane in zip(scales, planes)])
+    except ValueError as error:
+        raise found_expected(path, str(error), "finite numbers", "Replace the file.") from error
 
 
 def _pairs(cases):
@@ -244,7 +258,20 @@ class NnunetLayout(Layout):
         cases = find_cases(root, split, description, need_masks or bool(labels))
         # `find_cases` has reported the missing parts: no part is required here
         label_part_only = VolumeParts((), LABEL, (), "")
-        return description.normalisation, files_of_volumes(cases, label_part_only, label_map, False)
+        files = files_of_volumes(cases, label_part_only, label_map, False)
+        if description.has_pictures:
+            scales = {}
+            for case in cases:
+                scales.update(picture_scales(case, description))
+            files = [_with_scales(file, scales) for file in files]
+        return description.normalisation, files
+
+
+def _with_scales(file, scales):
+    """Return the `ListedFile` of a picture, which knows how training scales it; masks stay as they are."""
+    if file.label_map is not None:
+        return file
+    return replace(file, require=partial(scaled_channels, scales=scales[file.path]))
 
 
 LAYOUT = NnunetLayout(
