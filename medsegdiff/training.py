@@ -1,10 +1,11 @@
 """Training, for the command and from Python."""
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from os import PathLike
 from typing import Any
 
-from guided_diffusion_core import command_line, training
+from guided_diffusion_core import checkpoints, command_line, training
 from guided_diffusion_core.backends import backend_module, start_backend
 from guided_diffusion_core.config import all_setting_names, resolve
 from guided_diffusion_core.data import open_dataset
@@ -27,20 +28,22 @@ def train(
     threads: int | None = None,
     seed: int | None = None,
     resume: str = "",
+    overwrite: bool = False,
     **settings: Any,
 ) -> Model:
     """Train a network, as `medsegdiff train` does, and return it.
 
-    data_dir: the training data, in the layout data_name, which is "BRATS" unless it is given.
-    out_dir:  the run's folder, for the log, the configuration and the checkpoints; `load` takes it.
-    backend:  "pytorch" or "jittor"; None takes the first one that is installed.
-    preset:   a named set of values, such as "fast"; the settings override it.
-    device:   "auto", which takes a GPU if one works; "cpu", "cuda", "cuda:N" or "mps".
-    threads:  how many compute; None leaves that to the framework.
-    seed:     of every random number; None takes 0, or that of the training that `resume` goes on with.
-    resume:   "last" goes on from the last checkpoint of out_dir.
-    settings: by the names of the flags of `medsegdiff train`, such as data_name="IMAGES", image_size=64, lr=1e-3,
-              max_steps=300.
+    data_dir:  the training data, in the layout data_name, which is "BRATS" unless it is given.
+    out_dir:   the run's folder, for the log, the configuration and the checkpoints; `load` takes it.
+    backend:   "pytorch" or "jittor"; None takes the first one that is installed.
+    preset:    a named set of values, such as "fast"; the settings override it.
+    device:    "auto", which takes a GPU if one works; "cpu", "cuda", "cuda:N" or "mps".
+    threads:   how many compute; None leaves that to the framework.
+    seed:      of every random number; None takes 0, or that of the training that `resume` goes on with.
+    resume:    "last" goes on from the last checkpoint of out_dir.
+    overwrite: remove the training that out_dir holds; otherwise such a folder is refused.
+    settings:  by the names of the flags of `medsegdiff train`, such as data_name="IMAGES", image_size=64, lr=1e-3,
+               max_steps=300.
     Raises `UserError` as `medsegdiff train` does, TypeError for an unknown setting.
     """
     backend = choose_backend(backend)
@@ -51,17 +54,19 @@ def train(
     given = {**settings, "data_dir": str(data_dir), "device": device}
     if seed is not None:
         given["seed"] = seed
-    run(backend, str(out_dir), given, preset, str(resume), threads=threads, show=False)
+    run(backend, str(out_dir), given, preset, str(resume), overwrite, threads=threads, show=False)
     return load(out_dir, backend, device, threads)
 
 
-def run(backend, out_dir, given, preset=None, resume="", dry_run=False, threads=None, show=True):
+def run(backend, out_dir, given, preset=None, resume="", overwrite=False, dry_run=False, threads=None, show=True):
     """Train, or go on with a training.
 
+    out_dir: None takes `training.default_folder`.
     given:   dict of the settings that the user gave.
     dry_run: stop before the training. show: print the resolved configuration and the device.
     The other arguments are those of `train`.
     """
+    out_dir = out_dir or training.default_folder(given.get("data_dir", ""), resume)
     require_local(out_dir, "--out_dir")
     found = processes.launched_for(backend)
     step = 0
@@ -72,6 +77,10 @@ def run(backend, out_dir, given, preset=None, resume="", dry_run=False, threads=
     else:
         config = resolve(given, preset=preset).replace(processes=found.size)
     first = found.rank == 0
+    start = checkpoints.resume_folder(resume, out_dir) if resume else None
+    folder = training.RunFolder(out_dir, start, overwrite, validates=bool(config.training.val_dir))
+    if first:
+        folder.check()
     if not dry_run:
         # before the data: a device that is not there is refused at once
         start_backend(backend, show and first, threads=threads, **asdict(config.compute))
@@ -87,9 +96,11 @@ def run(backend, out_dir, given, preset=None, resume="", dry_run=False, threads=
         print(summary)
     if dry_run:
         return
-    if first:
-        training.prepare_run(out_dir, summary)
-    group = backend_module(backend, "dist_util").setup_dist()
-    loop = backend_module(backend, "train_util").create_train_loop(config, dataset, step, networks)
-    training.run_training(loop, config, out_dir, validation)
-    group.close()
+    # The first process holds the folder for all of them.
+    with folder.held() if first else nullcontext():
+        group = backend_module(backend, "dist_util").setup_dist()
+        loop = backend_module(backend, "train_util").create_train_loop(config, dataset, step, networks)
+        if first:
+            folder.prepare(summary)
+        training.run_training(loop, config, out_dir, validation, training.seconds_so_far(folder, step))
+        group.close()

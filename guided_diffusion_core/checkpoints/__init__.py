@@ -16,9 +16,11 @@ from guided_diffusion_core.checkpoints.files import (
     load_validation,
     point_to_best,
     read_config,
+    resume_folder,
     save,
     to_bytes,
 )
+from guided_diffusion_core.checkpoints.pointers import folders_until, last_folder
 
 __all__ = [
     "FORMAT",
@@ -29,13 +31,16 @@ __all__ = [
     "check_state",
     "find",
     "find_whole",
+    "folders_until",
     "forget_best",
     "from_bytes",
+    "last_folder",
     "load",
     "load_all",
     "load_validation",
     "point_to_best",
     "read_config",
+    "resume_folder",
     "save",
     "to_bytes",
 ]

@@ -14,8 +14,8 @@ folders (`pointers.py`).
 """
 
 import json
-import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +26,14 @@ from safetensors.numpy import save_file
 
 from guided_diffusion_core import config as configuration
 from guided_diffusion_core.checkpoints import pointers
+from guided_diffusion_core.checkpoints.pointers import SUFFIX, VALIDATION
 from guided_diffusion_core.errors import UserError, found_expected, join_names
+from guided_diffusion_core.system.files import WRITE_ERRORS, writing
+from guided_diffusion_core.system.room import is_full
 
 FORMAT = "medsegdiff-parity 1"
 NETWORK = "model"
 TRAINER = "trainer"
-VALIDATION = "validation.json"
 
 
 def average_name(rate):
@@ -39,7 +41,7 @@ def average_name(rate):
     return f"ema_{rate}"
 
 
-def save(out_dir, step, config, networks, keep=0, validation=None):
+def save(out_dir, step, config, networks, keep=0, validation=None, own=None):
     """Write a checkpoint and make it the last one. Returns its folder (Path).
 
     out_dir:    folder of the run.
@@ -48,35 +50,53 @@ def save(out_dir, step, config, networks, keep=0, validation=None):
     networks:   name (`NETWORK`, `average_name(rate)`, `TRAINER`) -> dict of numpy arrays by name.
     keep:       number of checkpoints that stay; the oldest ones are removed, but never the best. 0 keeps all.
     validation: `Validation.state()`, JSON values, or None.
-    Raises `UserError` if the folder cannot be written, and then leaves no incomplete files.
+    own:        folders of checkpoints that may be removed for `keep`; None for all.
+    On a full disk, those that `keep` would remove afterwards make room first. Raises `NoRoom` if that is not enough,
+    `UserError` if the folder cannot be written; both leave no incomplete files and the checkpoints before.
     """
-    root = pointers.root_of(out_dir)
     folder = pointers.folder_of(out_dir, step)
-    temporary = root / f".{folder.name}.writing"
-    try:
-        # This order keeps a complete checkpoint on disk at every moment: first all files under a temporary name, then
-        # the rename, then the pointers, and last the removal of old folders, to which no pointer leads any more.
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, arrays in networks.items():
-            save_file(_contiguous(arrays), temporary / f"{name}.safetensors", metadata=_metadata(step, config, name))
-        if validation:
-            (temporary / VALIDATION).write_text(json.dumps(validation))
-        pointers.write_contents(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-        pointers.point(root / pointers.LAST, folder.name)
+    needed = sum(array.nbytes for arrays in networks.values() for array in arrays.values())
+    with writing(folder, needed):
+        try:
+            _write(folder, step, config, networks, validation)
+        except WRITE_ERRORS as error:
+            # The arrays are still in memory, so that nothing of the step is lost.
+            if not (is_full(error) and _make_room(out_dir, keep, own)):
+                raise
+            _write(folder, step, config, networks, validation)
+        pointers.point(pointers.root_of(out_dir) / pointers.LAST, folder.name)
         if validation:
             point_to_best(out_dir, validation["best"])
         if keep:
-            pointers.remove_old(out_dir, folder, keep)
-    except OSError as error:
-        raise found_expected(
-            folder, error.strerror, "a folder that can be written", "Choose another --out_dir."
-        ) from error
+            pointers.remove_old(out_dir, folder, keep, own and [*own, folder])
+    return folder
+
+
+def _write(folder, step, config, networks, validation):
+    """Write the files of a checkpoint to its folder, which appears when they are complete."""
+    # This order keeps a complete checkpoint on disk at every moment: first all files under a temporary name, then
+    # the rename, then the pointers, and last the removal of old folders, to which no pointer leads any more.
+    temporary = pointers.temporary_of(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        for name, arrays in networks.items():
+            save_file(_contiguous(arrays), temporary / f"{name}{SUFFIX}", metadata=_metadata(step, config, name))
+        if validation:
+            (temporary / VALIDATION).write_text(json.dumps(validation))
+        pointers.write_contents(temporary)
+        pointers.put_in_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+
+
+def _make_room(out_dir, keep, own):
+    """Remove checkpoints that `keep` would remove when the next one is written, but never the last; see `remove_old`.
+
+    Returns whether one was removed.
+    """
+    last = pointers.last_folder(out_dir)
+    return bool(keep and last) and pointers.remove_old(out_dir, last, max(1, keep - 1), own)
 
 
 def point_to_best(out_dir, best):
@@ -187,11 +207,16 @@ def find_whole(resume, out_dir):
     Raises `UserError` if there is none, or if a file is missing, cut or changed. The error names the newest whole
     checkpoint of the run.
     """
-    folder = pointers.resolved(Path(out_dir if resume == "last" else resume))
+    folder = resume_folder(resume, out_dir)
     flaw = pointers.flaw(folder)
     if flaw:
         raise found_expected(*flaw, pointers.advice(folder.parent))
     return folder
+
+
+def resume_folder(resume, out_dir):
+    """Return the folder (Path) that `--resume` means, as `find_whole` does, without a look at its files."""
+    return pointers.resolved(Path(out_dir if resume == "last" else resume))
 
 
 def load_validation(folder):
@@ -226,10 +251,12 @@ def read_config(path):
         return _config(file, path)
 
 
+@contextmanager
 def _opened(path):
-    """Open a safetensors file, a context manager. Raises `UserError` if it is not readable."""
+    """Open a safetensors file for the block. Raises `UserError` if it, or a part that is read, is not readable."""
     try:
-        return safe_open(str(path), framework="numpy")
+        with safe_open(str(path), framework="numpy") as file:
+            yield file
     except (SafetensorError, OSError) as error:
         raise found_expected(
             path,

@@ -12,10 +12,13 @@ import shutil
 from pathlib import Path
 
 from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.system.files import temporary_name
 
 CONTENTS = "contents.json"
 LAST = "last"
 BEST = "best"
+VALIDATION = "validation.json"
+SUFFIX = ".safetensors"
 _PREFIX = "step_"
 
 
@@ -31,13 +34,16 @@ def folder_of(out_dir, step):
 
 def point(pointer, line):
     """Write a pointer, completely or not at all."""
-    temporary = pointer.with_name(f".{pointer.name}.writing")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(line + "\n")
-        # The line has to be on disk before the rename, which may get there first otherwise.
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, pointer)
+    temporary = temporary_of(pointer)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(line + "\n")
+            # The line has to be on disk before the rename, which may get there first otherwise.
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, pointer)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def pointed_to(pointer):
@@ -110,26 +116,81 @@ def flaw(folder):
 
 def advice(root):
     """Return what to do about a broken checkpoint: the user may choose the newest whole one of the same run."""
-    for folder in reversed(_steps(root)):
+    for folder in reversed(steps(root)):
         if flaw(folder) is None:
             return f"The newest whole checkpoint is {folder}; give that one."
     return "There is no whole one next to it."
 
 
-def remove_old(out_dir, newest, keep):
-    """Remove the oldest checkpoints until `keep` are left. The best one and the folder `newest` always stay.
+def remove_old(out_dir, newest, keep, own=None):
+    """Remove the oldest checkpoints until `keep` are left. Returns whether one was removed.
 
-    newest: the folder that was written last. Others may have later steps, if the run was resumed from an earlier one.
+    newest: the folder that was written last, which stays, as the best one does. Others may have later steps, if the
+            run was resumed from an earlier one.
+    own:    folders that may be removed and that count; None for all.
     """
     best = _named(root_of(out_dir) / BEST)
     # `newest` goes to the end, whatever its number
-    folders = [folder for folder in _steps(root_of(out_dir)) if folder != newest] + [newest]
-    for old in folders[:-keep]:
-        if old != best:
-            shutil.rmtree(old)
+    folders = [folder for folder in steps(root_of(out_dir)) if folder != newest and (own is None or folder in own)]
+    old = [folder for folder in [*folders, newest][:-keep] if folder != best]
+    for folder in old:
+        remove(folder)
+    return bool(old)
 
 
-def _steps(root):
-    """Return the checkpoints of a run, oldest first."""
-    folders = (path for path in root.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit())
-    return sorted(folders, key=lambda path: int(path.name.removeprefix(_PREFIX)))
+def remove(folder):
+    """Remove the files of a checkpoint, and its folder unless it holds other files."""
+    # without its contents a checkpoint is not whole, so that no half of one is ever taken for it
+    (folder / CONTENTS).unlink(missing_ok=True)
+    for path in [*folder.glob(f"*{SUFFIX}"), folder / VALIDATION]:
+        path.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def put_in_place(temporary, folder):
+    """Give the finished folder of a checkpoint its name, in place of an earlier checkpoint of the same step."""
+    if folder.is_dir():
+        remove(folder)
+    if not folder.is_dir():
+        os.replace(temporary, folder)
+        return
+    # Files of others lie there. The contents come last, with which the checkpoint is whole.
+    for path in sorted(temporary.iterdir(), key=lambda path: path.name == CONTENTS):
+        os.replace(path, folder / path.name)
+
+
+def temporary_of(path):
+    """Return the hidden path that a checkpoint's folder or a pointer has while this process writes it."""
+    return path.with_name(temporary_name(f".{path.name}"))
+
+
+def clear_unfinished(out_dir):
+    """Remove what killed processes have left unfinished. No other run may use the folder (`system.locks`)."""
+    for path in root_of(out_dir).glob(".*.writing*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def steps(root):
+    """Return the checkpoints (Path) in the folder of a run's checkpoints, oldest first."""
+    folders = (path.parent for path in root.glob(f"{_PREFIX}*/{CONTENTS}"))
+    return sorted((path for path in folders if path.name.removeprefix(_PREFIX).isdigit()), key=step_of)
+
+
+def last_folder(out_dir):
+    """Return the folder (Path) of a run's last checkpoint, or None."""
+    folder = _named(root_of(out_dir) / LAST)
+    return folder if folder and folder.is_dir() else None
+
+
+def folders_until(out_dir, step):
+    """Return the folders (Path) of a run's checkpoints up to a step, oldest first."""
+    return [folder for folder in steps(root_of(out_dir)) if step_of(folder) <= step]
+
+
+def step_of(folder):
+    """Return the number of optimizer steps of a checkpoint by the name of its folder."""
+    return int(folder.name.removeprefix(_PREFIX))

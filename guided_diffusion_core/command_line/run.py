@@ -7,6 +7,7 @@ import sys
 from guided_diffusion_core.command_line.commands import add_commands
 from guided_diffusion_core.command_line.parser import CommandParser
 from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.system.room import is_full, no_room
 
 
 def run_program(prog, description, commands, argv=None, version=None):
@@ -36,23 +37,34 @@ def run_single(command, argv=None):
 def run_command(main, prog=None):
     """Run `main()` and end the process with the exit code that it returns; after None or 0 the caller goes on.
 
-    Exit codes: 0 done, 1 a check failed, 2 a `UserError`, whose message is printed without a traceback,
+    Exit codes: 0 done, 1 a check failed, 2 a `UserError`, whose message is printed without a traceback, or a full disk,
     130 Ctrl-C, 141 the reader of the output has gone. Any other error keeps its traceback.
     prog: the name at the start of messages; the script's by default.
     """
+    prog = prog or os.path.basename(sys.argv[0])
     try:
         code = main()
         sys.stdout.flush()
         if code:
             sys.exit(code)
     except UserError as error:
-        sys.exit(_leave(f"{prog or os.path.basename(sys.argv[0])}: {error}", 2))
+        sys.exit(_leave(f"{prog}: {error}", 2))
     except KeyboardInterrupt:
         sys.exit(_leave("Interrupted.", 130))
     except BrokenPipeError:
-        # The interpreter flushes stdout again at exit, which must not fail a second time.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         sys.exit(141)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        # a file that no function of ours writes, such as the one that the output goes to
+        _discard_output()
+        sys.exit(_leave(f"{prog}: {no_room(error.filename or 'output', error)}", 2))
+
+
+def _discard_output():
+    """Lead the standard output nowhere: the interpreter flushes it again at exit, which must not fail a second time."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _leave(message, code):

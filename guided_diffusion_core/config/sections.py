@@ -90,7 +90,7 @@ class TrainingConfig:
     ema_warmup: bool = option(False, "limit the rate of the moving averages to (1 + n) / (10 + n) at step n")
     log_interval: int = option(100, "steps between two lines of the log", low=1)
     save_interval: int = option(5000, "steps between two checkpoints", low=1)
-    keep_checkpoints: int = option(0, "number of checkpoints to keep: the newest ones and the best one; 0: all", low=0)
+    keep_checkpoints: int = option(3, "number of checkpoints to keep: the newest ones and the best one; 0: all", low=0)
     val_dir: str = option(
         "",
         "folder of validation data, in the same layout as data_dir; the log shows the Dice of masks sampled for it, "

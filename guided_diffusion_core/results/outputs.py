@@ -156,6 +156,15 @@ def find_output(out_dir, name, kind, label=None):
     return None
 
 
+def remove_outputs(folder):
+    """Remove the files of all cases in a folder (Path) of this machine."""
+    endings = {f"_{kind}{suffix}" for kind, suffix in _IMAGE_SUFFIX.items()}
+    endings |= {f"_{kind}{_VOLUME_SUFFIX}" for kind in (MASK, PROBABILITY, UNCERTAINTY)}
+    for path in folder.iterdir():
+        if path.is_file() and path.name.endswith(tuple(endings)):
+            path.unlink()
+
+
 def read_output(path):
     """Read a probability or an uncertainty as float32, or a mask as bool: (H, W) or (X, Y, Z).
 

@@ -11,7 +11,7 @@ import blobfile as bf
 
 from guided_diffusion_core.config import current_sampling
 from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.system.files import read_bytes, write_atomic
+from guided_diffusion_core.system.files import list_names, read_bytes, write_atomic
 
 REPORT = "run_report"
 # Settings that may differ between the processes of one run. The path of the checkpoint is one of them, because its
@@ -92,11 +92,15 @@ def require_same_run(writer, cases, settings):
             )
 
 
+def find_reports(folder):
+    """Return the paths of all reports in a folder, [] without a folder."""
+    return [bf.join(str(folder), name) for name in list_names(folder) if fnmatch.fnmatch(name, f"{REPORT}*.json")]
+
+
 def _reports(folder):
     """Return path -> content of all reports in a folder."""
-    names = sorted(name for name in bf.listdir(folder) if fnmatch.fnmatch(name, f"{REPORT}*.json"))
     reports = {}
-    for path in (bf.join(folder, name) for name in names):
+    for path in find_reports(folder):
         try:
             report = dict(json.loads(read_bytes(path)))
             if "sampling" in report:

@@ -6,6 +6,7 @@ The sampler itself (`Method.sampler`) turns images into masks; nothing here depe
 import dataclasses
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +21,10 @@ from guided_diffusion_core.results.fusion import DEFINITIONS, fuse
 from guided_diffusion_core.results.outputs import CaseWriter
 from guided_diffusion_core.sampling.folder import part_of, report_path, require_same_run, write_report
 from guided_diffusion_core.system.files import clear_unfinished
+from guided_diffusion_core.system.locks import locked_folder
 from guided_diffusion_core.system.process_memory import peak_memory_mib
 from guided_diffusion_core.system.processes import Alone
+from guided_diffusion_core.system.room import continued_by
 
 
 def sampling_config(path, given, preset=None):
@@ -131,6 +134,12 @@ class SamplingRun:
         are whole, and `resume` continues from them; incomplete temporary files are removed at the next start.
         """
         group = self.group or Alone()
+        # The first process holds the folder for all of them. Parts share the folder, so they share its lock.
+        lock = locked_folder(self.out_dir, "a sampling", shared=self.num_parts > 1) if not group.rank else nullcontext()
+        with lock, continued_by(lambda: "go on with --continue"):
+            self._run(sampler, group)
+
+    def _run(self, sampler, group):
         plan = self._plan(group)
         if group.rank == 0:
             self._begin(plan, group)

@@ -10,12 +10,15 @@ import platform
 from contextlib import contextmanager, suppress
 
 import blobfile as bf
+from safetensors import SafetensorError
 
 from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.system.room import is_full, no_room
 
 READ_ERRORS = (OSError, bf.Error)  # raised for a path that cannot be read or written
+WRITE_ERRORS = (*READ_ERRORS, SafetensorError)
 
-# A file's name ends in this and the process's number while the file is being written.
+# The name of a file or folder ends in this and the process's number while it is being written.
 _WRITING = f".writing-{platform.node()}-"
 _IN_MEMORY = {}  # path -> content of the files that `read_once` keeps
 
@@ -69,17 +72,38 @@ def read_once(path):
         _IN_MEMORY.pop(str(path), None)
 
 
+@contextmanager
+def writing(path, needed=0, flag=""):
+    """Turn the errors of writing inside the block, safetensors' own included, into a `UserError`.
+
+    path:   the file or folder that is written.
+    needed: its bytes; 0 for a few. A full disk is `NoRoom`.
+    flag:   the command-line flag that names it.
+    """
+    try:
+        yield
+    except WRITE_ERRORS as error:
+        if is_full(error):
+            raise no_room(path, error, needed) from error
+        raise _unwritable(f"{flag} {path}" if flag else path, error) from error
+
+
+def temporary_name(name):
+    """Return the name that a file or folder of this process has while it is being written."""
+    return f"{name}{_WRITING}{os.getpid()}"
+
+
 def write_atomic(path, content):
     """Write bytes to a file that appears only when it is complete.
 
-    Raises `UserError` if its folder cannot be written; then nothing is left behind.
+    Raises `UserError` if its folder cannot be written, `NoRoom` on a full disk; then nothing is left behind.
     """
     path = str(path)
-    if not is_local(path):
-        bf.write_bytes(path, content)
-        return
-    temporary = f"{path}{_WRITING}{os.getpid()}"
-    try:
+    with writing(path, len(content)):
+        if not is_local(path):
+            bf.write_bytes(path, content)
+            return
+        temporary = temporary_name(path)
         try:
             with open(temporary, "xb") as file:
                 file.write(content)
@@ -88,16 +112,14 @@ def write_atomic(path, content):
             if os.path.exists(temporary):
                 os.remove(temporary)
             raise
-    except OSError as error:
-        raise _unwritable(path, error) from error
 
 
 def clear_unfinished(folder):
-    """Remove the temporary files that killed processes have left in a folder (`write_atomic`).
+    """Remove the temporary files that killed processes have left in a folder (`temporary_name`).
 
-    Only files of this machine's processes are removed, because a process of another machine may still run.
+    Only those of this machine's processes are removed, because a process of another machine may still run.
     """
-    if not is_local(folder):
+    if not is_local(folder) or not os.path.isdir(folder):
         return
     for name in os.listdir(folder):
         number = name.rpartition(_WRITING)[2] if _WRITING in name else ""
@@ -126,16 +148,25 @@ def make_writable_folder(folder, flag):
     Raises `UserError` if it cannot be written.
     """
     folder = str(folder)
-    try:
+    with writing(folder, flag=flag):
         bf.makedirs(folder)
         if is_local(folder):
             trial = os.path.join(folder, f".writable-{os.getpid()}")
             with open(trial, "xb"):
                 pass
             os.remove(trial)
-    except READ_ERRORS as error:
-        raise _unwritable(f"{flag} {folder}", error) from error
     return folder
+
+
+def list_names(folder):
+    """Return the sorted names of all files and folders in a folder, links to nothing included; [] without a folder.
+
+    Files may go while the folder is listed: other processes write theirs under temporary names.
+    """
+    folder = str(folder)
+    if is_local(folder):
+        return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return sorted(bf.listdir(folder)) if bf.isdir(folder) else []
 
 
 def require_folder(folder, flag, expected):
@@ -150,11 +181,6 @@ def require_folder(folder, flag, expected):
     if not list_names(folder):
         raise found_expected(f"{flag} {folder!r}", "an empty folder", expected, "Check the path.")
     return folder
-
-
-def list_names(folder):
-    """Return the names of all files and folders in a folder, links to nothing included, in no order."""
-    return os.listdir(folder) if is_local(folder) else list(bf.listdir(folder))
 
 
 def _unwritable(where, error):

@@ -1,8 +1,20 @@
-"""Training without a framework: setup, resuming, rates, the run, its log and its validation."""
+"""Training without a framework: setup, resuming, its folder, rates, the run, its log and its validation."""
 
+from guided_diffusion_core.training.folder import RunFolder, default_folder
+from guided_diffusion_core.training.log import seconds_so_far
 from guided_diffusion_core.training.rates import ema_rate_at, last_step, learning_rate
 from guided_diffusion_core.training.resume import resumed_config
 from guided_diffusion_core.training.run import run_training
-from guided_diffusion_core.training.setup import fit_to_data, prepare_run
+from guided_diffusion_core.training.setup import fit_to_data
 
-__all__ = ["ema_rate_at", "fit_to_data", "last_step", "learning_rate", "prepare_run", "resumed_config", "run_training"]
+__all__ = [
+    "RunFolder",
+    "default_folder",
+    "ema_rate_at",
+    "fit_to_data",
+    "last_step",
+    "learning_rate",
+    "resumed_config",
+    "run_training",
+    "seconds_so_far",
+]

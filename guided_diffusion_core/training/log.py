@@ -1,12 +1,15 @@
 """The log of a training run: a table on the console, `progress.jsonl` and `progress.csv`."""
 
 import csv
+import io
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
-from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.system.files import write_atomic, writing
+from guided_diffusion_core.training.folder import LOG, TABLE
 
 COLUMN_WIDTH = 11
 
@@ -23,36 +26,22 @@ class RunLog:
     """
 
     def __init__(self, out_dir, done=0, late=None):
-        self.jsonl_path = Path(out_dir) / "progress.jsonl"
-        self.csv_path = Path(out_dir) / "progress.csv"
-        self._columns = None
+        self.jsonl_path = Path(out_dir) / LOG
+        self.csv_path = Path(out_dir) / TABLE
         self._titled = False
         self._recorded = []
-        earlier = self._earlier(done)
+        earlier = read_log(out_dir, done)
         if late and earlier and earlier[-1]["step"] == done:
             earlier[-1] |= late
-        try:
-            self._jsonl = open(self.jsonl_path, "w", encoding="utf-8")
-            self._csv_file = open(self.csv_path, "w", newline="", encoding="utf-8")
-        except OSError as error:
-            raise found_expected(
-                self.jsonl_path, error.strerror, "a file that can be written", "Choose another --out_dir."
-            ) from error
-        self._csv = csv.writer(self._csv_file)
-        for line in earlier:
-            self._put(line)
-
-    def _earlier(self, done):
-        """Read the lines of an existing log up to step `done`."""
-        if not done or not self.jsonl_path.is_file():
-            return []
-        lines = []
-        for text in self.jsonl_path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break  # the run was interrupted while it wrote this line
-        return [line for line in lines if line["step"] <= done]
+        self._columns = list(earlier[0]) if earlier else None
+        titles = [self._columns] if earlier else []
+        rows = titles + [[line.get(name) for name in self._columns] for line in earlier]
+        # Whole files first, then lines at their ends: a kill at any moment leaves the old log or the new one.
+        write_atomic(self.jsonl_path, "".join(map(_json_line, earlier)).encode())
+        write_atomic(self.csv_path, "".join(map(_csv_row, rows)).encode())
+        with writing(self.jsonl_path):
+            self._jsonl = open(self.jsonl_path, "a", encoding="utf-8")
+            self._csv_file = open(self.csv_path, "a", newline="", encoding="utf-8")
 
     def record(self, values):
         """Add the values of one step, a dict name -> float."""
@@ -72,20 +61,54 @@ class RunLog:
         self._put(line)
 
     def _put(self, line):
-        """Write a line to both files."""
+        """Append a line to both files. Raises `NoRoom` on a full disk."""
+        titles = ""
         if self._columns is None:
             self._columns = list(line)
-            self._csv.writerow(self._columns)
-        self._jsonl.write(json.dumps(line) + "\n")
-        self._csv.writerow([line.get(name) for name in self._columns])
-        # A killed run then loses no line, and the files can be watched during the training.
-        self._jsonl.flush()
-        self._csv_file.flush()
+            titles = _csv_row(self._columns)
+        for path, file, text in (
+            (self.jsonl_path, self._jsonl, _json_line(line)),
+            (self.csv_path, self._csv_file, titles + _csv_row([line.get(name) for name in self._columns])),
+        ):
+            with writing(path):
+                file.write(text)
+                file.flush()  # a killed run then loses no line, and the files can be watched during the training
 
     def close(self):
         """Close the files."""
-        self._jsonl.close()
-        self._csv_file.close()
+        for file in (self._jsonl, self._csv_file):
+            with suppress(OSError):  # of a line that has been reported already: a full disk
+                file.close()
+
+
+def read_log(out_dir, done):
+    """Return the lines of a training's log up to step `done`, a list of dicts; [] without a log."""
+    path = Path(out_dir) / LOG
+    if not done or not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break  # the run was interrupted while it wrote this line
+    return [line for line in lines if line["step"] <= done]
+
+
+def seconds_so_far(folder, step):
+    """Return the seconds that the training of a `RunFolder` has taken up to a step, by its log; 0 for a new one."""
+    lines = read_log(folder.origin(), step) if folder.origin() else []
+    return lines[-1]["seconds"] if lines else 0.0
+
+
+def _json_line(line):
+    return json.dumps(line) + "\n"
+
+
+def _csv_row(cells):
+    text = io.StringIO()
+    csv.writer(text).writerow(cells)
+    return text.getvalue()
 
 
 def _shown(value):

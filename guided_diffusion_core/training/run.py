@@ -16,25 +16,31 @@ from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.system.interrupts import stop_requested
 from guided_diffusion_core.system.process_memory import peak_memory_mib
 from guided_diffusion_core.system.processes import any_process
+from guided_diffusion_core.system.progress import duration, progress
+from guided_diffusion_core.system.room import NoRoom, continued_by
 from guided_diffusion_core.training.log import RunLog
 from guided_diffusion_core.training.rates import last_step
 
+# The first step is left out of the time of a step, because Jittor compiles in it.
+STEPS_TIMED = 5
 
-def run_training(loop, config, out_dir, validation=None):
+
+def run_training(loop, config, out_dir, validation=None, seconds=0.0):
     """Run a `TrainLoop` to its end: log lines, a progress bar with the time left, validation, checkpoints.
 
     loop:       `TrainLoop`.
     config:     `Config` of the training.
     out_dir:    folder of the run.
     validation: `Validation`, or None.
+    seconds:    time that the training has taken so far, before it was interrupted.
     Returns the folder of the last checkpoint, in the first process. Raises KeyboardInterrupt after Ctrl-C, when the
-    checkpoint is written, and `UserError` when the loss is not finite.
+    checkpoint is written, and `UserError` when the loss is not finite or the disk is full.
 
     All processes compute the steps; the first one does the rest.
     """
     steps = last_step(config.training)
     before = loop.step
-    started = time.perf_counter()
+    started = time.perf_counter() - seconds
     group = loop.group
     first = group.rank == 0
     say = partial(tqdm.write, file=sys.stderr) if first else lambda text: None
@@ -43,12 +49,15 @@ def run_training(loop, config, out_dir, validation=None):
     say(f"training {steps} steps{resumed}{shared}; log and checkpoints go to {out_dir}")
     with (
         stop_requested() as stop,
-        contextlib.closing(_Run(loop, config, out_dir, validation, stop) if first else _Follower()) as run,
-        tqdm(total=steps, initial=before, unit="step", desc="training", dynamic_ncols=True, disable=not first) as bar,
+        continued_by(partial(_how_to_go_on, out_dir)),
+        contextlib.closing(_Run(loop, config, out_dir, validation, stop, started) if first else _Follower()) as run,
+        contextlib.closing(_Pace(config.training, before, say, shown=first)) as pace,
     ):
         for step, values in loop.run_loop(steps):
             _check_finite(step + 1, values)
-            bar.update()
+            pace.step(step + 1)
+            if run.is_due(step + 1):
+                pace.hide()  # a validation has a bar of its own, and Jittor compiles for it
             run.validate(step + 1, values)
             # Ctrl-C can reach the processes in different steps. They agree here, so that all stop after the same one.
             stopping = any_process(group, stop())
@@ -57,14 +66,76 @@ def run_training(loop, config, out_dir, validation=None):
                 any_process(group, False)  # only waits: no process ends before the checkpoint is written
                 say(f"stopped at step {step + 1}; checkpoint: {run.saved}")
                 raise KeyboardInterrupt
-    say(f"trained {steps - before} steps in {time.perf_counter() - started:.0f} s; checkpoint: {run.saved}")
+    say(f"trained {steps - before} steps in {time.perf_counter() - started - seconds:.0f} s; checkpoint: {run.saved}")
     return run.saved
+
+
+def _how_to_go_on(out_dir):
+    """Return what to do when a full disk has room again."""
+    last = checkpoints.last_folder(out_dir)
+    if last is None:
+        return "start the same command again with --overwrite"
+    return f"go on with --resume last, from {last.name}"
+
+
+class _Pace:
+    """The progress bar of a training, and the line that tells how long it will take.
+
+    training: `TrainingConfig`. before: number of steps before the first one. say: function that prints a line.
+    shown:    show the bar.
+    """
+
+    def __init__(self, training, before, say, shown):
+        self.training = training
+        self.total = last_step(training)
+        self.before = before
+        self.say = say
+        self.shown = shown
+        self.bar = None
+        self.started = None
+
+    def step(self, done):
+        """Count step number `done`."""
+        if self.bar is None:
+            # Both begin after the first step: its time is not that of the others, and Jittor prints while it compiles.
+            self.started = time.perf_counter()
+            self.bar = progress(
+                total=self.total, initial=done, unit="step", desc="training", smoothing=0, disable=not self.shown
+            )
+            return
+        self.bar.update()
+        if done == self.before + 1 + STEPS_TIMED:
+            self.say(self._forecast(done, (time.perf_counter() - self.started) / STEPS_TIMED))
+
+    def _forecast(self, done, seconds):
+        """Return the line on the time to come; seconds: those of one step."""
+        interval = self.training.save_interval
+        checkpoint = min(done - done % interval + interval, self.total)
+        without = ", without the validations" if self.training.val_dir else ""
+        return (
+            f"a step takes {seconds:.3g} s: step {checkpoint} with the next checkpoint in "
+            f"{duration(seconds * (checkpoint - done))}, the end in {duration(seconds * (self.total - done))}{without}"
+        )
+
+    def hide(self):
+        """Remove the bar from the terminal until the next step."""
+        if self.bar is not None:
+            self.bar.clear()
+
+    def close(self):
+        """End the bar."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 class _Follower:
     """The work of all processes but the first one after a step: none."""
 
     saved = None
+
+    def is_due(self, done):
+        """Return False: the first process validates."""
+        return False
 
     def validate(self, done, values):
         """Do nothing."""
@@ -82,7 +153,7 @@ class _Run:
     saved: folder of the last checkpoint, None before the first one.
     """
 
-    def __init__(self, loop, config, out_dir, validation, stop):
+    def __init__(self, loop, config, out_dir, validation, stop, started):
         self.loop = loop
         self.config = config
         self.out_dir = out_dir
@@ -90,7 +161,9 @@ class _Run:
         self.stop = stop
         self.saved = None
         self.validated = {}
-        self.started = time.perf_counter()
+        self.started = started
+        # The checkpoints of this training: `keep_checkpoints` counts and removes no others.
+        self.own = checkpoints.folders_until(out_dir, loop.step)
         if not loop.step:
             checkpoints.forget_best(out_dir)  # that of an earlier training in this folder
         late = self._resume_validation() if validation else {}
@@ -111,11 +184,14 @@ class _Run:
             validation.best = None
         return {"val_dice": dice}
 
+    def is_due(self, done):
+        """Return whether a validation is due after step number `done`."""
+        return self.validation is not None and self.validation.is_due(done)
+
     def validate(self, done, values):
         """Record the values of step number `done`, and validate if a validation is due."""
         self.log.record(values)
-        due = self.validation and self.validation.is_due(done)
-        self.validated = {"val_dice": self._validate(done)} if due else {}
+        self.validated = {"val_dice": self._validate(done)} if self.is_due(done) else {}
 
     def after_step(self, done, stopping):
         """Write a line of the log and a checkpoint if they are due.
@@ -127,13 +203,20 @@ class _Run:
         validation = self.validation
         ends = done == last_step(training)
         if self.validated or ends or done % training.log_interval == 0 or stopping:
-            # with validation, every line has the column
-            dice = {"val_dice": None, **self.validated} if validation else {}
-            seconds = time.perf_counter() - self.started
-            self.log.write(step=done, seconds=seconds, memory_mib=peak_memory_mib(), **dice)
+            self._write_line(done)
         best = validation is not None and validation.is_best(done)
         if best or ends or done % training.save_interval == 0 or stopping:
             self._save(done)
+
+    def _write_line(self, done):
+        # with validation, every line has the column
+        dice = {"val_dice": None, **self.validated} if self.validation else {}
+        seconds = time.perf_counter() - self.started
+        try:
+            self.log.write(step=done, seconds=seconds, memory_mib=peak_memory_mib(), **dice)
+        except NoRoom:
+            self._save(done)  # which can make room; a line of the log must not cost steps
+            raise
 
     def _validate(self, done):
         try:
@@ -144,9 +227,9 @@ class _Run:
 
     def _save(self, done):
         state = self.validation.state() if self.validation else None
-        self.saved = checkpoints.save(
-            self.out_dir, done, self.config, self.loop.networks(), self.config.training.keep_checkpoints, state
-        )
+        keep = self.config.training.keep_checkpoints
+        self.saved = checkpoints.save(self.out_dir, done, self.config, self.loop.networks(), keep, state, own=self.own)
+        self.own.append(self.saved)
 
     def close(self):
         """Close the log."""

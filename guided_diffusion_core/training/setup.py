@@ -1,10 +1,7 @@
-"""Preparation of a training: fit the configuration to the data, and make the folder of the run."""
-
-from pathlib import Path
+"""Preparation of a training: fit the configuration to the data."""
 
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.networks.registry import smallest_batch
-from guided_diffusion_core.system.files import make_writable_folder, write_atomic
 
 
 def fit_to_data(config, dataset, in_ch_given, mask_channels_given=False):
@@ -44,9 +41,3 @@ def fit_to_data(config, dataset, in_ch_given, mask_channels_given=False):
             "Give a larger --batch_size or --microbatch.",
         )
     return config
-
-
-def prepare_run(out_dir, summary):
-    """Make the folder of a run and write the resolved configuration, a JSON text, to its `config.json`."""
-    make_writable_folder(out_dir, "--out_dir")
-    write_atomic(Path(out_dir) / "config.json", (summary + "\n").encode())

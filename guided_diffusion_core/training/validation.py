@@ -6,7 +6,6 @@ ground truth's own size, the mean over the labels.
 """
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 from guided_diffusion_core.config import process_steps
@@ -15,6 +14,7 @@ from guided_diffusion_core.diffusion.schedule import sampling_timesteps
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.evaluation import evaluate, write_summary
 from guided_diffusion_core.sampling.run import SamplingRun, check_dataset
+from guided_diffusion_core.training.folder import SUMMARY, VALIDATION, clear_validation
 
 MOST_STEPS = 10  # network evaluations per image, unless --val_steps asks for more
 
@@ -57,7 +57,7 @@ class Validation:
         dataset = open_dataset(data, config.model.image_size, "Test", need_masks=True)
         check_dataset(dataset, config, training.batch_size)
         self.config = config
-        self.folder = Path(out_dir) / "validation"
+        self.folder = Path(out_dir) / VALIDATION
         self.sampling = _sampling(config)
         self.dataset = _FirstCases(dataset, training.val_cases)
         # the ground truth of the same cases, at its full size
@@ -89,14 +89,14 @@ class Validation:
                 raise _Stopped
             return sampler(images, keys)
 
-        shutil.rmtree(self.folder, ignore_errors=True)
+        clear_validation(self.folder)
         try:
             run = SamplingRun(self.dataset, self.folder, settings.batch_size, self.sampling.threshold, {"step": step})
             run.run(stoppable)
         except _Stopped:
             return None
         summary = evaluate(self.folder, self.truths, self.sampling.threshold)
-        write_summary(self.folder / "summary.json", summary)
+        write_summary(self.folder / SUMMARY, summary)
         self.step = step
         dice = summary["foreground_mean"]["Dice"]
         if dice is not None and (self.best is None or dice > self.best["dice"]):

@@ -59,7 +59,7 @@ def find_pairs(data_dir, split):
 def _pairs_of_csv(data_dir, split):
     """Return the pairs in the csv file of a split, or None if there is no such file."""
     ending = f"_{split}_groundtruth.csv".lower()
-    for file in sorted(list_names(data_dir)):
+    for file in list_names(data_dir):
         if not file.lower().endswith(ending) or file.startswith("."):
             continue
         # csv files of other tasks, such as the classes of ISIC, have other columns and are ignored
@@ -191,7 +191,7 @@ def _masks_next_to(data_dir, challenge):
     """Return the `DataFile`s in the folders of masks of a challenge that lie next to a folder."""
     parent = bf.dirname(data_dir.rstrip("/")) or "."
     found = []
-    for name in sorted(list_names(parent)):
+    for name in list_names(parent):
         if _is_mask_folder(name, challenge):
             found += [file for file in walk_data(bf.join(parent, name)) if _stem(file.name) is not None]
     return found

@@ -1,0 +1,52 @@
+"""The progress of long work: a bar on a terminal, lines in a file or a pipe."""
+
+import sys
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 60
+
+
+class _Lines:
+    """A text file that gets each state of a bar as a line of its own."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def write(self, text):
+        """Write the state of a bar, which comes between carriage returns and spaces."""
+        state = text.strip()
+        if state:
+            self.file.write(f"{state}\n")
+
+    def flush(self):
+        """Flush the file."""
+        self.file.flush()
+
+
+def progress(iterable=None, **keywords):
+    """Return a `tqdm` of the keywords. If the standard error is no terminal, it writes a line now and then."""
+    if sys.stderr.isatty():
+        return tqdm(iterable, dynamic_ncols=True, **keywords)
+    return tqdm(
+        iterable,
+        file=_Lines(sys.stderr),
+        mininterval=SECONDS_BETWEEN_LINES,
+        maxinterval=SECONDS_BETWEEN_LINES,
+        miniters=1,
+        bar_format="{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} passed, {remaining} left",
+        **keywords,
+    )
+
+
+def duration(seconds):
+    """Return a time as a text of two units, such as "1 h 20 min"."""
+    minutes = seconds / 60
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes:.0f} min"
+    hours, minutes = divmod(round(minutes), 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours / 24:.1f} days"
