@@ -133,7 +133,7 @@ class Ours:
 
         def repeat():
             loop.run_step(image, mask)
-            self.runtime.synchronize()
+            self.runtime.synchronize()  # a step does not wait for the device
 
         return repeat
 

@@ -11,6 +11,13 @@ class Method(Protocol):
     """
 
     mask_channels: int  # K, one for each label
+    observes: bool  # call `observe`, for which each step has to wait until its losses are computed
+
+    def noise_shapes(self, size):
+        """Return site -> shape of the normal values that `losses` draws for each example of `size` x `size` pixels.
+
+        The loader's processes draw these ahead; {} leaves all to the step.
+        """
 
     def losses(self, network, images, masks, draws):
         """Return the losses of N examples, name -> tensor (N,). The mean of `total` is minimised, and all are logged.
@@ -21,7 +28,7 @@ class Method(Protocol):
         """
 
     def observe(self, draws, losses):
-        """Record an optimizer step, after it.
+        """Record an optimizer step, if `observes` is true.
 
         draws:  `BatchDraws` of its whole batch.
         losses: name -> numpy (N,), the results of `losses` for the whole batch.

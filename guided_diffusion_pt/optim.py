@@ -1,5 +1,7 @@
 """The optimizer: AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2)."""
 
+import math
+
 import torch as th
 
 from guided_diffusion_pt import runtime
@@ -59,3 +61,9 @@ class AdamW:
 def gradients(loss, params):
     """Return the gradient of a one-element loss for each of `params`; zeros where the loss does not depend on it."""
     return list(th.autograd.grad(loss, params, materialize_grads=True))
+
+
+def all_finite(tensors):
+    """Return whether all numbers of a list of tensors are finite: one number is read from their device."""
+    largest = th.nn.utils.get_total_norm(tensors, math.inf)  # NaN if one of them is NaN
+    return bool(th.isfinite(largest))

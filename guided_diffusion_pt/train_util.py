@@ -1,5 +1,7 @@
 """The training loop, and the loader of its batches."""
 
+from functools import partial
+
 import numpy as np
 import torch as th
 from torch.utils.data import DataLoader, default_collate
@@ -9,17 +11,19 @@ from guided_diffusion_core.config import ema_rates
 from guided_diffusion_core.networks.registry import initial_state
 from guided_diffusion_core.networks.state import is_buffer
 from guided_diffusion_core.noise import NoiseTape
+from guided_diffusion_core.system import devices
 from guided_diffusion_core.system.processes import own_slots
 from guided_diffusion_core.training.augment import create_augmentation
 from guided_diffusion_core.training.draws import BatchDraws
 from guided_diffusion_core.training.loss_scale import LossScale
 from guided_diffusion_core.training.rates import ema_rate_at, last_step, learning_rate
 from guided_diffusion_core.training.stream import ErrorCarrier, TrainingStream, checked, first_error
+from guided_diffusion_core.training.values import StepValues
 from guided_diffusion_pt import dist_util, runtime
 from guided_diffusion_pt.build import build_network
 from guided_diffusion_pt.methods import create_method
 from guided_diffusion_pt.nn import set_dropout_noise, update_ema
-from guided_diffusion_pt.optim import AdamW, gradients
+from guided_diffusion_pt.optim import AdamW, all_finite, gradients
 
 # Prefixes of the names of arrays in the part `trainer` of a checkpoint.
 MOMENTS = ("first_moment", "second_moment")
@@ -27,14 +31,23 @@ SCALE = "loss_scale"
 
 
 def make_loader(stream, batch_size, num_workers=0):
-    """Return the loader of a `TrainingStream`: batches in its order, pairs of image (N, C, S, S) and mask (N, K, S, S).
+    """Return the loader of a `TrainingStream`: batches in its order, of image (N, C, S, S) and mask (N, K, S, S), and
+    of the stream's noise, site -> (N, *shape), if it has any.
 
     batch_size:  N.
     num_workers: processes that read the examples; 0 reads them in this process. Their errors are raised here.
     """
     examples = ErrorCarrier(stream) if num_workers else stream
+    on_gpu = runtime.current.device.kind == devices.CUDA
     return checked(
-        DataLoader(examples, batch_size=batch_size, shuffle=False, num_workers=num_workers, collate_fn=_collate)
+        DataLoader(
+            examples,
+            batch_size=batch_size,
+            shuffle=False,
+            num_workers=num_workers,
+            collate_fn=_collate,
+            pin_memory=on_gpu,
+        )
     )
 
 
@@ -58,6 +71,9 @@ def create_train_loop(config, dataset, step=0, networks=None):
     augment = create_augmentation(training, dataset.normalisation, tape)
     microbatch = training.microbatch if training.microbatch > 0 else training.batch_size
     group = dist_util.group()
+    method = create_method(config)
+    # Without processes that load ahead there is no time before the step to draw the noise in.
+    noise = method.noise_shapes(config.model.image_size) if training.num_workers else {}
     stream = TrainingStream(
         dataset,
         tape,
@@ -66,10 +82,11 @@ def create_train_loop(config, dataset, step=0, networks=None):
         start_step=step,
         augment=augment,
         slots=own_slots(training.batch_size, microbatch, group.rank, group.size),
+        noise=noise,
     )
     loop = TrainLoop(
         model=model,
-        method=create_method(config),
+        method=method,
         data=make_loader(stream, training.batch_size, training.num_workers),
         tape=tape,
         batch_size=training.batch_size,
@@ -97,7 +114,7 @@ class TrainLoop:
 
     model:            the network.
     method:           `Method`, which gives the losses and the sampler.
-    data:             iterable of (image, mask) batches (`make_loader`).
+    data:             iterable of batches (`make_loader`).
     tape:             `NoiseTape` of the dropout masks and of the method's random numbers.
     batch_size:       examples per optimizer step in this process. The batches of several processes
                       (`dist_util.setup_dist`) form one whole batch, and all processes get its gradients.
@@ -150,84 +167,105 @@ class TrainLoop:
 
     def run_loop(self, steps):
         """Yield (step, values of `run_step`) after each optimizer step, from the next one to number `steps` - 1."""
-        for batch, cond in self.data:
+        for batch, cond, *ahead in self.data:
             if self.step >= steps:
                 return
             step = self.step
-            yield step, self.run_step(batch, cond)
+            yield step, self.run_step(batch, cond, *ahead)
 
-    def run_step(self, batch, cond):
+    def run_step(self, batch, cond, ahead=None):
         """Take one optimizer step.
 
         batch: images (N, C, S, S).
         cond:  masks (N, K, S, S).
-        Returns a dict of floats: the means over the batch of `total` and of the method's other losses;
+        ahead: site -> values (N, *shape) of the noise that the loader has drawn; None for none.
+        Returns `StepValues`: the means over the batch of `total` and of the method's other losses;
         the learning rate `lr`; in float16 the `loss_scale`.
         """
-        examples = th.cat([batch, cond], dim=1)  # (N, C + K, S, S)
-        values, grads = self.forward_backward(examples.to(runtime.device(), self.params[0].dtype))
+        # from pinned memory (`make_loader`) a GPU fetches them while it computes
+        parts = [part.to(runtime.device(), self.params[0].dtype, non_blocking=True) for part in (batch, cond)]
+        examples = th.cat(parts, dim=1)  # (N, C + K, S, S)
+        values, grads = self.forward_backward(examples, ahead)
         lr = learning_rate(self.lr, self.lr_anneal_steps, self.step, self.lr_schedule, self.lr_cycles)
         # In float16, a step whose gradients overflow is left out, and lowers the scale of the loss.
         scale = self.loss_scale
-        if scale is None or scale.update(all(bool(th.isfinite(grad).all()) for grad in grads)):
+        if scale is None or scale.update(all_finite(grads)):
             self.opt.step(grads, lr)
             for rate, averages in zip(self.ema_rate, self.ema_params):
                 update_ema(averages, self.params, rate=ema_rate_at(rate, self.step, self.ema_warmup))
-        runtime.synchronize()
         self.step += 1
-        return {**values, "lr": lr} | ({"loss_scale": scale.factor} if scale else {})
+        known = {"lr": lr, "loss_scale": scale.factor} if scale else {"lr": lr}
+        return StepValues(lambda: {**values, **known})
 
-    def forward_backward(self, batch):
-        """Return the losses and gradients of the whole batch: (dict of floats, list of tensors).
+    def forward_backward(self, batch, ahead=None):
+        """Return the losses and gradients of the whole batch: (`StepValues`, list of tensors).
 
         batch: (N, C + K, S, S), the examples of this process. The results are the same in all processes.
+        ahead: as in `run_step`.
         """
         size = batch.shape[0]
+        drawn = {site: runtime.to_numpy(values) for site, values in (ahead or {}).items()}
         places = own_slots(size, self.microbatch, self.group.rank, self.group.size)
-        values = {}
         grads = None
         parts = []
         for start in range(0, size, self.microbatch):
-            slots = places[start : start + self.microbatch]
-            total, losses, micro_grads = self._microbatch(batch[start : start + len(slots)], slots)
+            part = slice(start, start + self.microbatch)
+            slots = places[part]
+            draws = BatchDraws(self.tape, self.step, slots, {site: values[part] for site, values in drawn.items()})
+            total, losses, micro_grads = self._microbatch(batch[part], draws)
+            parts.append((total, losses))
             # The mean over the batch is the sum of the microbatches' means, each with its share of the examples.
             share = len(slots) / size
-            for name, value in {**losses, "total": total}.items():
-                values[name] = values.get(name, 0.0) + share * float(np.mean(value))
-            parts.append(losses)
             if share != 1:
                 micro_grads = [runtime.scalar(share) * grad for grad in micro_grads]
             grads = micro_grads if grads is None else [a + b for a, b in zip(grads, micro_grads)]
-        # The method gets the losses of the whole batch at once, so that the microbatches make no difference.
-        whole = self._gather_batch(places, parts)
-        self.method.observe(BatchDraws(self.tape, self.step, range(size * self.group.size)), whole)
+        if self.method.observes:
+            # The method gets the losses of the whole batch at once, so that the microbatches make no difference.
+            draws = BatchDraws(self.tape, self.step, range(size * self.group.size))
+            self.method.observe(draws, self._gather_batch(places, parts))
+        return StepValues(partial(self._means, parts)), dist_util.average(grads)
+
+    def _means(self, parts):
+        """Return the means of the losses over the whole batch, a dict of floats.
+
+        parts: (mean of `total`, all losses) of each microbatch of this process.
+        """
+        size = sum(len(losses["total"]) for _, losses in parts)
+        values = {}
+        for total, losses in parts:
+            share = len(losses["total"]) / size
+            for name, value in {**losses, "total": total}.items():
+                values[name] = values.get(name, 0.0) + share * float(np.mean(runtime.to_numpy(value)))
         means = self.group.gather(list(values.values())).mean(0)  # over the processes
-        return {name: float(mean) for name, mean in zip(values, means)}, dist_util.average(grads)
+        return {name: float(mean) for name, mean in zip(values, means)}
 
     def _gather_batch(self, places, parts):
-        """Return the losses of the whole batch, name -> (N,), in its order.
+        """Return the losses of the whole batch, name -> numpy (N,), in its order.
 
         places: index in the whole batch of each example of this process.
-        parts:  losses of the microbatches of this process, name -> (n,) each.
+        parts:  as in `_means`.
         """
         order = np.argsort(self.group.gather(places).reshape(-1))
-        own = np.stack([np.concatenate([losses[name] for losses in parts]) for name in parts[0]])  # (losses, N)
-        every = np.concatenate(list(self.group.gather(own)), axis=-1)  # (losses, processes * N)
-        return dict(zip(parts[0], every[:, order]))
+        names = list(parts[0][1])
+        own = []
+        for name in names:
+            own.append(np.concatenate([runtime.to_numpy(losses[name]) for _, losses in parts]))  # (N,)
+        every = np.concatenate(list(self.group.gather(np.stack(own))), axis=-1)  # (losses, processes * N)
+        return dict(zip(names, every[:, order]))
 
-    def _microbatch(self, micro, slots):
-        """Return the mean of `total`, all losses as numpy, and the gradients of a microbatch.
+    def _microbatch(self, micro, draws):
+        """Return the mean of `total`, all losses and the gradients of a microbatch, tensors.
 
         micro: (n, C + K, S, S).
-        slots: n indices in the whole batch, by which the noise tape gives each example its random numbers.
+        draws: `BatchDraws` of the n examples.
         """
-        set_dropout_noise(self.model, self.tape, self.step, slots)
+        set_dropout_noise(self.model, self.tape, self.step, draws.slots)
         images = micro[:, : -self.method.mask_channels]
         masks = micro[:, -self.method.mask_channels :]
-        losses = self.method.losses(self.model, images, masks, BatchDraws(self.tape, self.step, slots))
+        losses = self.method.losses(self.model, images, masks, draws)
         total = losses["total"].mean()
         grads = self._gradients(total)
-        return runtime.to_numpy(total), {name: runtime.to_numpy(value) for name, value in losses.items()}, grads
+        return total.detach(), {name: value.detach() for name, value in losses.items()}, grads
 
     def _gradients(self, total):
         """Return the gradients of the loss.

@@ -177,9 +177,9 @@ def record_forward_backward(loop, recorder):
     """Let a loop record each batch, its losses and its gradients."""
     inner = loop.forward_backward
 
-    def forward_backward(batch):
+    def forward_backward(batch, *rest):
         recorder.add("input", f"batch, step {loop.step}", batch)
-        values, gradients = inner(batch)
+        values, gradients = inner(batch, *rest)
         for name, value in values.items():
             recorder.add("loss", f"{name}, step {loop.step}", np.float64(value))
         for name, gradient in zip(loop.names, gradients):
@@ -207,7 +207,7 @@ def run_optimizer(port, case, weights, inputs, recorder):
     verbs = recorder.verbs
     generator = np.random.default_rng(9)
 
-    def given(batch):
+    def given(batch, *rest):
         scale = [10.0 ** generator.uniform(-10, 0) for _ in loop.params]
         values = [generator.standard_normal(tuple(param.shape)) * size for param, size in zip(loop.params, scale)]
         return {}, [verbs.to_tensor(value.astype(np.float32), verbs.precision()) for value in values]

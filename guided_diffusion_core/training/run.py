@@ -53,18 +53,24 @@ def run_training(loop, config, out_dir, validation=None, seconds=0.0):
         contextlib.closing(_Run(loop, config, out_dir, validation, stop, started) if first else _Follower()) as run,
         contextlib.closing(_Pace(config.training, before, say, shown=first)) as pace,
     ):
+        unread = []  # (step number, its values) since they were last read
         for step, values in loop.run_loop(steps):
-            _check_finite(step + 1, values)
-            pace.step(step + 1)
-            if run.is_due(step + 1):
+            done = step + 1
+            unread.append((done, values))
+            if _reads(config.training, done) or pace.is_timed(done):
+                run.record(_read(unread))
+            pace.step(done)
+            if run.is_due(done):
                 pace.hide()  # a validation has a bar of its own, and Jittor compiles for it
-            run.validate(step + 1, values)
+            run.validate(done)
             # Ctrl-C can reach the processes in different steps. They agree here, so that all stop after the same one.
             stopping = any_process(group, stop())
-            run.after_step(step + 1, stopping)
+            if stopping:
+                run.record(_read(unread))
+            run.after_step(done, stopping)
             if stopping:
                 any_process(group, False)  # only waits: no process ends before the checkpoint is written
-                say(f"stopped at step {step + 1}; checkpoint: {run.saved}")
+                say(f"stopped at step {done}; checkpoint: {run.saved}")
                 raise KeyboardInterrupt
     say(f"trained {steps - before} steps in {time.perf_counter() - started - seconds:.0f} s; checkpoint: {run.saved}")
     return run.saved
@@ -94,6 +100,10 @@ class _Pace:
         self.bar = None
         self.started = None
 
+    def is_timed(self, done):
+        """Return whether the clock starts or stops after step number `done`, which has to be computed by then."""
+        return done in (self.before + 1, self.before + 1 + STEPS_TIMED)
+
     def step(self, done):
         """Count step number `done`."""
         if self.bar is None:
@@ -104,7 +114,7 @@ class _Pace:
             )
             return
         self.bar.update()
-        if done == self.before + 1 + STEPS_TIMED:
+        if self.is_timed(done):
             self.say(self._forecast(done, (time.perf_counter() - self.started) / STEPS_TIMED))
 
     def _forecast(self, done, seconds):
@@ -137,7 +147,10 @@ class _Follower:
         """Return False: the first process validates."""
         return False
 
-    def validate(self, done, values):
+    def record(self, values):
+        """Do nothing."""
+
+    def validate(self, done):
         """Do nothing."""
 
     def after_step(self, done, stopping):
@@ -188,9 +201,13 @@ class _Run:
         """Return whether a validation is due after step number `done`."""
         return self.validation is not None and self.validation.is_due(done)
 
-    def validate(self, done, values):
-        """Record the values of step number `done`, and validate if a validation is due."""
-        self.log.record(values)
+    def record(self, values):
+        """Record the values of some steps for the next line of the log."""
+        for of_step in values:
+            self.log.record(of_step)
+
+    def validate(self, done):
+        """Validate after `done` steps, if a validation is due."""
         self.validated = {"val_dice": self._validate(done)} if self.is_due(done) else {}
 
     def after_step(self, done, stopping):
@@ -234,6 +251,25 @@ class _Run:
     def close(self):
         """Close the log."""
         self.log.close()
+
+
+def _reads(training, done):
+    """Return whether the losses are read after `done` steps, in all processes: before a line of the log, before a
+    validation, and before a checkpoint, in which a loss that is not finite has to be found."""
+    intervals = [training.log_interval, training.save_interval]
+    if training.val_dir:
+        intervals.append(training.val_interval)
+    return done == last_step(training) or any(done % interval == 0 for interval in intervals)
+
+
+def _read(unread):
+    """Empty a list of (step number, values) and return the values. Raises `UserError` if one is not finite."""
+    found = []
+    for done, values in unread:
+        _check_finite(done, values)
+        found.append(dict(values))
+    unread.clear()
+    return found
 
 
 def _check_finite(step, values):

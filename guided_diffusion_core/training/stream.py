@@ -20,14 +20,17 @@ class TrainingStream:
     start_step: steps so far, after which the stream starts.
     augment:    `Augmentation`, or None for the examples as they are.
     slots:      the indices in every batch that this stream has; None for all.
+    noise:      site -> shape of the normal values of each example that are drawn here, so that a loader's processes
+                draw them ahead of the step (`BatchDraws`).
     """
 
-    def __init__(self, dataset, tape, batch_size, max_steps, start_step=0, augment=None, slots=None):
+    def __init__(self, dataset, tape, batch_size, max_steps, start_step=0, augment=None, slots=None, noise=None):
         self.dataset = dataset
         self.tape = tape
         self.augment = augment
         self.batch_size = batch_size
         self.slots = range(batch_size) if slots is None else slots
+        self.noise = noise or {}
         self._start = start_step
         self._steps = max(0, max_steps - start_step)
         self._epoch = None
@@ -37,12 +40,24 @@ class TrainingStream:
         return self._steps * len(self.slots)
 
     def __getitem__(self, k):
-        """Return image (C, S, S) and mask (K, S, S), float32, of the k-th example from the start step on."""
+        """Return image (C, S, S) and mask (K, S, S), float32, of the k-th example from the start step on.
+
+        With `noise`, the third value is its site -> values.
+        """
         if not 0 <= k < len(self):
             raise IndexError(f"example {k} of {len(self)}")
         # k counts the examples of this stream, `number` all examples of the run, over all processes
         step, index = divmod(k, len(self.slots))
-        number = (self._start + step) * self.batch_size + self.slots[index]
+        step += self._start
+        slot = self.slots[index]
+        image, mask = self._example(step * self.batch_size + slot)
+        if not self.noise:
+            return image, mask
+        drawn = {site: self.tape.normal(site, shape, step=step, case=slot) for site, shape in self.noise.items()}
+        return image, mask, drawn
+
+    def _example(self, number):
+        """Return image and mask of an example by its number in the run."""
         epoch, place = divmod(number, len(self.dataset))
         # the order of the current epoch is kept, since a permutation of a large dataset takes time
         if epoch != self._epoch:

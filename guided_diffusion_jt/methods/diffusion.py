@@ -29,6 +29,15 @@ class Diffusion:
         self.mask_channels = process.mask_channels
         self.schedule_sampler = schedule_sampler or UniformSampler(process)
 
+    @property
+    def observes(self):
+        """Whether the sampler of times follows the losses."""
+        return isinstance(self.schedule_sampler, LossAwareSampler)
+
+    def noise_shapes(self, size):
+        """Return site -> shape of the noise of each mask of `size` x `size` pixels."""
+        return {TRAIN_NOISE: (self.mask_channels, size, size)}
+
     def losses(self, network, images, masks, draws):
         """Return the terms of `training_losses_segmentation` and their weighted sum `total`, (N,) each.
 
@@ -43,10 +52,9 @@ class Diffusion:
         return {"total": weighted_total(terms, runtime.to_tensor(weights)), **terms}
 
     def observe(self, draws, losses):
-        """Pass the losses of an optimizer step to a sampler of times that follows the losses."""
-        if isinstance(self.schedule_sampler, LossAwareSampler):
-            t, _ = self.schedule_sampler.draw(draws.uniform(TRAIN_TIMESTEP))
-            self.schedule_sampler.update_with_losses(t, losses["loss"])
+        """Pass the losses of an optimizer step to the sampler of times, which follows them."""
+        t, _ = self.schedule_sampler.draw(draws.uniform(TRAIN_TIMESTEP))
+        self.schedule_sampler.update_with_losses(t, losses["loss"])
 
     def state(self):
         """Return the state of the sampler of times, name -> numpy array."""

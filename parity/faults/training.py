@@ -12,8 +12,8 @@ from parity.faults.planting import WEIGHT_DECAY, changed_adamw, constant, fault,
 def missing_zero_grad(port):
     left = {}
 
-    def accumulating(original, self, batch):
-        values, gradients = original(self, batch)
+    def accumulating(original, self, batch, *rest):
+        values, gradients = original(self, batch, *rest)
         before = left.get(id(self))
         gradients = gradients if before is None else [a + b for a, b in zip(gradients, before)]
         left[id(self)] = gradients
@@ -27,7 +27,7 @@ def dropped_microbatch(port):
     return replaced(
         port.module("train_util").TrainLoop,
         "forward_backward",
-        lambda original, self, batch: original(self, batch[: self.microbatch]),
+        lambda original, self, batch, *rest: original(self, batch[: self.microbatch], *rest),
     )
 
 

@@ -38,6 +38,7 @@ MIRROR_DIFFERENCES = (
     MirrorDifference("runtime.autocast", "(tensor, enabled=True)", None, _HALF),
     MirrorDifference("runtime.widened", "(tensor)", None, _HALF),
     MirrorDifference("train_util.SCALE", "", None, _HALF),
+    MirrorDifference("optim.all_finite", "(tensors)", None, _HALF),
     MirrorDifference("dist_util.PATIENCE", "", None, "MPI waits as long as it takes; torch has to be told"),
     MirrorDifference(
         "dist_util.Group.sum_into",

@@ -22,10 +22,14 @@ class Direct:
     """The `Method` of a network that maps images to masks, trained on the squared error; no diffusion."""
 
     mask_channels = 1
+    observes = True
 
     def __init__(self, backend):
         self.backend = backend
         self.seen = []
+
+    def noise_shapes(self, size):
+        return {SITE: (1, 1, 1)}
 
     def losses(self, network, images, masks, draws):
         shifts = 0.01 * draws.normal(SITE, (1, 1, 1))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.networks.state import is_buffer
 from guided_diffusion_core.noise import TRAIN_NOISE, TRAIN_TIMESTEP, NoiseTape
 from guided_diffusion_core.system.processes import Alone
+from guided_diffusion_core.training.values import StepValues
 
 
 @pytest.fixture(autouse=True)
@@ -240,6 +242,26 @@ def test_other_error_of_a_loader_process_brings_its_traceback(backend):
         run(loop, 10)
 
 
+@pytest.mark.parametrize("settings", [{}, {"microbatch": 2}, {"schedule_sampler": "loss-second-moment"}])
+def test_noise_that_the_loader_draws_ahead_is_that_of_the_step(backend, settings):
+    """Require the same bits with and without processes that load, and no noise drawn in the training process."""
+
+    def train(workers):
+        loop = create_loop(backend, batch_size=4, max_steps=3, num_workers=workers, **settings)
+        drawn = []
+        draw = loop.tape.normal
+        loop.tape.normal = lambda site, *place, **rest: drawn.append(site) or draw(site, *place, **rest)
+        values = [dict(found) for found in run(loop, 3)]
+        return values, loop.networks(), drawn
+
+    (values, networks, drawn), (ahead_values, ahead_networks, ahead_drawn) = train(0), train(2)
+    assert drawn == [TRAIN_NOISE] * 12 and ahead_drawn == []
+    assert values == ahead_values
+    for kind, arrays_of_kind in networks.items():
+        for name, value in arrays_of_kind.items():
+            np.testing.assert_array_equal(ahead_networks[kind][name], value, err_msg=f"{kind} {name}")
+
+
 @pytest.mark.skipif("jittor" not in BACKENDS, reason="Jittor is not among MEDSEGDIFF_BACKENDS")
 def test_memory_does_not_grow():
     """Require constant memory: Jittor keeps the graph of every value that is not computed."""
@@ -309,6 +331,56 @@ def test_nan_stops_training_and_leaves_the_checkpoints_before(tmp_path):
         training.run_training(FakeLoop(nan_from=2), config, tmp_path)
     assert checkpoint_folders(tmp_path) == ["last", "step_000001", "step_000002"]
     assert checkpoints.find(tmp_path).parent.name == "step_000002"
+
+
+class Lagging(FakeLoop):
+    """A loop whose values lie on a device; `read` lists (step, number of steps taken) of each reading."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.read = []
+
+    def run_loop(self, steps):
+        for step, values in super().run_loop(steps):
+            self.step = step + 1
+            yield step, StepValues(partial(self._read, step, values))
+
+    def _read(self, step, values):
+        self.read.append((step + 1, self.step))
+        return values
+
+
+def test_losses_are_read_only_for_lines_checkpoints_and_the_end(tmp_path):
+    loop = Lagging()
+    training.run_training(loop, small_config(max_steps=11, log_interval=4, save_interval=6), tmp_path)
+    # 1 and 6 are timed as well
+    steps_at = {1: 1, 2: 4, 3: 4, 4: 4, 5: 6, 6: 6, 7: 8, 8: 8, 9: 11, 10: 11, 11: 11}
+    assert loop.read == list(steps_at.items())
+    at_once = tmp_path / "read at once"
+    at_once.mkdir()
+    training.run_training(FakeLoop(), small_config(max_steps=11, log_interval=4), at_once)
+    # without seconds and memory
+    lines, expected = (
+        [line.split(",")[3:] for line in (folder / "progress.csv").read_text().splitlines()]
+        for folder in (tmp_path, at_once)
+    )
+    assert lines == expected and len(lines) == 4
+
+
+@pytest.mark.parametrize("interval", ["log_interval", "save_interval", "val_interval"])
+def test_no_checkpoint_and_no_validation_of_a_loss_that_is_not_finite(tmp_path, interval):
+    settings = {"log_interval": 100, "save_interval": 100, "val_interval": 100, "val_dir": "somewhere", interval: 2}
+    with pytest.raises(UserError, match="step 3 gave total = nan"):
+        training.run_training(Lagging(nan_from=2), small_config(max_steps=10, **settings), tmp_path)
+    assert not (tmp_path / "checkpoints" / "step_000004").exists()
+
+
+def test_values_of_a_step_are_read_once():
+    asked = []
+    values = StepValues(lambda: asked.append(None) or {"total": 0.5, "lr": 0.1})
+    assert not asked
+    assert values["total"] == 0.5 and dict(values) == {"total": 0.5, "lr": 0.1} and len(values) == 2
+    assert len(asked) == 1
 
 
 def test_ctrl_c_during_a_step_saves_that_step(tmp_path):
