@@ -8,6 +8,7 @@ from guided_diffusion_core import checkpoints
 from guided_diffusion_core.diffusion.schedule import LossType, ModelMeanType, ModelVarType, get_named_beta_schedule
 from guided_diffusion_core.networks import registry
 from guided_diffusion_pt import networks, runtime
+from guided_diffusion_pt.nn import kernel_format
 from guided_diffusion_pt.respace import SpacedDiffusion, space_timesteps
 
 
@@ -24,7 +25,7 @@ def build_network(settings, state=None, where="weights"):
     networks.find_folders()
     create = getattr(importlib.import_module(f"guided_diffusion_pt.{module}"), name)
     with th.device(runtime.device()):
-        network = create(registry.make_plan(settings))
+        network = kernel_format(create(registry.make_plan(settings)))
     if state is not None:
         runtime.load_state(network, registry.repaired(settings, state, where), where)
     return network

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from guided_diffusion_core.networks.embedding import timestep_frequencies
 from guided_diffusion_core.networks.medsegdiff.plan import GROUP_NORM_GROUPS
+from guided_diffusion_core.system import devices
 from guided_diffusion_pt import dist_util, runtime
 from guided_diffusion_pt.kernels import group_norm, winograd
 from guided_diffusion_pt.recompute import is_recomputing
@@ -209,11 +210,25 @@ def network_format(x, channels):
 
     channels: width of the layers that x goes through.
 
-    The channels come last without gradients. With gradients they come last only if Winograd's algorithm serves layers
-    of this width: oneDNN takes up to three times as long for that order in the backward pass.
+    The channels come last on NVIDIA's GPUs, and without gradients. On a CPU with gradients they come last only if
+    Winograd's algorithm serves layers of this width: oneDNN takes up to three times as long for that order in the
+    backward pass.
     """
-    last = not th.is_grad_enabled() or winograd.serves(x, channels)
+    last = _reads_channels_last(x) or not th.is_grad_enabled() or winograd.serves(x, channels)
     return x.contiguous(memory_format=th.channels_last if last else th.contiguous_format)
+
+
+def kernel_format(network):
+    """Return a network with the kernels of its convolutions in the order in memory that its device reads fastest."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and _reads_channels_last(module.weight):
+            module.to(memory_format=th.channels_last)
+    return network
+
+
+def _reads_channels_last(tensor):
+    """Return whether the tensor's device convolves fastest with the channels last, as NVIDIA's GPUs do."""
+    return tensor.device.type not in (devices.CPU, devices.MPS)
 
 
 def normalization(channels):
@@ -278,5 +293,6 @@ def update_ema(target_params, source_params, rate=0.99):
     target_params, source_params: two lists of tensors of the same shapes.
     """
     with th.no_grad():
-        for target, source in zip(target_params, source_params):
-            target.mul_(rate).add_(source, alpha=1 - rate)
+        # all tensors in one operator each: a GPU would wait for the starts of a thousand small ones
+        th._foreach_mul_(target_params, rate)
+        th._foreach_add_(target_params, source_params, alpha=1 - rate)

@@ -27,8 +27,7 @@ class AdamW:
         lr:        learning rate of this step.
         """
         for param, gradient in zip(self.params, gradients):
-            # The fused step reads the gradient as if it lay in memory in the order of the parameter.
-            param.grad = gradient.contiguous()
+            param.grad = _laid_as(param, gradient)
         for group in self._adamw.param_groups:
             group["lr"] = lr
         self._adamw.step()
@@ -53,9 +52,17 @@ class AdamW:
         for param, mean, square in zip(self.params, first, second):
             self._adamw.state[param] = {
                 "step": th.tensor(float(steps), device=param.device),
-                "exp_avg": runtime.to_tensor(mean).to(param),
-                "exp_avg_sq": runtime.to_tensor(square).to(param),
+                "exp_avg": _laid_as(param, runtime.to_tensor(mean).to(param)),
+                "exp_avg_sq": _laid_as(param, runtime.to_tensor(square).to(param)),
             }
+
+
+def _laid_as(param, tensor):
+    """Return a tensor in the order in memory of a parameter of its shape: the fused step reads all of them as if they
+    lay as the parameter does."""
+    if tensor.stride() == param.stride():
+        return tensor
+    return th.empty_like(param).copy_(tensor)  # keeps the parameter's order
 
 
 def gradients(loss, params):

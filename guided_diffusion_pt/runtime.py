@@ -132,8 +132,11 @@ def to_tensor(array, dtype=None):
     array = np.array(array, dtype=dtype, order="C")
     if current.device.kind == devices.MPS and array.dtype == np.float64:
         array = array.astype(np.float32)
-    # CUDA reads the array before the call returns, also where it need not wait.
-    return th.from_numpy(array).to(current.device.name, non_blocking=current.device.kind == devices.CUDA)
+    tensor = th.from_numpy(array)
+    if current.device.kind == devices.CUDA:
+        tensor = tensor.pin_memory()  # from where the GPU fetches it when it comes to it
+    # Apple's GPU would read the array after it is gone.
+    return tensor.to(current.device.name, non_blocking=current.device.kind != devices.MPS)
 
 
 def to_numpy(tensor):

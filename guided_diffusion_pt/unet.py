@@ -6,6 +6,7 @@ from functools import partial
 
 import torch as th
 import torch.nn as nn
+from torch.nn import functional as F
 
 from guided_diffusion_core.networks.medsegdiff.plan import AttentionPlan, ConvPlan, DownsamplePlan, ResBlockPlan
 from guided_diffusion_pt import runtime
@@ -145,9 +146,19 @@ def scaled_attention(q, k, v):
 
     q and k are both scaled before their product, which keeps it in range in half precision.
     """
+    if q.device.type != "cpu":
+        return _fused_attention(q, k, v)
     scale = runtime.scalar(1 / math.sqrt(math.sqrt(q.shape[1])))
     weight = softmax(batched_matmul((q * scale).transpose(1, 2), k * scale))  # (B, T queries, T keys)
     return batched_matmul(v, weight.transpose(1, 2))  # (B, channels, T keys) times (B, T keys, T queries)
+
+
+def _fused_attention(q, k, v):
+    """Compute `scaled_attention` by one operator of a GPU, which does not keep the weights (B, T, T) (Dao et al. 2022,
+    arXiv:2205.14135)."""
+    # (B, channels, T) to (B, 1 head, T, channels); the fast operators take channels that lie together in memory
+    rows = [part.transpose(1, 2).contiguous()[:, None] for part in (q, k, v)]
+    return F.scaled_dot_product_attention(*rows)[:, 0].transpose(1, 2)
 
 
 class QKVAttentionLegacy(nn.Module):
