@@ -272,7 +272,10 @@ def per_case(values, like):
     values: numpy float64 (N,).
     like:   tensor (N, ...), whose type, device and shape the result has.
     """
-    values = runtime.to_tensor(values).to(like)
+    if (values == values[0]).all():
+        values = like.new_full(values.shape, values[0])  # made on the device: no copy in a step of the sampler
+    else:
+        values = runtime.to_tensor(values).to(like)
     shape = (-1,) + (1,) * (len(like.shape) - 1)
     return values.reshape(shape).expand(like.shape)  # (N,) to (N, 1, ...) to the shape of `like`
 

@@ -221,3 +221,15 @@ def test_normal_distribution_function(backend):
     x = np.linspace(-6, 6, 201)
     found = array(backend, backend.module("losses").approx_standard_normal_cdf(tensor(backend, x)))
     assert np.abs(found - norm.cdf(x)).max() < 2e-4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("values", [[0.1, 0.1, 0.1], [0.1, 0.2, 0.1], [1 + 2.0**-40] * 3])
+def test_one_number_per_case_is_rounded_once(backend, values, dtype, float64):
+    """Equal numbers, which PyTorch makes on the device, have the bits of others."""
+    runtime = backend.module("runtime")
+    like = runtime.to_tensor(np.zeros((3, 2, 4)), dtype)
+    found = runtime.to_numpy(backend.module("nn").per_case(np.array(values), like))
+    expected = np.broadcast_to(np.array(values).astype(dtype)[:, None, None], (3, 2, 4))
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)

@@ -1,7 +1,11 @@
 """Which device a value of `--device` means: on machines with other GPUs, and for the processes of a launcher."""
 
+import subprocess
+
 import numpy as np
 import pytest
+from support.backends import ROOT
+from support.launchers import ENVIRONMENT, launcher
 
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.system import devices
@@ -158,6 +162,52 @@ def test_a_process_does_not_take_the_gpu_of_another_one(monkeypatch):
     assert choose("auto", TWO, broken=["cuda:1"]).name == "cpu"
     with pytest.raises(UserError, match=r"found cuda:1 \(T4\), which does not work"):
         choose("cuda", TWO, broken=["cuda:1"])
+
+
+# A process on a machine with two GPUs that are not real, one of which may be broken. It writes which one it takes.
+ON_A_FAKE_MACHINE = """
+import importlib, sys
+from pathlib import Path
+from guided_diffusion_core.backends import BACKENDS
+from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.system.devices import Device, Found
+from guided_diffusion_core.system.processes import launched
+
+backend, folder, kinds = sys.argv[1:]
+package = BACKENDS[backend].package
+runtime = importlib.import_module(package + ".runtime")
+runtime.find_devices = lambda: Found(("A100", "T4"))
+runtime.try_device = lambda name: ""
+runtime.set_device = lambda device: setattr(runtime.current, "device", device)
+rank = launched().rank
+runtime.start(device="auto")
+lines = [runtime.device()]
+if kinds:
+    runtime.current.device = Device(kinds.split(",")[rank])
+    try:
+        importlib.import_module(package + ".dist_util").setup_dist()
+    except UserError as error:
+        lines.append(str(error))
+Path(folder, str(rank)).write_text("\\n".join(lines))
+"""
+
+
+@pytest.mark.long(seconds=20)
+@pytest.mark.parametrize("kinds", ["", "cpu,mps"])
+def test_processes_of_the_real_launchers(backend, tmp_path, kinds):
+    """Each takes its own GPU; if their devices are of several kinds, all refuse with the same words."""
+    script = tmp_path / "process.py"
+    script.write_text(ON_A_FAKE_MACHINE)
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    command = [*launcher(backend), str(script), backend.name, str(tmp_path), kinds]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=600)
+    written = [(tmp_path / str(rank)).read_text().splitlines() for rank in range(2)]
+    assert [lines[0] for lines in written] == ["cuda:0", "cuda:1"], done.stderr
+    found = {tuple(lines[1:]) for lines in written}
+    assert len(found) == 1
+    if kinds:
+        [[message]] = found
+        assert message.startswith("--device: found process 0 on cpu, process 1 on mps; expected one kind of device")
 
 
 class Group:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +10,8 @@ import time
 import numpy as np
 import pytest
 from support.backends import ROOT
+from support.launchers import ENVIRONMENT, launcher
 from support.processes_worker import TRAININGS
-from support.requirements import lacking
 from support.small import NETWORK, RandomDataset, small_config
 
 from guided_diffusion_core import checkpoints, training
@@ -26,26 +25,6 @@ from guided_diffusion_core.system import processes
 from guided_diffusion_core.training.stream import TrainingStream
 
 STOPPED_WITHIN = 60  # seconds; torchrun gives its processes 30, mpirun 1
-
-ENVIRONMENT = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "passive",
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-}
-
-
-def launcher(backend, count=2):
-    """Return the beginning of a command that starts `count` processes.
-
-    Without OpenMPI the test is skipped, or fails if MEDSEGDIFF_REQUIRE_MPI is set, as in .ci/run.
-    """
-    if backend.name == "pytorch":
-        return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={count}"]
-    if not shutil.which("mpirun"):
-        lacking("no mpirun; install it: apt-get install openmpi-bin", "MEDSEGDIFF_REQUIRE_MPI")
-    return ["mpirun", "-np", str(count), "--oversubscribe", "--bind-to", "none", sys.executable]
 
 
 def run(command):
