@@ -26,7 +26,7 @@ def add_flags(parser):
         metavar="FOLDER",
         help="folder of the data with its ground truth",
     )
-    command_line.add_settings(parser, DataConfig, "data_name", "slices", "labels")
+    command_line.add_settings(parser, DataConfig, "data_name", "slices", "labels", "mask_threshold")
     command_line.add_settings(parser, SamplingConfig, "threshold")
     parser.add_argument(
         "--surfaces",

@@ -7,7 +7,7 @@ The dataclasses in `sections.py` define each setting once. The command lines are
 from guided_diffusion_core.config.checks import ema_rates
 from guided_diffusion_core.config.configuration import Config, from_dict, process_steps, resolve
 from guided_diffusion_core.config.names import all_setting_names, setting, setting_names
-from guided_diffusion_core.config.older import current_sampling, named_sampler
+from guided_diffusion_core.config.older import current_data, current_sampling, named_sampler
 from guided_diffusion_core.config.original import args_to_dict, model_and_diffusion_defaults, split_settings
 from guided_diffusion_core.config.presets import PRESET_NOTES, PRESETS
 from guided_diffusion_core.config.sections import (
@@ -37,6 +37,7 @@ __all__ = [
     "TrainingConfig",
     "all_setting_names",
     "args_to_dict",
+    "current_data",
     "current_sampling",
     "ema_rates",
     "from_dict",

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from guided_diffusion_core.config.sections import SECTIONS
+from guided_diffusion_core.config.sections import ORIENTATION_WORDS, SECTIONS
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.networks.registry import families
 from guided_diffusion_core.system import devices
@@ -18,6 +18,7 @@ def check(config):
     flags = {field: flag for flag, field in family.flags().items()}
     for section in SECTIONS:
         _check_fields(getattr(config, section), flags if section == "model" else {})
+    _check_orientation(config.data)
     _check_rate_schedule(config.training)
     _check_thresholding(config.sampling)
     ema_rates(config.training)
@@ -40,6 +41,18 @@ def _check_fields(settings, flags):
             words = str(allowed)
             of = "of " if words.startswith("at least") else ""
             raise found_expected(flag, value, f"a number {of}{words}", "Give such a number.")
+
+
+def _check_orientation(data):
+    """Refuse an orientation that is neither a word nor one letter of each pair, as nibabel writes them."""
+    is_code = sorted(data.orientation.translate(str.maketrans("LPI", "RAS"))) == sorted("RAS")
+    if data.orientation not in ORIENTATION_WORDS and not is_code:
+        raise found_expected(
+            "--orientation",
+            repr(data.orientation),
+            f"{' or '.join(ORIENTATION_WORDS)}, or three letters, one each of R or L, A or P, S or I",
+            "Write for example RAS.",
+        )
 
 
 def _check_rate_schedule(training):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from guided_diffusion_core.config.checks import check
 from guided_diffusion_core.config.names import all_setting_names, of_another_network, setting_names
-from guided_diffusion_core.config.older import current_model, current_sampling
+from guided_diffusion_core.config.older import current_data, current_model, current_sampling
 from guided_diffusion_core.config.presets import PRESETS
 from guided_diffusion_core.config.sections import (
     SECTIONS,
@@ -165,6 +165,7 @@ def from_dict(tree, where="configuration"):
         tree = {"compute": {}, "network": None, **tree}
         classes = {**SECTIONS, "model": _model_class(tree.pop("network"), where)}
         tree["model"] = current_model(tree["model"], where)
+        tree["data"] = current_data(tree["data"])
         tree["sampling"] = current_sampling(tree["sampling"])
         sections = {name: cls(**tree[name]) for name, cls in classes.items()}
         config = Config(**{**tree, **sections})

@@ -22,6 +22,11 @@ def current_sampling(settings):
     return {"sampler": named_sampler(settings.get("use_ddim", True), settings.get("dpm_solver", False)), **kept}
 
 
+def current_data(settings):
+    """Return the data section of a written configuration; older versions used each volume as its file has it."""
+    return {"orientation": "stored", **settings}
+
+
 def current_model(settings, where):
     """Return a network's section of a written configuration without `class_cond`, which older versions wrote.
 

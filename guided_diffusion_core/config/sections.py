@@ -13,6 +13,7 @@ from guided_diffusion_core.options import option
 FLIPS = ("none", "vertical", "horizontal", "both")
 SAMPLERS = tuple(SOLVERS)
 LR_SCHEDULES = ("constant", "linear", "cosine", "cosine-restarts")
+ORIENTATION_WORDS = ("auto", "stored")  # besides codes such as RAS, see `data/formats/grids.py`
 FUSIONS = ("mean", "majority", "staple", "upstream")  # see `results/fusion.py`
 
 
@@ -48,6 +49,17 @@ class DataConfig:
         "all",
         "axial slices of a volume to use: one or several conditions separated by commas, which must all be "
         "true: all, even, odd, brain (an image voxel above 0), tumour (a labelled voxel), START:STOP:STEP",
+    )
+    orientation: str = option(
+        "auto",
+        "how a network sees volumes: auto turns all of them to the orientation that most volumes of the training "
+        "have; stored takes each as its file has it; or an orientation such as RAS, LPS. A checkpoint keeps it",
+    )
+    mask_threshold: float = option(
+        0.0,
+        "smallest value of the foreground in mask files of one label with fractions, such as probabilities or "
+        "linearly resampled masks; 0: fractions are refused",
+        low=0,
     )
     upstream_compat: bool = option(
         False, "resize masks as the original does: bilinearly; every pixel above zero then belongs to the mask"

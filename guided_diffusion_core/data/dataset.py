@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from guided_diffusion_core.data.formats.grids import Geometry, Turn
 from guided_diffusion_core.data.formats.labels import LabelMap
 from guided_diffusion_core.errors import MAX_NAMES, UserError, found_expected, join_names, report
 from guided_diffusion_core.system.processes import launched
@@ -40,9 +41,10 @@ class Case:
     name:    unique in its dataset, because the outputs are named by it.
     indices: indices of its examples in the dataset, in the order of `slices`.
     shape:   size of the source in pixels or voxels, (H, W) or (X, Y, Z).
-    slices:  axial slices that are examples, in rising order; None for a 2D image.
+    slices:  axial slices that are examples, in rising order, numbered as the network sees them; None for a 2D image.
     affine:  (4, 4) float64, voxels to millimetres; None for a 2D image.
-    header:  nibabel header of the source; None for a 2D image.
+    header:  nibabel header of the source; None for a 2D image and for a volume in another format.
+    turn:    `Turn` from the axes of the source to those that the network sees, whose last one counts the slices.
     """
 
     name: str
@@ -51,6 +53,12 @@ class Case:
     slices: tuple | None = None
     affine: np.ndarray | None = None
     header: Any = None
+    turn: Turn = Turn()
+
+    @property
+    def seen_shape(self):
+        """Return the size that the network sees, (H, W) or (X, Y, Z)."""
+        return self.turn.shape(self.shape) if self.is_volume else self.shape
 
     @property
     def is_volume(self):
@@ -67,6 +75,7 @@ class Dataset(Protocol):
     normalisation: the rule that turns intensities into network input, in words, for the checkpoint.
     labels:        names of the K masks of an example, in the order of their channels.
     remarks:       lines for the user on what was done to the data, a tuple.
+    A dataset of volumes also has `orientation`, see `VolumeDataset`.
     """
 
     in_channels: int
@@ -95,12 +104,14 @@ def say_remarks(dataset):
 class Truth:
     """The ground truth of one case in the size of the source, for evaluation.
 
-    name:      name of the case.
-    path:      file of the ground truth, or folder of its slices.
-    slices:    axial slices that are scored; None for a 2D image.
-    label_map: meaning of the values in the file.
-    planes:    for a volume with one file per slice: pairs (slice, path) in rising order, up to the last slice of the
-               volume. None for a ground truth in one file.
+    name:        name of the case.
+    path:        file of the ground truth, or folder of its slices.
+    slices:      axial slices that are scored, numbered in `orientation`; None for a 2D image.
+    label_map:   meaning of the values in the file.
+    planes:      for a volume with one file per slice: pairs (slice, path) in rising order, up to the last slice of
+                 the volume. None for a ground truth in one file.
+    geometry:    `Geometry` of the source of a volume; None if it is unknown.
+    orientation: orientation in which a volume is scored, such as "RAS"; None for that of the source.
     """
 
     name: str
@@ -108,6 +119,8 @@ class Truth:
     slices: tuple | None = None
     label_map: LabelMap = LabelMap()
     planes: tuple | None = None
+    geometry: Geometry | None = None
+    orientation: str | None = None
 
 
 def require_unique(paths_by_name, where):

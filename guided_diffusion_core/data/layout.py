@@ -5,7 +5,7 @@ and only say how their files are found; the others derive from `Layout`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from guided_diffusion_core.data.check.inventory import files_of_pairs, files_of_volumes
 from guided_diffusion_core.data.folders import folder_labels
@@ -44,6 +44,10 @@ class Layout:
         """
         return self.labels.select(config.labels, self.default_labels)
 
+    def label_map(self, config, need_values):
+        """Return the `LabelMap` of `choose_labels` with the configured threshold of binary masks."""
+        return replace(self.choose_labels(config, need_values), threshold=config.mask_threshold)
+
     def open_dataset(self, config, size, split, need_masks):
         """Return the `Dataset`, see `data.open_dataset`."""
         raise NotImplementedError
@@ -78,7 +82,7 @@ class PictureLayout(Layout):
         require_all_slices(config.slices)
         return PairDataset(
             self.find_pairs(config.data_dir, split),
-            self.choose_labels(config, need_masks),
+            self.label_map(config, need_masks),
             size,
             need_masks,
             config.upstream_compat,
@@ -90,13 +94,13 @@ class PictureLayout(Layout):
         """Return the list of `Truth` of a split, see `data.list_truths`."""
         require_all_slices(config.slices)
         pairs = self.find_pairs(config.data_dir, split)
-        return pair_truths(pairs, self.choose_labels(config, True), config.data_dir, self.expected)
+        return pair_truths(pairs, self.label_map(config, True), config.data_dir, self.expected)
 
     def list_files(self, config, split, need_masks):
         """Return (normalisation, list of `ListedFile`) of a split, see `data.list_files`."""
         require_all_slices(config.slices)
         pairs = self.find_pairs(config.data_dir, split)
-        return RGB_RULE, files_of_pairs(pairs, self.choose_labels(config, True), need_masks, require_picture)
+        return RGB_RULE, files_of_pairs(pairs, self.label_map(config, True), need_masks, require_picture)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,21 +119,24 @@ class VolumeLayout(Layout):
         return VolumeDataset(
             self.find_cases(config.data_dir, split),
             self.parts,
-            self.choose_labels(config, need_masks),
+            self.label_map(config, need_masks),
             size,
             config.slices,
             need_masks,
             config.upstream_compat,
             config.data_dir,
+            orientation=config.orientation,
         )
 
     def list_truths(self, config, split):
         """Return the list of `Truth` of a split, see `data.list_truths`."""
         cases = self.find_cases(config.data_dir, split)
-        return volume_truths(cases, self.parts, self.choose_labels(config, True), config.slices, config.data_dir)
+        return volume_truths(
+            cases, self.parts, self.label_map(config, True), config.slices, config.data_dir, config.orientation
+        )
 
     def list_files(self, config, split, need_masks):
         """Return (normalisation, list of `ListedFile`) of a split, see `data.list_files`."""
         cases = self.find_cases(config.data_dir, split)
-        label_map = self.choose_labels(config, True)
+        label_map = self.label_map(config, True)
         return self.parts.normalisation, files_of_volumes(cases, self.parts, label_map, need_masks)

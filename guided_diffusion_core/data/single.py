@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from guided_diffusion_core.data.dataset import Case, Example
+from guided_diffusion_core.data.formats.grids import Geometry
 from guided_diffusion_core.data.formats.images import scale_array
 from guided_diffusion_core.data.formats.labels import SINGLE, LabelMap, split_names
 from guided_diffusion_core.data.formats.transforms import (
@@ -20,7 +21,7 @@ from guided_diffusion_core.data.formats.transforms import (
     zscore,
     zscore_all,
 )
-from guided_diffusion_core.data.formats.volumes import Geometry, stem
+from guided_diffusion_core.data.formats.volumes import stem
 from guided_diffusion_core.data.pairs import Pair, PairDataset, picture_stem
 from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, VolumeParts
 from guided_diffusion_core.errors import found_expected
@@ -126,13 +127,23 @@ class ArrayFiles(CaseFiles):
     def geometry(self, part):
         """Return the shape of the array; an array has no place in millimetres."""
         depth, height, width, _ = self.array.shape
-        return Geometry((height, width, depth), np.eye(4), None)
+        return Geometry((height, width, depth), np.eye(4), is_placed=False)
 
 
 def _volumes(files, parts, config):
     """Return the `VolumeDataset` of one case, all of its slices."""
     size = config.model.image_size
-    return VolumeDataset([files], parts, _label_map(config), size, config.data.slices, False, False, files.folder)
+    return VolumeDataset(
+        [files],
+        parts,
+        _label_map(config),
+        size,
+        config.data.slices,
+        False,
+        False,
+        files.folder,
+        orientation=config.data.orientation,
+    )
 
 
 def _label_map(config):

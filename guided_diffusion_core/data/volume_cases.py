@@ -4,9 +4,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from guided_diffusion_core.data.case_grids import common_grid, orientation_note, oriented
 from guided_diffusion_core.data.dataset import Case, Example, Truth, require_unique
+from guided_diffusion_core.data.formats.grids import AUTO
+from guided_diffusion_core.data.formats.mask_values import foreground
 from guided_diffusion_core.data.formats.slices import parse_slices
-from guided_diffusion_core.data.formats.transforms import resize_linear, resize_nearest
+from guided_diffusion_core.data.formats.transforms import (
+    FINITE_ADVICE,
+    require_finite,
+    resize_linear,
+    resize_nearest,
+)
 from guided_diffusion_core.data.formats.volumes import VolumeCache, read_geometry, read_volume, slices_above_zero
 from guided_diffusion_core.errors import UserError, found_expected, join_names
 
@@ -64,9 +72,16 @@ class CaseFiles:
         """Return the masks of the labels in a part, bool (K, X, Y, Z)."""
         return self.label_map_of_case(label_map).masks(self.read(part), self.where(part))
 
-    def truth(self, part, slices, label_map):
-        """Return the `Truth` in a part."""
-        return Truth(self.name, self.paths[part], slices, self.label_map_of_case(label_map))
+    def truth(self, part, slices, label_map, grid):
+        """Return the `Truth` in a part. grid: `CaseGrid` of the case."""
+        return Truth(
+            self.name,
+            self.paths[part],
+            slices,
+            self.label_map_of_case(label_map),
+            geometry=grid.geometry,
+            orientation=grid.orientation,
+        )
 
 
 @dataclass(frozen=True)
@@ -86,38 +101,17 @@ class VolumeParts:
     normalisation: str
 
 
-def common_geometry(files, wanted):
-    """Return the `Geometry` that the wanted parts of a case share.
+def select_slices(files, parts, grid, slice_filter, threshold):
+    """Return the numbers of the slices of a case that pass a `SliceFilter`, along the last axis that the network sees.
 
-    files:  `CaseFiles`.
-    wanted: names of the parts.
-    Raises `UserError` if a part is missing, or if its shape or affine differs.
-    """
-    files.require(wanted)
-    geometries = {part: files.geometry(part) for part in wanted}
-    first = geometries[wanted[0]]
-    for part, geometry in geometries.items():
-        if not first.agrees_with(geometry):
-            attribute = "shape" if geometry.shape != first.shape else "affine"
-            raise found_expected(
-                files.where(part),
-                f"{attribute} {_in_one_line(getattr(geometry, attribute))}",
-                f"{_in_one_line(getattr(first, attribute))} as in {files.where(wanted[0])}",
-                "Resample the files of a case to one grid.",
-            )
-    return first
-
-
-def select_slices(files, parts, depth, slice_filter):
-    """Return the numbers of the axial slices of a case that pass a `SliceFilter`.
-
-    Only the files that the filter needs are read.
+    grid:      `CaseGrid` with the parts that the filter needs; only their files are read.
+    threshold: `LabelMap.threshold`.
     """
     brain = None
     tumour = None
     if slice_filter.needs_brain:
-        files.require(parts.channels)
-        brain = np.logical_or.reduce([slices_above_zero(files.read(channel)) for channel in parts.channels])
+        volumes = [grid.seen(channel, files.read(channel)) for channel in parts.channels]
+        brain = np.logical_or.reduce([slices_above_zero(volume) for volume in volumes])
     if slice_filter.needs_tumour:
         if parts.labels not in files.paths:
             raise found_expected(
@@ -126,8 +120,9 @@ def select_slices(files, parts, depth, slice_filter):
                 "labels, because they show where the tumour is",
                 "Choose other slices.",
             )
-        tumour = slices_above_zero(files.read(parts.labels))
-    return files.slices_with_files(slice_filter.select(depth, brain, tumour))
+        labelled = foreground(files.read(parts.labels), files.where(parts.labels), threshold)
+        tumour = slices_above_zero(grid.seen(parts.labels, labelled))
+    return files.slices_with_files(slice_filter.select(grid.shape[2], brain, tumour))
 
 
 @dataclass(frozen=True)
@@ -152,7 +147,7 @@ class VolumeDataset:
     """A dataset of axial slices of volumes (`Dataset`).
 
     The headers of all files are checked at once, the voxels of a volume when it is first used: the volume is then
-    read, normalised and resized as a whole, and stays in the cache while there is room.
+    read, turned, normalised and resized as a whole, and stays in the cache while there is room.
 
     cases:           list of `CaseFiles`; all of them are used.
     parts:           `VolumeParts` of each case.
@@ -163,13 +158,25 @@ class VolumeDataset:
     upstream_compat: resize masks like the original: bilinearly, then take all that is above zero.
     data_dir:        the folder of the cases, for errors.
     cache_bytes:     memory for prepared volumes.
+    orientation:     `DataConfig.orientation`; afterwards the attribute says which one is used, for the checkpoint.
+    notes:           attribute: lines about the data that a user should see.
     Raises `UserError` for files that are missing or broken, or that do not belong together.
     """
 
     remarks = ()
 
     def __init__(
-        self, cases, parts, label_map, size, slices, need_masks, upstream_compat, data_dir, cache_bytes=CACHE_BYTES
+        self,
+        cases,
+        parts,
+        label_map,
+        size,
+        slices,
+        need_masks,
+        upstream_compat,
+        data_dir,
+        cache_bytes=CACHE_BYTES,
+        orientation=AUTO,
     ):
         self.size = size
         self.need_masks = need_masks
@@ -180,30 +187,38 @@ class VolumeDataset:
         self._parts = parts
         self._label_map = label_map
         self._cache = VolumeCache(cache_bytes)
-        self._files = {}  # case name -> `CaseFiles`
+        self._files = {}  # case name -> (`CaseFiles`, `CaseGrid`)
         self._cases = []  # list of `Case`
         self._examples = []  # list of (case name, slice number)
         slice_filter = parse_slices(slices)
-        for files in cases:
-            self._add(files, slice_filter)
+        grids, self.orientation = oriented([self._grid(files, slice_filter) for files in cases], orientation)
+        note = orientation_note([files.name for files in cases], grids, self.orientation)
+        self.notes = (note,) if note else ()
+        for files, grid in zip(cases, grids):
+            self._add(files, grid, slice_filter)
         if not self._examples:
             raise _no_slices(slices, data_dir)
 
-    def _add(self, files, slice_filter):
+    def _grid(self, files, slice_filter):
+        """Return the `CaseGrid` of the parts of a case that are used."""
+        wanted = self._parts.channels
+        labels = self._parts.labels
+        if self.need_masks or (slice_filter.needs_tumour and labels in files.paths):
+            wanted = (*wanted, labels)
+        return common_grid(files, wanted)
+
+    def _add(self, files, grid, slice_filter):
         """Add the slices of a case that pass the filter."""
-        parts = self._parts
-        wanted = parts.channels
-        if self.need_masks or (slice_filter.needs_tumour and parts.labels in files.paths):
-            wanted = (*wanted, parts.labels)
-        geometry = common_geometry(files, wanted)
-        depth = geometry.shape[2]
-        chosen = select_slices(files, parts, depth, slice_filter)
+        chosen = select_slices(files, self._parts, grid, slice_filter, self._label_map.threshold)
         if chosen:
             start = len(self._examples)
-            self._files[files.name] = files
+            self._files[files.name] = files, grid
             self._examples += [(files.name, z) for z in chosen]
             indices = tuple(range(start, start + len(chosen)))
-            self._cases.append(Case(files.name, indices, geometry.shape, chosen, geometry.affine, geometry.header))
+            stored = grid.geometry
+            self._cases.append(
+                Case(files.name, indices, stored.shape, chosen, stored.affine, stored.header, grid.turn)
+            )
 
     def __len__(self):
         return len(self._examples)
@@ -212,7 +227,7 @@ class VolumeDataset:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         name, z = self._examples[index]
-        volume = self._cache.get(name, lambda: self._prepare(self._files[name]))
+        volume = self._cache.get(name, lambda: self._prepare(*self._files[name]))
         mask = None if volume.mask is None else volume.mask[z].astype(np.float32)
         return Example(volume.image[z].copy(), mask, name, z)
 
@@ -220,35 +235,40 @@ class VolumeDataset:
         """Return a `Case` for each volume with at least one chosen slice."""
         return list(self._cases)
 
-    def _prepare(self, files):
+    def _prepare(self, files, grid):
         """Read a case and return it as a `PreparedVolume`."""
         shape = (self.size, self.size)
         channels = []
         for channel, scale in zip(self._parts.channels, self._parts.scales):
-            values = np.moveaxis(_scaled(files, channel, scale), 2, 0)  # (X, Y, Z) -> (Z, X, Y)
+            volume = _scaled(files, grid, channel, scale)
+            values = np.moveaxis(volume, 2, 0)  # (X, Y, Z) -> (Z, X, Y)
             channels.append(resize_linear(values, shape))  # (Z, S, S)
         image = np.stack(channels, axis=1)  # (Z, C, S, S)
         if not self.need_masks:
             return PreparedVolume(image, None)
-        masks = files.masks(self._parts.labels, self._label_map)
+        labels = self._parts.labels
+        masks = grid.seen(labels, files.masks(labels, self._label_map))
         masks = masks.transpose(3, 0, 1, 2)  # (K, X, Y, Z) -> (Z, K, X, Y)
         mask = resize_linear(masks, shape) > 0 if self.upstream_compat else resize_nearest(masks, shape)
         return PreparedVolume(image, mask)
 
 
-def volume_truths(cases, parts, label_map, slices, data_dir):
+def volume_truths(cases, parts, label_map, slices, data_dir, orientation=AUTO):
     """Return the ground truth of every case with a chosen slice, a list of `Truth`.
 
-    The images are needed only for the slice filter "brain".
+    The images are needed only for the slice filter "brain". The other arguments are those of `VolumeDataset`.
     Raises `UserError` for a case without labels, and if no case has a chosen slice.
     """
     slice_filter = parse_slices(slices)
+    wanted = (parts.labels,)
+    if slice_filter.needs_brain:
+        wanted = (*wanted, *parts.channels)
+    grids, _ = oriented([common_grid(files, wanted) for files in cases], orientation)
     truths = []
-    for files in cases:
-        depth = common_geometry(files, (parts.labels,)).shape[2]
-        chosen = select_slices(files, parts, depth, slice_filter)
+    for files, grid in zip(cases, grids):
+        chosen = select_slices(files, parts, grid, slice_filter, label_map.threshold)
         if chosen:
-            truths.append(files.truth(parts.labels, chosen, label_map))
+            truths.append(files.truth(parts.labels, chosen, label_map, grid))
     if not truths:
         raise _no_slices(slices, data_dir)
     return truths
@@ -275,13 +295,14 @@ def unique_cases(groups, others, data_dir, make=CaseFiles):
     return sorted(cases, key=lambda case: case.name)
 
 
-def _scaled(files, channel, scale):
-    """Return the voxels of a channel as float32 network input, (X, Y, Z)."""
-    values = files.read(channel)
+def _scaled(files, grid, channel, scale):
+    """Return the voxels of a channel as float32 network input in the network's orientation, (X, Y, Z)."""
+    values = grid.seen(channel, files.read(channel))
     try:
+        require_finite(values)
         return scale(values)
     except ValueError as error:
-        raise found_expected(files.where(channel), str(error), "finite numbers", "Replace the file.") from error
+        raise found_expected(files.where(channel), str(error), "finite numbers", FINITE_ADVICE) from error
 
 
 def _no_slices(slices, data_dir):
@@ -289,7 +310,3 @@ def _no_slices(slices, data_dir):
         f"--slices {slices!r}: found no slice that passes in any volume of {data_dir}; expected "
         f"at least one. Choose other slices."
     )
-
-
-def _in_one_line(values):
-    return np.array2string(np.asarray(values), separator=", ").replace("\n", "")

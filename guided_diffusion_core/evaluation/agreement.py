@@ -1,7 +1,7 @@
 """Comparison of two sampled and scored runs: of two frameworks, two samplers or two seeds."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import blobfile as bf
 import numpy as np
@@ -13,6 +13,7 @@ from guided_diffusion_core.evaluation import scores, statistics
 from guided_diffusion_core.evaluation.metrics import count, pixel_agreement
 from guided_diffusion_core.evaluation.predictions import (
     common_labels,
+    output_grid,
     output_paths,
     read_outputs,
     require_outputs,
@@ -164,10 +165,20 @@ def _require_comparable(first, second):
         )
     for case, slices in first_slices.items():
         _require_same(first, second, f"slices of {case}", slices, second_slices[case])
+    second_orientations = _orientations(second)
+    for case, orientation in _orientations(first).items():
+        of_second = second_orientations.get(case, orientation)
+        _require_same(first, second, f"the orientation of {case}", orientation, of_second)
 
 
 def _slices_by_case(run):
     return {row["case"]: row.get("slices") for row in run.summary["metric_per_case"]}
+
+
+def _orientations(run):
+    """Return the orientations in which the slices of a run's volumes are numbered; older summaries have none."""
+    rows = run.summary["metric_per_case"]
+    return {row["case"]: row["orientation"] for row in rows if row.get("orientation")}
 
 
 def _require_same(first, second, name, of_first, of_second):
@@ -225,9 +236,14 @@ def _differences(pairs, label, metric):
     }
 
 
+def scored_truth(row):
+    """Return the `Truth` of a scored case, whose files are not read, from its row in a summary."""
+    return Truth(row["case"], row["reference_file"], row.get("slices"), orientation=row.get("orientation"))
+
+
 def _masks(first, second, labels):
     """Compare the masks: {label: rows of case, pixel_agreement and mask_dice}, the least alike first."""
-    truths = [Truth(row["case"], row["reference_file"], row.get("slices")) for row in first.summary["metric_per_case"]]
+    truths = [scored_truth(row) for row in first.summary["metric_per_case"]]
     found = {label: [] for label in labels}
     pairs = mask_pairs(first.folder, second.folder, truths, labels)
     for name, one, other in tqdm(
@@ -247,13 +263,16 @@ def mask_pairs(first_dir, second_dir, truths, labels):
     """Yield (case name, first mask, second mask) of every case: the scored parts, bool (K, ...).
 
     truths: list of `Truth`; their files are not read.
-    Raises `UserError` for missing masks and for masks of different sizes.
+    Raises `UserError` for missing masks and for masks of different sizes or on different grids.
     """
     for folder in (first_dir, second_dir):
         require_outputs(folder, truths, (MASK,), labels)
     for truth in truths:
         first_paths = output_paths(first_dir, truth.name, MASK, labels)
         second_paths = output_paths(second_dir, truth.name, MASK, labels)
-        first = read_outputs(first_paths)
-        second = read_outputs(second_paths, first.shape[1:], first_paths[0])
+        grid = output_grid(first_paths[0], truth.orientation)
+        first = read_outputs(first_paths, grid, is_mask=True)
+        if grid.shape is None:
+            grid = replace(grid, shape=first.shape[1:])
+        second = read_outputs(second_paths, grid, is_mask=True)
         yield truth.name, selected(first, truth), selected(second, truth)

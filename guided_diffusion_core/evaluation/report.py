@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from guided_diffusion_core.data.dataset import Truth
 from guided_diffusion_core.data.formats.transforms import resize_nearest
 from guided_diffusion_core.evaluation import plots, scores
-from guided_diffusion_core.evaluation.agreement import mask_pairs
+from guided_diffusion_core.evaluation.agreement import mask_pairs, scored_truth
 from guided_diffusion_core.evaluation.pictures import (
     INVENTED,
     MISSED,
@@ -98,11 +97,11 @@ def write_comparison(out_dir, result, first, second, pictures):
 
 def _least_alike(result, first, second, pictures):
     """Draw the least alike masks of each label: dicts with label, row, slice and uri."""
-    slices = {row["case"]: row.get("slices") for row in first.summary["metric_per_case"]}
+    truth_by_case = {row["case"]: scored_truth(row) for row in first.summary["metric_per_case"]}
     shown = []
     for place, label in enumerate(result["labels"]):
         rows = result["masks"][label][:pictures]
-        truths = [Truth(row["case"], "", slices[row["case"]]) for row in rows]
+        truths = [truth_by_case[row["case"]] for row in rows]
         pairs = mask_pairs(first.folder, second.folder, truths, result["labels"])
         for row, truth, (_, first_masks, second_masks) in zip(rows, truths, pairs):
             one = first_masks[place]

@@ -11,6 +11,10 @@ from guided_diffusion_core.evaluation.predictions import common_labels, find_pre
 from guided_diffusion_core.results.outputs import MASK
 from guided_diffusion_core.system.files import write_atomic
 
+ASSUMED_GRID = (
+    "the prediction has no place in space (the identity as its affine, or none); its voxels were taken for those of "
+    "the truth"
+)
 DEFINITIONS = {
     "case": "an image, or the selected axial slices of a patient's volume together, at the ground truth's own size",
     "mean": "over the cases with a value; of counts over all cases",
@@ -45,7 +49,10 @@ def evaluate(prediction_dir, truths, threshold, surfaces=None):
         scored = read_scored(prediction_dir, truth, kind, paths, threshold)
         spacing = spacing_of(truth, paths[0], surfaces.pixel_spacing) if surfaces else None
         scores_of_case, case_slices = _score(truth, scored, surfaces, spacing, labels)
-        rows.append(_row(truth, kind, paths, labels) | scores_of_case)
+        row = _row(truth, kind, paths, labels) | scores_of_case
+        if scored.is_assumed:
+            row["grid"] = ASSUMED_GRID
+        rows.append(row)
         for place, label in enumerate(labels):
             reliability[label].add(scored, place)
             slice_scores[label] += case_slices[label] or []
@@ -90,6 +97,7 @@ def _score(truth, scored, surfaces, spacing, labels):
     row = {"metrics": metrics}
     if truth.slices is not None:
         row["slices"] = list(truth.slices)
+        row["orientation"] = truth.orientation
         row["per_slice"] = {label: _columns(slices[label]) for label in labels}
     return row, slices
 
@@ -169,6 +177,9 @@ def format_table(summary):
             f"{len(from_mask)} cases without a probability file: their mask file was scored as it is "
             f"({join_names(from_mask)})"
         )
+    assumed = [row["case"] for row in rows if "grid" in row]
+    if assumed:
+        text.append(f"{len(assumed)} cases: {ASSUMED_GRID} ({join_names(assumed)})")
     return "\n".join(text)
 
 

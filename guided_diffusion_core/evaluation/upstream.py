@@ -14,7 +14,7 @@ from tqdm import tqdm
 from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.evaluation import statistics
-from guided_diffusion_core.evaluation.predictions import common_labels, find_predictions, read_outputs
+from guided_diffusion_core.evaluation.predictions import Grid, common_labels, find_predictions, read_outputs
 from guided_diffusion_core.evaluation.summary import aligned
 
 SIZE = 256
@@ -71,7 +71,7 @@ def evaluate_upstream(prediction_dir, truths):
 def _case_metrics(truth, paths, labels):
     """Score one case: {label: {metric: value}}."""
     expected = read_truth_masks(truth)  # bool (K, H, W)
-    predictions = read_outputs(paths, expected.shape[1:], truth.path).astype(np.float32)
+    predictions = read_outputs(paths, Grid(truth.path, expected.shape[1:])).astype(np.float32)
     metrics = {}
     for label, prediction, mask in zip(labels, predictions, expected.astype(np.float32)):
         dice, iou = upstream_scores(as_bytes(prediction), as_bytes(mask))

@@ -17,8 +17,11 @@ from PIL import Image
 from guided_diffusion_core.data.formats.labels import LabelMap
 from guided_diffusion_core.data.formats.masks import masks_of
 from guided_diffusion_core.data.formats.rasters import read_raster
+from guided_diffusion_core.data.formats import nifti
+from guided_diffusion_core.data.formats.grids import Geometry
+from guided_diffusion_core.data.formats.mask_values import foreground
 from guided_diffusion_core.data.formats.transforms import resize_linear
-from guided_diffusion_core.data.formats.volumes import Geometry, read_volume, volume_bytes
+from guided_diffusion_core.data.formats.volumes import read_with_geometry
 from guided_diffusion_core.errors import UserError, found_expected, join_names
 from guided_diffusion_core.results.display import draw_outlines, largest_slice, resize_picture
 from guided_diffusion_core.results.fusion import binarize
@@ -47,6 +50,8 @@ def output_path(out_dir, name, kind, is_volume, label=None):
 def to_native(case, values, labels):
     """Resize (n, K, S, S) to the native (K, H, W), or to (K, X, Y, Z) with zeros in slices not sampled.
 
+    The axes of a volume are those of its source, from which `case.turn` leads to those of the slices.
+
     case: `Case` with n examples. labels: K; the axis may be left out if K is 1.
     Raises ValueError if n is not the case's number of examples.
     """
@@ -54,12 +59,12 @@ def to_native(case, values, labels):
     if len(values) != len(case.indices):
         raise ValueError(f"{len(values)} pictures for the {len(case.indices)} examples of case {case.name}")
     values = values.reshape(len(values), labels, *values.shape[-2:])  # adds K if it is left out
-    resized = resize_linear(values, case.shape[:2])  # (n, K, S, S) -> (n, K, H, W)
+    resized = resize_linear(values, case.seen_shape[:2])  # (n, K, S, S) -> (n, K, H, W)
     if not case.is_volume:
         return resized[0]
-    volumes = np.zeros((labels, *case.shape), np.float32)
+    volumes = np.zeros((labels, *case.seen_shape), np.float32)
     volumes[..., list(case.slices)] = np.moveaxis(resized, 0, -1)  # (n, K, X, Y) -> (K, X, Y, n)
-    return volumes
+    return case.turn.undo(volumes)
 
 
 def native_masks(case, probability, threshold):
@@ -67,9 +72,9 @@ def native_masks(case, probability, threshold):
     masks = binarize(probability, threshold)
     if case.is_volume:
         # Slices that were not sampled stay empty, even at the threshold 0.
-        sampled = np.zeros(case.shape[2], bool)
-        sampled[list(case.slices)] = True
-        masks &= sampled  # (K, X, Y, Z) & (Z,)
+        sampled = np.zeros(case.seen_shape, bool)
+        sampled[..., list(case.slices)] = True
+        masks &= case.turn.undo(sampled)  # (K, X, Y, Z) & (X, Y, Z)
     return masks
 
 
@@ -163,6 +168,9 @@ def remove_outputs(folder):
     for path in folder.iterdir():
         if path.is_file() and path.name.endswith(tuple(endings)):
             path.unlink()
+def is_volume_file(path):
+    """Return True if an output file other than an overlay belongs to a volume."""
+    return path.endswith(_VOLUME_SUFFIX)
 
 
 def read_output(path):
@@ -170,15 +178,33 @@ def read_output(path):
 
     Raises `UserError` for a broken file and for values outside [0, 1].
     """
-    if path.endswith(_VOLUME_SUFFIX):
-        values = read_volume(path)
+    return read_output_with_geometry(path)[0]
+
+
+def read_output_with_geometry(path, is_mask=False, mask_threshold=0.0):
+    """Return (values, `Geometry`) of an output, None for a picture; values and errors are those of `read_output`.
+
+    is_mask:        the file is a mask, which some software writes as floating point.
+    mask_threshold: `DataConfig.mask_threshold`, for a mask with fractions.
+    """
+    if is_volume_file(path):
+        values, geometry = read_with_geometry(path)
     else:
-        raster = read_raster(path)
-        if raster.values.dtype.kind != "f":
-            return masks_of(raster, path, LabelMap(plain=True))[0]
-        values = raster.values
-    if values.dtype.kind != "f":
-        return values > 0
+        return _read_picture_output(path, is_mask, mask_threshold), None
+    if is_mask or values.dtype.kind != "f":
+        return foreground(values, path, mask_threshold), geometry
+    return _probability(path, values), geometry
+
+
+def _read_picture_output(path, is_mask, mask_threshold):
+    raster = read_raster(path)
+    if is_mask or raster.values.dtype.kind != "f":
+        return masks_of(raster, path, LabelMap(plain=True, threshold=mask_threshold))[0]
+    return _probability(path, raster.values)
+
+
+def _probability(path, values):
+    """Return floating point values as float32. Raises `UserError` for values outside [0, 1]."""
     low = float(values.min(initial=np.inf))
     high = float(values.max(initial=-np.inf))
     in_range = low >= -ROUNDING and high <= 1 + ROUNDING  # False for NaN too
@@ -196,6 +222,7 @@ def _overlay(case, masks, pictures):
     """Draw the overlay of a case from its native masks: uint8 (H, W, 3)."""
     if not case.is_volume:
         return draw_outlines(resize_picture(pictures[0], masks.shape[1:]), masks)
+    masks = case.turn.apply(masks)
     slice_index = largest_slice(masks)
     place = len(case.slices) // 2 if slice_index is None else case.slices.index(slice_index)
     plane = masks[..., case.slices[place]]  # (K, X, Y)
@@ -207,7 +234,7 @@ def _encode(case, array):
     """Return the bytes of a file: NIfTI for a volume; for an image PNG from bool and TIFF from float32."""
     if case.is_volume:
         stored = array.astype(np.uint8) if array.dtype == bool else array
-        return volume_bytes(stored, Geometry(case.shape, case.affine, case.header))
+        return nifti.encode(stored, Geometry(case.shape, case.affine, case.header))
     if array.dtype == bool:
         return _png(array.astype(np.uint8) * 255)
     buffer = io.BytesIO()

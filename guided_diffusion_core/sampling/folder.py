@@ -4,12 +4,13 @@ A folder contains the masks of one run. Every process writes its report there wh
 later, to continue the run or to sample another part, compares its settings with this report.
 """
 
+import dataclasses
 import fnmatch
 import json
 
 import blobfile as bf
 
-from guided_diffusion_core.config import current_sampling
+from guided_diffusion_core.config import SECTIONS, current_data, current_sampling
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.files import list_names, read_bytes, write_atomic
 
@@ -102,15 +103,40 @@ def _reports(folder):
     reports = {}
     for path in find_reports(folder):
         try:
-            report = dict(json.loads(read_bytes(path)))
-            if "sampling" in report:
-                report["sampling"] = current_sampling(report["sampling"])
-            reports[path] = report
-        except ValueError as error:
+            reports[path] = _current(dict(json.loads(read_bytes(path))))
+        except (ValueError, TypeError) as error:
             raise found_expected(
                 path, f"no JSON object ({error})", "the report of a sampling", "Choose another --out_dir."
             ) from error
     return reports
+
+
+def _current(report):
+    """Return a report under today's names, in which the settings that an older version did not write have defaults."""
+    renamed = {"sampling": current_sampling, "data": current_data}
+    for section, rename in renamed.items():
+        if section in report:
+            report[section] = {**dataclasses.asdict(SECTIONS[section]()), **rename(report[section])}
+    return report
+
+
+def as_sampled(data, folder):
+    """Return (the `DataConfig` to score a folder of masks, a line about it or None).
+
+    Only slices that were sampled are scored, numbered in the orientation of the sampling: the others are empty in
+    the masks. A folder without a report is scored as `data` says.
+    Raises `UserError` for a broken report.
+    """
+    reports = _reports(str(folder)) if bf.isdir(str(folder)) else {}
+    sampled = next((report["data"] for report in reports.values() if "data" in report), None)
+    if sampled is None:
+        return data, None
+    data = dataclasses.replace(data, orientation=sampled["orientation"])
+    if sampled["slices"] in ("all", data.slices):
+        return data, None
+    # both conditions must hold
+    slices = sampled["slices"] if data.slices == "all" else f"{sampled['slices']},{data.slices}"
+    return dataclasses.replace(data, slices=slices), f"only the sampled slices of {folder} are scored: {slices}"
 
 
 def _flat(tree, prefix=""):

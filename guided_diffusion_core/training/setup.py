@@ -29,7 +29,15 @@ def fit_to_data(config, dataset, in_ch_given, mask_channels_given=False):
         )
     # The names of several masks are stored, because data for sampling need not have them.
     labels = ",".join(dataset.labels) if masks > 1 else config.data.labels
-    config = config.replace(in_ch=channels, mask_channels=masks, labels=labels, normalisation=dataset.normalisation)
+    # the orientation that the data have decided, which sampling has to follow; pictures have none
+    orientation = getattr(dataset, "orientation", config.data.orientation)
+    config = config.replace(
+        in_ch=channels,
+        mask_channels=masks,
+        labels=labels,
+        orientation=orientation,
+        normalisation=dataset.normalisation,
+    )
     microbatch = config.training.microbatch if config.training.microbatch > 0 else config.training.batch_size
     # The last microbatch of a batch may be smaller. Batch norm takes its statistics over all processes.
     last = config.training.batch_size % microbatch or microbatch

@@ -21,7 +21,7 @@ from guided_diffusion_core.system.files import make_writable_folder, write_atomi
 def add_flags(parser):
     """Add the flags."""
     parser.description = __doc__
-    command_line.add_settings(parser, DataConfig, "data_name", "data_dir", "labels")
+    command_line.add_settings(parser, DataConfig, "data_name", "data_dir", "labels", "mask_threshold")
     parser.add_argument(
         "--test_dir",
         default="",

@@ -52,10 +52,16 @@ def compare(args, titles):
 def summaries(args, folders):
     """The two runs' scores: computed where the flags name data, else read."""
     from guided_diffusion_core import data, evaluation
+    from guided_diffusion_core.sampling.folder import as_sampled
 
     if not args.data_dir:
         return [evaluation.read_summary(folder) for folder in folders]
-    truths = data.list_truths(scoring_flags.data_config(args))
     threshold = scoring_flags.threshold(args)
     surfaces = scoring_flags.surfaces(args)
-    return [evaluation.evaluate(folder, truths, threshold, surfaces) for folder in folders]
+    found = []
+    for folder in folders:
+        config, note = as_sampled(scoring_flags.data_config(args), folder)
+        if note:
+            print(note)
+        found.append(evaluation.evaluate(folder, data.list_truths(config), threshold, surfaces))
+    return found

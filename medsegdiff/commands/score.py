@@ -50,8 +50,10 @@ def score(args):
     from guided_diffusion_core.data.walk import saying_left_out
     from guided_diffusion_core.evaluation.pictures import ImageSource
     from guided_diffusion_core.evaluation.report import write_report
+    from guided_diffusion_core.sampling.folder import as_sampled
 
     config = scoring_flags.data_config(args)
+    config, note = as_sampled(config, args.inp_pth)
     folder = Path(args.inp_pth)
     threshold = scoring_flags.threshold(args)
     surfaces = scoring_flags.surfaces(args)
@@ -63,6 +65,8 @@ def score(args):
     evaluation.write_summary(path, summary)
     write_report(report, summary, args.inp_pth, truths, ImageSource(config), args.pictures)
     print(evaluation.format_table(summary))
+    if note:
+        print(note)
     print(f"written to {path} and {report}")
 
 

@@ -45,7 +45,7 @@ def test_from_2023_on_code_4_is_no_tumour():
 def test_whole_tumour_alone_is_everything_above_zero():
     single = REGIONS.select("", brats.DEFAULT_LABELS)
     assert single.names == ("whole_tumour",)
-    assert single.masks(np.array([-1, 0, 1, 3, 4, 255, 0.5]), "seg").astype(int).tolist() == [[0, 0, 1, 1, 1, 1, 1]]
+    assert single.masks(np.array([-1, 0, 1, 3, 4, 255]), "seg").astype(int).tolist() == [[0, 0, 1, 1, 1, 1]]
 
 
 def test_refuge_cup_lies_in_the_disc_and_zero_is_no_background():

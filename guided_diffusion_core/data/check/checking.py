@@ -7,8 +7,9 @@ from dataclasses import asdict
 import numpy as np
 from tqdm import tqdm
 
+from guided_diffusion_core.data.case_grids import turn_onto
 from guided_diffusion_core.data.check.examine import ERROR, WARNING, Problem, as_problem, examine
-from guided_diffusion_core.data.formats.volumes import AFFINE_TOLERANCE
+from guided_diffusion_core.data.formats.grids import TOLERANCE
 from guided_diffusion_core.data.pairs import require_same_size
 from guided_diffusion_core.errors import UserError, join_names
 
@@ -44,6 +45,7 @@ class Check:
             for results_of_case in _by_case(results).values():
                 problems += _different_grids(results_of_case)
                 problems += _empty_masks(results_of_case)
+            problems += _orientations(name, results)
             problems += _without_labels(name, inventory)
         problems += _duplicates(self.examined)
         problems += _shared_names(self.examined)
@@ -97,34 +99,37 @@ def _different_grids(results):
 
 
 def _different_grid(first, other):
-    """Return a list with the first difference between the grids of two files; empty if they are the same."""
-    if first.affine is None and other.affine is None:
+    """Return a list with the difference between the grids of two files; empty if they have the same points."""
+    if first.geometry is None or other.geometry is None:
         return _different_size(first, other)
-    if first.shape != other.shape:
-        kind = "shape"
-        found = f"the size {_product(other.shape)}"
-        expected = _product(first.shape)
-    elif first.affine is None or other.affine is None:
-        return []
-    elif not _is_close(first.spacing, other.spacing):
-        kind = "spacing"
-        found = f"a spacing of {_product(other.spacing)} mm"
-        expected = f"{_product(first.spacing)} mm"
-    elif not _is_close(first.affine, other.affine):
-        kind = "affine"
-        row = np.abs(first.affine - other.affine).max(axis=1).argmax()  # the row that differs most
-        found = f"another orientation or place: row {row} of the affine is {_product(other.affine[row])}"
-        expected = _product(first.affine[row])
-    else:
+    try:
+        turn_onto(other.geometry, other.file.path, first.geometry, first.file.path)
+    except UserError as error:
+        if sorted(first.shape) != sorted(other.shape):
+            return [as_problem(error, "shape")]
+        is_spaced_alike = np.allclose(first.spacing, other.spacing, rtol=TOLERANCE)
+        return [as_problem(error, "affine" if is_spaced_alike else "spacing")]
+    return []
+
+
+def _orientations(name, results):
+    """Return a warning for a set whose volumes are stored in several orientations."""
+    cases = {}  # orientation -> names of the cases
+    for case, files in _by_case(results).items():
+        whole = [result for result in files if result.geometry and result.file.place is None]
+        if whole:
+            cases.setdefault(whole[0].geometry.orientation or "none stated", []).append(case)
+    if len(cases) < 2:
         return []
     return [
         Problem(
-            ERROR,
-            kind,
-            other.file.path,
-            found,
-            f"{expected} as in {first.file.path}",
-            "Resample all files of a case to one grid, or use the file that belongs to the case.",
+            WARNING,
+            "orientation",
+            f"{name} set",
+            "volumes in several orientations: "
+            + "; ".join(f"{orientation} ({join_names(names)})" for orientation, names in cases.items()),
+            "one orientation",
+            "Nothing has to be done: training and sampling turn the volumes to one, see --orientation.",
         )
     ]
 
@@ -136,10 +141,6 @@ def _different_size(first, other):
     except UserError as error:
         return [as_problem(error, "shape")]
     return []
-
-
-def _is_close(values, others):
-    return np.allclose(values, others, rtol=0, atol=AFFINE_TOLERANCE)
 
 
 def _empty_masks(results):

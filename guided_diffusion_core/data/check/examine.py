@@ -7,7 +7,9 @@ import numpy as np
 
 from guided_diffusion_core.data.formats.masks import masks_of, remarks_on
 from guided_diffusion_core.data.formats.rasters import UPRIGHT, read_raster
-from guided_diffusion_core.data.formats.transforms import ZSCORE_RULE
+from guided_diffusion_core.data.case_grids import require_place
+from guided_diffusion_core.data.formats.grids import Geometry
+from guided_diffusion_core.data.formats.transforms import FINITE_ADVICE, ZSCORE_RULE, require_finite
 from guided_diffusion_core.data.formats.volumes import read_with_geometry, stem
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.system.files import read_once
@@ -48,8 +50,7 @@ class Examined:
     problems: list of `Problem`.
     shape:    shape of the stored array without channels: (H, W), (X, Y) or (X, Y, Z).
     orientation: the EXIF orientation that was applied to a picture.
-    affine:   (4, 4) of a NIfTI file.
-    spacing:  millimetres along its axes.
+    geometry: `Geometry` of a volume or a slice of one.
     digest:   hash of the decoded values as float32, so that a copy with another compression has the same one.
     range:    smallest and largest value.
     sample:   some of the intensities that the normalisation uses, float32.
@@ -61,13 +62,17 @@ class Examined:
     problems: list = field(default_factory=list)
     shape: tuple | None = None
     orientation: int = UPRIGHT
-    affine: np.ndarray | None = None
-    spacing: tuple | None = None
+    geometry: Geometry | None = None
     digest: str = ""
     range: tuple | None = None
     sample: np.ndarray | None = None
     moments: tuple | None = None
     shares: dict | None = None
+
+    @property
+    def spacing(self):
+        """Return the millimetres along the axes of a volume; None for a picture."""
+        return self.geometry.spacing if self.geometry else None
 
     def add(self, severity, kind, found, expected, mend):
         """Add a problem of this file."""
@@ -128,46 +133,32 @@ def _examine_picture(result, normalisation):
 
 
 def _examine_volume(result, normalisation):
-    """Examine a NIfTI file of an image or of labels."""
+    """Examine a volume of an image or of labels."""
     file = result.file
-    values = _read_nifti(result)
+    values = _read_volume(result)
     result.digest = _digest(values)
     if file.label_map is None:
         _examine_image(result, values, normalisation)
         return
-    # a binary map may still know the codes of its layout, for example if only whole_tumour was chosen
-    if len(file.label_map.allowed) > 1:
-        file.label_map.check(np.unique(values), file.path)
     _measure_masks(result, file.label_map.masks(values, file.path))
+    # a binary map may still know the codes of its layout, for example if only whole_tumour was chosen
+    if file.label_map.is_binary and len(file.label_map.allowed) > 1:
+        file.label_map.check(np.unique(values), file.path)
 
 
-def _read_nifti(result):
-    """Return the stored values of a NIfTI file; record its grid and what is wrong with it."""
-    values, geometry = read_with_geometry(result.file.path)
-    axes = 3 if result.file.place is None else 2
-    if axes == 2 and values.ndim == 3 and values.shape[2] == 1:
-        values = values[:, :, 0]  # a slice may be stored as (X, Y, 1)
-    if values.ndim != axes or not values.size:
-        result.add(
-            ERROR,
-            "shape",
-            f"an array of shape {values.shape}",
-            f"an array with {axes} axes",
-            "Write each channel to a separate file.",
-        )
+def _read_volume(result):
+    """Return the stored values of a volume or a slice; record its grid and what is wrong with it."""
+    path = result.file.path
+    is_slice = result.file.place is not None
+    values, geometry = read_with_geometry(path, of_slice=is_slice)
+    if is_slice:
+        values = values[:, :, 0]
     result.shape = tuple(values.shape)
-    result.affine = geometry.affine
-    axis_steps = geometry.affine[:3, :3]  # a column for each axis, in millimetres per voxel
-    result.spacing = tuple(float(size) for size in np.linalg.norm(axis_steps, axis=0))
-    is_finite = np.isfinite(geometry.affine).all()
-    if not is_finite or not abs(np.linalg.det(axis_steps)) > 0:
-        result.add(
-            ERROR,
-            "affine",
-            "an affine that cannot be inverted",
-            "an affine that gives every voxel a place in space",
-            "Correct the header.",
-        )
+    result.geometry = geometry
+    try:
+        require_place(path, geometry)
+    except UserError as error:
+        result.problems.append(as_problem(error, "affine"))
     return values
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from guided_diffusion_core.data.formats.mask_values import foreground, whole_values
 from guided_diffusion_core.errors import found_expected
 
 SINGLE = "mask"  # the name of the one mask in a layout without named labels
@@ -84,11 +85,13 @@ class LabelMap:
         """Return the masks of an array of stored values: bool (K, *array.shape).
 
         where: the file, for the error.
-        Raises `UserError` like `check`, unless the map is binary.
+        Raises `UserError` for fractions, see `mask_values`, and like `check` unless the map is binary.
         """
-        array = np.asarray(array)
-        if not self.is_binary:
-            self.check(np.unique(array), where)
+        if self.is_binary:
+            mask = foreground(array, where, self.threshold)
+            return np.stack([mask] * len(self))
+        array = whole_values(array, where)
+        self.check(np.unique(array), where)
         masks = [array > 0 if values is None else np.isin(array, sorted(values)) for values in self.values]
         return np.stack(masks)
 
@@ -98,7 +101,7 @@ class LabelMap:
         found: the distinct stored values of the file.
         where: the file, for the error.
         """
-        found = set(np.asarray(found).tolist())
+        found = set(whole_values(found, where).tolist())
         unknown = sorted(found - self.allowed)
         if unknown:
             shown = ", ".join(f"{value:g}" for value in unknown[:SHOWN_VALUES])

@@ -12,7 +12,8 @@ NEAREST = "Resample masks to the nearest neighbour"
 def whole_values(values, where, advice=f"{NEAREST}."):
     """Return the whole numbers that a mask stores, as an array of the same shape.
 
-    where: the file, for the error. advice: how to mend a file with fractions.
+    where:  the file, for the error.
+    advice: how to mend a file with fractions.
     Raises `UserError` for fractions, as linear resampling and probabilities leave them, and for NaN or infinity.
     """
     values = np.asarray(values)
@@ -26,7 +27,7 @@ def whole_values(values, where, advice=f"{NEAREST}."):
         shown = ", ".join(f"{value:.8g}" for value in distinct[:: max(1, len(distinct) // SHOWN)][:SHOWN])
         raise found_expected(
             where,
-            f"{fractions.size} of {values.size} values that are not whole, such as {shown}",
+            f"label values {shown}, which are not whole ({fractions.size} of {values.size} values)",
             "whole numbers in a mask",
             advice,
         )
@@ -52,13 +53,14 @@ def foreground(values, where, threshold=0.0):
 
 
 def _require_finite(values, where):
-    broken = 0
-    if values.dtype.kind == "f":
-        broken = int(np.count_nonzero(~np.isfinite(values)))
-    if broken:
+    if values.dtype.kind != "f":
+        return
+    broken = values[~np.isfinite(values)]
+    if broken.size:
+        shown = ", ".join(f"{value:g}" for value in np.unique(broken))
         raise found_expected(
             where,
-            f"{broken} of {values.size} values that are NaN or infinite",
+            f"label values {shown} ({broken.size} of {values.size} values)",
             "finite numbers in a mask",
             "Set them to the value of the background.",
         )

@@ -9,6 +9,7 @@ ZSCORE_RULE = (
 )
 ZSCORE_ALL_RULE = "z-score per volume and channel: (v - mean) / standard deviation, both over all voxels"
 RGB_RULE = "RGB / 255"
+FINITE_ADVICE = "Set them to the value of the background, or replace the file."
 
 
 @lru_cache(maxsize=64)
@@ -137,7 +138,14 @@ def channel_rule(name):
 def _finite(values):
     """Return the values as float64. Raises ValueError if a value is not finite."""
     values = np.asarray(values, np.float64)
-    broken = np.count_nonzero(~np.isfinite(values))
+    require_finite(values)
+    return values
+
+
+def require_finite(values):
+    """Raise ValueError if a value is NaN or infinite."""
+    broken = 0
+    if values.dtype.kind == "f":
+        broken = np.count_nonzero(~np.isfinite(values))
     if broken:
         raise ValueError(f"{broken} values that are not finite")
-    return values

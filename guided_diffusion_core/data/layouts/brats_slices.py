@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from guided_diffusion_core.data.dataset import Truth, require_unique
-from guided_diffusion_core.data.formats.volumes import AFFINE_TOLERANCE, Geometry, read_geometry, read_plane, stem
 from guided_diffusion_core.data.found import nothing_found
+from guided_diffusion_core.data.formats.grids import Geometry
+from guided_diffusion_core.data.formats.volumes import read_geometry, read_plane, stem
 from guided_diffusion_core.data.layout import VolumeLayout
 from guided_diffusion_core.data.layouts.brats import DEFAULT_LABELS, LABEL_PART, MODALITIES, PARTS, REGIONS
 from guided_diffusion_core.data.splits import choose_unless_test
@@ -64,7 +65,8 @@ class SlicedCase(CaseFiles):
     def geometry(self, part):
         """Return the `Geometry` of the whole volume, which begins at slice 0.
 
-        The slice files either share one affine, which is the volume's, or each one's origin is at the slice.
+        The slice files either share one affine, which is the volume's, or each one's origin is at the slice. The
+        volume is always shown as stored: single slices cannot be turned.
         Raises `UserError` if the slices do not lie on one grid.
         """
         paths = self.paths[part]
@@ -73,11 +75,11 @@ class SlicedCase(CaseFiles):
         first = geometries[numbers[0]]
         # the step from slice to slice in millimetres, if the origins move
         step = np.zeros_like(first.affine[:, 2])
-        if any(not _is_close(geometry.affine, first.affine) for geometry in geometries.values()):
+        if not all(geometry.agrees_with(first) for geometry in geometries.values()):
             step = first.affine[:, 2]
         for z, geometry in geometries.items():
-            expected = _moved(first.affine, step * (z - numbers[0]))
-            if geometry.shape != first.shape or not _is_close(geometry.affine, expected):
+            expected = Geometry(first.shape, _moved(first.affine, step * (z - numbers[0])))
+            if not geometry.agrees_with(expected):
                 raise found_expected(
                     paths[z],
                     f"another grid than in {paths[numbers[0]]}",
@@ -87,20 +89,16 @@ class SlicedCase(CaseFiles):
         shape = (*first.shape[:2], self.numbers[-1] + 1)
         header = first.header.copy()
         header.set_data_shape(shape)
-        return Geometry(shape, _moved(first.affine, -step * numbers[0]), header)
+        return Geometry(shape, _moved(first.affine, -step * numbers[0]), header, is_placed=False)
 
     def where(self, part):
         """Return the name of a part in errors."""
         return f"{self.folder}, {part} of case {self.name}"
 
-    def truth(self, part, slices, label_map):
+    def truth(self, part, slices, label_map, grid):
         """Return the `Truth` in a part, one file per slice."""
         planes = tuple(sorted(self.paths[part].items()))
-        return Truth(self.name, self.folder, slices, self.label_map_of_case(label_map), planes)
-
-
-def _is_close(affine, other):
-    return np.allclose(affine, other, rtol=0, atol=AFFINE_TOLERANCE)
+        return Truth(self.name, self.folder, slices, self.label_map_of_case(label_map), planes, grid.geometry)
 
 
 def _moved(affine, offset):

@@ -219,13 +219,16 @@ class NnunetLayout(Layout):
         """Return the `Dataset` of a split, see `data.open_dataset`."""
         root = find_root(config.data_dir)
         description = read_description(root)
-        label_map = self.choose_labels(config, need_masks)
+        label_map = self.label_map(config, need_masks)
         cases = find_cases(root, split, description, need_masks)
         settings = (need_masks, config.upstream_compat, config.data_dir)
         if description.has_pictures:
             require_all_slices(config.slices)
             return PictureChannels(cases, description, label_map, size, *settings)
-        return VolumeDataset(cases, volume_parts(description), label_map, size, config.slices, *settings)
+        parts = volume_parts(description)
+        return VolumeDataset(
+            cases, parts, label_map, size, config.slices, *settings, orientation=config.orientation
+        )
 
     def list_truths(self, config, split):
         """Return the list of `Truth` of a split, see `data.list_truths`.
@@ -234,7 +237,7 @@ class NnunetLayout(Layout):
         """
         root = find_root(config.data_dir)
         description = read_description(root)
-        label_map = self.choose_labels(config, True)
+        label_map = self.label_map(config, True)
         image_folder, label_folder = FOLDERS[split]
         if _files(root, image_folder, description.ending):
             cases = find_cases(root, split, description, True)
@@ -247,13 +250,14 @@ class NnunetLayout(Layout):
         if description.has_pictures:
             require_all_slices(config.slices)
             return pair_truths(_pairs(cases), label_map, config.data_dir, EXPECTED)
-        return volume_truths(cases, volume_parts(description), label_map, config.slices, config.data_dir)
+        parts = volume_parts(description)
+        return volume_truths(cases, parts, label_map, config.slices, config.data_dir, config.orientation)
 
     def list_files(self, config, split, need_masks):
         """Return (normalisation, list of `ListedFile`) of a split, see `data.list_files`."""
         root = find_root(config.data_dir)
         description = read_description(root)
-        label_map = self.choose_labels(config, True)
+        label_map = self.label_map(config, True)
         labels = _files(root, FOLDERS[split][1], description.ending)
         cases = find_cases(root, split, description, need_masks or bool(labels))
         # `find_cases` has reported the missing parts: no part is required here

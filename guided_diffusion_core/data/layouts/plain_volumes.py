@@ -43,12 +43,13 @@ class PlainVolumes(Layout):
         return VolumeDataset(
             [_case(pair) for pair in pairs if pair.image is not None],
             PARTS,
-            self.choose_labels(config, need_masks),
+            self.label_map(config, need_masks),
             size,
             config.slices,
             need_masks,
             config.upstream_compat,
             config.data_dir,
+            orientation=config.orientation,
         )
 
     def list_truths(self, config, split):
@@ -56,12 +57,14 @@ class PlainVolumes(Layout):
         pairs = find_pairs(config.data_dir, split)
         require_paired([pair for pair in pairs if pair.image is not None], config.data_dir, EXPECTED)
         cases = [_case(pair) for pair in pairs]
-        return volume_truths(cases, PARTS, self.choose_labels(config, True), config.slices, config.data_dir)
+        return volume_truths(
+            cases, PARTS, self.label_map(config, True), config.slices, config.data_dir, config.orientation
+        )
 
     def list_files(self, config, split, need_masks):
         """Return (normalisation, list of `ListedFile`) of a split, see `data.list_files`."""
         pairs = find_pairs(config.data_dir, split)
-        return PARTS.normalisation, files_of_pairs(pairs, self.choose_labels(config, True), need_masks)
+        return PARTS.normalisation, files_of_pairs(pairs, self.label_map(config, True), need_masks)
 
 
 def _case(pair):

@@ -7,7 +7,8 @@ import blobfile as bf
 import nibabel as nib
 import numpy as np
 
-from guided_diffusion_core.data.formats.volumes import Geometry, volume_bytes
+from guided_diffusion_core.data.formats import nifti
+from guided_diffusion_core.data.formats.grids import Geometry
 from guided_diffusion_core.data.layouts.brats import LABEL_PART, MODALITIES
 from guided_diffusion_core.data.layouts.nnunet import DESCRIPTION, FOLDERS
 from guided_diffusion_core.data.phantoms.pictures import encoded
@@ -139,5 +140,5 @@ def write_nnunet_phantoms(folder, train, test, shape, seed, ending=".nii.gz"):
 def _write_volume(path, values):
     """Write a volume or a slice with the affine of BraTS, compressed if its name ends in .gz."""
     header = nib.Nifti1Image(values, _BRATS_AFFINE).header
-    content = volume_bytes(values, Geometry(values.shape, _BRATS_AFFINE, header))
+    content = nifti.encode(values, Geometry(values.shape, _BRATS_AFFINE, header))
     write_atomic(path, content if path.endswith(".gz") else gzip.decompress(content))
