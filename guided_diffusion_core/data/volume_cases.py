@@ -216,9 +216,7 @@ class VolumeDataset:
             self._examples += [(files.name, z) for z in chosen]
             indices = tuple(range(start, start + len(chosen)))
             stored = grid.geometry
-            self._cases.append(
-                Case(files.name, indices, stored.shape, chosen, stored.affine, stored.header, grid.turn)
-            )
+            self._cases.append(Case(files.name, indices, stored.shape, chosen, stored.affine, stored.header, grid.turn))
 
     def __len__(self):
         return len(self._examples)

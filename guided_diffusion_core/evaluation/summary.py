@@ -5,7 +5,7 @@ from collections import Counter
 
 from tqdm import tqdm
 
-from guided_diffusion_core.errors import join_names
+from guided_diffusion_core.errors import UserError, join_names, report
 from guided_diffusion_core.evaluation import calibration, scores, statistics
 from guided_diffusion_core.evaluation.predictions import common_labels, find_predictions, read_scored, spacing_of
 from guided_diffusion_core.results.outputs import MASK
@@ -33,20 +33,28 @@ def evaluate(prediction_dir, truths, threshold, surfaces=None):
     truths:         list of `Truth`, see `data.list_truths`; each must have a prediction.
     threshold:      smallest probability of a pixel of the mask.
     surfaces:       `Surfaces` to add HD95 and NSD, or None.
-    Keys of nnU-Net v2: `metric_per_case` (list with case, reference_file, prediction_file and metrics by
-    label), `mean` (by label), `foreground_mean`. Further keys: median, interval, n_cases, n_both_empty (by label),
-    per_slice (None without volumes), calibration (by label), labels, threshold, scored_from (cases by kind
-    of file), protocol, definitions; and in the row of a case scored_from and, for a volume, slices and per_slice.
-    Raises `UserError` for missing predictions, all of them together, and for a prediction of another size.
+    Keys of nnU-Net v2: `metric_per_case` (list with case, reference_file, prediction_file and metrics by label),
+    `mean` (by label), `foreground_mean`. Further keys: median, interval, n_cases, left_out (names of cases),
+    n_both_empty (by label), per_slice (None without volumes), calibration (by label), labels, threshold, scored_from
+    (cases by kind of file), protocol, definitions; and in the row of a case scored_from, grid where the prediction has
+    no place in space and, for a volume, slices, their orientation and per_slice.
+    Raises `UserError` for missing predictions, all of them together, and for a prediction of another size. Errors of
+    single cases are reported, see `errors.collecting`; such cases are then left out.
     """
     labels = common_labels(truths)
     sources = find_predictions(prediction_dir, truths)
     reliability = {label: calibration.Calibration() for label in labels}
     rows = []
+    failed = {}
     slice_scores = {label: [] for label in labels}  # of all volumes
     for truth in tqdm(truths, unit="case", desc="scoring", dynamic_ncols=True, leave=False, delay=2):
         kind, paths = sources[truth.name]
-        scored = read_scored(prediction_dir, truth, kind, paths, threshold)
+        try:
+            scored = read_scored(prediction_dir, truth, kind, paths, threshold)
+        except UserError as error:
+            report(error)
+            failed[truth.name] = error
+            continue
         spacing = spacing_of(truth, paths[0], surfaces.pixel_spacing) if surfaces else None
         scores_of_case, case_slices = _score(truth, scored, surfaces, spacing, labels)
         row = _row(truth, kind, paths, labels) | scores_of_case
@@ -56,6 +64,8 @@ def evaluate(prediction_dir, truths, threshold, surfaces=None):
         for place, label in enumerate(labels):
             reliability[label].add(scored, place)
             slice_scores[label] += case_slices[label] or []
+    if not rows:
+        raise next(iter(failed.values()))
     cases = {label: [row["metrics"][label] for row in rows] for label in labels}
     return {
         "foreground_mean": _foreground_mean(_by_metric(cases, statistics.mean)),
@@ -63,6 +73,7 @@ def evaluate(prediction_dir, truths, threshold, surfaces=None):
         "median": _by_metric(cases, statistics.median),
         "interval": _by_metric(cases, statistics.mean_interval, scores.SCORES),
         "n_cases": len(rows),
+        "left_out": list(failed),
         "n_both_empty": _n_both_empty(cases),
         "labels": list(labels),
         "threshold": threshold,

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from guided_diffusion_core import checkpoints
 from guided_diffusion_core.config import PRESETS, ComputeConfig, DataConfig, setting, setting_names
 from guided_diffusion_core.data.formats.labels import split_names
-from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.errors import MAX_NAMES, UserError, found_expected, join_names
 from guided_diffusion_core.results.display import as_picture
 from guided_diffusion_core.results.fusion import DEFINITIONS, fuse
 from guided_diffusion_core.results.outputs import CaseWriter
@@ -130,6 +130,7 @@ class SamplingRun:
         """Sample the cases, and write the files of a case as soon as all its examples are done.
 
         sampler: function of (images (N, C, S, S), keys) that returns (members, N, K, S, S).
+        A case whose files cannot be read is left out, and named in one `UserError` after the others are sampled.
         Raises `UserError` for a folder with masks of other settings. After Ctrl-C or a kill all files in the folder
         are whole, and `resume` continues from them; incomplete temporary files are removed at the next start.
         """
@@ -144,15 +145,18 @@ class SamplingRun:
         if group.rank == 0:
             self._begin(plan, group)
         try:
-            seconds = self._sample(sampler, plan, shown=group.rank == 0)
+            seconds, failed = self._sample(sampler, plan, shown=group.rank == 0)
         except KeyboardInterrupt:
             tqdm.write(
                 "Stopped; the masks so far are whole. The same command with --continue goes on.", file=sys.stderr
             )
             raise
         highest = group.gather([seconds, peak_memory_mib()]).max(0)  # (2,), over the processes
+        failures = int(group.gather([len(failed)]).sum())
         if group.rank == 0:
-            self._end(plan, *map(float, highest))
+            self._end(plan, *map(float, highest), failures)
+        if failed:
+            raise _left_out(failed, plan.to_do, self.out_dir)
 
     def _plan(self, group):
         """Check that the folder is new or belongs to this run, and return the `_Plan` of this process."""
@@ -188,6 +192,8 @@ class SamplingRun:
     def _begin(self, plan, group):
         """Write the report and a line on the terminal."""
         write_report(report_path(self.out_dir, self.part_id, self.num_parts), self._report(plan))
+        for note in getattr(self.dataset, "notes", ()):
+            tqdm.write(note, file=sys.stderr)
         finished = plan.count - plan.to_do
         found = f", {finished} are finished" if finished else ""
         shared = f", in {group.size} processes" if group.size > 1 else ""
@@ -196,36 +202,61 @@ class SamplingRun:
             file=sys.stderr,
         )
 
-    def _end(self, plan, seconds, memory):
-        """Write the finished report and a line on the terminal."""
-        report = {**self._report(plan), "finished": True, "sampler_seconds": seconds, "memory_mib": memory}
+    def _end(self, plan, seconds, memory, failures):
+        """Write the finished report and a line on the terminal. failures: number of cases that were left out."""
+        report = {
+            **self._report(plan),
+            "finished": not failures,
+            "cases_left_out": failures,
+            "sampler_seconds": seconds,
+            "memory_mib": memory,
+        }
         write_report(report_path(self.out_dir, self.part_id, self.num_parts), report)
-        tqdm.write(f"sampled {plan.to_do} cases in {seconds:.1f} s of network time", file=sys.stderr)
+        tqdm.write(f"sampled {plan.to_do - failures} cases in {seconds:.1f} s of network time", file=sys.stderr)
 
     def _sample(self, sampler, plan, shown):
-        """Sample the batches and write each case that they complete; return the seconds of the sampler.
+        """Sample the batches and write each case that they complete.
 
         shown: show a progress bar.
+        Returns (seconds of the sampler, dict of case name -> `UserError` of the cases that cannot be read).
         """
+        failed = {}
         done = {}  # name -> [(probability, uncertainty, picture) of each example so far]
         seconds = 0.0
         total = sum(map(len, plan.batches))
         with tqdm(total=total, unit="image", desc="sampling", dynamic_ncols=True, disable=not shown) as bar:
             for batch in plan.batches:
-                examples = [self.dataset[index] for _, index in batch]
+                readable, examples = self._read(batch, failed)
+                bar.update(len(batch) - len(readable))
+                if not readable:
+                    continue
                 # the time of the network alone, without reading and writing files
                 began = time.perf_counter()
                 members = sample_batch(sampler, examples, plan.size)
                 seconds += time.perf_counter() - began
                 probability, uncertainty = fuse(members, self.fusion)
-                for (case, _), example, *fused in zip(batch, examples, probability, uncertainty):
+                for (case, _), example, *fused in zip(readable, examples, probability, uncertainty):
                     parts = done.setdefault(case.name, [])
                     parts.append((*fused, as_picture(example.image)))
                     if len(parts) == len(case.indices):  # the case is complete
                         probabilities, uncertainties, pictures = map(np.stack, zip(*done.pop(case.name)))
                         plan.writer.write(case, probabilities, uncertainties, self.threshold, pictures)
-                bar.update(len(batch))
-        return seconds
+                bar.update(len(readable))
+        return seconds, failed
+
+    def _read(self, batch, failed):
+        """Return (the part of a batch that can be read, its examples), and add the other cases to `failed`."""
+        readable = []
+        examples = []
+        for case, index in batch:
+            if case.name in failed:
+                continue
+            try:
+                examples.append(self.dataset[index])
+                readable.append((case, index))
+            except UserError as error:
+                failed[case.name] = error
+        return readable, examples
 
 
 @dataclass(frozen=True)
@@ -258,6 +289,21 @@ def _batches(chosen, left, size):
     names = {case.name for case in left}
     batches = (queue[start : start + size] for start in range(0, len(queue), size))
     return [batch for batch in batches if any(case.name in names for case, _ in batch)]
+
+
+def _left_out(failed, cases, out_dir):
+    """Return the `UserError` of the cases that could not be read. failed: as in `_sample`; cases: number of all."""
+    errors = list(failed.values())
+    if cases == 1:
+        return errors[0]
+    lines = [str(error) for error in errors[:MAX_NAMES]]
+    if len(errors) > MAX_NAMES:
+        lines.append(f"and {len(errors) - MAX_NAMES} more")
+    lines.append(
+        f"{len(errors)} of {cases} cases were left out ({join_names(failed)}); the masks of the others are in "
+        f"{out_dir}. Mend the files, then the same command with --continue samples the rest."
+    )
+    return UserError("\n".join(lines))
 
 
 def _require_finite(members, keys):

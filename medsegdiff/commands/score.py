@@ -48,6 +48,7 @@ def score(args):
     """Score, write the summary and the report, print the table."""
     from guided_diffusion_core import data, evaluation
     from guided_diffusion_core.data.walk import saying_left_out
+    from guided_diffusion_core.errors import UserError, collecting
     from guided_diffusion_core.evaluation.pictures import ImageSource
     from guided_diffusion_core.evaluation.report import write_report
     from guided_diffusion_core.sampling.folder import as_sampled
@@ -59,7 +60,10 @@ def score(args):
     surfaces = scoring_flags.surfaces(args)
     with saying_left_out():
         truths = data.list_truths(config)
-    summary = evaluation.evaluate(args.inp_pth, truths, threshold, surfaces)
+    with collecting() as problems:
+        summary = evaluation.evaluate(args.inp_pth, truths, threshold, surfaces)
+    scored = {row["case"] for row in summary["metric_per_case"]}
+    truths = [truth for truth in truths if truth.name in scored]
     path = args.summary or folder / "summary.json"
     report = args.report or folder / "report.html"
     evaluation.write_summary(path, summary)
@@ -68,6 +72,11 @@ def score(args):
     if note:
         print(note)
     print(f"written to {path} and {report}")
+    if problems:
+        lines = "\n".join(map(str, problems))
+        raise UserError(
+            f"{lines}\n{len(problems)} cases could not be scored; the scores above are those of the others."
+        )
 
 
 def score_upstream(args):

@@ -106,9 +106,15 @@ def files_of_volumes(cases, parts, label_map, need_masks):
             case.require(wanted)
         except UserError as error:
             report(error)
-        for part, found in case.paths.items():
+        # the parts in the order of the training, which compares their grids with that of the first
+        for part, found in sorted(case.paths.items(), key=lambda item: _place(item[0], wanted)):
             map_of_file = case.label_map_of_case(label_map) if part == parts.labels else None
             # a part is one file, or a dict of slice number -> file
             places = found.items() if isinstance(found, dict) else [(None, found)]
             files += [ListedFile(case.name, part, path, map_of_file, place) for place, path in sorted(places)]
     return files
+
+
+def _place(part, wanted):
+    """Return the place of a part in a tuple of parts, behind them for another part."""
+    return wanted.index(part) if part in wanted else len(wanted)

@@ -13,7 +13,7 @@ from nibabel.spatialimages import HeaderDataError, ImageDataError
 from nibabel.wrapstruct import WrapStructError
 
 from guided_diffusion_core.data.formats.grids import Geometry
-from guided_diffusion_core.data.formats.voxels import require_numbers, spatial_shape
+from guided_diffusion_core.data.formats.voxels import not_numbers, require_numbers, spatial_shape
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.files import READ_ERRORS, read_bytes
 
@@ -146,6 +146,8 @@ def _header_class(file, compressed):
 
 
 def _broken(path, error):
+    if "data code" in str(error):  # nibabel's words for a type that it does not read, such as single bits
+        return not_numbers(path, f"voxels of an unusual type ({error})")
     return found_expected(
         path, f"no complete NIfTI file ({error})", "a NIfTI volume (.nii or .nii.gz)", "Copy or download it again."
     )

@@ -2,7 +2,6 @@
 
 from guided_diffusion_core.errors import found_expected
 
-_KINDS = {"c": "complex numbers", "V": "several numbers per voxel (such as RGB24)", "O": "Python objects"}
 WIDEST = 8  # bytes of a number; wider floats exist on some machines only
 
 
@@ -10,10 +9,18 @@ def require_numbers(path, dtype):
     """Raise `UserError` for voxels that are not plain numbers, such as colours or complex numbers."""
     if dtype.kind in "biu" or (dtype.kind == "f" and dtype.itemsize <= WIDEST):
         return
-    found = _KINDS.get(dtype.kind, f"the type {dtype}")
-    if dtype.kind == "f":
-        found = f"floating point numbers of {8 * dtype.itemsize} bits"
-    raise found_expected(
+    if dtype.names:
+        found = f"{len(dtype.names)} numbers per voxel ({', '.join(dtype.names)})"
+    elif dtype.kind == "c":
+        found = "complex numbers"
+    else:
+        found = f"voxels of the type {dtype}"
+    raise not_numbers(path, found)
+
+
+def not_numbers(path, found):
+    """Return the `UserError` for voxels that are not plain numbers. found: what they are, in words."""
+    return found_expected(
         path,
         found,
         "one number of at most 64 bits for each voxel",

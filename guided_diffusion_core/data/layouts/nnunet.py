@@ -226,9 +226,7 @@ class NnunetLayout(Layout):
             require_all_slices(config.slices)
             return PictureChannels(cases, description, label_map, size, *settings)
         parts = volume_parts(description)
-        return VolumeDataset(
-            cases, parts, label_map, size, config.slices, *settings, orientation=config.orientation
-        )
+        return VolumeDataset(cases, parts, label_map, size, config.slices, *settings, orientation=config.orientation)
 
     def list_truths(self, config, split):
         """Return the list of `Truth` of a split, see `data.list_truths`.
