@@ -159,11 +159,9 @@ class VolumeDataset:
     data_dir:        the folder of the cases, for errors.
     cache_bytes:     memory for prepared volumes.
     orientation:     `DataConfig.orientation`; afterwards the attribute says which one is used, for the checkpoint.
-    notes:           attribute: lines about the data that a user should see.
     Raises `UserError` for files that are missing or broken, or that do not belong together.
     """
 
-    remarks = ()
 
     def __init__(
         self,
@@ -193,7 +191,7 @@ class VolumeDataset:
         slice_filter = parse_slices(slices)
         grids, self.orientation = oriented([self._grid(files, slice_filter) for files in cases], orientation)
         note = orientation_note([files.name for files in cases], grids, self.orientation)
-        self.notes = (note,) if note else ()
+        self.remarks = (note,) if note else ()
         for files, grid in zip(cases, grids):
             self._add(files, grid, slice_filter)
         if not self._examples:

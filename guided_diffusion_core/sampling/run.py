@@ -192,8 +192,6 @@ class SamplingRun:
     def _begin(self, plan, group):
         """Write the report and a line on the terminal."""
         write_report(report_path(self.out_dir, self.part_id, self.num_parts), self._report(plan))
-        for note in getattr(self.dataset, "notes", ()):
-            tqdm.write(note, file=sys.stderr)
         finished = plan.count - plan.to_do
         found = f", {finished} are finished" if finished else ""
         shared = f", in {group.size} processes" if group.size > 1 else ""

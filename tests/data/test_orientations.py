@@ -71,11 +71,11 @@ def test_a_network_sees_one_head_in_one_way(codes, seen, tmp_path):
         np.testing.assert_array_equal(mixed[index].image, alike[index].image)
         np.testing.assert_array_equal(mixed[index].mask, alike[index].mask)
         assert mixed[index].slice_index == alike[index].slice_index
-    assert alike.notes == ()
+    assert alike.remarks == ()
     turned = [f"{number}{code}" for number, code in enumerate(codes) if code != seen]
-    for note in mixed.notes:
+    for note in mixed.remarks:
         assert f"{len(turned)} of 3 volumes are turned to {seen}" in note and f"({', '.join(turned)})" in note
-    assert len(mixed.notes) == bool(turned)
+    assert len(mixed.remarks) == bool(turned)
 
 
 @pytest.mark.parametrize("slices", ["all", "1:4", "tumour", "brain,even"])
@@ -121,7 +121,7 @@ def test_a_training_records_the_orientation_and_sampling_follows_it(tmp_path):
     sampled = sampling_config(path, {"data_dir": write(tmp_path / "test", ("PIR",) * 2).data_dir})
     assert sampled.data.orientation == "LPS"
     cases = open_dataset(sampled.data, 32, "Test", need_masks=False)
-    assert cases.orientation == "LPS" and "2 of 2 volumes are turned to LPS" in cases.notes[0]
+    assert cases.orientation == "LPS" and "2 of 2 volumes are turned to LPS" in cases.remarks[0]
     np.testing.assert_array_equal(cases[0].image, dataset[0].image)
 
 
@@ -134,7 +134,7 @@ def test_checkpoints_of_before_see_each_volume_as_stored(tmp_path):
     assert older.data.orientation == "stored"
     dataset = open_dataset(older.data, 32, "Test", need_masks=False)
     assert [case.seen_shape for case in dataset.cases()] == [case.shape for case in dataset.cases()]
-    assert "used as stored, 1 in RAS, 1 in LPS, 1 in PIR" in dataset.notes[0]
+    assert "used as stored, 1 in RAS, 1 in LPS, 1 in PIR" in dataset.remarks[0]
 
 
 @pytest.mark.parametrize("value", ["", "canonical", "RAL", "RA", "RAS+", "ras"])
@@ -158,7 +158,7 @@ def test_volumes_without_a_place_are_never_turned(tmp_path):
     for folder, values in (("images", image), ("masks", labels)):
         nib.save(nib.Nifti1Image(values, None), tmp_path / folder / "2nowhere.nii.gz")
     dataset = open_dataset(data, 32, "Training", need_masks=True)
-    assert dataset.orientation == "LPS" and dataset.notes == ()
+    assert dataset.orientation == "LPS" and dataset.remarks == ()
     assert all(case.turn.is_identity for case in dataset.cases())
 
 
