@@ -162,7 +162,6 @@ class VolumeDataset:
     Raises `UserError` for files that are missing or broken, or that do not belong together.
     """
 
-
     def __init__(
         self,
         cases,

@@ -14,12 +14,12 @@ import blobfile as bf
 import numpy as np
 from PIL import Image
 
-from guided_diffusion_core.data.formats.labels import LabelMap
-from guided_diffusion_core.data.formats.masks import masks_of
-from guided_diffusion_core.data.formats.rasters import read_raster
 from guided_diffusion_core.data.formats import nifti
 from guided_diffusion_core.data.formats.grids import Geometry
+from guided_diffusion_core.data.formats.labels import LabelMap
 from guided_diffusion_core.data.formats.mask_values import foreground
+from guided_diffusion_core.data.formats.masks import masks_of
+from guided_diffusion_core.data.formats.rasters import read_raster
 from guided_diffusion_core.data.formats.transforms import resize_linear
 from guided_diffusion_core.data.formats.volumes import read_with_geometry
 from guided_diffusion_core.errors import UserError, found_expected, join_names
@@ -168,6 +168,8 @@ def remove_outputs(folder):
     for path in folder.iterdir():
         if path.is_file() and path.name.endswith(tuple(endings)):
             path.unlink()
+
+
 def is_volume_file(path):
     """Return True if an output file other than an overlay belongs to a volume."""
     return path.endswith(_VOLUME_SUFFIX)

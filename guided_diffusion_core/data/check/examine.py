@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from guided_diffusion_core.data.formats.masks import masks_of, remarks_on
-from guided_diffusion_core.data.formats.rasters import UPRIGHT, read_raster
 from guided_diffusion_core.data.case_grids import require_place
 from guided_diffusion_core.data.formats.grids import Geometry
-from guided_diffusion_core.data.formats.transforms import FINITE_ADVICE, ZSCORE_RULE, require_finite
+from guided_diffusion_core.data.formats.masks import masks_of, remarks_on
+from guided_diffusion_core.data.formats.rasters import UPRIGHT, read_raster
+from guided_diffusion_core.data.formats.transforms import FINITE_ADVICE, ZSCORE_RULE
 from guided_diffusion_core.data.formats.volumes import read_with_geometry, stem
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.system.files import read_once
@@ -174,8 +174,8 @@ def _examine_image(result, values, normalisation):
         finite = np.isfinite(values)
         bad = int(values.size - finite.sum())
         if bad and not result.file.require:
-            found = f"{bad} values that are NaN or infinite"
-            result.add(ERROR, "not finite", found, "finite numbers", "Replace the file.")
+            found = f"{bad} values that are not finite"
+            result.add(ERROR, "not finite", found, "finite numbers", FINITE_ADVICE)
         values = values[finite]
     if not values.size:
         return

@@ -57,7 +57,7 @@ def _require_finite(values, where):
         return
     broken = values[~np.isfinite(values)]
     if broken.size:
-        shown = ", ".join(f"{value:g}" for value in np.unique(broken))
+        shown = ", ".join(f"{value:g}" for value in np.unique(broken)).replace("nan", "NaN")
         raise found_expected(
             where,
             f"label values {shown} ({broken.size} of {values.size} values)",

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from guided_diffusion_core.data.dataset import Truth, require_unique
-from guided_diffusion_core.data.found import nothing_found
 from guided_diffusion_core.data.formats.grids import Geometry
 from guided_diffusion_core.data.formats.volumes import read_geometry, read_plane, stem
+from guided_diffusion_core.data.found import nothing_found
 from guided_diffusion_core.data.layout import VolumeLayout
 from guided_diffusion_core.data.layouts.brats import DEFAULT_LABELS, LABEL_PART, MODALITIES, PARTS, REGIONS
 from guided_diffusion_core.data.splits import choose_unless_test
