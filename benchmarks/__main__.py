@@ -7,14 +7,14 @@ import datetime
 
 from benchmarks import peer
 from benchmarks.cases import VERSIONS, WHAT, make_cases
+from benchmarks.implementations import ARITHMETICS, FLOAT32, PEER, chosen
 from benchmarks.report import write_report
 from benchmarks.run import Benchmark
-from benchmarks.worker import PEER
 from guided_diffusion_core.backends import BACKENDS
 from guided_diffusion_core.command_line import Command, add_device, run_program
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.networks.registry import families
-from guided_diffusion_core.system.devices import AUTO, CPU, parse
+from guided_diffusion_core.system.devices import CPU, CUDA, parse
 
 
 def add_run_flags(parser):
@@ -64,6 +64,14 @@ def _add_measurement_flags(parser):
         default=list(BACKENDS),
         help="backends to measure (default: all)",
     )
+    parser.add_argument(
+        "--arithmetics",
+        nargs="+",
+        choices=tuple(ARITHMETICS),
+        default=[FLOAT32],
+        help="in which each backend is measured (default: float32)",
+    )
+    add_device(parser, CPU)
     parser.add_argument("--peer", default="", metavar="FOLDER", help="folder of the original, to measure it as well")
     parser.add_argument("--repeats", type=int, default=5, metavar="INT", help="number of rounds (default: 5)")
     parser.add_argument(
@@ -76,7 +84,6 @@ def _add_measurement_flags(parser):
     parser.add_argument(
         "--threads", type=int, default=1, metavar="INT", help="threads of each implementation (default: 1)"
     )
-    add_device(parser, CPU)
     parser.add_argument(
         "--cold",
         action="store_true",
@@ -101,21 +108,22 @@ def command_run(args):
     for name in ("repeats", "seconds", "threads", "width"):
         if getattr(args, name) < 1:
             raise found_expected(f"--{name}", getattr(args, name), "at least 1", "Use 1 or more.")
-    if parse(args.device)[0] == AUTO:
-        raise found_expected("--device", AUTO, "the device to measure", "Name it, such as cuda:0.")
+    kind, _ = parse(args.device)
+    if kind not in (CPU, CUDA):
+        raise found_expected("--device", args.device, "cpu, cuda or cuda:N", "Name what is measured.")
     if args.peer:
         peer.check_folder(args.peer)
-    implementations = ([PEER] if args.peer else []) + args.backends
+    names = ([PEER] if args.peer else []) + chosen(args.backends, args.arithmetics, args.device)
     benchmark = Benchmark(
         args.out_dir,
-        implementations,
-        args.peer,
-        args.threads,
-        args.device,
-        args.repeats,
-        args.seconds,
-        args.cold,
-        args.resume,
+        names,
+        peer=args.peer,
+        threads=args.threads,
+        device=args.device,
+        repeats=args.repeats,
+        seconds=args.seconds,
+        cold=args.cold,
+        resume=args.resume,
     )
     for case in benchmark.run(make_cases(args.what, args.versions, args.sizes, args.width, args.batch)):
         write_report(args.out_dir)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import cases
+from benchmarks import cases, implementations
 from guided_diffusion_core.backends import backend_module, start_backend
 from guided_diffusion_core.config import DataConfig, resolve
 from guided_diffusion_core.data import open_dataset
@@ -13,6 +13,8 @@ from guided_diffusion_core.data.phantoms import write_isic_phantoms
 from guided_diffusion_core.networks.family import as_prediction
 from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.sampling.run import SamplingRun
+from guided_diffusion_core.system.devices import CPU
+from guided_diffusion_core.system.process_memory import peak_memory_mib
 from guided_diffusion_core.training.stream import TrainingStream
 
 PHANTOM_SIZE = 384  # height in pixels of the pictures for whole cases and loading
@@ -24,12 +26,13 @@ GRADIENTS = ("out.2.weight", "middle_block.0.in_layers.2.weight", "input_blocks.
 class Ours:
     """One implementation to measure. Call `prepare` once, then `check` once, then `repeat` any number of times.
 
-    backend: its name in the table of `guided_diffusion_core/backends.py`. threads, device: of the computation.
+    name:            of the implementation (`implementations.py`).
+    threads, device: of the computation.
     """
 
-    def __init__(self, backend, threads, device="cpu"):
-        self.backend = backend
-        self.runtime = start_backend(backend, threads=threads, device=device)
+    def __init__(self, name, threads, device=CPU):
+        self.backend, _ = implementations.parts(name)
+        self.runtime = start_backend(self.backend, threads=threads, device=device, **implementations.settings_of(name))
 
     def module(self, name):
         """Return a module of the backend's package."""
@@ -38,6 +41,11 @@ class Ours:
     def versions(self):
         """Return name -> version of the software that the figures depend on."""
         return self.runtime.versions()
+
+    def peak_memory_mib(self):
+        """Return the largest memory so far, in MiB: of the process on a CPU, of its tensors on a GPU."""
+        of_gpu = self.runtime.gpu_memory_mib()
+        return peak_memory_mib() if of_gpu is None else of_gpu
 
     def prepare(self, case, **_):
         """Build what a `cases.Case` needs, and set `repeat`, a function that runs the measured operation once."""

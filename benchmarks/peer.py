@@ -17,6 +17,8 @@ from benchmarks import cases
 from benchmarks.ours import GRADIENTS
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.networks.medsegdiff.state_shapes import BOTTLENECK_EMBED
+from guided_diffusion_core.system.devices import CPU
+from guided_diffusion_core.system.process_memory import peak_memory_mib
 
 PACKAGE = "guided_diffusion"
 # Module -> names that the original imports from it. An empty module replaces one that is not installed.
@@ -98,17 +100,17 @@ def start_process_group():
 class Peer:
     """The original, with the methods of `ours.Ours`.
 
-    folder: of its code. threads, device: of the computation.
+    folder: of its code. threads, device: of the computation. The original takes the first GPU where PyTorch finds one.
     """
 
     # A whole case takes 1000 steps per member. Each costs the same, so a repetition runs only these, of one member.
     CASE_STEPS = 2
 
-    def __init__(self, folder, threads, device="cpu"):
+    def __init__(self, folder, threads, device):
         import torch
 
         self.th = torch
-        self.device = torch.device(device)
+        self.device = device
         self.module = load(folder)
         torch.set_num_threads(threads)
 
@@ -131,13 +133,24 @@ class Peer:
         self.model.load_state_dict(state)
         self.model.to(self.device)
         self.scratch = scratch
-        self.repeat = {
+        operation = {
             "evaluation": self._evaluation,
             "step": self._evaluation,
             "training": self._training,
             "start": self._training,
             "cases": self._cases,
         }[case.what]()
+
+        def repeat():
+            operation()
+            if self.device != CPU:
+                self.th.cuda.synchronize()
+
+        self.repeat = repeat
+
+    def peak_memory_mib(self):
+        """Return the largest memory so far, in MiB: of the process on a CPU, of its tensors on a GPU."""
+        return peak_memory_mib() if self.device == CPU else self.th.cuda.max_memory_allocated() / 2**20
 
     def check(self):
         """Return arrays by name that must be the same in all implementations.
@@ -161,11 +174,6 @@ class Peer:
 
     def _tensors(self, *names):
         return [self.th.from_numpy(self.arrays[name].copy()).to(self.device) for name in names]
-
-    def _synchronize(self):
-        """Wait until the GPU has computed what is queued."""
-        if self.device.type == "cuda":
-            self.th.cuda.synchronize()
 
     def _check_evaluation(self):
         self.model.eval()
@@ -197,7 +205,6 @@ class Peer:
         def repeat():
             with self.th.no_grad():
                 self.model(x, t)
-            self._synchronize()
 
         return repeat
 
@@ -222,12 +229,7 @@ class Peer:
         )
         self.model.train()
         x, mask = self._tensors("x", "mask")
-
-        def repeat():
-            loop.run_step(x[:, :-1], mask)
-            self._synchronize()
-
-        return repeat
+        return lambda: loop.run_step(x[:, :-1], mask)
 
     def _cases(self):
         """Return a function that runs some steps of the ancestral sampler, as in the command of the original's README.
@@ -241,6 +243,5 @@ class Peer:
             self.diffusion.p_sample_loop_known(
                 self.model, (1, 3, self.case.size, self.case.size), img, step=self.CASE_STEPS, model_kwargs={}
             )
-            self._synchronize()
 
         return repeat

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from benchmarks import scaling, targets
 from benchmarks.cases import WHAT, Case, network
+from benchmarks.implementations import MACHINE, PEER, arithmetic_of
 from benchmarks.operations import evaluation_operations, training_operations
 from benchmarks.run import RESULTS
-from benchmarks.worker import PEER
 from guided_diffusion_core.backends import COMPARED
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.html_report import figure_bytes, make_figure
+from guided_diffusion_core.system.devices import CPU
 from guided_diffusion_core.system.files import write_atomic
 
 OPERATIONS = {"evaluation": evaluation_operations, "training": training_operations}
@@ -45,9 +46,13 @@ def summarise(row, results):
         ratio, cpu_ratio  median over the rounds of the ratio to the reference; None for the reference itself.
                           The reference is `PEER` or, without it, the first of the compared backends.
         memory, first     peak memory in MiB, seconds of the first repetition
-        rate, share       operations per second of processor time, and as a share of the machine's limit; None if
+        rate, share       operations per second, and as a share of the machine's limit in the same arithmetic; None if
                           operations are not counted
+
+    The clock of rates and of `cpu_ratio` is the processor's time; on a GPU it is that of the wall.
     """
+    device = device_of(results)
+    clock = _clock(device)
     case = Case(**{key: value for key, value in row["case"].items() if key != "name"})
     reference = _reference(row, results["rows"])
     found = {
@@ -61,11 +66,23 @@ def summarise(row, results):
         "first": row["first"]["wall"],
     }
     found["ratio"] = _median_ratio(row, reference, "wall")
-    found["cpu_ratio"] = _median_ratio(row, reference, "cpu")
+    found["cpu_ratio"] = _median_ratio(row, reference, clock)
     if case.what in OPERATIONS:
-        found["rate"] = OPERATIONS[case.what](network(case), case.batch) / found["cpu"]
-        found["share"] = found["rate"] / limit(results["limits"][row["case"]["name"]])
+        seconds = row["scale"] * statistics.median(row[clock])
+        found["rate"] = OPERATIONS[case.what](network(case), case.batch) / seconds
+        arithmetic = arithmetic_of(row["implementation"], device)
+        found["share"] = found["rate"] / limit(results["limits"][row["case"]["name"]], device, arithmetic)
     return found
+
+
+def device_of(results):
+    """Return the device of the results of a run."""
+    return results["settings"].get("device", CPU)  # runs before there was a choice
+
+
+def _clock(device):
+    """Return the clock that counts: "cpu", the time of the processor, or "wall" on a GPU."""
+    return "cpu" if device == CPU else "wall"
 
 
 def _median_ratio(row, reference, clock):
@@ -84,32 +101,39 @@ def _reference(row, rows):
     return None if reference is row else reference
 
 
-def limit(rounds):
-    """Return the machine's limit in operations per second of processor time: the largest median over the rounds."""
+def limit(rounds, device, arithmetic):
+    """Return the machine's limit in operations per second: the largest median over the rounds.
+
+    device, arithmetic: of the computation. A CPU has one limit, a GPU one for each arithmetic.
+    """
     names = [name for name in rounds[0] if name.startswith(COMPUTED)]
-    return max(_median_rate(name, rounds) for name in names)
+    if device != CPU:
+        names = [name for name in names if name.endswith(f", {arithmetic}")]
+    return max(_median_rate(name, rounds, device) for name in names)
 
 
-def _median_rate(name, rounds):
-    return statistics.median(rates[name]["cpu"] for rates in rounds)
+def _median_rate(name, rounds, device):
+    return statistics.median(rates[name][_clock(device)] for rates in rounds)
 
 
 def readme(results, summary):
     """Return the text of the report."""
     settings = results["settings"]
     machine = results["machine"]
+    device = device_of(results)
+    computed = "" if device == CPU else f"Computed on {device}: {results['versions'][MACHINE]['gpu']}.\n"
     parts = [
         f"""# Benchmark
 
 Written by `python -m benchmarks` (`benchmarks/README.md` says what is measured and how).
-{machine["processor"]}, {machine["cores"]} cores; {settings["threads"]} thread(s) for each implementation; load of the
-machine at the start {machine["load"]:.1f}; up to {settings["repeats"]} rounds in which the implementations take turns.
-Device: {settings.get("device", "cpu")}.
+{computed}{machine["processor"]}, {machine["cores"]} cores; {settings["threads"]} thread(s) for each
+implementation; load of the machine at the start {machine["load"]:.1f}; up to {settings["repeats"]} rounds in which
+the implementations take turns.
 Seconds are medians over the rounds; a ratio is the median of the ratios round by round, to `{PEER}` (the
 original) where it was measured, else to {COMPARED[0]}.
 """
     ]
-    target_table = targets.table(summary)
+    target_table = targets.table(summary, device)
     if target_table:
         parts.append(target_table)
     for what, about in WHAT.items():
@@ -129,7 +153,7 @@ original) where it was measured, else to {COMPARED[0]}.
             + "\n".join(compared)
             + "\n"
         )
-    parts.append(_limits(results["limits"]))
+    parts.append(_limits(results["limits"], device))
     return "\n".join(parts)
 
 
@@ -170,17 +194,18 @@ def _ratio(value):
     return "" if value is None else f"{value:.3g}"
 
 
-def _limits(limits):
+def _limits(limits, device):
     rounds = [rates for case in limits.values() for rates in case]
     if not rounds:
         return ""
     lines = []
     for name in rounds[0]:
         unit = "GB/s" if name == "copy" else "GFLOP/s"
-        lines.append(f"| {name} | {_median_rate(name, rounds) / 1e9:.1f} {unit} |")
+        lines.append(f"| {name} | {_median_rate(name, rounds, device) / 1e9:.1f} {unit} |")
+    second = "second of processor time" if device == CPU else "second"
     return (
-        "## Limits of the machine\n\nMeasured in the same rounds, per second of processor time. The share of a case "
-        "refers to the highest arithmetic limit in its rounds.\n\n| what | median |\n|---|---|\n"
+        f"## Limits of the machine\n\nMeasured in the same rounds, per {second}. The share of a case "
+        "refers to the highest limit of its arithmetic in its rounds.\n\n| what | median |\n|---|---|\n"
         + "\n".join(lines)
         + "\n"
     )

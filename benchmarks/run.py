@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.worker import MACHINE, PEER
+from benchmarks.implementations import MACHINE, PEER, largest_difference
 from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.system.devices import CPU
 from guided_diffusion_core.system.files import make_writable_folder, write_atomic
 from guided_diffusion_core.system.json_worker import WorkerFailed, WorkerProcess
 
@@ -21,7 +22,6 @@ COLD = "jittor, cold cache"
 # Not measured for the original: start and loading need packages that this project does not install, and scaling
 # compares an implementation only with itself.
 NOT_OF_PEER = ("start", "loading", "scaling")
-LARGEST_DIFFERENCE = 1e-3  # of compared outputs, relative RMS; rounding errors are far smaller
 
 
 class Process:
@@ -106,15 +106,17 @@ class Benchmark:
     """A run of cases. Its results are written to a folder after each case.
 
     out_dir:         folder of `results.json`.
-    implementations: names of backends, and `PEER`. peer: folder of the original, or "".
-    threads, device: of each process. repeats: number of rounds.
+    names:           of implementations (`implementations.py`), `PEER` among them.
+    peer:            folder of the original, or "".
+    threads, device: of each process.
+    repeats:         number of rounds.
     seconds:         after this time no further round of a case begins.
     cold:            measure Jittor's first start as well. resume: keep the results in the folder.
     """
 
-    def __init__(self, out_dir, implementations, peer, threads, device, repeats, seconds, cold, resume):
+    def __init__(self, out_dir, names, *, peer, threads, device, repeats, seconds, cold, resume):
         self.out_dir = Path(make_writable_folder(out_dir, "--out_dir"))
-        self.implementations = implementations
+        self.implementations = names
         self.peer = peer
         self.cold = cold
         self.results = {
@@ -123,7 +125,7 @@ class Benchmark:
                 "device": device,
                 "repeats": repeats,
                 "seconds": seconds,
-                "implementations": implementations,
+                "implementations": names,
             },
             "machine": describe_machine(),
             "versions": {},
@@ -145,7 +147,7 @@ class Benchmark:
                 "Add --resume to go on with it, or give another --out_dir.",
             )
         earlier = json.loads(path.read_text())
-        earlier["settings"].setdefault("device", "cpu")  # results of older versions
+        earlier["settings"].setdefault("device", CPU)  # results of older versions
         if earlier["settings"] != self.results["settings"]:
             raise found_expected(
                 path,
@@ -209,7 +211,8 @@ class Benchmark:
                 rows[name] = self._row(case, name, groups[name].ready)
                 if name != MACHINE:
                     bar.update()
-            agreement = differences({name: groups[name].arrays for name in self._names(case)})
+            files = {name: groups[name].arrays for name in self._names(case)}
+            agreement = differences(files, self.results["settings"]["device"])
             order = list(groups)
             for _ in self._repeats(case, bar):
                 for name in order:
@@ -273,21 +276,23 @@ def add_repetition(row, answer):
         row["rates"].append(answer["rates"])
 
 
-def differences(files):
+def differences(files, device=CPU):
     """Compare the outputs of implementations: return implementation -> output -> distance.
 
     The distance is the root mean square of the difference from the first implementation with that output,
     relative to its root mean square.
-    files: implementation -> npz file. Raises `UserError` if two of them compute different things.
+    files: implementation -> npz file. device: on which they computed.
+    Raises `UserError` if two of them compute different things.
     """
     loaded = {name: dict(np.load(path)) for name, path in files.items()}
     found = {}
     reference = {}
     for name in sorted(loaded, key=lambda name: name != PEER):  # the peer first, if there is one
         for key, array in loaded[name].items():
-            expected = reference.setdefault(key, array).astype(np.float64)
+            source, values = reference.setdefault(key, (name, array))
+            expected = values.astype(np.float64)
             distance = float(np.sqrt(np.mean((array - expected) ** 2) / np.mean(expected**2)))
-            if not distance < LARGEST_DIFFERENCE:
+            if not distance < max(largest_difference(source, device), largest_difference(name, device)):
                 raise UserError(
                     f"{name}: its {key} differs by {distance:.1e} from the other implementations' on the "
                     "same inputs and weights; a comparison of their speed would mean nothing"

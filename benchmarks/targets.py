@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from benchmarks.implementations import PEER
 from benchmarks.run import COLD
-from benchmarks.worker import PEER
+from guided_diffusion_core.system.devices import CPU, CUDA
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,8 @@ class Target:
     what:   key of `WHAT`. size: in pixels, or None for all sizes.
     figure: "time" or "memory" (ratio to the implementation `to`), "seconds", or "share" of the machine's limit.
     bound:  the largest allowed value; with `least`, the smallest.
+    batch:  of the case, or 0 for all.
+    device: "cpu" or "cuda".
     """
 
     what: str
@@ -22,6 +25,8 @@ class Target:
     bound: float
     to: str = PEER
     least: bool = False
+    batch: int = 0
+    device: str = CPU
 
 
 TARGETS = (
@@ -37,25 +42,34 @@ TARGETS = (
     Target("cases", None, "jittor", "time", 0.01),
     Target("start", None, COLD, "seconds", 120),
     Target("start", None, "jittor", "seconds", 15),
+    Target("training", None, "pytorch bf16", "time", 1 / 2.5, device=CUDA),
+    Target("cases", 256, "pytorch bf16", "time", 1 / 1000, device=CUDA),
+    Target("evaluation", 256, "pytorch bf16", "share", 0.4, least=True, batch=16, device=CUDA),
 )
 
 
-def table(summary):
-    """Format the section on targets from the rows of `report.summarise`; "" if no target was measured."""
+def table(summary, device):
+    """Format the section on targets from the rows of `report.summarise`; "" if no target was measured.
+
+    device: that of the run, such as "cuda:0".
+    """
     lines = []
     for target in TARGETS:
+        if target.device != device.partition(":")[0]:
+            continue
         for row in summary:
             case = row["case"]
             if (case.what, row["implementation"]) == (target.what, target.implementation) and (
-                case.version == "new" and target.size in (None, case.size)
+                case.version == "new" and target.size in (None, case.size) and target.batch in (0, case.batch)
             ):
                 found = _found(target, row, summary)
                 if found is not None:
                     lines.append(_line(target, case, found))
     if not lines:
         return ""
+    clock = "processor time" if device == CPU else "wall time"
     return (
-        "## Targets\n\nTime as processor time; ratios to the implementation in brackets.\n\n"
+        f"## Targets\n\nTime as {clock}; ratios to the implementation in brackets.\n\n"
         "| case | implementation | figure | target | found | reached |\n|---|---|---|---|---|---|\n"
         + "\n".join(lines)
         + "\n"

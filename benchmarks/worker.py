@@ -15,12 +15,12 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.cases import Case
+from benchmarks.implementations import MACHINE, PEER
+from guided_diffusion_core.system.devices import CPU
 from guided_diffusion_core.system.json_worker import failure, send
-from guided_diffusion_core.system.process_memory import peak_memory_mib
 
-# names of implementations other than the backends
-MACHINE = "machine"
-PEER = "peer"
+# On a GPU, where a repetition may take milliseconds, it runs so many times that it lasts this long.
+SECONDS = 0.3
 
 
 @contextlib.contextmanager
@@ -35,11 +35,12 @@ def _timed(result):
 class _Machine:
     """The limits of the machine, with the methods of `ours.Ours`; each repetition measures all of them."""
 
-    def __init__(self, threads):
-        self.limits = machine.limits(threads)
+    def __init__(self, threads, device):
+        self.limits = machine.limits(threads, device)
+        self.gpu = {} if device == CPU else {"gpu": machine.gpu_name(device)}
 
     def versions(self):
-        return {"numpy": np.__version__, "python": platform.python_version()}
+        return {"numpy": np.__version__, "python": platform.python_version(), **self.gpu}
 
     def prepare(self, case, **_):
         pass
@@ -49,6 +50,9 @@ class _Machine:
 
     def scale(self):
         return 1
+
+    def peak_memory_mib(self):
+        return 0
 
     def repeat(self):
         rates = {}
@@ -63,7 +67,7 @@ class _Machine:
 def _open(job):
     """Return the implementation that a job names; nothing else is imported into this process."""
     if job["implementation"] == MACHINE:
-        return _Machine(job["threads"])
+        return _Machine(job["threads"], job["device"])
     if job["implementation"] == PEER:
         from benchmarks.peer import Peer
 
@@ -73,11 +77,21 @@ def _open(job):
     return Ours(job["implementation"], job["threads"], job["device"])
 
 
+def _repetitions(measured, job):
+    """Return how often the operation runs in one repetition: once on a CPU, on a GPU until `SECONDS` have passed."""
+    if job["device"] == CPU or job["implementation"] == MACHINE:
+        return 1
+    seconds = {}
+    with _timed(seconds):
+        measured.repeat()  # a second time: the first one chooses algorithms and allocates memory
+    return max(1, round(SECONDS / seconds["wall"]))
+
+
 def serve(job, answers):
     """Prepare a job, then answer each line of the standard input; the first answer follows the preparation.
 
-    job:     implementation, case (fields of `Case` or None), peer (folder), threads, device, scratch (folder), arrays
-             (file for the outputs to compare).
+    job:     implementation, case (fields of `Case` or None), peer (folder), threads, device, scratch (folder),
+             arrays (file for the outputs to compare).
     answers: stream for the answers.
     """
     try:
@@ -88,22 +102,24 @@ def serve(job, answers):
         first = {}
         with _timed(first):
             measured.repeat()
+        count = _repetitions(measured, job)
         send(
             answers,
             {
                 "versions": measured.versions(),
-                "scale": measured.scale(),
+                "scale": measured.scale() / count,
                 "first": first,
                 "cpu_so_far": sum(os.times()[:4]),
-                "memory_mib": peak_memory_mib(),
+                "memory_mib": measured.peak_memory_mib(),
             },
         )
         for _ in sys.stdin:
             seconds = {}
             with _timed(seconds):
-                result = measured.repeat()
+                for _ in range(count):
+                    result = measured.repeat()
             rates = result if job["implementation"] == MACHINE else None
-            send(answers, {**seconds, "memory_mib": peak_memory_mib(), "rates": rates})
+            send(answers, {**seconds, "memory_mib": measured.peak_memory_mib(), "rates": rates})
     except Exception as error:
         send(answers, failure(error))
 

@@ -185,6 +185,16 @@ def synchronize():
     _jittor().sync_all(True)
 
 
+def gpu_memory_mib():
+    """Return the largest memory that tensors of this process took on its GPU so far, in MiB; None on a CPU.
+
+    Jittor counts what it has taken from CUDA. It keeps what tensors no longer need.
+    """
+    if current.device.kind == devices.CUDA:
+        return _jittor().get_mem_info().total_cuda_used / 2**20
+    return None
+
+
 def no_grad():
     """Return a context in which nothing is recorded for a backward pass."""
     return _jittor().no_grad()

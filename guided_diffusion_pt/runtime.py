@@ -206,6 +206,15 @@ def synchronize():
         waits[current.device.kind]()
 
 
+def gpu_memory_mib():
+    """Return the largest memory that tensors of this process took on its GPU so far, in MiB; None on a CPU."""
+    if current.device.kind == devices.CUDA:
+        return th.cuda.max_memory_allocated() / 2**20
+    if current.device.kind == devices.MPS:
+        return th.mps.driver_allocated_memory() / 2**20  # now: the largest is not counted there
+    return None
+
+
 def no_grad():
     """Return a context in which nothing is recorded for a backward pass."""
     return th.no_grad()

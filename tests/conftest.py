@@ -17,10 +17,8 @@ from pathlib import Path
 
 import pytest
 from support import schedule, shares
-from support.backends import BACKENDS, ROOT, Backend
+from support.backends import BACKENDS, ROOT, Backend, start
 from support.requirements import lacking
-
-from guided_diffusion_core.backends import start_backend
 
 
 def pytest_report_header(config):
@@ -47,7 +45,7 @@ def pytest_xdist_make_scheduler(config, log):
 @pytest.fixture(scope="session", params=BACKENDS)
 def backend(request):
     """Return each backend in turn, started. A backend that cannot be imported fails its tests."""
-    start_backend(request.param)
+    start(request.param)
     return Backend(request.param)
 
 

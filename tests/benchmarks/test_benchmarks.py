@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from support.backends import BACKENDS, ROOT, Backend
 
-from benchmarks import operations, ours, report, run, scaling
+from benchmarks import operations, ours, report, run, scaling, targets
 from benchmarks.cases import SCALING, Case, make_cases, network, settings
+from benchmarks.implementations import PEER
 from benchmarks.peer import check_folder
-from benchmarks.worker import PEER
 from guided_diffusion_core.errors import UserError
 
 # GFLOP of the original's network, counted from its layers (its README's settings, width 128).
@@ -65,12 +65,54 @@ def test_ratio_is_the_median_of_the_ratios_round_by_round():
     # the machine is three times slower in the second round
     rows = [row(PEER, [1.0, 3.0, 2.0]), row("jittor", [2.0, 6.3, 3.8], scale=0.5)]
     rates = {"matmul": {"cpu": 4e9}, "convolution": {"cpu": 5e9}, "copy": {"cpu": 9e9}}
-    results = {"rows": rows, "limits": {"training/x": [rates, {**rates, "convolution": {"cpu": 7e9}}, rates]}}
+    limits = {"training/x": [rates, {**rates, "convolution": {"cpu": 7e9}}, rates]}
+    results = {"rows": rows, "limits": limits, "settings": {"device": "cpu"}}
     found = report.summarise(rows[1], results)
     assert found["ratio"] == pytest.approx(1.0) and found["seconds"] == pytest.approx(1.9)
     assert report.summarise(rows[0], results)["ratio"] is None
     counted = operations.training_operations(network(found["case"]), 4)
     assert found["share"] == pytest.approx(counted / 3.8 / 5e9)
+
+
+def test_on_a_gpu_the_wall_counts_and_each_arithmetic_has_its_limit():
+    rows = [row(PEER, [1.0, 1.2, 0.8]), row("pytorch bf16", [0.4, 0.4, 0.2])]
+    rates = {
+        f"matmul, {name}": {"cpu": 1e9, "wall": rate}
+        for name, rate in {"float32": 5e12, "tf32": 2e13, "bf16": 9e13}.items()
+    }
+    results = {"rows": rows, "limits": {"training/x": [rates] * 3}, "settings": {"device": "cuda:0"}}
+    original, found = (report.summarise(each, results) for each in rows)
+    counted = operations.training_operations(network(found["case"]), 4)
+    assert found["cpu_ratio"] == pytest.approx(1 / 3) and found["rate"] == pytest.approx(counted / 0.4)
+    assert found["share"] == pytest.approx(counted / 0.4 / 9e13)
+    assert original["share"] == pytest.approx(counted / 1.0 / 2e13)  # its convolutions take TF32
+    table = targets.table([original, found], "cuda:0")
+    assert "| training/new-64px-batch4-width32 | pytorch bf16 | time (peer) | at most 0.4 | 0.333 | yes |" in table
+    assert targets.table([original, found], "cpu") == ""
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--arithmetics", "tf32"], "--arithmetics: found tf32; expected one that the CPU has"),
+        (["--device", "auto"], "--device: found auto; expected cpu, cuda or cuda:N"),
+        (["--device", "cuda:77", "--backends", "pytorch"], "--device cuda:77: found no such device"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(tmp_path, arguments, message):
+    small = ("--what", "evaluation", "--sizes", 32, "--width", 32, "--out_dir", tmp_path / "out")
+    refused = command("run", *small, *arguments)
+    assert refused.returncode == 2 and message in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_16_bits_may_differ_more_from_the_others(tmp_path):
+    files = {name: tmp_path / f"{name}.npz" for name in ("pytorch", "pytorch bf16", "jittor bf16")}
+    for name, value in zip(files, (1.0, 1.05, 1.5)):
+        np.savez(files[name], out=np.full(4, value))
+    with pytest.raises(UserError, match="jittor bf16: its out differs by 5.0e-01"):
+        run.differences(files)
+    del files["jittor bf16"]
+    assert run.differences(files)["pytorch bf16"]["out"] == pytest.approx(0.05)
 
 
 def test_implementations_that_compute_something_else_are_refused(tmp_path):
