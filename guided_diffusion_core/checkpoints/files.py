@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load as decode_arrays
 from safetensors.numpy import save as encode_arrays
 from safetensors.numpy import save_file
 
@@ -136,26 +135,6 @@ def to_bytes(step, config, network, arrays):
     arrays:  name -> numpy array.
     """
     return encode_arrays(_contiguous(arrays), metadata=_metadata(step, config, network))
-
-
-def from_bytes(content, where):
-    """Read the bytes of any safetensors file: (name -> numpy array, metadata: dict of texts).
-
-    where: name of the file, for errors.
-    The metadata is empty if the file was not written by `save`. Raises `UserError` if the file is not a whole
-    safetensors file.
-    """
-    try:
-        arrays = decode_arrays(content)
-        # The file begins with 8 bytes, the length of its JSON header. `decode_arrays` drops the metadata there.
-        length = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + length])
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise found_expected(
-            where, f"no readable safetensors file ({error})", "a whole safetensors file", "Copy it again."
-        ) from error
-    metadata = header.get("__metadata__", {})
-    return arrays, metadata if metadata.get("format") == FORMAT else {}
 
 
 def find(model_path):

@@ -1,12 +1,16 @@
 """Run a command: its exit code, and one message instead of a traceback for a user's mistake."""
 
 import argparse
+import contextlib
 import os
 import sys
 
 from guided_diffusion_core.command_line.commands import add_commands
+from guided_diffusion_core.command_line.output import PrintableOutput
 from guided_diffusion_core.command_line.parser import CommandParser
 from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.system.interrupts import noted
+from guided_diffusion_core.system.quick_exit import INTERRUPTED
 from guided_diffusion_core.system.room import is_full, no_room
 
 
@@ -42,24 +46,29 @@ def run_command(main, prog=None):
     prog: the name at the start of messages; the script's by default.
     """
     prog = prog or os.path.basename(sys.argv[0])
-    try:
-        code = main()
-        sys.stdout.flush()
-        if code:
-            sys.exit(code)
-    except UserError as error:
-        sys.exit(_leave(f"{prog}: {error}", 2))
-    except KeyboardInterrupt:
-        sys.exit(_leave("Interrupted.", 130))
-    except BrokenPipeError:
-        _discard_output()
-        sys.exit(141)
-    except OSError as error:
-        if not is_full(error):
-            raise
-        # a file that no function of ours writes, such as the one that the output goes to
-        _discard_output()
-        sys.exit(_leave(f"{prog}: {no_room(error.filename or 'output', error)}", 2))
+    # Names of files and labels are printed; control characters in them must not reach the terminal.
+    with contextlib.redirect_stdout(PrintableOutput(sys.stdout)), noted() as pressed:
+        try:
+            code = main()
+            sys.stdout.flush()
+            if code:
+                sys.exit(code)
+        except UserError as error:
+            sys.exit(_leave(f"{prog}: {error}", 2))
+        except KeyboardInterrupt:
+            sys.exit(_leave("Interrupted.", INTERRUPTED))
+        except BrokenPipeError:
+            _discard_output()
+            sys.exit(141)
+        except Exception as error:
+            # A library that Ctrl-C stops, for example in its import, may raise an error of its own.
+            if pressed():
+                sys.exit(_leave("Interrupted.", INTERRUPTED))
+            if not is_full(error):
+                raise
+            # a file that no function of ours writes, such as the one that the output goes to
+            _discard_output()
+            sys.exit(_leave(f"{prog}: {no_room(error.filename or 'output', error)}", 2))
 
 
 def _discard_output():

@@ -7,7 +7,6 @@ is inferred from names and shapes (`infer_config.py`).
 
 import dataclasses
 import json
-import re
 import shlex
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -19,18 +18,24 @@ from guided_diffusion_core import checkpoints
 from guided_diffusion_core import config as configuration
 from guided_diffusion_core.config import Config
 from guided_diffusion_core.conversion.infer_config import infer
-from guided_diffusion_core.conversion.pickles import read_pkl, write_pkl
-from guided_diffusion_core.conversion.torch_files import read_pt, write_pt
+from guided_diffusion_core.conversion.jittor_files import read_pkl, write_pkl
+from guided_diffusion_core.conversion.names import COUNTER, network_and_step, normalised
+from guided_diffusion_core.conversion.safetensors_files import read_safetensors
+from guided_diffusion_core.conversion.torch_files import LEGACY_START, read_pt, write_pt
 from guided_diffusion_core.errors import found_expected, join_names
 from guided_diffusion_core.networks import registry
 from guided_diffusion_core.system.files import READ_ERRORS, read_bytes, write_atomic
 
-PREFIX = "module."  # of the names if a network was saved inside DistributedDataParallel
-COUNTER = "num_batches_tracked"  # end of the name of a batch norm's counter
 FORMATS = (".pt", ".pth", ".pkl", ".safetensors")
+_LONGEST_HEADER = 100_000_000  # bytes of the header of a safetensors file, by its library
 
-# The original's file names: savedmodel050000, emasavedmodel_0.9999_050000.
-_ORIGINAL_NAME = re.compile(r"(ema)?savedmodel(?(1)_(?P<rate>[\d.]+)_)(?P<step>\d+)")
+# Files that are something else: how they begin, and what to do.
+_OTHERS = (
+    (b"version https://git-lfs", "a pointer of Git LFS", "Run git lfs pull, or download the file itself."),
+    (b"<", "a web page", "Download the file itself."),
+    (b"\x1f\x8b", "a file that gzip has compressed", "Unpack it."),
+    (b"\x89HDF", "a file of HDF5, such as Keras writes", "Save the network's state_dict() in PyTorch."),
+)
 
 
 @dataclass(frozen=True)
@@ -49,24 +54,22 @@ class Checkpoint:
     notes: tuple
 
 
-def read(path, given=None):
+def read(path, given=None, key=""):
     """Read a file of any of the formats and return its `Checkpoint`.
+
+    The content shows the format, whatever the ending says.
 
     given: settings that the file does not show, by name: of the network, the diffusion and the data, and
            "normalisation".
+    key:   which one of several state dicts to take, by its names in the file joined by "/".
     Raises `UserError` for a broken or hostile file, for another network (all missing, unexpected and
     misshapen names together) and for a given setting that contradicts the file.
     """
     given = given or {}
-    content = read_bytes(path)
-    suffix = _format(path, "IN")
-    if suffix == ".safetensors":
-        raw, metadata = checkpoints.from_bytes(content, path)
-    else:
-        reader = read_pkl if suffix == ".pkl" else read_pt
-        raw = reader(content, path)
-        metadata = {}
-    arrays, notes = _normalised(raw, path)
+    ending = _format(path, "IN")
+    raw, metadata, notes = _read(read_bytes(path), ending, path, key)
+    arrays, changes = normalised(raw, path)
+    notes += changes
     if metadata:
         config, name, step = _own_metadata(metadata, path)
         _check_agrees(config, given, path)
@@ -74,7 +77,7 @@ def read(path, given=None):
         shapes = {name: value.shape for name, value in arrays.items()}
         config, assumed = infer(shapes, given, path)
         notes += _inference_notes(config, assumed)
-        name, step = _network_and_step(path)
+        name, step = network_and_step(path)
     expected = registry.state_shapes(config.model)
     notes += _fill_counters(arrays, expected)
     arrays = registry.repaired(config.model, arrays, path)
@@ -148,50 +151,45 @@ def _format(path, where):
     return suffix
 
 
+def _read(content, ending, path, key):
+    """Return (`StateDict`, metadata, notes) of a file's content, whose format may be another than its ending says."""
+    for start, found, advice in _OTHERS:
+        if content[:64].lstrip().startswith(start):
+            raise found_expected(path, found, "a checkpoint", advice)
+    kind = _kind(content) or ending
+    metadata = {}
+    if kind == ".safetensors":
+        if key:
+            raise found_expected("--state", repr(key), "none: a .safetensors file has one state dict", "Leave it out.")
+        raw, metadata = read_safetensors(content, path)
+    else:
+        raw = (read_pkl if kind == ".pkl" else read_pt)(content, path, key)
+    notes = list(raw.notes)
+    if kind != (".pt" if ending == ".pth" else ending):
+        notes.insert(0, f"The content is that of a {kind} file, which is read as such.")
+    return raw, metadata, notes
+
+
+def _kind(content):
+    """Return the ending of the format that a file's content shows; None if it shows none."""
+    if content.startswith((b"PK\x03\x04", LEGACY_START)):
+        return ".pt"
+    header = int.from_bytes(content[:8], "little")
+    if content[8:9] == b"{" and header < _LONGEST_HEADER:
+        return ".safetensors"
+    # the first instruction of a pickle since protocol 2
+    return ".pkl" if content.startswith(b"\x80") else None
+
+
 def _own_metadata(metadata, path):
     """Return (`Config`, network, step) of a file that this software has written."""
     try:
         config = configuration.from_dict(json.loads(metadata["config"]), where=path)
         return config, metadata["network"], int(metadata["step"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise found_expected(
             path, f"metadata that cannot be read ({error})", "a file of medsegdiff train", "Copy it again."
         ) from error
-
-
-def _network_and_step(path):
-    """Return (network, step) according to the original's file names; step 0 for any other name."""
-    found = _ORIGINAL_NAME.fullmatch(PurePath(str(path)).stem)
-    if not found:
-        return checkpoints.NETWORK, 0
-    network = checkpoints.average_name(found["rate"]) if found["rate"] else checkpoints.NETWORK
-    return network, int(found["step"])
-
-
-def _normalised(raw, path):
-    """Return (arrays under the names and in the types of a network, notes)."""
-    arrays = {}
-    notes = []
-    for name, value in raw.items():
-        bare = name
-        while bare.startswith(PREFIX):
-            bare = bare.removeprefix(PREFIX)
-        if bare in arrays:
-            raise found_expected(
-                path, f"{bare} with and without the prefix {PREFIX}", "each name once", "Save the network again."
-            )
-        arrays[bare] = value
-    if any(name.startswith(PREFIX) for name in raw):
-        notes.append(f"The prefix {PREFIX} was removed.")
-    half = [name for name, value in arrays.items() if value.dtype == np.float16]
-    if half:
-        notes.append(f"{len(half)} tensors were widened from float16 to float32, which is exact.")
-        arrays |= {name: arrays[name].astype(np.float32) for name in half}
-    for name, value in arrays.items():
-        if name.endswith(COUNTER) and value.dtype.kind == "i" and value.size == 1:
-            # Jittor saves a counter as int32 of shape (1,)
-            arrays[name] = value.astype(np.int64).reshape(())
-    return arrays, notes
 
 
 def _fill_counters(arrays, expected):

@@ -47,19 +47,20 @@ def check_backends(device):
             _in_a_process(name, f"check_device({name!r}, {device!r})")
 
 
-def verify(source_path, target_path, given, config, device="cpu"):
+def verify(source_path, target_path, given, config, device="cpu", key=""):
     """Compare two files bitwise, and the outputs that both backends compute from them. Prints the differences.
 
     source_path, target_path: the file that was converted, and the result.
     given:  settings with which the source was read.
     config: `Config` of the conversion.
     device: on which both backends compute.
+    key:    the source's state dict (`convert.read`).
     Returns the exit code: 0; or 1 if any array, or any output of the same backend, differs, or if the outputs of the
     backends differ by more than `BACKENDS_AGREE` allows.
     """
     names = ["network", "normalisation", *setting_names("model", "diffusion", model=config.model)]
     shown = {**given, **{name: setting(config, name) for name in names}}
-    source = convert.read(source_path, given)
+    source = convert.read(source_path, given, key)
     target = convert.read(target_path, shown)
     unequal = convert.differing(source, target)
     total = len(source.arrays)

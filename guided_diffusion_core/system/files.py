@@ -7,6 +7,7 @@ a file.
 
 import os
 import platform
+import stat
 from contextlib import contextmanager, suppress
 
 import blobfile as bf
@@ -20,6 +21,14 @@ WRITE_ERRORS = (*READ_ERRORS, SafetensorError)
 
 # The name of a file or folder ends in this and the process's number while it is being written.
 _WRITING = f".writing-{platform.node()}-"
+# Kinds of paths that are no files; reading some of them never ends.
+_NO_FILES = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 _IN_MEMORY = {}  # path -> content of the files that `read_once` keeps
 
 
@@ -36,18 +45,34 @@ def require_local(path, flag):
         )
 
 
+def require_file(path):
+    """Refuse a path that exists and is no file, such as a pipe or a link to a device; `UserError`."""
+    if not is_local(path):
+        return
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return  # whoever reads it says why that is not possible
+    if kind != stat.S_IFREG:
+        raise found_expected(path, _NO_FILES.get(kind, "no file"), "a file", "Check the path.")
+
+
 def read_bytes(path):
     """Return the content of a file. Raises `UserError` if it cannot be read."""
     if str(path) in _IN_MEMORY:
         return _IN_MEMORY[str(path)]
+    require_file(path)
     try:
         return bf.read_bytes(str(path))
     except READ_ERRORS as error:
         raise _unreadable(path, error) from error
+    except MemoryError as error:
+        raise found_expected(path, "more bytes than the memory holds", "a smaller file", "Check the path.") from error
 
 
 def open_bytes(path):
     """Open a file to read parts of it. Raises `UserError` if it cannot be read."""
+    require_file(path)
     try:
         return bf.BlobFile(str(path), "rb")
     except READ_ERRORS as error:

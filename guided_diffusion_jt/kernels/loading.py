@@ -118,6 +118,21 @@ def _as_without_mpirun():
         os.environ["OMPI_COMM_WORLD_SIZE"] = hidden
 
 
+@contextmanager
+def _as_in_jupyter():
+    """Let Jittor leave Ctrl-C to Python, as it does in Jupyter: it would end the process at once, with exit code 1."""
+    name = "JPY_PARENT_PID"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(os.getppid())
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+@_as_in_jupyter()
 @_as_without_mpirun()
 def _import_prepared():
     """Import Jittor on the prepared machine and return its module.

@@ -29,6 +29,13 @@ def add_flags(parser):
             help=f"{text} (default: False)",
         )
     command_line.add_device(parser, "cpu")  # rounds more finely than a GPU: the backends are compared
+    parser.add_argument(
+        "--state",
+        default="",
+        metavar="NAME",
+        help="which state dict of IN to take where a training's checkpoint has several, such as model or ema; names "
+        "inside each other are joined by / (default: the only one)",
+    )
     group = parser.add_argument_group(
         "settings",
         "What names and shapes show is read from IN, and a flag that contradicts it is an error. "
@@ -55,7 +62,7 @@ def run(args):
     convert.check_target(args.target)
     if args.verify:
         verify.check_backends(device)
-    source = convert.read(args.source, given)
+    source = convert.read(args.source, given, args.state)
     print("\n".join((f"{args.source}: {len(source.arrays)} tensors.", *source.notes)))
     if args.dry_run:
         print(f"Nothing written (--dry_run): {args.target}")
@@ -64,4 +71,6 @@ def run(args):
     print(f"Written: {args.target}")
     if not args.target.endswith(".safetensors"):
         print(f"It holds the weights alone. Flags of the network in it: {convert.flags(source.config)}")
-    return verify.verify(args.source, args.target, given, source.config, device) if args.verify else 0
+    if not args.verify:
+        return 0
+    return verify.verify(args.source, args.target, given, source.config, device, args.state)

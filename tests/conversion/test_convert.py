@@ -15,7 +15,7 @@ from support.small import NETWORK
 from guided_diffusion_core import checkpoints, config
 from guided_diffusion_core.conversion import convert
 from guided_diffusion_core.conversion.infer_config import infer
-from guided_diffusion_core.conversion.pickles import write_pkl
+from guided_diffusion_core.conversion.jittor_files import write_pkl
 from guided_diffusion_core.conversion.torch_files import write_pt
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.networks.medsegdiff.infer import VISIBLE

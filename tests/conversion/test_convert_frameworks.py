@@ -8,7 +8,7 @@ import pytest
 from support.conversions import CONFIG, GIVEN, assert_bitwise, in_order, needs_jittor, needs_pytorch, without_counters
 
 from guided_diffusion_core.conversion import convert
-from guided_diffusion_core.conversion.pickles import read_pkl, write_pkl
+from guided_diffusion_core.conversion.jittor_files import read_pkl, write_pkl
 from guided_diffusion_core.conversion.torch_files import read_pt, write_pt
 
 

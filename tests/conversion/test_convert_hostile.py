@@ -1,17 +1,22 @@
 """Test hostile, broken and unusual checkpoints: nothing is executed, and there is one clear error."""
 
 import hashlib
+import json
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from contextlib import suppress
 
 import numpy as np
 import pytest
+from support import hostile
+from support.backends import ROOT
 from support.conversions import FORMATS, GIVEN, assert_bitwise, unzipped, zipped
 
 from guided_diffusion_core.conversion import convert
-from guided_diffusion_core.conversion.pickles import read_pkl
+from guided_diffusion_core.conversion.jittor_files import read_pkl
 from guided_diffusion_core.conversion.torch_files import read_pt, write_pt
 from guided_diffusion_core.errors import UserError
 
@@ -189,8 +194,58 @@ class TestHostileFiles:
             read_pkl(pickle.dumps({"x": np.array([1, "a"], object)}, 4), "x.pkl")
 
 
+READ_WITH_LITTLE_MEMORY = """
+import json, pathlib, resource, sys
+from guided_diffusion_core.conversion import convert
+from guided_diffusion_core.errors import UserError
+
+used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + {spare}, used + {spare}))
+for path in sys.argv[1:]:
+    try:
+        convert.read(path)
+        found = "read"
+    except UserError as error:
+        found = str(error)
+    print(json.dumps([pathlib.Path(path).stem, found]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+    """Return name -> message of every hostile file, read by a process that has 500 MiB of memory left."""
+    folder = tmp_path_factory.mktemp("hostile")
+    paths = []
+    for name, (ending, content) in hostile.checkpoints().items():
+        paths.append(folder / f"{name}{ending}")
+        paths[-1].write_bytes(content)
+    code = READ_WITH_LITTLE_MEMORY.format(spare=500 * hostile.MEGABYTE)
+    command = [sys.executable, "-c", code, *map(str, paths)]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    # A hang in the hash of a nested tuple ends with the process alone: Python's own alarm would not be heard.
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=300, env=environment)
+    assert not done.stderr, done.stderr
+    return dict(map(json.loads, done.stdout.splitlines()))
+
+
+class TestLittleMemory:
+    @pytest.mark.parametrize("name", hostile.checkpoints())
+    def test_a_small_file_is_refused_with_little_memory(self, refusals, name):
+        message = refusals[name]
+        assert name in message and ": found " in message and len(message) < 3000
+
+    def test_more_memory_than_the_file_explains_is_named(self, refusals):
+        for name in ("many tensors on one storage", "many arrays of the same bytes"):
+            assert "found tensors of 20000 MiB in a file of" in refusals[name]
+
+    def test_tied_weights_are_read(self):
+        shared = np.ones((300, 2), np.float32)
+        tree = {"a.weight": shared, "b.weight": shared}
+        assert_bitwise(read_pkl(pickle.dumps(tree, 4), "x.pkl"), tree)
+
+
 class TestNumpyPickles:
-    @pytest.mark.parametrize("protocol", [2, 3, 4])
+    @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
     def test_orders_and_types(self, protocol):
         arrays = {
             "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
