@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import signal
 import sys
 
 from guided_diffusion_core.command_line.commands import add_commands
@@ -56,15 +57,15 @@ def run_command(main, prog=None):
         except UserError as error:
             sys.exit(_leave(f"{prog}: {error}", 2))
         except KeyboardInterrupt:
-            sys.exit(_leave("Interrupted.", INTERRUPTED))
+            sys.exit(_interrupted())
         except BrokenPipeError:
             _discard_output()
             sys.exit(141)
         except Exception as error:
             # A library that Ctrl-C stops, for example in its import, may raise an error of its own.
             if pressed():
-                sys.exit(_leave("Interrupted.", INTERRUPTED))
-            if not is_full(error):
+                sys.exit(_interrupted())
+            if not isinstance(error, OSError) or not is_full(error):
                 raise
             # a file that no function of ours writes, such as the one that the output goes to
             _discard_output()
@@ -74,6 +75,13 @@ def run_command(main, prog=None):
 def _discard_output():
     """Lead the standard output nowhere: the interpreter flushes it again at exit, which must not fail a second time."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _interrupted():
+    """Say that Ctrl-C has ended the command, and return its exit code."""
+    # The processes that a library has forked end now. Jittor would take that for a lack of memory.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return _leave("Interrupted.", INTERRUPTED)
 
 
 def _leave(message, code):

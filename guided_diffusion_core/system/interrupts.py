@@ -19,8 +19,11 @@ def noted():
     Where Ctrl-C means something else, such as nothing behind nohup, that stays.
     """
     pressed = []
+    process = os.getpid()
 
     def handler(signum, frame):
+        if os.getpid() != process:
+            return  # a forked process of a library inherits this handler; its parent ends it
         pressed.append(True)
         signal.default_int_handler(signum, frame)
 
