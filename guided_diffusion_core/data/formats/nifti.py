@@ -5,7 +5,6 @@ import io
 import math
 import zlib
 
-import blobfile as bf
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
@@ -15,7 +14,7 @@ from nibabel.wrapstruct import WrapStructError
 from guided_diffusion_core.data.formats.grids import Geometry
 from guided_diffusion_core.data.formats.voxels import not_numbers, require_numbers, spatial_shape
 from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.system.files import READ_ERRORS, read_bytes
+from guided_diffusion_core.system.files import READ_ERRORS, open_bytes, read_bytes
 
 NIFTI2_HEADER_BYTES = 540  # a NIfTI-1 header has 348
 
@@ -45,7 +44,7 @@ def read_geometry(path, of_slice=False):
     Raises `UserError` for a broken or truncated file, and for one whose voxels are not those of one volume.
     """
     try:
-        with bf.BlobFile(str(path), "rb") as file:
+        with open_bytes(path) as file:
             compressed = file.read(2) == _GZIP_MAGIC
             length = file.seek(0, io.SEEK_END)
             file.seek(-min(4, length), io.SEEK_END)
