@@ -140,12 +140,17 @@ def remove_old(out_dir, newest, keep, own=None):
 
 def remove(folder):
     """Remove the files of a checkpoint, and its folder unless it holds other files."""
+    own = [path for path in folder.iterdir() if path.suffix == SUFFIX or path.name in (CONTENTS, VALIDATION)]
+    if len(own) == len(list(folder.iterdir())):
+        # A kill leaves the checkpoint, or a hidden folder that the next run removes.
+        hidden = temporary_of(folder.with_name(f"{folder.name}.removed"))
+        shutil.rmtree(hidden, ignore_errors=True)
+        os.replace(folder, hidden)
+        shutil.rmtree(hidden)
+        return
     # without its contents a checkpoint is not whole, so that no half of one is ever taken for it
-    (folder / CONTENTS).unlink(missing_ok=True)
-    for path in [*folder.glob(f"*{SUFFIX}"), folder / VALIDATION]:
-        path.unlink(missing_ok=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
+    for path in sorted(own, key=lambda path: path.name != CONTENTS):
+        path.unlink()
 
 
 def put_in_place(temporary, folder):

@@ -21,6 +21,14 @@ _THEN = ContextVar("then", default=lambda: "start the same command again")
 class NoRoom(UserError):
     """The error of a file that finds no room on its disk."""
 
+    def __init__(self, message):
+        super().__init__(message)
+        self._then = _THEN.get()
+
+    def __str__(self):
+        # The advice is asked for last: a training may write a checkpoint between the error and its message.
+        return f"{self.args[0]} Make room, then {self._then()}."
+
 
 def is_full(error):
     """Return whether an error of writing means that there is no room.
@@ -42,10 +50,7 @@ def no_room(where, error, needed=0):
     """
     reason = os.strerror(error.errno) if isinstance(error, OSError) else str(error)
     room = f"room for {size_text(needed)}" if needed else "room for a line"
-    return NoRoom(
-        f"{where}: found {size_text(free_bytes(where))} free ({reason}); expected {room}. "
-        f"Make room, then {_THEN.get()()}."
-    )
+    return NoRoom(f"{where}: found {size_text(free_bytes(where))} free ({reason}); expected {room}.")
 
 
 @contextlib.contextmanager
