@@ -12,6 +12,7 @@ import numpy as np
 import torch as th
 import torch.distributed as dist
 
+from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system import devices, processes
 from guided_diffusion_pt import runtime
 
@@ -27,14 +28,28 @@ def setup_dist():
     found = processes.launched_for("pytorch")
     if found.size > 1 and runtime.current.group.size == 1:
         device = runtime.current.device
+        libraries = _libraries(device)
         with _explained():
-            # each tensor travels by the library of its device, and numpy's arrays by that of the CPU
-            libraries = "cpu:gloo,cuda:nccl" if device.kind == devices.CUDA else "gloo"
             dist.init_process_group(libraries, timeout=PATIENCE)
         connected = Group(found.rank, found.size)
         devices.require_one_kind(connected, device)
         runtime.current.group = connected
     return runtime.current.group
+
+
+def _libraries(device):
+    """Return the libraries that connect processes on a `Device`: tensors travel by that of the device, numpy's arrays
+    by that of the CPU. Raises `UserError` if the one for GPUs is missing."""
+    if device.kind != devices.CUDA:
+        return "gloo"
+    if not dist.is_nccl_available():
+        raise found_expected(
+            f"--device {device.name} in several processes",
+            "a PyTorch without NCCL",
+            "one with it, which connects GPUs",
+            "Install PyTorch's own build for CUDA, or start one process.",
+        )
+    return "cpu:gloo,cuda:nccl"
 
 
 def group():

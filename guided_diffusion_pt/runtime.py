@@ -78,7 +78,11 @@ def find_devices():
     """Return the `devices.Found` of this machine."""
     count = th.cuda.device_count() if th.cuda.is_available() else 0
     has_mps = th.backends.mps.is_available()
-    missing = "" if count or has_mps else _error_of(th.cuda.init) or "PyTorch counts no GPU"
+    missing = ""
+    if not count and not has_mps:
+        missing = _error_of(th.cuda.init) or "PyTorch counts no GPU"
+        if th.backends.cuda.is_built():
+            missing += devices.visible()
     return devices.Found(tuple(_gpu_text(number) for number in range(count)), has_mps, missing)
 
 

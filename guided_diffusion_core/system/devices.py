@@ -4,6 +4,7 @@ A backend says which devices it finds and tries one (`find_devices` and `try_dev
 depends on a framework.
 """
 
+import os
 import re
 from dataclasses import dataclass
 
@@ -58,6 +59,12 @@ class Found:
         if self.has_mps:
             listed.append(Device(MPS, "Apple GPU"))
         return listed
+
+
+def visible():
+    """Return a remark on the GPUs that the environment shows to CUDA, "" if it shows all."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "" if shown is None else f"; CUDA_VISIBLE_DEVICES is {shown!r}"
 
 
 def parse(name):

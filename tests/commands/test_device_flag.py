@@ -4,13 +4,16 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from support.backends import BACKENDS, ROOT
+from support.backends import BACKENDS, ROOT, Backend
 from support.small import small_config
 
 from guided_diffusion_core import checkpoints
+from guided_diffusion_core.data.formats.transforms import RGB_RULE
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.networks.registry import initial_state
+from guided_diffusion_core.system.devices import Device
 from medsegdiff import load, train
 
 MISSING = "cuda:99"
@@ -20,7 +23,7 @@ REFUSED = f"--device {MISSING}: found no such device"
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """Return the folder of a training that ran on a device which is not here."""
-    config = small_config(device="cuda:77", data_name="IMAGES")
+    config = small_config(device="cuda:77", data_name="IMAGES", normalisation=RGB_RULE)
     folder = tmp_path_factory.mktemp("run")
     checkpoints.save(folder, 1, config, {"model": initial_state(config.model, 0)})
     return folder
@@ -61,6 +64,21 @@ def test_a_model_of_another_machines_device_loads(backend, checkpoint):
     model = load(checkpoint, backend=backend.name, device="cpu")
     assert (model.device, runtime.device()) == ("cpu", "cpu")
     assert model.config.compute.device == "cuda:77"
+
+
+@pytest.mark.skipif("pytorch" not in BACKENDS, reason="the device `meta` is PyTorch's")
+def test_a_model_stays_on_its_device(checkpoint):
+    """Let another model of the process be on a device that has no numbers."""
+    runtime = Backend("pytorch").module("runtime")
+    model = load(checkpoint, backend="pytorch", device="cpu")
+    image = np.full((40, 32, 3), 9, np.uint8)
+    expected = model.segment(image, num_ensemble=1, sample_steps=1)
+    runtime.set_device(Device("meta"))
+    try:
+        found = model.segment(image, num_ensemble=1, sample_steps=1)
+    finally:
+        runtime.start()
+    np.testing.assert_array_equal(found.probability, expected.probability)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
