@@ -259,6 +259,10 @@ class TrainLoop:
         jt.sync(list(found.values()))
         return total.stop_grad(), found, grads
 
+    def gpu_memory_mib(self):
+        """Return the largest memory of the GPU so far, for the log; None on a CPU."""
+        return runtime.gpu_memory_mib()
+
     def networks(self):
         """Return the network, its moving averages and the optimizer's moments, as `checkpoints.save` takes them.
 

@@ -278,6 +278,10 @@ class TrainLoop:
         factor = self.loss_scale.factor
         return [grad / factor for grad in gradients(total * factor, self.params)]
 
+    def gpu_memory_mib(self):
+        """Return the largest memory of the GPU so far, for the log; None on a CPU."""
+        return runtime.gpu_memory_mib()
+
     def networks(self):
         """Return the network, its moving averages and the optimizer's moments, as `checkpoints.save` takes them.
 

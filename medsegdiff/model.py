@@ -115,7 +115,15 @@ class Model:
         config = self._sampling_config(given, seed, "sampling", "data")
         dataset = open_folder(config, batch_size)
         run = folder_run(
-            self.backend, self.path, config, dataset, out_dir, batch_size, resume=resume, device=self.device
+            self.backend,
+            self.path,
+            config,
+            dataset,
+            out_dir,
+            batch_size,
+            resume=resume,
+            device=self.device,
+            gpu_memory_mib=backend_module(self.backend, "runtime").gpu_memory_mib,
         )
         run.run(self._sampler(config))
         return Path(out_dir)

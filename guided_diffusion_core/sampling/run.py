@@ -6,6 +6,7 @@ The sampler itself (`Method.sampler`) turns images into masks; nothing here depe
 import dataclasses
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -22,9 +23,9 @@ from guided_diffusion_core.results.outputs import CaseWriter
 from guided_diffusion_core.sampling.folder import part_of, report_path, require_same_run, write_report
 from guided_diffusion_core.system.files import clear_unfinished
 from guided_diffusion_core.system.locks import locked_folder
-from guided_diffusion_core.system.process_memory import peak_memory_mib
+from guided_diffusion_core.system.process_memory import memory_figures
 from guided_diffusion_core.system.processes import Alone
-from guided_diffusion_core.system.room import continued_by
+from guided_diffusion_core.system.room import continued_by, memory_for
 
 
 def sampling_config(path, given, preset=None):
@@ -112,6 +113,8 @@ class SamplingRun:
     group:      the processes that share the cases (`dist_util.setup_dist`), or None for only this process. The first
                 one writes the report, with the highest time and memory of all processes.
     device:     name of the one that computes, for the report.
+    gpu_memory_mib: function that returns the largest memory of the GPU, for the report; None on a CPU
+                    (`runtime.gpu_memory_mib`).
     """
 
     dataset: object
@@ -125,6 +128,7 @@ class SamplingRun:
     resume: bool = False
     group: object = None
     device: str = "cpu"
+    gpu_memory_mib: Callable[[], float | None] = lambda: None
 
     def run(self, sampler):
         """Sample the cases, and write the files of a case as soon as all its examples are done.
@@ -151,10 +155,11 @@ class SamplingRun:
                 "Stopped; the masks so far are whole. The same command with --continue goes on.", file=sys.stderr
             )
             raise
-        highest = group.gather([seconds, peak_memory_mib()]).max(0)  # (2,), over the processes
+        figures = {"sampler_seconds": seconds, **memory_figures(self.gpu_memory_mib())}
+        highest = group.gather(list(figures.values())).max(0)  # over the processes
         failures = int(group.gather([len(failed)]).sum())
         if group.rank == 0:
-            self._end(plan, *map(float, highest), failures)
+            self._end(plan, dict(zip(figures, map(float, highest))), failures)
         if failed:
             raise _left_out(failed, plan.to_do, self.out_dir)
 
@@ -200,16 +205,14 @@ class SamplingRun:
             file=sys.stderr,
         )
 
-    def _end(self, plan, seconds, memory, failures):
-        """Write the finished report and a line on the terminal. failures: number of cases that were left out."""
-        report = {
-            **self._report(plan),
-            "finished": not failures,
-            "cases_left_out": failures,
-            "sampler_seconds": seconds,
-            "memory_mib": memory,
-        }
+    def _end(self, plan, figures, failures):
+        """Write the finished report and a line on the terminal.
+
+        figures: time and memory by name. failures: number of cases that were left out.
+        """
+        report = {**self._report(plan), "finished": not failures, "cases_left_out": failures, **figures}
         write_report(report_path(self.out_dir, self.part_id, self.num_parts), report)
+        seconds = figures["sampler_seconds"]
         tqdm.write(f"sampled {plan.to_do - failures} cases in {seconds:.1f} s of network time", file=sys.stderr)
 
     def _sample(self, sampler, plan, shown):
@@ -316,15 +319,26 @@ def _require_finite(members, keys):
         )
 
 
+def _less_memory():
+    """Return what the user of a sampling can do when memory runs out."""
+    return (
+        "Give a smaller --batch_size or --num_ensemble, or --mixed_precision bf16, and another --out_dir; or free "
+        "memory and go on with --continue."
+    )
+
+
 def sample_batch(sampler, examples, size):
     """Sample the masks of N examples in a batch of a fixed size, in which the examples are repeated until it is full.
 
     sampler:  see `SamplingRun.run`.
     examples: list of `Example`, at most `size`.
-    Returns (members, N, K, S, S). Raises `UserError` for values that are not finite.
+    Returns (members, N, K, S, S). Raises `UserError` for values that are not finite, and for too little memory.
     """
     filled = [examples[row % len(examples)] for row in range(size)]
     keys = [example.noise_key for example in filled]
-    members = sampler(np.stack([example.image for example in filled]), keys)
+    images = np.stack([example.image for example in filled])
+    shape = f"{images.shape[-2]}x{images.shape[-1]}"
+    with memory_for("sampling", f"--batch_size {size} at {shape} pixels, each image with its ensemble", _less_memory):
+        members = sampler(images, keys)
     _require_finite(members, keys)
     return members[:, : len(examples)]

@@ -1,4 +1,4 @@
-"""Room on disks and in memory: what is free, and the one error of a full disk."""
+"""Room on disks and in memory: what is free, and the errors of a full disk and of memory that ran out."""
 
 import contextlib
 import errno
@@ -10,10 +10,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.errors import UserError, found_expected
 
 # The disk is full, the user's share of it is used up, or files may not become as large.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# In the messages of PyTorch and Jittor, their libraries included, when memory of a GPU or of the machine runs out.
+LACK = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "memory is overflow")
 # What the user does when there is room again; a run puts its own flag here.
 _THEN = ContextVar("then", default=lambda: "start the same command again")
 
@@ -64,6 +66,35 @@ def continued_by(then):
         yield
     finally:
         _THEN.reset(token)
+
+
+class NoMemory(UserError):
+    """The error of a computation for which the memory of a GPU, or of this machine, does not suffice."""
+
+
+def lacks_memory(error):
+    """Return whether an exception means that memory ran out."""
+    if isinstance(error, (MemoryError, NoMemory)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in LACK)
+
+
+@contextlib.contextmanager
+def memory_for(where, asked, remedy):
+    """Turn the exception of memory that ran out in the block into a `NoMemory`.
+
+    where:  what computes, such as "training".
+    asked:  what it computes at once, in words.
+    remedy: function that returns what the user can do, as an imperative sentence.
+    """
+    try:
+        yield
+    except (MemoryError, NoMemory, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        reason = error.parts[1] if isinstance(error, NoMemory) else str(error).strip().partition("\n")[0]
+        found = f"no memory left for {asked}" + (f" ({reason[:200]})" if reason else "")
+        raise found_expected(where, found, "room for it", remedy(), NoMemory) from error
 
 
 def free_bytes(path):

@@ -10,9 +10,11 @@ from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.processes import launched, shared_batch
 from guided_diffusion_core.training.rates import last_step
 
-# Settings that a resumed run may change: its length, its files and the device, but nothing that it computes.
+# Settings that a resumed run may change: its length, its files, the device and whether it recomputes activations, but
+# nothing that it computes.
 FREE_ON_RESUME = (
     "device",
+    "use_checkpoint",
     "max_steps",
     "log_interval",
     "save_interval",

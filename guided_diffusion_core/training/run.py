@@ -14,10 +14,10 @@ from tqdm import tqdm
 from guided_diffusion_core import checkpoints
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.system.interrupts import stop_requested
-from guided_diffusion_core.system.process_memory import peak_memory_mib
+from guided_diffusion_core.system.process_memory import memory_figures
 from guided_diffusion_core.system.processes import any_process
 from guided_diffusion_core.system.progress import duration, progress
-from guided_diffusion_core.system.room import NoRoom, continued_by
+from guided_diffusion_core.system.room import NoRoom, continued_by, memory_for
 from guided_diffusion_core.training.log import RunLog
 from guided_diffusion_core.training.rates import last_step
 
@@ -34,7 +34,7 @@ def run_training(loop, config, out_dir, validation=None, seconds=0.0):
     validation: `Validation`, or None.
     seconds:    time that the training has taken so far, before it was interrupted.
     Returns the folder of the last checkpoint, in the first process. Raises KeyboardInterrupt after Ctrl-C, when the
-    checkpoint is written, and `UserError` when the loss is not finite or the disk is full.
+    checkpoint is written, and `UserError` when the loss is not finite, or the disk or the memory is full.
 
     All processes compute the steps; the first one does the rest.
     """
@@ -52,6 +52,7 @@ def run_training(loop, config, out_dir, validation=None, seconds=0.0):
         continued_by(partial(_how_to_go_on, out_dir)),
         contextlib.closing(_Run(loop, config, out_dir, validation, stop, started) if first else _Follower()) as run,
         contextlib.closing(_Pace(config.training, before, say, shown=first)) as pace,
+        memory_for("training", _asked(config), partial(_less_memory, config, out_dir)),
     ):
         unread = []  # (step number, its values) since they were last read
         for step, values in loop.run_loop(steps):
@@ -82,6 +83,29 @@ def _how_to_go_on(out_dir):
     if last is None:
         return "start the same command again with --overwrite"
     return f"go on with --resume last, from {last.name}"
+
+
+def _asked(config):
+    """Return what a step computes at once, in words."""
+    training = config.training
+    part = f", --microbatch {training.microbatch}" if training.microbatch > 0 else ""
+    return f"--batch_size {training.batch_size}{part} at --image_size {config.model.image_size}"
+
+
+def _less_memory(config, out_dir):
+    """Return what the user of a training can do when memory runs out."""
+    recomputes = getattr(config.model, "use_checkpoint", True)
+    if checkpoints.last_folder(out_dir) is not None:
+        # A training that goes on keeps all settings that change its numbers.
+        remedy = "Free memory" if recomputes else "Free memory, or give --use_checkpoint True"
+    else:
+        flags = ["a smaller --microbatch"]
+        if not recomputes:
+            flags.append("--use_checkpoint True")
+        if config.compute.mixed_precision == "no":
+            flags.append("--mixed_precision bf16")
+        remedy = f"Give {' or '.join(flags)}"
+    return f"{remedy}, then {_how_to_go_on(out_dir)}."
 
 
 class _Pace:
@@ -230,7 +254,7 @@ class _Run:
         dice = {"val_dice": None, **self.validated} if self.validation else {}
         seconds = time.perf_counter() - self.started
         try:
-            self.log.write(step=done, seconds=seconds, memory_mib=peak_memory_mib(), **dice)
+            self.log.write(step=done, seconds=seconds, **memory_figures(self.loop.gpu_memory_mib()), **dice)
         except NoRoom:
             self._save(done)  # which can make room; a line of the log must not cost steps
             raise

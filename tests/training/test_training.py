@@ -297,6 +297,9 @@ class FakeLoop:
             if self.after_step:
                 self.after_step(step)
 
+    def gpu_memory_mib(self):
+        return None
+
     def networks(self):
         return {"model": {"a": np.ones(2, np.float32)}, "ema_0.9999": {"a": np.zeros(2, np.float32)}}
 

@@ -89,6 +89,9 @@ class FakeLoop:
 
         return sample
 
+    def gpu_memory_mib(self):
+        return None
+
     def networks(self):
         return {"model": {"step": np.array([self.step], np.float32)}}
 
