@@ -6,9 +6,10 @@ import blobfile as bf
 
 from guided_diffusion_core.data.formats.labels import SINGLE, LabelMap, split_names
 from guided_diffusion_core.data.found import nothing_found
+from guided_diffusion_core.data.names import LABEL_FORM, name_key
 from guided_diffusion_core.data.pairs import MASK_ENDING, pair_by_stem
 from guided_diffusion_core.data.splits import choose_split, parse_folder
-from guided_diffusion_core.data.walk import leave_out, name_key, walk_data
+from guided_diffusion_core.data.walk import leave_out, walk_data
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.files import read_bytes, require_folder
 
@@ -133,6 +134,9 @@ def _read_labels_file(path):
         tree = json.loads(read_bytes(path))
         values = {}
         for name, value in tree.items():
+            name = name_key(name)
+            if name in values:
+                raise ValueError(f"the label {name} twice")
             values[name] = frozenset(value if isinstance(value, list) else [value])
             if not values[name] or not all(type(number) is int for number in values[name]):
                 raise ValueError("values that are not whole numbers")
@@ -142,6 +146,6 @@ def _read_labels_file(path):
         raise found_expected(
             path,
             f"something else ({error})",
-            f"{LABELS_FORM}, with names made of a to z, 0 to 9 and _",
+            f"{LABELS_FORM}, with names made of {LABEL_FORM}",
             "Correct the file.",
         ) from error

@@ -10,7 +10,7 @@ from guided_diffusion_core.data.formats.images import read_picture
 from guided_diffusion_core.data.formats.masks import read_masks
 from guided_diffusion_core.data.formats.rasters import UPRIGHT, read_header
 from guided_diffusion_core.data.formats.transforms import RGB_RULE
-from guided_diffusion_core.data.walk import name_key
+from guided_diffusion_core.data.names import name_key
 from guided_diffusion_core.errors import UserError, found_expected, join_names, report
 
 PICTURE_SUFFIX = re.compile(r"\.(jpg|jpeg|png|bmp|tif|tiff)$", re.IGNORECASE)

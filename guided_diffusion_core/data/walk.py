@@ -13,13 +13,13 @@ archive leave it, counts as one folder.
 import os
 import re
 import sys
-import unicodedata
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 import blobfile as bf
 
+from guided_diffusion_core.data.names import normal_form
 from guided_diffusion_core.errors import found_expected, join_names
 from guided_diffusion_core.system.files import is_local
 from guided_diffusion_core.system.processes import launched
@@ -125,16 +125,6 @@ def leave_out(kind, name):
     found = _NOTED.get()
     if found is not None:
         found.add(kind, name)
-
-
-def normal_form(name):
-    """Return a name in the Unicode normal form NFC, in which the same text has the same characters."""
-    return unicodedata.normalize("NFC", name)
-
-
-def name_key(name):
-    """Return the form of a name in which names are compared: NFC, without case."""
-    return normal_form(name).lower()
 
 
 def walk_data(root):

@@ -20,7 +20,7 @@ from guided_diffusion_core.evaluation.predictions import find_predictions, read_
 from guided_diffusion_core.evaluation.statistics import mean
 from guided_diffusion_core.html_report import data_uri, load_template
 from guided_diffusion_core.results.display import COLOURS
-from guided_diffusion_core.system.files import write_atomic
+from guided_diffusion_core.system.files import write_atomic, write_text
 
 TEMPLATES = Path(__file__).parent
 BOTH = 200  # grey of the pixels that belong to both masks
@@ -57,7 +57,7 @@ def write_report(path, summary, prediction_dir, truths, images, pictures):
         missed=_css(MISSED),
         invented=_css(INVENTED),
     )
-    write_atomic(path, page.encode())
+    write_text(path, page)
 
 
 def _badness(row):
@@ -92,7 +92,7 @@ def write_comparison(out_dir, result, first, second, pictures):
     )
     for name, content in drawn.items():
         write_atomic(Path(out_dir) / name, content)
-    write_atomic(Path(out_dir) / "comparison.html", page.encode())
+    write_text(Path(out_dir) / "comparison.html", page)
 
 
 def _least_alike(result, first, second, pictures):

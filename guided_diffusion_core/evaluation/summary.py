@@ -9,7 +9,7 @@ from guided_diffusion_core.errors import UserError, join_names, report
 from guided_diffusion_core.evaluation import calibration, scores, statistics
 from guided_diffusion_core.evaluation.predictions import common_labels, find_predictions, read_scored, spacing_of
 from guided_diffusion_core.results.outputs import MASK
-from guided_diffusion_core.system.files import write_atomic
+from guided_diffusion_core.system.files import write_text
 
 ASSUMED_GRID = (
     "the prediction has no place in space (the identity as its affine, or none); its voxels were taken for those of "
@@ -167,7 +167,7 @@ def _definitions(surfaces):
 def write_summary(path, summary):
     """Write a summary as JSON."""
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(path, text.encode())
+    write_text(path, text)
 
 
 def format_table(summary):

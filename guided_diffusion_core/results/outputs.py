@@ -9,6 +9,7 @@ the right and y up.
 """
 
 import io
+import os
 
 import blobfile as bf
 import numpy as np
@@ -22,10 +23,11 @@ from guided_diffusion_core.data.formats.masks import masks_of
 from guided_diffusion_core.data.formats.rasters import read_raster
 from guided_diffusion_core.data.formats.transforms import resize_linear
 from guided_diffusion_core.data.formats.volumes import read_with_geometry
+from guided_diffusion_core.data.names import forms
 from guided_diffusion_core.errors import UserError, found_expected, join_names
 from guided_diffusion_core.results.display import draw_outlines, largest_slice, resize_picture
 from guided_diffusion_core.results.fusion import binarize
-from guided_diffusion_core.system.files import make_writable_folder, write_atomic
+from guided_diffusion_core.system.files import longest_name, make_writable_folder, write_atomic
 
 MASK = "mask"
 PROBABILITY = "probability"
@@ -88,7 +90,7 @@ class CaseWriter:
     def __init__(self, out_dir, labels=(MASK,)):
         self.out_dir = make_writable_folder(out_dir, "--out_dir")
         self.labels = tuple(labels)
-        self._in_names = self.labels if len(self.labels) > 1 else (None,)
+        self._in_names = _in_names(self.labels)
 
     def write(self, case, probability, uncertainty, threshold, pictures=None):
         """Write the files of a case and return their paths: a dict by kind, for several labels by "LABEL_KIND".
@@ -122,31 +124,63 @@ class CaseWriter:
 
     def is_complete(self, case):
         """Return True if all masks of a case exist; they are written last."""
-        return all(bf.exists(path) for path in self._paths(case, (MASK,)))
+        return all(bf.exists(path) for path in _paths(self.out_dir, case, self._in_names, (MASK,)))
 
-    def require_unique_names(self, cases):
-        """Raise `UserError` if two cases would write the same file.
 
-        An example: case "a_b" with the label "c", and case "a" with the label "b_c".
-        """
-        owners = {}  # path -> names of the cases that would write it
-        for case in cases:
-            for path in self._paths(case, (MASK, PROBABILITY, UNCERTAINTY, OVERLAY)):
-                owners.setdefault(path, set()).add(case.name)
-        shared = {path: names for path, names in owners.items() if len(names) > 1}
-        if shared:
-            names = sorted(set.union(*shared.values()))
-            raise UserError(
-                f"--labels: found file names that several cases share, {join_names(sorted(shared))}, for "
-                f"{join_names(names)}; expected a file for each. Rename these cases."
-            )
+def require_names(out_dir, cases, labels):
+    """Raise `UserError` if the files of some cases cannot have their names.
 
-    def _paths(self, case, kinds):
-        paths = set()
-        for kind in kinds:
-            labels = (None,) if kind == OVERLAY else self._in_names
-            paths.update(output_path(self.out_dir, case.name, kind, case.is_volume, label) for label in labels)
-        return paths
+    Two cases must not write the same file: case "a_b" with the label "c", and case "a" with the label "b_c", would. And
+    no name may be longer than the file system takes.
+
+    out_dir: folder of the files, which need not exist. labels: names of the masks.
+    """
+    owners = {}  # path -> names of the cases that would write it
+    for case in cases:
+        for path in _paths(out_dir, case, _in_names(labels), (MASK, PROBABILITY, UNCERTAINTY, OVERLAY)):
+            owners.setdefault(path, set()).add(case.name)
+    shared = {path: names for path, names in owners.items() if len(names) > 1}
+    if shared:
+        names = sorted(set.union(*shared.values()))
+        raise UserError(
+            f"--labels: found file names that several cases share, {join_names(sorted(shared))}, for "
+            f"{join_names(names)}; expected a file for each. Rename these cases."
+        )
+    _require_short_names(out_dir, owners)
+
+
+def _require_short_names(out_dir, owners):
+    """Raise `UserError` for names that the file system of a folder cannot hold.
+
+    owners: dict of path -> names of the cases that would write it.
+    """
+    allowed = longest_name(out_dir)
+    lengths = {path: len(os.fsencode(bf.basename(path))) for path in owners}
+    long = [path for path in owners if lengths[path] > allowed]
+    if long:
+        worst = max(long, key=lengths.get)
+        names = sorted(set.union(*(owners[path] for path in long)))
+        raise found_expected(
+            f"--out_dir {out_dir}",
+            f"names too long for its file system, such as {lengths[worst]} bytes of {bf.basename(worst)}, for "
+            f"{len(names)} cases ({join_names(names)})",
+            f"at most {allowed} bytes, with the names of case, label and kind",
+            "Give the files of these cases shorter names.",
+        )
+
+
+def _in_names(labels):
+    """Return the labels in the names of files: none for a single label."""
+    return tuple(labels) if len(labels) > 1 else (None,)
+
+
+def _paths(out_dir, case, in_names, kinds):
+    """Return the paths of the files of a case, a set."""
+    paths = set()
+    for kind in kinds:
+        labels = (None,) if kind == OVERLAY else in_names
+        paths.update(output_path(out_dir, case.name, kind, case.is_volume, label) for label in labels)
+    return paths
 
 
 def find_output(out_dir, name, kind, label=None):
@@ -155,9 +189,10 @@ def find_output(out_dir, name, kind, label=None):
     name, kind, label: see `output_path`.
     """
     for is_volume in (False, True):
-        path = output_path(out_dir, name, kind, is_volume, label)
-        if bf.exists(path):
-            return path
+        for form in forms(name):  # another system may have copied the files under another form of their names
+            path = output_path(out_dir, form, kind, is_volume, label)
+            if bf.exists(path):
+                return path
     return None
 
 

@@ -19,7 +19,7 @@ from guided_diffusion_core.data.formats.labels import split_names
 from guided_diffusion_core.errors import MAX_NAMES, UserError, found_expected, join_names
 from guided_diffusion_core.results.display import as_picture
 from guided_diffusion_core.results.fusion import DEFINITIONS, fuse
-from guided_diffusion_core.results.outputs import CaseWriter
+from guided_diffusion_core.results.outputs import CaseWriter, require_names
 from guided_diffusion_core.sampling.folder import part_of, report_path, require_same_run, write_report
 from guided_diffusion_core.system.files import clear_unfinished
 from guided_diffusion_core.system.locks import locked_folder
@@ -169,7 +169,7 @@ class SamplingRun:
         part = part_of(cases, self.part_id, self.num_parts)
         chosen = part[group.rank :: group.size]
         writer = CaseWriter(self.out_dir, self.dataset.labels)
-        writer.require_unique_names(cases)
+        require_names(self.out_dir, cases, self.dataset.labels)
         require_same_run(writer, cases, self.settings)
         clear_unfinished(self.out_dir)
         left = [case for case in chosen if not (self.resume and writer.is_complete(case))]

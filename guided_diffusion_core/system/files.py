@@ -21,6 +21,8 @@ WRITE_ERRORS = (*READ_ERRORS, SafetensorError)
 
 # The name of a file or folder ends in this and the process's number while it is being written.
 _WRITING = f".writing-{platform.node()}-"
+USUAL_LONGEST_NAME = 255  # bytes
+LARGEST_PROCESS = 4194304  # the highest number of a process on Linux
 # Kinds of paths that are no files; reading some of them never ends.
 _NO_FILES = {
     stat.S_IFDIR: "a folder",
@@ -137,6 +139,31 @@ def write_atomic(path, content):
             if os.path.exists(temporary):
                 os.remove(temporary)
             raise
+
+
+def write_text(path, text):
+    """Write a text as UTF-8, see `write_atomic`.
+
+    The bytes of a file name that is no UTF-8, which Python holds as halves of surrogate pairs, become escapes such as
+    "\\udcb2". In JSON these are the escapes of the same characters, so that the name is read back as it was.
+    """
+    write_atomic(path, text.encode("utf-8", "backslashreplace"))
+
+
+def longest_name(folder):
+    """Return the most bytes that the name of a file may have in a folder, the ending while it is written included.
+
+    The folder need not exist yet: the nearest one that does is asked. In a bucket, and on systems that do not say it,
+    names have 255 bytes as nearly everywhere.
+    """
+    existing = os.path.abspath(folder)
+    while not os.path.exists(existing):
+        existing = os.path.dirname(existing)
+    try:
+        limit = os.pathconf(existing, "PC_NAME_MAX") if is_local(folder) else USUAL_LONGEST_NAME
+    except (AttributeError, OSError, ValueError):
+        limit = USUAL_LONGEST_NAME
+    return limit - len(os.fsencode(f"{_WRITING}{LARGEST_PROCESS}"))
 
 
 def clear_unfinished(folder):

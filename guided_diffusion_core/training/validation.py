@@ -13,6 +13,7 @@ from guided_diffusion_core.data import list_truths, open_dataset
 from guided_diffusion_core.diffusion.schedule import sampling_timesteps
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.evaluation import evaluate, write_summary
+from guided_diffusion_core.results.outputs import require_names
 from guided_diffusion_core.sampling.run import SamplingRun, check_dataset
 from guided_diffusion_core.training.folder import SUMMARY, VALIDATION, clear_validation
 
@@ -60,6 +61,7 @@ class Validation:
         self.folder = Path(out_dir) / VALIDATION
         self.sampling = _sampling(config)
         self.dataset = _FirstCases(dataset, training.val_cases)
+        require_names(self.folder, self.dataset.cases(), dataset.labels)
         # the ground truth of the same cases, at its full size
         names = {case.name for case in self.dataset.cases()}
         self.truths = [truth for truth in list_truths(data) if truth.name in names]

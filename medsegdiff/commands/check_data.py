@@ -15,7 +15,7 @@ from guided_diffusion_core.data import list_files
 from guided_diffusion_core.data.check.checking import Check
 from guided_diffusion_core.data.check.fingerprint import fingerprint_png
 from guided_diffusion_core.data.check.inventory import take_inventory
-from guided_diffusion_core.system.files import make_writable_folder, write_atomic
+from guided_diffusion_core.system.files import make_writable_folder, write_atomic, write_text
 
 
 def add_flags(parser):
@@ -62,12 +62,12 @@ def run(args):
         print(f"{row['problems']:>6} {row['severity']:<8} {row['kind']}")
     print(f"{sum(report['files'].values())} files checked: " + ("errors found" if check.has_errors else "no errors"))
     if out_dir:
-        write_atomic(out_dir / "problems.json", _json(report))
-        write_atomic(out_dir / "fingerprint.json", _json(check.fingerprint()))
+        write_text(out_dir / "problems.json", _json(report))
+        write_text(out_dir / "fingerprint.json", _json(check.fingerprint()))
         write_atomic(out_dir / "fingerprint.png", fingerprint_png(check))
         print(f"written to {out_dir}")
     return int(check.has_errors)
 
 
 def _json(tree):
-    return (json.dumps(tree, indent=1) + "\n").encode()
+    return json.dumps(tree, indent=1) + "\n"

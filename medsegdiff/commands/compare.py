@@ -34,7 +34,7 @@ def compare(args, titles):
     """Score if asked for, compare, write and print."""
     from guided_diffusion_core import evaluation
     from guided_diffusion_core.evaluation.report import write_comparison
-    from guided_diffusion_core.system.files import make_writable_folder, write_atomic
+    from guided_diffusion_core.system.files import make_writable_folder, write_text
 
     folders = (args.first, args.second)
     first, second = (
@@ -44,7 +44,7 @@ def compare(args, titles):
     result = evaluation.compare(first, second)
     out_dir = make_writable_folder(args.out_dir, "--out_dir")
     write_comparison(out_dir, result, first, second, args.pictures)
-    write_atomic(Path(out_dir) / "comparison.json", (json.dumps(result, indent=2) + "\n").encode())
+    write_text(Path(out_dir) / "comparison.json", json.dumps(result, indent=2) + "\n")
     print("\n".join((*evaluation.TABLE_HEAD, *evaluation.table_rows(result))))
     print(f"written to {out_dir}")
 

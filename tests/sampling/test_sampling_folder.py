@@ -20,7 +20,7 @@ from guided_diffusion_core.data.dataset import Case
 from guided_diffusion_core.data.phantoms import write_brats_phantom
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.noise import NoiseTape
-from guided_diffusion_core.results.outputs import CaseWriter
+from guided_diffusion_core.results.outputs import CaseWriter, require_names
 from guided_diffusion_core.sampling.folder import part_of, report_path, require_same_run, write_report
 from guided_diffusion_core.sampling.run import SamplingRun
 
@@ -313,7 +313,7 @@ def test_cases_whose_files_would_collide_are_refused(tmp_path):
     with pytest.raises(UserError, match="a_b_c_mask.png.* for a, a_b"):
         run(tmp_path, dataset=Colliding(length=3, labels=("b_c", "c")))
     assert not list(tmp_path.iterdir())
-    CaseWriter(tmp_path, ("disc", "cup")).require_unique_names(Colliding().cases())
+    require_names(tmp_path, Colliding().cases(), ("disc", "cup"))
 
 
 def test_the_report_says_what_the_numbers_mean(tmp_path):

@@ -1,10 +1,8 @@
 """Draw the fingerprint of a data set."""
 
-import io
-
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+
+from guided_diffusion_core.html_report import figure_bytes, make_figure
 
 BINS = 20
 
@@ -19,16 +17,13 @@ def fingerprint_png(check):
         spacings |= _by_axis(name, found["spacings"])
         for label, share in found["foreground_share"].items():  # shares of the pixels, from 0 to 1
             shares[f"{name}, {label}"] = 100 * np.array(share["cases"])
-    figure = Figure(figsize=(11, 8), layout="constrained")
+    figure = make_figure(11, 8)
     upper, lower = figure.subplots(2, 2)
     _draw_counts(upper[0], "sizes, pixels", sizes)
     _draw_counts(upper[1], "spacings, mm", spacings)
     _draw_densities(lower[0], "intensities, as densities", _sampled_intensities(check))
     _draw_counts(lower[1], "foreground, % of the pixels of a case", shares)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
+    return figure_bytes(figure)
 
 
 def _by_axis(name, rows):

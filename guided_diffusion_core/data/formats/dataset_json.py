@@ -4,12 +4,12 @@ Format: https://github.com/MIC-DKFZ/nnUNet, documentation/dataset_format.md. The
 """
 
 import json
-import re
 from dataclasses import dataclass
 
 from guided_diffusion_core.data.formats.labels import LabelMap
 from guided_diffusion_core.data.formats.transforms import channel_rule
 from guided_diffusion_core.data.formats.volumes import SUFFIXES
+from guided_diffusion_core.data.names import is_label_character, normal_form
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.files import read_bytes
 
@@ -80,14 +80,14 @@ def read_description(path):
 def _label_map(labels):
     """Return the `LabelMap` of the labels in dataset.json.
 
-    Names become lower case, and "_" replaces everything that is neither a letter nor a digit. Version 1 has numbers
-    as keys and names as values. Raises ValueError for labels that follow neither version.
+    Names become lower case, and "_" replaces everything that is neither a letter of any script nor a digit. Version 1
+    has numbers as keys and names as values. Raises ValueError for labels that follow neither version.
     """
     if all(name.isdigit() for name in labels):
         labels = {name: int(value) for value, name in labels.items()}
     values = {}
     for name, value in labels.items():
-        short = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+        short = _short(name)
         numbers = frozenset(value if isinstance(value, list) else [value])
         if short in values or not numbers or not all(type(number) is int for number in numbers):
             raise ValueError(f"label {name!r} with {value!r}")
@@ -98,3 +98,9 @@ def _label_map(labels):
         hint = f"Label {min(ignored)} means ignore, but here every pixel counts: complete the labels."
     background = values.pop("background", frozenset({0}))
     return LabelMap(tuple(values), tuple(values.values()), background, hint=hint)
+
+
+def _short(name):
+    """Return the name of a label in lower case, with "_" in place of all that is neither a letter nor a digit."""
+    letters = [letter if is_label_character(letter) else " " for letter in normal_form(name).lower()]
+    return "_".join("".join(letters).split())

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from guided_diffusion_core.data.formats.mask_values import foreground, whole_values
+from guided_diffusion_core.data.names import LABEL_FORM, is_label_name, name_key
 from guided_diffusion_core.errors import found_expected
 
 SINGLE = "mask"  # the name of the one mask in a layout without named labels
-NAME = re.compile(r"[a-z0-9_]+")
+_COMMAS = re.compile("[,\uff0c\u3001]")  # the comma of the keyboard, and those of Chinese and Japanese
 SHOWN_VALUES = 8  # unknown values that an error lists
 
 
@@ -20,7 +21,7 @@ SHOWN_VALUES = 8  # unknown values that an error lists
 class LabelMap:
     """The masks that a label file holds, by name.
 
-    names:     K label names that match [a-z0-9_]+, in the order of the mask's channels.
+    names:     K label names (`names.is_label_name`), in the order of the mask's channels.
     values:    for each name the frozenset of stored values that belong to it. None means the foreground of a
                binary file: all values above zero in a volume, all values from half of the largest one on in a
                picture (`binary_masks`).
@@ -40,7 +41,7 @@ class LabelMap:
     threshold: float = 0.0
 
     def __post_init__(self):
-        malformed = [name for name in self.names if not NAME.fullmatch(name)]
+        malformed = [name for name in self.names if not is_label_name(name)]
         is_distinct = len(set(self.names)) == len(self.names)
         is_complete = 0 < len(self.names) == len(self.values)
         if malformed or not is_distinct or not is_complete:
@@ -124,17 +125,17 @@ class LabelMap:
 
 
 def split_names(spec):
-    """Return the names in a value of `--labels`, a tuple.
+    """Return the names in a value of `--labels`, a tuple, in lower case and in the normal form.
 
     Raises `UserError` for a malformed name and for a name given twice.
     """
-    names = tuple(part.strip() for part in spec.split(",")) if spec.strip() else ()
+    names = tuple(name_key(part.strip()) for part in _COMMAS.split(spec)) if spec.strip() else ()
     for name in names:
-        if not NAME.fullmatch(name) or names.count(name) > 1:
+        if not is_label_name(name) or names.count(name) > 1:
             raise found_expected(
                 "--labels",
                 repr(spec),
-                "different names made of a to z, 0 to 9 and _, separated by commas",
+                f"different names made of {LABEL_FORM}, separated by commas",
                 "For example, write whole_tumour,tumour_core.",
             )
     return names

@@ -10,9 +10,10 @@ from guided_diffusion_core.data.dataset import require_unique
 from guided_diffusion_core.data.formats.labels import SINGLE, LabelMap
 from guided_diffusion_core.data.found import nothing_found
 from guided_diffusion_core.data.layout import PictureLayout
+from guided_diffusion_core.data.names import name_key, normal_form
 from guided_diffusion_core.data.pairs import Pair
 from guided_diffusion_core.data.splits import choose_split
-from guided_diffusion_core.data.walk import leave_out, name_key, normal_form, walk_data
+from guided_diffusion_core.data.walk import leave_out, walk_data
 from guided_diffusion_core.errors import found_expected, report
 from guided_diffusion_core.system.files import list_names, read_bytes, require_folder
 

@@ -7,9 +7,10 @@ import blobfile as bf
 from guided_diffusion_core.data.formats.labels import LabelMap
 from guided_diffusion_core.data.found import nothing_found
 from guided_diffusion_core.data.layout import PictureLayout
+from guided_diffusion_core.data.names import name_key
 from guided_diffusion_core.data.pairs import pair_by_stem, picture_stem
 from guided_diffusion_core.data.splits import choose_unless_test
-from guided_diffusion_core.data.walk import name_key, walk_data
+from guided_diffusion_core.data.walk import walk_data
 from guided_diffusion_core.system.files import require_folder
 
 CUP = 0
