@@ -38,13 +38,15 @@ class Range:
         return f"at least {self.low}"
 
 
-def option(default, help, choices=None, low=None, high=None, above=None, below=None):
+def option(default, help, choices=None, low=None, high=None, above=None, below=None, usual=None):
     """Return a dataclass field for one setting.
 
     help:       text of its command-line flag; "{layouts}" in it stands for the names of the data layouts.
                 The flag's help adds the range and the defaults.
     choices:    the values that it may have, None for any.
     low, high, above, below: bounds of its value, see `Range`; None for no such bound.
+    usual:      what the commands take without the flag, in words, where it is not the default.
     """
     bounds = Range(low, high, above, below)
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "range": bounds})
+    metadata = {"help": help, "choices": choices, "range": bounds, "usual": usual}
+    return dataclasses.field(default=default, metadata=metadata)

@@ -10,6 +10,7 @@ from guided_diffusion_core.backends import backend_module, start_backend
 from guided_diffusion_core.config import all_setting_names, resolve
 from guided_diffusion_core.data import open_dataset
 from guided_diffusion_core.data.dataset import say_remarks
+from guided_diffusion_core.data.guess import data_name_of
 from guided_diffusion_core.data.walk import saying_left_out
 from guided_diffusion_core.errors import join_names
 from guided_diffusion_core.system import processes
@@ -33,7 +34,7 @@ def train(
 ) -> Model:
     """Train a network, as `medsegdiff train` does, and return it.
 
-    data_dir:  the training data, in the layout data_name, which is "BRATS" unless it is given.
+    data_dir:  the training data, in the layout data_name; without it, in the layout that the folder shows.
     out_dir:   the run's folder, for the log, the configuration and the checkpoints; `load` takes it.
     backend:   "pytorch" or "jittor"; None takes the first one that is installed.
     preset:    a named set of values, such as "fast"; the settings override it.
@@ -84,6 +85,8 @@ def run(backend, out_dir, given, preset=None, resume="", overwrite=False, dry_ru
     if not dry_run:
         # before the data: a device that is not there is refused at once
         start_backend(backend, show and first, threads=threads, **asdict(config.compute))
+    if not resume:
+        config = config.replace(data_name=data_name_of(given))
     with saying_left_out():
         dataset = open_dataset(config.data, config.model.image_size, "Training", need_masks=True)
     say_remarks(dataset)

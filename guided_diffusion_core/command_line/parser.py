@@ -226,7 +226,8 @@ def _add_setting(group, field, flag=None):
     """Add the flag of one configuration field. The namespace has it only if it is on the command line."""
     flag = flag or field.name
     notes = [str(field.metadata["range"])] if str(field.metadata["range"]) else []
-    notes.append(f"default: {field.default if field.default != '' else 'empty'}")
+    usual = field.metadata["usual"] or (field.default if field.default != "" else "empty")
+    notes.append(f"default: {usual}")
     notes += [f"{preset}: {given[flag]}" for preset, given in config.PRESETS.items() if flag in given]
     text = f"{_help_text(field)} ({'; '.join(notes)})"
     choices = field.metadata["choices"]

@@ -60,10 +60,13 @@ def add_flags(parser):
 
 
 def data_config(args):
-    """Return the `DataConfig` of the flags."""
-    return DataConfig(
-        **{name: value for name, value in command_line.given_settings(args).items() if name != "threshold"}
-    )
+    """Return the `DataConfig` of the flags; without `--data_name`, the layout is that which the folder shows."""
+    # imported here, since the layouts import the readers of all file formats
+    from guided_diffusion_core.data.guess import data_name_of
+
+    given = command_line.given_settings(args)
+    settings = {**given, "data_name": data_name_of(given)}
+    return DataConfig(**{name: value for name, value in settings.items() if name != "threshold"})
 
 
 def threshold(args):

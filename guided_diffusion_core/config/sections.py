@@ -40,6 +40,7 @@ class DataConfig:
         "BRATS",
         "layout of the data, see docs/data.md: {layouts}. Any other name means a plain folder: VOLUMES if it "
         "holds NIfTI files, otherwise IMAGES",
+        usual="what the folder holds; in sampling, the layout of the training",
     )
     data_dir: str = option("", "folder of the data")
     labels: str = option(

@@ -7,9 +7,11 @@ import blobfile as bf
 
 from guided_diffusion_core.data.dataset import Case, Dataset, Example, Truth
 from guided_diffusion_core.data.formats.volumes import stem
+from guided_diffusion_core.data.found import NothingFound
+from guided_diffusion_core.data.guess import find_layouts
 from guided_diffusion_core.data.layouts import LAYOUTS, brats_slices
 from guided_diffusion_core.data.walk import walk_data
-from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.errors import UserError, found_expected
 
 __all__ = [
     "LAYOUTS",
@@ -88,14 +90,28 @@ def layout_name(data_name, data_dir):
 
 @contextmanager
 def _layout_of(config):
-    """Yield the `Layout` of a configuration; explain in an error how an unknown `--data_name` was read."""
+    """Yield the `Layout` of a configuration.
+
+    An error says which other layout the folder shows, and how an unknown `--data_name` was read.
+    """
     name = layout_name(config.data_name, config.data_dir)
     try:
         yield LAYOUTS[name]
     except UserError as error:
+        if isinstance(error, NothingFound):
+            error = _with_another_layout(error, config.data_dir, name)
         if known_layout(config.data_name):
-            raise
+            raise error
         raise UserError(
             f"{error}\n--data_name {config.data_name!r} is none of {', '.join(LAYOUTS)}, so the "
             f"folder was taken for a plain one ({name})."
         ) from error
+
+
+def _with_another_layout(error, data_dir, name):
+    """Return the error about a folder without files of a layout, with the layout that the folder shows, if any."""
+    others = [other for other in find_layouts(data_dir) if other != name]
+    if not others:
+        return error
+    where, found, expected, _ = error.parts
+    return found_expected(where, found, expected, f"The folder looks like --data_name {' or '.join(others)}.")

@@ -81,7 +81,7 @@ def _in_folders(files):
         return files
     for file in files:
         if not _kind(file):
-            leave_out("file outside of the folders of images and masks", "/".join((*file.parts, file.name)))
+            leave_out("file outside of the folders of images and masks", file.shown)
     return inside
 
 

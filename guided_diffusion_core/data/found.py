@@ -31,7 +31,7 @@ CONVERSIONS = {
     ".tgz": "Unpack the archives.",
     ".rar": "Unpack the archives.",
     ".7z": "Unpack the archives.",
-    ".json": "Export the annotations as mask pictures, for example with labelme_export_json or fiftyone.",
+    ".json": "Export the annotations as mask pictures.",
     ".xml": "Export the annotations as mask pictures.",
 }
 

@@ -27,6 +27,9 @@ class Layout:
     expected:       the files that the layout expects, in words, for errors.
     labels:         `LabelMap` of the layout, or None if a file in the data folder describes the labels.
     default_labels: names of the labels that are used without `--labels`.
+    signs:          function of the `DataFile`s of a folder that returns names of files and folders, relative to it, by
+                    which the layout is recognised, [] if it is not; None for a layout that is never guessed.
+    is_general:     the signs are those of any folder of pictures or volumes.
     """
 
     name: str
@@ -35,6 +38,8 @@ class Layout:
     expected: str
     labels: LabelMap | None = None
     default_labels: tuple = ()
+    signs: Callable | None = None
+    is_general: bool = False
 
     def choose_labels(self, config, need_values):
         """Return the `LabelMap` of the labels that a `DataConfig` chooses.

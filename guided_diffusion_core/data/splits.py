@@ -152,7 +152,7 @@ def _note(found, folder, members, split):
         leave_out(f"folder named {SHORT[found]}", folder)
         return
     for file in members:
-        leave_out(f"file outside of the folders named {SHORT[split]}", "/".join((*file.parts, file.name)))
+        leave_out(f"file outside of the folders named {SHORT[split]}", file.shown)
 
 
 def _no_split(where, split, folders):

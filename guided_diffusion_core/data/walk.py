@@ -70,6 +70,11 @@ class DataFile:
         """Return the path of the folder that the file belongs to, in which equal neighbours are one."""
         return bf.join(self.root, *self.parts) if self.parts else self.root
 
+    @property
+    def shown(self):
+        """Return the path below the folder of data, as messages show it."""
+        return "/".join((*self.parts, self.name))
+
 
 class LeftOut:
     """What reading a folder of data left out, by kind."""

@@ -15,6 +15,7 @@ from guided_diffusion_core.data import list_files
 from guided_diffusion_core.data.check.checking import Check
 from guided_diffusion_core.data.check.fingerprint import fingerprint_png
 from guided_diffusion_core.data.check.inventory import take_inventory
+from guided_diffusion_core.data.guess import data_name_of
 from guided_diffusion_core.system.files import make_writable_folder, write_atomic, write_text
 
 
@@ -45,7 +46,8 @@ def add_flags(parser):
 
 def run(args):
     """Check the data; return 1 if there are errors."""
-    config = DataConfig(**command_line.given_settings(args))
+    given = command_line.given_settings(args)
+    config = DataConfig(**{**given, "data_name": data_name_of(given)})
     inventories = {"train": take_inventory(partial(list_files, config, "Training", True))}
     if args.test_dir:
         test = dataclasses.replace(config, data_dir=args.test_dir)

@@ -109,6 +109,17 @@ def _assign_stray_labels(groups, others):
             files.remove(stray[0])
 
 
+def _signs(files):
+    """Return the name of one file for each case with at least two modalities."""
+    modalities = {}  # (folder, case) -> modality -> name of a file
+    for file in files:
+        match = _match(file)
+        part = PART_NAMES[match["part"].lower()] if match else LABEL_PART
+        if part != LABEL_PART:
+            modalities.setdefault((file.parts, _case_of(file)), {})[part] = file.shown
+    return [next(iter(found.values())) for found in modalities.values() if len(found) > 1]
+
+
 LAYOUT = VolumeLayout(
     name="BRATS",
     summary="brain tumours of 2018 to 2023, whole volumes",
@@ -118,4 +129,5 @@ LAYOUT = VolumeLayout(
     default_labels=DEFAULT_LABELS,
     find_cases=find_cases,
     parts=PARTS,
+    signs=_signs,
 )

@@ -144,6 +144,16 @@ def _match(file):
     return FILE.fullmatch(stem(file.name) or "")
 
 
+def _signs(files):
+    """Return the name of one file for each slice with at least two modalities."""
+    modalities = {}  # (case, slice) -> modality -> name of a file
+    for file in files:
+        match = _match(file)
+        if match and match["part"].lower() != LABEL_PART:
+            modalities.setdefault((match["case"], match["slice"]), {})[match["part"].lower()] = file.shown
+    return [next(iter(found.values())) for found in modalities.values() if len(found) > 1]
+
+
 LAYOUT = VolumeLayout(
     name="BRATS_SLICES",
     summary="brain tumours, the original's folders of slices",
@@ -153,4 +163,5 @@ LAYOUT = VolumeLayout(
     default_labels=DEFAULT_LABELS,
     find_cases=find_cases,
     parts=PARTS,
+    signs=_signs,
 )

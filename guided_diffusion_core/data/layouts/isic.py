@@ -20,6 +20,8 @@ from guided_diffusion_core.system.files import list_names, read_bytes, require_f
 IMAGE_SUFFIX = re.compile(r"\.(jpg|jpeg|png)$", re.IGNORECASE)
 IMAGE_FOLDER = re.compile(r"_(data|input)$", re.IGNORECASE)  # *_Input since 2018
 MASK_FOLDER = re.compile(r"_groundtruth$", re.IGNORECASE)
+CHALLENGE = re.compile(r"isic|isbi", re.IGNORECASE)
+TABLE = re.compile(r"_(training|test)_groundtruth\.csv$", re.IGNORECASE)
 MASK_STEM = re.compile(r"_segmentation$", re.IGNORECASE)
 SUPERPIXEL_STEM = "_superpixels"  # ISIC 2017 stores superpixels next to the images
 TASK = re.compile(r"_(part1|task1|task1-2)(?=_|$)", re.IGNORECASE)  # the task of a challenge that is segmentation
@@ -144,7 +146,7 @@ def _pairs_of_folders(data_dir, split):
     used = set(in_folders)
     for file in images:
         if file not in used:
-            leave_out("picture file outside of the folders of images", "/".join((*file.parts, file.name)))
+            leave_out("picture file outside of the folders of images", file.shown)
     folders = {}  # names of folders -> images
     for file in choose_split(in_folders, split, where, False):
         folders.setdefault(file.parts, []).append(file)
@@ -215,6 +217,21 @@ def _stem(file):
     return IMAGE_SUFFIX.sub("", file) if IMAGE_SUFFIX.search(file) else None
 
 
+def _signs(files):
+    """Return the names of folders *_Data or *_Input and *_GroundTruth, if there are both or the challenge is named.
+
+    The csv file of a challenge counts too.
+    """
+    names = {_folder_name(file) for file in files if _stem(file.name) is not None}
+    images = sorted(name for name in names if IMAGE_FOLDER.search(name))
+    masks = sorted(name for name in names if MASK_FOLDER.search(name))
+    folders = images + masks
+    if not (images and masks):
+        folders = [name for name in folders if CHALLENGE.search(name)]
+    tables = [file.shown for file in files if TABLE.search(file.name)]
+    return folders + tables
+
+
 LAYOUT = PictureLayout(
     name="ISIC",
     summary="skin lesions of 2016, 2017 and 2018",
@@ -223,4 +240,5 @@ LAYOUT = PictureLayout(
     labels=LabelMap(),
     default_labels=(SINGLE,),
     find_pairs=find_pairs,
+    signs=_signs,
 )

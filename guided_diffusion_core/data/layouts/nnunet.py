@@ -276,9 +276,25 @@ def _with_scales(file, scales):
     return replace(file, require=partial(scaled_channels, scales=scales[file.path]))
 
 
+def _signs(files):
+    """Return the names of dataset.json next to a folder of images, and of numbered channels in such folders."""
+    image_folders = {images for images, _ in FOLDERS.values()}
+    channels = [
+        file.shown
+        for file in files
+        if image_folders & set(file.parts) and CHANNEL_NUMBER.fullmatch(file.name.split(".")[0])
+    ]
+    return [file.shown for file in files if file.name == DESCRIPTION and image_folders & _folders(files)] + channels
+
+
+def _folders(files):
+    return {part for file in files for part in file.parts}
+
+
 LAYOUT = NnunetLayout(
     name="NNUNET",
     summary="nnU-Net's raw data sets, volumes or pictures",
     order=80,
     expected=EXPECTED,
+    signs=_signs,
 )

@@ -15,10 +15,17 @@ def find_pairs(data_dir, split):
     return folders.find_pairs(data_dir, split, picture_stem, EXPECTED)
 
 
+def _signs(files):
+    """Return the names of the pictures."""
+    return [file.shown for file in files if picture_stem(file.name) is not None]
+
+
 LAYOUT = PictureLayout(
     name="IMAGES",
     summary="plain images/ and masks/, pictures",
     order=60,
     expected=EXPECTED,
     find_pairs=find_pairs,
+    signs=_signs,
+    is_general=True,
 )

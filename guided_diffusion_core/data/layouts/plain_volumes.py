@@ -74,9 +74,16 @@ def _case(pair):
     return CaseFiles(pair.name, bf.dirname(pair.image or pair.mask), present)
 
 
+def _signs(files):
+    """Return the names of the volumes."""
+    return [file.shown for file in files if stem(file.name) is not None]
+
+
 LAYOUT = PlainVolumes(
     name="VOLUMES",
     summary="plain images/ and masks/, NIfTI",
     order=70,
     expected=EXPECTED,
+    signs=_signs,
+    is_general=True,
 )

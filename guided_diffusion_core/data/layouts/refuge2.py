@@ -20,6 +20,7 @@ LABELS = LabelMap(
     names=("disc", "cup"), values=(frozenset({CUP, RIM}), frozenset({CUP})), known=frozenset({BACKGROUND})
 )
 MASK_FOLDER = re.compile(r"(^|[_-])masks?$", re.IGNORECASE)
+DISC_CUP_FOLDER = re.compile(r"disc_cup_masks?", re.IGNORECASE)
 ILLUSTRATION_FOLDER = re.compile(r"illustration", re.IGNORECASE)
 EXPECTED = (
     "pictures such as T0001.jpg, and a folder Disc_Cup_Masks of masks such as T0001.png or T0001.bmp with the "
@@ -58,6 +59,11 @@ def find_pairs(data_dir, split):
     return pair_by_stem(images, masks, where)
 
 
+def _signs(files):
+    """Return the names of the folders Disc_Cup_Masks."""
+    return sorted({part for file in files for part in file.parts if DISC_CUP_FOLDER.fullmatch(part)})
+
+
 LAYOUT = PictureLayout(
     name="REFUGE2",
     summary="optic disc and cup",
@@ -66,4 +72,5 @@ LAYOUT = PictureLayout(
     labels=LABELS,
     default_labels=("disc", "cup"),
     find_pairs=find_pairs,
+    signs=_signs,
 )
