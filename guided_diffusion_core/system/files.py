@@ -5,6 +5,7 @@ renamed. An object in a bucket appears only when its upload is complete. So no r
 a file.
 """
 
+import io
 import os
 import platform
 import stat
@@ -74,6 +75,8 @@ def read_bytes(path):
 
 def open_bytes(path):
     """Open a file to read parts of it. Raises `UserError` if it cannot be read."""
+    if str(path) in _IN_MEMORY:
+        return io.BytesIO(_IN_MEMORY[str(path)])
     require_file(path)
     try:
         return bf.BlobFile(str(path), "rb")

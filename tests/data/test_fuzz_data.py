@@ -11,8 +11,11 @@ import pytest
 import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from support.agreement import agree
 from support.fuzzing import outcome, pictures, time_limit, try_all
 from support.mutants import inner_mutants, mutants
+from support.picture_kinds import MASK, VOC, by_mask, content, palette, transparent_palette, with_alpha, write
 
 from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.data import list_files, list_truths, open_dataset, phantoms
@@ -92,6 +95,44 @@ def test_pictures(shared_data, tmp_path, ending):
             damaged_images = damaged
     assert masks.size == photograph.size
     try_all(image_path, damaged_images, use("IMAGES", tmp_path))
+
+
+# ways of storing a picture and a mask that have decoding paths of their own: name -> (ending, content)
+STORED = {
+    "palette": ("png", content(palette(MASK, VOC), "PNG")),
+    "alpha": ("png", content(with_alpha(by_mask(255), by_mask(255)), "PNG")),
+    "transparent palette": ("png", transparent_palette(MASK, VOC[:6], [0, 255])),
+    "EXIF": (
+        "jpg",
+        content(by_mask((255, 255, 255)), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\3" + bytes(7)),
+    ),
+    "camera": (
+        "jpg",
+        content(by_mask((255, 255, 255)), "MPO", save_all=True, append_images=[Image.new("RGB", (9, 9))]),
+    ),
+    "pages": ("tif", content(by_mask(255), "TIFF", save_all=True, append_images=[Image.fromarray(MASK)])),
+    "floats": ("tif", content(by_mask(1, dtype=np.float32), "TIFF")),
+    "16 bits": ("png", content(by_mask(65535, dtype=np.uint16), "PNG")),
+}
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_training_and_check_agree_on_damaged_files(tmp_path, kind):
+    ending, stored = STORED[kind]
+    for part in ("images", "masks"):
+        write(tmp_path / part / f"1.{ending}", stored)
+    damaged = [*mutants(stored, 40, len(kind))]
+    if ending == "png":
+        damaged += inner_mutants(stored, 40, 9, "png")
+    for part in ("images", "masks"):
+        path = tmp_path / part / f"1.{ending}"
+        for damage, mutant in damaged:
+            path.write_bytes(mutant)
+            with time_limit():
+                agree(tmp_path, "IMAGES")
+            for action in use("IMAGES", tmp_path):
+                outcome(action, f"{path.name}: {damage}")
+        path.write_bytes(stored)
 
 
 @pytest.mark.parametrize("compression", [None, "deflate"])

@@ -8,6 +8,8 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from support import picture_kinds as kinds
 from support.agreement import agree
@@ -216,6 +218,25 @@ class TestDepths:
         ending, picture, words = BEYOND_THE_RULE[kind]
         [reason] = agree(pair(tmp_path, picture, ending=ending), "IMAGES")
         assert f"a.{ending}: found {words}" in reason
+
+
+modes = st.sampled_from(["1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I", "F", "F/255"])
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(mode=modes, layout=st.sampled_from(["IMAGES", "NNUNET"]), orientation=st.integers(1, 8), seed=st.integers(0, 99))
+def test_the_check_and_training_agree_on_any_picture(tmp_path_factory, mode, layout, orientation, seed):
+    folder = tmp_path_factory.mktemp("any")
+    picture = kinds.any_picture(mode, np.random.default_rng(seed).integers(0, 256, 6), seed)
+    ending = ".png" if mode in ("LA", "RGBA") else ".tif"
+    stored = content(picture, ending[1:].replace("tif", "TIFF").upper(), exif=exif(orientation))
+    if layout == "NNUNET":
+        nnunet(folder, ["US"], {0: stored}, ending)
+    else:
+        pair(folder, stored, ending=ending[1:])
+    reasons = agree(folder, layout)
+    turned = [reason for reason in reasons if "EXIF" in reason]
+    assert bool(turned) == (orientation >= 5)
 
 
 def nnunet(folder, channels, files, ending=".png"):

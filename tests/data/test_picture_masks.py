@@ -64,6 +64,13 @@ def test_half_is_the_edge(tmp_path, kind, layout):
     assert [problem.kind for problem in warnings_of(tmp_path, layout)] == ["grey mask"]
 
 
+def test_colours_that_jpeg_invents(tmp_path):
+    ending, picture, expected = kinds.SOFT_EDGES_OF_JPEG
+    path = write(tmp_path / f"a.{ending}", picture)
+    assert 2 < len(np.unique(np.asarray(Image.open(path)).reshape(-1, 3), axis=0)) <= 8
+    np.testing.assert_array_equal(read_masks(path, LabelMap())[0], expected)
+
+
 @pytest.mark.parametrize("kind", kinds.SEVERAL_COLOURS)
 def test_several_colours(tmp_path, kind):
     folder_of(tmp_path, *kinds.SEVERAL_COLOURS[kind])
@@ -160,18 +167,7 @@ modes = st.sampled_from(["1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "I;16", "I"
 @given(values=values, mode=modes, layout=st.sampled_from([KNOWN, PLAIN]), seed=st.integers(0, 999))
 def test_any_mask_is_trained_on_as_it_is_scored_or_refused_by_all(tmp_path_factory, values, mode, layout, seed):
     folder = tmp_path_factory.mktemp("any")
-    random = np.random.default_rng(seed)
-    channels = {"LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4, "YCbCr": 3}.get(mode)
-    picture = random.choice(values, (*SHAPE, channels) if channels else SHAPE).astype(np.uint8)
-    if mode == "P":
-        stored = palette(picture, random.choice(values, 768))
-    elif mode == "1":
-        stored = Image.fromarray(picture > 127)
-    elif mode in ("I;16", "I", "F", "F/255"):
-        dtype = {"I;16": np.uint16, "I": np.int32}.get(mode, np.float32)
-        stored = Image.fromarray((picture * (1 / 255 if mode == "F/255" else 7)).astype(dtype))
-    else:
-        stored = Image.frombytes(mode, SHAPE[::-1], picture.tobytes())
+    stored = kinds.any_picture(mode, values, seed)
     folder_of(folder, "tif" if mode not in ("LA", "RGBA") else "png", stored)
     if agree(folder, layout) == []:
         config = DataConfig(layout, str(folder))

@@ -213,6 +213,28 @@ class TestOverlay:
         assert (np.diff(shown[..., 0].ravel()[order].astype(int)) >= 0).all()
         assert not as_picture(np.zeros((1, 8, 8))).any()
 
+    @pytest.mark.parametrize("scale, shift", [(1.0, 0.0), (400.0, 1000.0), (0.001, -5.0)])
+    def test_three_channels_that_are_no_colours(self, scale, shift):
+        """Each channel keeps its order and uses the whole range, instead of being clipped to black and white."""
+        random = np.random.default_rng(0)
+        channels = random.standard_normal((3, 16, 16)) * np.array([1, 3, 10])[:, None, None] * scale + shift
+        shown = as_picture(channels)
+        assert shown.shape == (16, 16, 3)
+        for channel in range(3):
+            levels = shown[..., channel].ravel()[np.argsort(channels[channel].ravel())].astype(int)
+            assert (levels[0], levels[-1]) == (0, 255) and (np.diff(levels) >= 0).all()
+            assert len(np.unique(levels)) > 100
+
+    def test_a_constant_channel_beside_others(self):
+        channels = np.stack([np.full((8, 8), 7.0), np.arange(64.0).reshape(8, 8), np.zeros((8, 8))])
+        shown = as_picture(channels)
+        assert not shown[..., 0].any() and not shown[..., 2].any() and shown[..., 1].max() == 255
+
+    def test_colours_that_were_rounded_are_not_scaled(self):
+        colours = np.full((3, 4, 4), 0.5)
+        colours[0, 0, 0] = 1 + 1e-5
+        assert as_picture(colours)[0, 0].tolist() == [255, 128, 128]
+
 
 def test_find_output(tmp_path, pictures, volume_case):
     assert outputs.find_output(tmp_path, IMAGE.name, "mask") is None

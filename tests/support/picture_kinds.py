@@ -60,6 +60,24 @@ def tiff(values, **settings):
     return buffer.getvalue()
 
 
+def any_picture(mode, values, seed):
+    """Return a PIL picture of random pixels.
+
+    mode: one of Pillow's, or "F/255" for floating point up to 1. values: the numbers from 0 to 255 that it is made of.
+    """
+    random = np.random.default_rng(seed)
+    channels = {"LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4, "YCbCr": 3, "LAB": 3}.get(mode)
+    pixels = random.choice(values, (*SHAPE, channels) if channels else SHAPE).astype(np.uint8)
+    if mode == "P":
+        return palette(pixels, random.choice(values, 768))
+    if mode == "1":
+        return Image.fromarray(pixels > 127)
+    if mode in ("I;16", "I", "F", "F/255"):
+        dtype = {"I;16": np.uint16, "I": np.int32}.get(mode, np.float32)
+        return Image.fromarray((pixels * (1 / 255 if mode == "F/255" else 7)).astype(dtype))
+    return Image.frombytes(mode, SHAPE[::-1], pixels.tobytes())
+
+
 def write(path, picture):
     """Write an array, a PIL picture or the content of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +90,9 @@ WHITE = np.full((*SHAPE, 3), 255, np.uint8)
 RED = (255, 0, 0)
 PADDED = by_mask(0, 255, _COLUMNS < 4)  # a margin that is transparent
 
+BLOCKS = (_ROWS // 16 == 1) & (_COLUMNS // 16 == 1)  # whole blocks of a JPEG file, which stay free of ringing
+NEARLY_BLACK = (_COLUMNS < 16).astype(np.uint8)[..., None] * np.array((6, 0, 0), np.uint8)
+
 # Masks that every binary set reads as `MASK`: name -> (ending, picture)
 ONE_MASK = {
     "grey": ("png", by_mask(255)),
@@ -81,6 +102,7 @@ ONE_MASK = {
     "grey in RGB": ("png", by_mask((255, 255, 255))),
     "JPEG": ("jpg", content(by_mask(255), "JPEG", quality=95)),
     "tinted JPEG": ("jpg", content(by_mask((250, 255, 245), (3, 0, 8)), "JPEG", quality=95, subsampling=0)),
+    "tinted grey": ("png", by_mask((250, 255, 245), (130, 121, 120))),
     # the transparency is the mask
     "alpha of white": ("png", with_alpha(WHITE, by_mask(255))),
     "alpha of grey": ("png", with_alpha(WHITE[..., 0], by_mask(255))),
@@ -134,6 +156,9 @@ SOFT_EDGES = {
     ),
 }
 
+# JPEG of few colours: some of them are nearly black and mean nothing. (ending, picture, mask)
+SOFT_EDGES_OF_JPEG = ("jpg", content(by_mask(RED, 0, BLOCKS) + NEARLY_BLACK, "JPEG", quality=95, subsampling=0), BLOCKS)
+
 # Several colours: one foreground in a layout of one label, perhaps labels in a plain folder. name -> (ending, picture)
 SEVERAL_COLOURS = {
     "red and green": ("png", two_colours(RED, (0, 255, 0))),
@@ -149,7 +174,7 @@ REFUSED = {
     "white against alpha": ("png", with_alpha(by_mask(255, 0, LEFT), by_mask(255, 0, RIGHT)), "different masks"),
     "no black": ("png", by_mask(RED, (255, 255, 255)), r"\(255, 0, 0\), \(255, 255, 255\)"),
     "one colour": ("png", by_mask(RED, RED), r"the colours \(255, 0, 0\)"),
-    "colour JPEG without black": ("jpg", content(by_mask(RED, (0, 0, 255)), "JPEG", quality=95), "colours in red"),
+    "colour JPEG without black": ("jpg", content(by_mask(RED, (0, 0, 255)), "JPEG", quality=95), "more than 8 colours"),
     "fractions": ("tif", SOFT.astype(np.float32), "not whole"),
     "fractions of 255": ("tif", (SOFT * 255).astype(np.float32) + np.float32(0.25), "not whole"),
     "NaN": ("tif", np.where(MASK, np.float32(np.nan), np.float32(0)), "NaN"),

@@ -8,7 +8,7 @@ import numpy as np
 from guided_diffusion_core.data.case_grids import require_place
 from guided_diffusion_core.data.formats.grids import Geometry
 from guided_diffusion_core.data.formats.masks import masks_of, remarks_on
-from guided_diffusion_core.data.formats.rasters import UPRIGHT, read_raster
+from guided_diffusion_core.data.formats.rasters import UPRIGHT, read_header, read_raster
 from guided_diffusion_core.data.formats.transforms import FINITE_ADVICE, ZSCORE_RULE
 from guided_diffusion_core.data.formats.volumes import read_with_geometry, stem
 from guided_diffusion_core.errors import UserError
@@ -101,7 +101,9 @@ def examine(file, normalisation):
             else:
                 _examine_volume(result, normalisation)
     except UserError as error:
-        kind = "unreadable" if result.shape is None else "labels" if file.label_map else "values"
+        kind = "labels" if file.label_map else "values"
+        if not result.digest:
+            kind = "unreadable"
         result.problems.append(as_problem(error, kind, file.path))
     return result
 
@@ -109,15 +111,16 @@ def examine(file, normalisation):
 def _examine_picture(result, normalisation):
     """Examine a picture or a picture mask."""
     file = result.file
+    header = read_header(file.path)  # training reads it first: a file may be of another size, and broken too
+    result.shape = tuple(header.shape)
+    result.orientation = header.orientation
     raster = read_raster(file.path)
-    result.shape = tuple(raster.shape)
-    result.orientation = raster.orientation
     result.digest = _digest(raster.values)
-    if raster.orientation != UPRIGHT:
+    if header.orientation != UPRIGHT:
         result.add(
             WARNING,
             "orientation",
-            f"an EXIF orientation of {raster.orientation}, which is applied, but which other programs may ignore",
+            f"an EXIF orientation of {header.orientation}, which is applied, but which other programs may ignore",
             "pixels that are stored upright",
             "Make sure that image and mask overlap. To be rid of the question, turn the pixels and remove the tag.",
         )

@@ -101,7 +101,8 @@ def _levels_of_colours(raster, where, plain, threshold):
     colours = raster.colours
     if colours.ndim == 2:
         return _grey_levels(colours, where, plain, threshold)
-    if (colours == colours[..., :1]).all():
+    red, green, blue = np.moveaxis(colours, 2, 0)
+    if np.array_equal(red, green) and np.array_equal(red, blue):
         return _grey_levels(colours[..., 0], where, plain, threshold)
     return _colour_levels(colours, raster.is_lossy, where, plain)
 
@@ -116,16 +117,16 @@ def _grey_levels(values, where, plain, threshold):
         if threshold or values.max() <= 1:
             return Levels(mask * np.uint8(WHITE), highest=mask.max())
         values = np.rint(values).astype(np.int64)
-    if values.min() < 0:
+    if kind == "i" and values.min() < 0:
         found = f"mask values from {values.min()} to {values.max()}"
         raise found_expected(where, found, "values from 0", "Write the mask with 0 as its background.")
     if plain:
-        _refuse_labels(np.unique(values), where)
+        _refuse_labels(_few_values(values.ravel()), where)
     highest = values.max()
     if plain and highest == 1:
         return Levels(values.astype(np.uint8) * WHITE)
     if highest <= WHITE:
-        return Levels(values.astype(np.uint8), highest)
+        return Levels(values.astype(np.uint8, copy=False), highest)
     two = _two_values(values)
     if two:
         return two
@@ -144,8 +145,18 @@ def _two_values(values):
     return None
 
 
+def _few_values(values):
+    """Return the distinct values of (N,) in rising order; of more than `MAX_LABEL_VALUES` only some, one too many."""
+    found = []
+    rest = values
+    while rest.size and len(found) <= MAX_LABEL_VALUES:
+        found.append(rest[0])
+        rest = rest[rest != rest[0]]  # much faster than sorting, because masks have few values
+    return sorted(found)
+
+
 def _refuse_labels(found, where):
-    """Raise `UserError` for a mask whose few distinct values look like labels."""
+    """Raise `UserError` for a mask whose few distinct values, of `_few_values`, look like labels."""
     if 2 < len(found) <= MAX_LABEL_VALUES:
         raise found_expected(where, f"mask values {', '.join(map(str, found))}", "0 and 255, or 0 and 1", LABELS_ADVICE)
 
@@ -187,13 +198,15 @@ def _colour_levels(colours, is_lossy, where, plain):
     black. Many colours are soft edges: a pixel is foreground if red, green or blue is at least half.
     """
     colours = _in_eight_bits(colours)
-    highest = colours.max(axis=2)
-    if (highest - colours.min(axis=2)).max() < NEARLY_GREY:
+    red, green, blue = np.moveaxis(colours, 2, 0)
+    highest = np.maximum(np.maximum(red, green), blue)
+    lowest = np.minimum(np.minimum(red, green), blue)
+    if (highest - lowest).max() < NEARLY_GREY:
         return _grey_levels(np.asarray(Image.fromarray(colours).convert("L")), where, plain, 0.0)
-    red, green, blue = np.moveaxis(colours.astype(np.uint32), 2, 0)
-    found = np.unique(red << 16 | green << 8 | blue)
+    packed = red.astype(np.uint32) << 16 | green.astype(np.uint32) << 8 | blue
+    found = _few_values(packed.ravel())
     is_exact = len(found) <= MAX_LABEL_VALUES and not is_lossy
-    words = f"{len(found)} colours in red, green, blue"
+    words = f"more than {MAX_LABEL_VALUES} colours, or those of a JPEG file"
     if is_exact:
         words = f"the colours {', '.join(_shown(colour) for colour in found)} in red, green, blue"
     if is_exact and plain and len(found) > 2:

@@ -70,21 +70,26 @@ class Header:
 class Raster:
     """A decoded picture, upright.
 
-    values:      (H, W) or (H, W, C) as stored; a picture with a palette has its indices.
-    image:       the same as a PIL image; None if the values come from tifffile, because Pillow would cut their bits.
+    image:       a PIL image; None if tifffile has read the file, because Pillow would cut its bits.
+    array:       the values that tifffile has read, (H, W) or (H, W, C); None if there is an image.
     orientation: the EXIF orientation that was applied, 1 to 8.
     is_lossy:    True if the format changes the values, as JPEG does.
     """
 
-    values: np.ndarray
     image: Image.Image | None
+    array: np.ndarray | None
     orientation: int
     is_lossy: bool
+
+    @cached_property
+    def values(self):
+        """Return the values as stored, (H, W) or (H, W, C); a picture with a palette has its indices."""
+        return self.array if self.image is None else _values(self.image)
 
     @property
     def shape(self):
         """Return (height, width)."""
-        return self.values.shape[:2]
+        return self.array.shape[:2] if self.image is None else self.image.size[::-1]
 
     @property
     def is_eight_bit(self):
@@ -105,7 +110,8 @@ class Raster:
     def colours(self):
         """Return what the picture shows without its transparency: (H, W) for grey, (H, W, 3) for colours."""
         if self.is_eight_bit:
-            return np.asarray(self.image.convert("L" if self.image.mode in GREY_MODES else "RGB"))
+            mode = "L" if self.image.mode in GREY_MODES else "RGB"
+            return np.asarray(self.image if self.image.mode == mode else self.image.convert(mode))
         if self.values.ndim == 2:
             return self.values
         channels = self.values.shape[2]
@@ -127,7 +133,7 @@ class Raster:
 
 
 def read_header(path):
-    """Return the `Header` of a picture. Only a TIFF file that Pillow cannot open is decoded for it.
+    """Return the `Header` of a picture. A file whose header Pillow cannot read is decoded for it.
 
     Raises `UserError` for a file that is not an image, and for one of several pages.
     """
@@ -140,9 +146,7 @@ def read_header(path):
             orientation = _orientation(image, file)
     except UserError:
         raise
-    except BROKEN as error:
-        if not _is_tiff(path):
-            raise not_an_image(path, error) from error
+    except BROKEN:
         raster = read_raster(path)
         return Header(raster.shape, raster.orientation)
     return Header(shape[::-1] if orientation in SIDEWAYS else shape, orientation)
@@ -164,7 +168,7 @@ def read_raster(path):
             is_lossy = image.format in LOSSY_FORMATS
             if orientation != UPRIGHT and image.format != "TIFF":  # Pillow turns TIFF by itself
                 image = ImageOps.exif_transpose(image)
-            return Raster(_values(image), image, orientation, is_lossy)
+            return Raster(image, None, orientation, is_lossy)
     except UserError:
         raise
     except BROKEN as error:
@@ -268,8 +272,8 @@ def _tiff_raster(path):
     if values.ndim not in (2, 3):
         raise found_expected(path, f"an array of shape {values.shape}", "one picture", "Replace the file.")
     if orientation in TURNS:
-        return Raster(TURNS[orientation](values), None, orientation, False)
-    return Raster(values, None, UPRIGHT, False)
+        return Raster(None, TURNS[orientation](values), orientation, False)
+    return Raster(None, values, UPRIGHT, False)
 
 
 def _is_tiff(path):
