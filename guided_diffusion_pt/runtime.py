@@ -109,7 +109,7 @@ def _error_of(function):
     """Call a function and return the first line of its error, "" without one."""
     try:
         function()
-    except (AssertionError, RuntimeError) as error:  # a build without CUDA raises the first
+    except (AssertionError, RuntimeError, th.cuda.DeferredCudaCallError) as error:  # the first without CUDA built in
         return str(error).strip().partition("\n")[0] or type(error).__name__
     return ""
 

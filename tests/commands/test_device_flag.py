@@ -42,8 +42,9 @@ def run(*arguments):
     return subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
 
 
-def test_training_and_sampling_refuse_before_they_look_at_the_data(backend, command, checkpoint, tmp_path):
-    common = ("--backend", backend.name, "--device", MISSING, "--data_dir", tmp_path / "nowhere")
+@pytest.mark.parametrize("flag", [("--device", MISSING), ("--gpu_dev", "99")])
+def test_training_and_sampling_refuse_before_they_look_at_the_data(backend, command, checkpoint, tmp_path, flag):
+    common = ("--backend", backend.name, *flag, "--data_dir", tmp_path / "nowhere")
     for script, own in (("segmentation_train", ()), ("segmentation_sample", ("--model_path", checkpoint))):
         code, out, err = command(script, *common, *own, "--out_dir", tmp_path / "out")
         assert (code, out) == (2, "") and REFUSED in err and "nowhere" not in err
