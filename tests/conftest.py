@@ -6,8 +6,9 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The tests are those of the CPU, also where there is a GPU that `--device auto` would take.
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# The tests are those of the CPU, also where there is a GPU that `--device auto` would take, unless one is asked for.
+if "MEDSEGDIFF_DEVICE" not in os.environ:
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import runpy
 import shutil
