@@ -1,10 +1,13 @@
-"""The spectral filter of the FF-Parser: Fourier transforms and their gradients by scipy, on the CPU."""
+"""The spectral filter of the FF-Parser: Fourier transforms and their gradients by scipy, or as products of matrices
+(`runtime.is_generic`)."""
 
 import os
 
 import numpy as np
 import scipy.fft
 
+from guided_diffusion_core.networks.fourier import column_transform, multiplicity, row_inverse, row_transform
+from guided_diffusion_jt import runtime
 from guided_diffusion_jt.runtime import jt
 
 
@@ -19,56 +22,103 @@ def _fourier(transform, array, **keywords):
     return transform(array, norm="ortho", workers=threads, **keywords)
 
 
+def _forward(x, weight):
+    """Return the filtered x (N, C, H, W) and its spectrum (N, C, H, W // 2 + 1, 2)."""
+    if runtime.is_generic():
+        spectrum = _transformed(x)
+        return _inverse(_multiplied(spectrum, weight), x.shape[3]), spectrum
+
+    def forward(_, data):
+        x, weight = data["inputs"]
+        filtered, spectrum = data["outputs"]
+        _complex(spectrum)[...] = _fourier(scipy.fft.rfft2, x)
+        filtered[...] = _fourier(scipy.fft.irfft2, _complex(spectrum) * _complex(weight), s=x.shape[2:])
+
+    return jt.numpy_code([x.shape, [x.shape[0], *weight.shape]], [x.dtype, x.dtype], [x, weight], forward)
+
+
+# The two transforms are each other's transpose, except for the half of the spectrum that is left out: a frequency
+# counts twice unless it is its own conjugate.
+def _backward(grad, spectrum, weight):
+    """Return the gradients of x and weight.
+
+    grad: (N, C, H, W). spectrum: that of x. weight: (C, H, W // 2 + 1, 2).
+    """
+    width = grad.shape[3]
+    if runtime.is_generic():
+        transformed = _transformed(grad)
+        count = runtime.to_tensor(multiplicity(width)[:, None], dtype=str(grad.dtype))  # (W // 2 + 1, 1)
+        to_weight = _multiplied(transformed, _conjugate(spectrum)).sum(0) * count
+        return _inverse(_multiplied(transformed, _conjugate(weight)), width), to_weight
+
+    def backward(_, data):
+        grad, spectrum, weight = data["inputs"]
+        to_x, to_weight = data["outputs"]
+        transformed = _fourier(scipy.fft.rfft2, grad)  # (N, C, H, W // 2 + 1), complex
+        _complex(to_weight)[...] = (_complex(spectrum).conj() * transformed).sum(0) * multiplicity(width)
+        transformed *= _complex(weight).conj()
+        to_x[...] = _fourier(scipy.fft.irfft2, transformed, s=grad.shape[2:])
+
+    inputs = [grad, spectrum, weight]
+    return tuple(jt.numpy_code([grad.shape, weight.shape], [grad.dtype, grad.dtype], inputs, backward))
+
+
+def _transformed(x):
+    """Return the spectrum (N, C, H, K, 2) of x (N, C, H, W), by generic operators."""
+    n, channels, height, width = x.shape
+    rows = _matrix(row_transform(width), x)
+    half = jt.matmul(x.reshape(-1, width), rows).reshape(n, channels, height, 2, -1)  # (N, C, H, 2, K)
+    columns = half.permute(0, 1, 4, 3, 2).reshape(-1, 2 * height)  # (N C K, 2 H)
+    columns = jt.matmul(columns, _matrix(column_transform(height), x))
+    return columns.reshape(n, channels, -1, 2, height).permute(0, 1, 4, 2, 3)  # (N, C, K, 2, H) to (N, C, H, K, 2)
+
+
+def _inverse(spectrum, width):
+    """Return the real image (N, C, H, width) of a half spectrum (N, C, H, K, 2), by generic operators."""
+    n, channels, height, count, _ = spectrum.shape
+    columns = spectrum.permute(0, 1, 3, 4, 2).reshape(-1, 2 * height)  # (N C K, 2 H)
+    columns = jt.matmul(columns, _matrix(column_transform(height).T, spectrum))
+    half = columns.reshape(n, channels, count, 2, height).permute(0, 1, 4, 3, 2)  # (N, C, H, 2, K)
+    image = jt.matmul(half.reshape(-1, 2 * count), _matrix(row_inverse(width), spectrum))
+    return image.reshape(n, channels, height, width)
+
+
+def _matrix(array, like):
+    return runtime.to_tensor(array, dtype=str(like.dtype))
+
+
+def _multiplied(a, b):
+    """Return the products of complex numbers (..., 2)."""
+    real = a[..., 0] * b[..., 0] - a[..., 1] * b[..., 1]
+    imaginary = a[..., 0] * b[..., 1] + a[..., 1] * b[..., 0]
+    return jt.stack([real, imaginary], dim=-1)
+
+
+def _conjugate(a):
+    return jt.stack([a[..., 0], -a[..., 1]], dim=-1)
+
+
 class _SpectralFilter(jt.Function):
     """Transform, product and inverse as one operator, because Jittor has no transform on a CPU.
 
     Milliseconds at (1, 128, 128, 128), forward | forward and backward, on two cores with other work:
 
-        this operator                                  37 |  70
+        scipy's transforms in this operator            37 |  70
         transform and inverse as two operators         37 |  92
         transform as matrix products, 1x1 convolutions 77 | 181
         transform as matrix products, 2-D products     85 | 187
         PyTorch                                        18 |  62
 
-    All results are within 6e-7 of that in float64, this one within 3e-7.
+    All results are within 6e-7 of that in float64, scipy's within 3e-7.
     """
 
     def execute(self, x, weight):
-        def forward(_, data):
-            x, weight = data["inputs"]
-            filtered, spectrum = data["outputs"]
-            _complex(spectrum)[...] = _fourier(scipy.fft.rfft2, x)
-            filtered[...] = _fourier(scipy.fft.irfft2, _complex(spectrum) * _complex(weight), s=x.shape[2:])
-
-        filtered, spectrum = jt.numpy_code(
-            [x.shape, [x.shape[0], *weight.shape]], [x.dtype, x.dtype], [x, weight], forward
-        )
+        filtered, spectrum = _forward(x, weight)
         self.saved = spectrum, weight
         return filtered
 
     def grad(self, grad):
-        """Return the gradients of x and weight.
-
-        The two transforms are each other's transpose, except for the half of the spectrum that is left out: a
-        frequency counts twice unless it is its own conjugate.
-        """
-
-        def backward(_, data):
-            grad, spectrum, weight = data["inputs"]
-            to_x, to_weight = data["outputs"]
-            width = grad.shape[3]
-            count = np.full(weight.shape[2], 2, grad.dtype)  # for each column of the half spectrum
-            # Columns of their own conjugates: frequency 0, and the highest one of an even width.
-            count[[0, -1] if width % 2 == 0 else 0] = 1
-            transformed = _fourier(scipy.fft.rfft2, grad)  # (N, C, H, W // 2 + 1), complex
-            _complex(to_weight)[...] = (_complex(spectrum).conj() * transformed).sum(0) * count
-            transformed *= _complex(weight).conj()
-            to_x[...] = _fourier(scipy.fft.irfft2, transformed, s=grad.shape[2:])
-
-        spectrum, weight = self.saved
-        return tuple(
-            jt.numpy_code([grad.shape, weight.shape], [grad.dtype, grad.dtype], [grad, spectrum, weight], backward)
-        )
+        return _backward(grad, *self.saved)
 
 
 def spectral_filter(x, weight):

@@ -17,8 +17,9 @@ from guided_diffusion_core.diffusion.schedule import (
 )
 from guided_diffusion_core.diffusion.solvers import SOLVERS
 from guided_diffusion_jt import runtime
+from guided_diffusion_jt.kernels.sums import mean_last
 from guided_diffusion_jt.losses import discretized_gaussian_log_likelihood, normal_kl
-from guided_diffusion_jt.nn import mean_flat, mean_last, per_case
+from guided_diffusion_jt.nn import mean_flat, per_case
 from guided_diffusion_jt.process import ProcessTensors, learned_log_variance, normal_like, on_image, time_array
 from guided_diffusion_jt.runtime import jt
 from guided_diffusion_jt.solver import Solver

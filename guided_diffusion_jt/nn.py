@@ -3,12 +3,10 @@
 from guided_diffusion_core.networks.embedding import timestep_frequencies
 from guided_diffusion_core.networks.medsegdiff.plan import GROUP_NORM_GROUPS
 from guided_diffusion_jt import dist_util, runtime
-from guided_diffusion_jt.kernels import group_norm, winograd
+from guided_diffusion_jt.kernels import group_norm, matmul, winograd
+from guided_diffusion_jt.kernels.sums import mean_last
 from guided_diffusion_jt.recompute import is_recomputing
 from guided_diffusion_jt.runtime import jt, nn
-
-# Values per partial sum: one long float32 sum loses digits.
-SUM_LENGTH = 256
 
 
 class Network(nn.Module):
@@ -43,19 +41,6 @@ class LeakyReLU(nn.Module):
         return jt.ternary(x > 0, x, x * runtime.scalar(0.01))
 
 
-def mean_last(x):
-    """Return the mean over the last axis: (..., M) to (..., 1).
-
-    The sum has two stages where M allows it. The gradient of Jittor's own mean rounds 1 / M to float32, in float64
-    too.
-    """
-    length = x.shape[-1]
-    if length % SUM_LENGTH == 0:
-        # (..., M) to (..., M / 256, 256) to the partial sums (..., M / 256)
-        x = x.reshape(*x.shape[:-1], length // SUM_LENGTH, SUM_LENGTH).sum(-1)
-    return x.sum(-1, keepdims=True) / runtime.scalar(length)
-
-
 class GroupNorm32(nn.Module):
     """Group normalisation of x (N, C, ...): (x - mean) / sqrt(variance + eps) * weight + bias (Wu & He 2018,
     arXiv:1803.08494, eq. 1).
@@ -75,13 +60,7 @@ class GroupNorm32(nn.Module):
         self.bias = jt.zeros((num_channels,))
 
     def execute(self, x):
-        if not jt.flags.use_cuda:
-            return group_norm.group_norm(x, self.weight, self.bias, self.num_groups, self.eps)
-        groups = x.reshape(x.shape[0], self.num_groups, -1)  # (N, C, ...) to (N, G, C / G * positions)
-        centred = groups - mean_last(groups)
-        normal = centred / jt.sqrt(mean_last(centred * centred) + runtime.scalar(self.eps))
-        per_channel = (1, -1) + (1,) * (len(x.shape) - 2)
-        return normal.reshape(x.shape) * self.weight.reshape(per_channel) + self.bias.reshape(per_channel)
+        return group_norm.group_norm(x, self.weight, self.bias, self.num_groups, self.eps)
 
 
 class BatchNorm2d(nn.Module):
@@ -269,46 +248,16 @@ def normalization(channels):
     return GroupNorm32(GROUP_NORM_GROUPS, channels)
 
 
-def _numpy_matmul(a, b, transpose_a=False, transpose_b=False):
-    """Multiply matrices of a batch in numpy, because Jittor has no fast product on a CPU.
-
-    a, b:                     (B, n, k) and (B, k, m), or their transposes.
-    transpose_a, transpose_b: the factor is given transposed.
-    Returns (B, n, m).
-    """
-
-    def forward(np, data):
-        left, right = data["inputs"]
-        left = left.swapaxes(1, 2) if transpose_a else left
-        right = right.swapaxes(1, 2) if transpose_b else right
-        np.matmul(left, right, out=data["outputs"][0])
-
-    rows = a.shape[2] if transpose_a else a.shape[1]
-    columns = b.shape[1] if transpose_b else b.shape[2]
-    return jt.numpy_code((a.shape[0], rows, columns), a.dtype, [a, b], forward)
-
-
-class _BatchedMatmul(jt.Function):
-    """A product whose gradients are products too: Jittor's own gradient is 40 times slower."""
-
-    def execute(self, a, b):
-        self.factors = a, b
-        return _numpy_matmul(a, b)
-
-    def grad(self, grad):
-        a, b = self.factors
-        # d(a b) = da b + a db: the gradients are grad b^T and a^T grad.
-        return _numpy_matmul(grad, b, transpose_b=True), _numpy_matmul(a, grad, transpose_a=True)
-
-
 def batched_matmul(a, b):
     """Multiply matrices of a batch: (B, n, k) times (B, k, m) is (B, n, m)."""
-    return _BatchedMatmul.apply(a, b)
+    return matmul.batched(a, b)
 
 
 def softmax(x):
     """Return the softmax over the last axis; any shape."""
-    return nn.softmax(x, dim=-1)
+    # Jittor's own is another operator on CUDA.
+    powers = jt.exp(x - jt.max(x, -1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
 
 
 # cos(t f_i) and sin(t f_i) with f_i = max_period^(-2 i / dim), i < dim / 2 (Vaswani et al. 2017, arXiv:1706.03762,

@@ -43,12 +43,7 @@ class AdamW:
             "rate": lr / (1 - beta1**self.steps),
             "correction": math.sqrt(1 - beta2**self.steps),
         }
-        # Pending operators may still have to read the old values: they run before the update in place.
-        jt.sync_all()
-        updated = []
-        for tensors in zip(self.params, self.first_moments, self.second_moments, gradients):
-            updated += adamw(*tensors, numbers)
-        jt.sync(updated)
+        adamw(self.params, self.first_moments, self.second_moments, gradients, numbers)
 
     def moments(self):
         """Return (first, second), two lists over the parameters: the moving averages of the gradient and of its

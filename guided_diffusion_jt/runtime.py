@@ -26,12 +26,14 @@ class Current:
     device:         the `Device` that computes.
     group:          the processes that compute together; `dist_util.setup_dist` connects them.
     recomputations: number of running forward passes that repeat an earlier one (`recompute`).
+    generic:        the setting of `use_generic`.
     """
 
     jittor: object = None
     device: devices.Device = devices.Device()
     group: object = field(default_factory=processes.Alone)
     recomputations: int = 0
+    generic: bool = False
 
 
 current = Current()
@@ -172,6 +174,20 @@ def set_mixed_precision(name):
             "makes bf16 wrong, and computes either 50 to 750 times slower on a CPU",
             "Leave the flag out, or use --backend pytorch.",
         )
+
+
+def use_generic(on):
+    """Compute with generic operators from now on, or with the kernels for a CPU.
+
+    Generic operators are those of the framework, which it has for a GPU too. There they are always used; on a CPU
+    they let tests reach what a GPU computes. They are slower there.
+    """
+    current.generic = on
+
+
+def is_generic():
+    """Return whether generic operators compute in place of the kernels for a CPU (`use_generic`)."""
+    return current.generic or current.device.kind == devices.CUDA
 
 
 def scalar(value):

@@ -17,8 +17,9 @@ from guided_diffusion_core.training.stream import ErrorCarrier, TrainingStream, 
 from guided_diffusion_core.training.values import StepValues
 from guided_diffusion_jt import dist_util, runtime
 from guided_diffusion_jt.build import build_network
+from guided_diffusion_jt.kernels.sums import mean_last
 from guided_diffusion_jt.methods import create_method
-from guided_diffusion_jt.nn import mean_last, set_dropout_noise, update_ema
+from guided_diffusion_jt.nn import set_dropout_noise, update_ema
 from guided_diffusion_jt.optim import AdamW, gradients
 from guided_diffusion_jt.runtime import jt
 

@@ -27,6 +27,7 @@ class Current:
     mixed_precision: the name that `set_mixed_precision` set.
     group:           the processes that compute together; `dist_util.setup_dist` connects them.
     recomputations:  number of running forward passes that repeat an earlier one (`recompute`).
+    generic:         the setting of `use_generic`.
     """
 
     is_started: bool = False
@@ -34,6 +35,7 @@ class Current:
     mixed_precision: str = "no"
     group: object = field(default_factory=processes.Alone)
     recomputations: int = 0
+    generic: bool = False
 
 
 current = Current()
@@ -196,6 +198,20 @@ def autocast(tensor, enabled=True):
 def widened(tensor):
     """Return a tensor of 16 bits in float32, and any other as it is."""
     return tensor.float() if tensor.dtype in (th.bfloat16, th.float16) else tensor
+
+
+def use_generic(on):
+    """Compute with generic operators from now on, or with the kernels for a CPU.
+
+    Generic operators are those of the framework, which it has for a GPU too. There they are always used; on a CPU
+    they let tests reach what a GPU computes. They are slower there.
+    """
+    current.generic = on
+
+
+def is_generic():
+    """Return whether generic operators compute on the CPU too, in place of its kernels (`use_generic`)."""
+    return current.generic
 
 
 def scalar(value):

@@ -1,15 +1,75 @@
 """Group normalisation and SiLU, where Jittor's own chains of operators cost memory and time on a CPU.
 
-The operators take float32 and float64 and are compiled once for each type, whatever the sizes.
+The operators take float32 and float64 and are compiled once for each type, whatever the sizes. Next to each one is the
+same in generic operators, for `runtime.is_generic`. All keep only the input and two numbers per group for the gradient.
 """
 
+from guided_diffusion_jt import runtime
 from guided_diffusion_jt.kernels import source
+from guided_diffusion_jt.kernels.sums import mean_last, sum_last
 from guided_diffusion_jt.runtime import jt
 
 _HEADER = source("group_norm.h")
 _SIZES = "in0_shape0, in0_shape1, in0_shape2, in0_shape3"  # images, groups, channels of a group, positions
 _FORWARD = f'group_norm(in0_p, in1_p, in2_p, {_SIZES}, data["eps"], out0_p, out1_p, out2_p);'
 _BACKWARD = f"group_norm_gradient(in0_p, in1_p, in2_p, in3_p, in4_p, {_SIZES}, out0_p, out1_p, out2_p);"
+
+
+def _forward(x, weight, bias, eps):
+    """Return the result in x's shape, and the mean and 1 / deviation of each group, (N, groups) both.
+
+    x: (N, groups, C / groups, positions).
+    """
+    if runtime.is_generic():
+        return _generic_forward(x, weight, bias, eps)
+    return jt.code(
+        [x.shape, x.shape[:2], x.shape[:2]],
+        [x.dtype] * 3,
+        [x, weight, bias],
+        cpu_header=_HEADER,
+        cpu_src=_FORWARD,
+        data={"eps": eps},
+    )
+
+
+def _generic_forward(x, weight, bias, eps):
+    groups = x.reshape(*x.shape[:2], -1)  # (N, groups, C / groups * positions)
+    mean = mean_last(groups)
+    # The mean comes first, then the variance of the differences: E[x^2] - E[x]^2 would lose digits.
+    centred = groups - mean
+    scale = 1 / jt.sqrt(mean_last(centred * centred) + runtime.scalar(eps))
+    mean = mean.reshape(x.shape[:2])
+    scale = scale.reshape(x.shape[:2])
+    return _normalized(x, weight, bias, mean, scale), mean, scale
+
+
+def _backward(grad, x, weight, mean, scale):
+    """Return the gradient of x, and each image's part of those of weight and bias, (N, groups, C / groups) both."""
+    if runtime.is_generic():
+        return _generic_backward(grad, x, weight, mean, scale)
+    return jt.code(
+        [x.shape, x.shape[:3], x.shape[:3]],
+        [x.dtype] * 3,
+        [grad, x, weight, mean, scale],
+        cpu_header=_HEADER,
+        cpu_src=_BACKWARD,
+    )
+
+
+# With y = (x - mean) scale and g = grad weight, the gradient of x is scale (g - <g> - y <g y>), where <> is the mean
+# over a group.
+def _generic_backward(grad, x, weight, mean, scale):
+    per_group = (*mean.shape, 1, 1)
+    scale = scale.reshape(per_group)
+    y = (x - mean.reshape(per_group)) * scale
+    weight = weight.reshape(1, *x.shape[1:3], 1)
+    to_weight = sum_last(grad * y)  # (N, groups, C / groups, 1)
+    to_bias = sum_last(grad)
+    count = runtime.scalar(x.shape[2] * x.shape[3])
+    shift = (to_bias * weight).sum(2, keepdims=True) / count  # <g>, (N, groups, 1, 1)
+    slope = (to_weight * weight).sum(2, keepdims=True) / count  # <g y>
+    to_x = scale * (grad * weight - shift - y * slope)
+    return to_x, to_weight.reshape(x.shape[:3]), to_bias.reshape(x.shape[:3])
 
 
 class _GroupNorm(jt.Function):
@@ -21,30 +81,16 @@ class _GroupNorm(jt.Function):
 
     def execute(self, x, weight, bias, num_groups, eps, kept):
         self.shape = x.shape
-        dtype = x.dtype
         x = x.reshape(x.shape[0], num_groups, x.shape[1] // num_groups, -1)  # (N, groups, C / groups, positions)
-        result, mean, scale = jt.code(
-            [x.shape, x.shape[:2], x.shape[:2]],
-            [dtype] * 3,
-            [x, weight, bias],
-            cpu_header=_HEADER,
-            cpu_src=_FORWARD,
-            data={"eps": eps},
-        )
+        result, mean, scale = _forward(x, weight, bias, eps)
         self.saved = x, weight, mean, scale
         kept[:] = x, weight, bias, mean, scale
         return result.reshape(self.shape)
 
     def grad(self, grad):
-        x, weight, mean, scale = self.saved
-        to_x, to_weight, to_bias = jt.code(
-            [x.shape, x.shape[:3], x.shape[:3]],
-            [x.dtype] * 3,
-            [grad.reshape(x.shape), x, weight, mean, scale],
-            cpu_header=_HEADER,
-            cpu_src=_BACKWARD,
-        )
-        # The operator gives the gradients of weight and bias for each image: (N, groups, C / groups) to (C,).
+        x, *others = self.saved
+        to_x, to_weight, to_bias = _backward(grad.reshape(x.shape), x, *others)
+        # Each image has its own gradients of weight and bias: (N, groups, C / groups) to (C,).
         return to_x.reshape(self.shape), to_weight.sum(0).reshape(-1), to_bias.sum(0).reshape(-1), None, None, None
 
 
@@ -58,7 +104,7 @@ def group_norm(x, weight, bias, num_groups, eps):
 
 
 def _normalized(x, weight, bias, mean, scale):
-    """Compute the operator's result again from its inputs and the two numbers per group, all in its shapes."""
+    """Compute the operator's result from its inputs and the two numbers per group, all in its shapes."""
     per_group = (*mean.shape, 1, 1)
     per_channel = (1, *x.shape[1:3], 1)
     normal = (x - mean.reshape(per_group)) * scale.reshape(per_group)

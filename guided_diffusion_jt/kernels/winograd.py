@@ -9,6 +9,7 @@ time and stay in the processor's caches. The C++ is in `winograd.h`.
 """
 
 from guided_diffusion_core.networks.winograd import KERNEL, TILE, factors
+from guided_diffusion_jt import runtime
 from guided_diffusion_jt.kernels import source
 from guided_diffusion_jt.runtime import jt, nn
 
@@ -49,7 +50,7 @@ _WEIGHT_GRADIENT = """
 def pays(x, weight):
     """Return whether the convolution of x (N, C, H, W) with weight (O, C, 3, 3) is done here rather than directly."""
     return (
-        not jt.flags.use_cuda
+        not runtime.is_generic()
         and str(x.dtype) == str(weight.dtype) == "float32"
         and min(weight.shape[:2]) >= _CHANNELS
         and x.shape[2] % TILE == x.shape[3] % TILE == 0

@@ -8,6 +8,7 @@ import math
 from guided_diffusion_core.networks.bilinear import bilinear_matrix
 from guided_diffusion_core.networks.family import Prediction  # noqa: F401
 from guided_diffusion_jt import runtime
+from guided_diffusion_jt.kernels.sums import mean_last
 from guided_diffusion_jt.nn import (  # noqa: F401
     BatchNorm2d,
     Dropout,
@@ -15,7 +16,6 @@ from guided_diffusion_jt.nn import (  # noqa: F401
     LeakyReLU,
     SiLU,
     batched_matmul,
-    mean_last,
     softmax,
     timestep_embedding,
 )

@@ -10,6 +10,8 @@ from math import gcd
 import torch as th
 from torch.nn import functional as F
 
+from guided_diffusion_pt import runtime
+
 _POSITIONS = 64**2  # up to this number of positions, torch's own operator is within 1.5e-6
 _STRIPS = 64  # the largest number of strips of an image
 
@@ -18,6 +20,7 @@ def serves(x):
     """Return whether x (N, C, ...) is on the CPU, is large and has its channels last in memory."""
     return (
         x.device.type == "cpu"
+        and not runtime.is_generic()
         and x.dim() == 4
         and x.shape[2] * x.shape[3] > _POSITIONS
         and not x.is_contiguous()

@@ -19,6 +19,7 @@ import torch as th
 from torch.nn import functional as F
 
 from guided_diffusion_core.networks.winograd import KERNEL, TILE, matrices
+from guided_diffusion_pt import runtime
 
 # Matrices of flattened tiles: inputs (36, 36), kernels (36, 9), outputs (16, 36).
 _INPUTS, _KERNELS, _OUTPUTS = (th.from_numpy(matrix).float() for matrix in matrices())
@@ -35,7 +36,11 @@ _BLOCK = 8192
 def serves(x, channels):
     """Return whether the algorithm can take values like those of x and pays in layers with this number of channels."""
     return (
-        x.device.type == "cpu" and x.dtype == th.float32 and not th.is_autocast_enabled("cpu") and channels >= _CHANNELS
+        x.device.type == "cpu"
+        and not runtime.is_generic()
+        and x.dtype == th.float32
+        and not th.is_autocast_enabled("cpu")
+        and channels >= _CHANNELS
     )
 
 

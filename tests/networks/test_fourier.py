@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support.generic import KINDS, operators
 
 from guided_diffusion_core.config import ModelConfig
 from guided_diffusion_core.networks.medsegdiff.plan import make_plan
@@ -42,8 +43,9 @@ def filtered(backend, x, weight, factors, dtype):
     return [runtime.to_numpy(value) for value in (result, *gradients)]
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_filter_and_gradients_in_float64(backend, float64, size):
+def test_filter_and_gradients_in_float64(backend, float64, size, kind):
     """Compare both backends with the same numbers, and so with each other."""
     x, weight, factors = data(*size)
     expected = [
@@ -51,16 +53,20 @@ def test_filter_and_gradients_in_float64(backend, float64, size):
         slopes(lambda value: (oracle(value, weight) * factors).sum(), x),
         slopes(lambda value: (oracle(x, value) * factors).sum(), weight),
     ]
-    for found, truth in zip(filtered(backend, x, weight, factors, "float64"), expected):
+    with operators(kind, backend):
+        results = filtered(backend, x, weight, factors, "float64")
+    for found, truth in zip(results, expected, strict=True):
         assert found.dtype == np.float64 and found.shape == truth.shape
         assert np.abs(found - truth).max() <= TOLERANCE * np.abs(truth).max()
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(64, 64), (63, 65)], ids=str)
-def test_filter_in_float32(backend, size):
-    """Allow rounding: the measured error is 3e-7 of the largest value."""
+def test_filter_in_float32(backend, size, kind):
+    """Allow rounding: the measured error is 3e-7 of the largest value, 6e-7 as products of matrices."""
     x, weight, _ = data(*size)
-    found = filtered(backend, x, weight, x, "float32")[0]
+    with operators(kind, backend):
+        found = filtered(backend, x, weight, x, "float32")[0]
     truth = oracle(x.astype(np.float32), weight.astype(np.float32))
     assert found.dtype == np.float32 and np.abs(found - truth).max() <= 1e-6 * np.abs(truth).max()
 

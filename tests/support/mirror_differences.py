@@ -55,6 +55,4 @@ MIRROR_DIFFERENCES = (
     ),
     MirrorDifference("nn.Conv1d.forward", None, "(self, x)", "torch's own serves"),
     MirrorDifference("nn.kernel_format", "(network)", None, "Jittor has only one order in memory"),
-    MirrorDifference("nn.SUM_LENGTH", None, "", "of `mean_last`"),
-    MirrorDifference("nn.mean_last", None, "(x)", "torch sums in blocks; Jittor's one long float32 sum loses digits"),
 )

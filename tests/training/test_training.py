@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 import pytest
 from support.backends import BACKENDS, ROOT, Backend
+from support.generic import KINDS, operators
 from support.small import NETWORK, RandomDataset, computing, small_config
 
 from guided_diffusion_core import checkpoints, training
@@ -184,8 +185,9 @@ def test_running_statistics_are_not_the_optimizers(backend):
     assert int(stepped[next(name for name in buffers if name.endswith("tracked"))]) == 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("float64", 1e-12)])
-def test_adamw_is_its_algorithm(backend, precision, tolerance):
+def test_adamw_is_its_algorithm(backend, precision, tolerance, kind):
     """Compare with algorithm 2 of Loshchilov & Hutter 2019 in numpy, for five steps at changing rates.
 
     float32 comes first: Jittor once read its numbers as float32 in a later float64 run of the same process.
@@ -201,7 +203,8 @@ def test_adamw_is_its_algorithm(backend, precision, tolerance):
     first, second = ([np.zeros_like(value) for value in values] for _ in range(2))
     for step, lr in enumerate((1e-2, 3e-2, 1e-3, 2e-2, 5e-2), start=1):
         gradients = [generator.standard_normal(value.shape) for value in values]
-        optimizer.step([runtime.to_tensor(gradient, precision) for gradient in gradients], lr)
+        with operators(kind, backend):
+            optimizer.step([runtime.to_tensor(gradient, precision) for gradient in gradients], lr)
         for k, gradient in enumerate(gradients):
             first[k] = 0.9 * first[k] + 0.1 * gradient
             second[k] = 0.999 * second[k] + 0.001 * gradient**2
