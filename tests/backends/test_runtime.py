@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 from support.backends import BACKENDS, ROOT, Backend
-from support.small import NETWORK, NETWORK_V1
+from support.small import NETWORK, NETWORK_V1, RandomDataset, small_config
 
+from guided_diffusion_core import checkpoints
 from guided_diffusion_core.backends import BACKENDS as KNOWN
 from guided_diffusion_core.config import resolve
 from guided_diffusion_core.errors import UserError
@@ -267,3 +268,23 @@ def test_import_leaves_the_allocator_as_it_is():
         "print(calls)"
     )
     assert python(code) == "[0, 1, 1]"
+
+
+@needs_pytorch
+@pytest.mark.parametrize("network", [NETWORK, NETWORK_V1])
+def test_a_checkpoint_has_the_same_bits_from_every_device(monkeypatch, tmp_path, network):
+    """Let a training begin on the CPU and go on with the kernels in the order in memory of an NVIDIA GPU."""
+    config = small_config(**network, ema_rate="0.9,0.99")
+    train_util = Backend("pytorch").module("train_util")
+    loop = train_util.create_train_loop(config, RandomDataset())
+    [_] = loop.run_loop(1)
+    here = loop.networks()
+    monkeypatch.setattr(Backend("pytorch").module("nn"), "_reads_channels_last", lambda tensor: True)
+    there = train_util.create_train_loop(config, RandomDataset(), 1, here)
+    assert not there.model.input_blocks[0][0].weight.is_contiguous()
+    _, _, found = checkpoints.load_all(checkpoints.save(tmp_path, 1, config, there.networks()))
+    assert sorted(found) == sorted(here) and len(found) == 4  # weights, two averages, the optimizer
+    for kind, arrays in here.items():
+        assert {name: value.tobytes() for name, value in found[kind].items()} == {
+            name: value.tobytes() for name, value in arrays.items()
+        }
