@@ -38,7 +38,7 @@ class Range:
         return f"at least {self.low}"
 
 
-def option(default, help, choices=None, low=None, high=None, above=None, below=None, usual=None):
+def option(default, help, choices=None, low=None, high=None, above=None, below=None, usual=None, path=False):
     """Return a dataclass field for one setting.
 
     help:       text of its command-line flag; "{layouts}" in it stands for the names of the data layouts.
@@ -46,7 +46,8 @@ def option(default, help, choices=None, low=None, high=None, above=None, below=N
     choices:    the values that it may have, None for any.
     low, high, above, below: bounds of its value, see `Range`; None for no such bound.
     usual:      what the commands take without the flag, in words, where it is not the default.
+    path:       True for a path on the user's machine.
     """
     bounds = Range(low, high, above, below)
-    metadata = {"help": help, "choices": choices, "range": bounds, "usual": usual}
+    metadata = {"help": help, "choices": choices, "range": bounds, "usual": usual, "path": path}
     return dataclasses.field(default=default, metadata=metadata)

@@ -57,18 +57,21 @@ class _StreamDataset(jt.dataset.Dataset):
         return first_error(examples) or super().collate_batch(examples)
 
 
-def create_train_loop(config, dataset, step=0, networks=None):
+def create_train_loop(config, dataset, step=0, networks=None, initial=None):
     """Build the `TrainLoop` of a configuration: network, method, loader, and the noise tape of its seed.
 
     config:   `Config`.
     dataset:  `Dataset` of the images and masks.
     step:     number of steps so far, of a checkpoint from which the training continues.
     networks: the arrays of that checkpoint (`TrainLoop.networks`); None starts a new training.
+    initial:  name -> array of the network with which a new training starts; None draws it from the seed.
     """
     runtime.set_mixed_precision(config.compute.mixed_precision)
     training = config.training
     tape = NoiseTape(config.seed)
-    model = build_network(config.model, networks[NETWORK] if networks else initial_state(config.model, config.seed))
+    if networks:
+        initial = networks[NETWORK]
+    model = build_network(config.model, initial or initial_state(config.model, config.seed))
     augment = create_augmentation(training, dataset.normalisation, tape)
     microbatch = training.microbatch if training.microbatch > 0 else training.batch_size
     group = dist_util.group()

@@ -1,5 +1,6 @@
 """Training, for the command and from Python."""
 
+import sys
 from contextlib import nullcontext
 from dataclasses import asdict
 from os import PathLike
@@ -44,7 +45,7 @@ def train(
     resume:    "last" goes on from the last checkpoint of out_dir.
     overwrite: remove the training that out_dir holds; otherwise such a folder is refused.
     settings:  by the names of the flags of `medsegdiff train`, such as data_name="IMAGES", image_size=64, lr=1e-3,
-               max_steps=300.
+               max_steps=300; init_from="run" starts with the weights of another training.
     Raises `UserError` as `medsegdiff train` does, TypeError for an unknown setting.
     """
     backend = choose_backend(backend)
@@ -52,7 +53,8 @@ def train(
     unknown = [name for name in settings if name not in known]
     if unknown:
         raise TypeError(f"unknown settings: {join_names(unknown)}; known are {', '.join(sorted(known))}")
-    given = {**settings, "data_dir": str(data_dir), "device": device}
+    given = {**settings, "data_dir": data_dir, "device": device}
+    given = {name: str(value) if isinstance(value, PathLike) else value for name, value in given.items()}
     if seed is not None:
         given["seed"] = seed
     run(backend, str(out_dir), given, preset, str(resume), overwrite, threads=threads, show=False)
@@ -94,15 +96,20 @@ def run(backend, out_dir, given, preset=None, resume="", overwrite=False, dry_ru
         config, dataset, in_ch_given="in_ch" in given, mask_channels_given="mask_channels" in given
     )
     validation = open_validation(config, out_dir, training.last_step(config.training), validated)
-    summary = command_line.configuration_text(config, backend=backend, out_dir=out_dir, examples=len(dataset))
+    initial = None if resume else training.initial_weights(config)
+    record = {"initial_weights": initial.record()} if initial else {}
+    summary = command_line.configuration_text(config, backend=backend, out_dir=out_dir, examples=len(dataset), **record)
     if show and first:
         print(summary)
+    if initial and first:
+        print("\n".join(initial.lines()), file=sys.stderr)
     if dry_run:
         return
     # The first process holds the folder for all of them.
     with folder.held() if first else nullcontext():
         group = backend_module(backend, "dist_util").setup_dist()
-        loop = backend_module(backend, "train_util").create_train_loop(config, dataset, step, networks)
+        create_train_loop = backend_module(backend, "train_util").create_train_loop
+        loop = create_train_loop(config, dataset, step, networks, initial and initial.arrays)
         if first:
             folder.prepare(summary)
         training.run_training(loop, config, out_dir, validation, training.seconds_so_far(folder, step))

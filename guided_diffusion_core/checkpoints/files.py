@@ -9,8 +9,8 @@ A checkpoint is a folder `OUT/checkpoints/step_000700`. It contains
     validation.json         the Dice of the validations, in a run with validation
 
 The metadata of every safetensors file has the whole configuration, so that each file can be used on its own, in either
-backend. A folder is written under a temporary name and then renamed. The files `OUT/checkpoints/last` and `best` name
-folders (`pointers.py`).
+backend. Of paths it has the last parts alone, so that a checkpoint can be shared. A folder is written under a temporary
+name and then renamed. The files `OUT/checkpoints/last` and `best` name folders (`pointers.py`).
 """
 
 import json
@@ -123,7 +123,8 @@ def _contiguous(arrays):
 
 
 def _metadata(step, config, network):
-    return {"format": FORMAT, "step": str(step), "config": json.dumps(config.to_dict()), "network": network}
+    tree = configuration.without_paths(config).to_dict()
+    return {"format": FORMAT, "step": str(step), "config": json.dumps(tree), "network": network}
 
 
 def to_bytes(step, config, network, arrays):
@@ -137,7 +138,7 @@ def to_bytes(step, config, network, arrays):
     return encode_arrays(_contiguous(arrays), metadata=_metadata(step, config, network))
 
 
-def find(model_path):
+def find(model_path, flag="--model_path"):
     """Find the safetensors file (Path) that `--model_path` means.
 
     model_path: one of
@@ -145,12 +146,13 @@ def find(model_path):
                 - the folder of a checkpoint, which gives its first moving average, or the network if it has none
                 - a pointer such as RUN/checkpoints/best
                 - the folder of a run, which gives its last checkpoint
+    flag:       the flag that names it, for errors.
     Raises `UserError` if there is none.
     """
     path = Path(model_path)
     if not model_path or not path.exists():
         raise found_expected(
-            "--model_path",
+            flag,
             f"no file or folder {str(model_path)!r}",
             "a checkpoint",
             "Give a file, a folder of checkpoints/ or the --out_dir of a training run.",
@@ -158,7 +160,7 @@ def find(model_path):
     if path.suffix in (".pt", ".pth", ".pkl"):
         target = path.with_suffix(".safetensors")
         raise found_expected(
-            "--model_path",
+            flag,
             path,
             "a .safetensors file, which holds the configuration too",
             f"Run: medsegdiff convert {path} {target}",

@@ -9,6 +9,7 @@ from guided_diffusion_core.config.configuration import Config, from_dict, proces
 from guided_diffusion_core.config.names import all_setting_names, setting, setting_names
 from guided_diffusion_core.config.older import current_data, current_sampling, named_sampler
 from guided_diffusion_core.config.original import args_to_dict, model_and_diffusion_defaults, split_settings
+from guided_diffusion_core.config.paths import last_name, path_settings, without_paths
 from guided_diffusion_core.config.presets import PRESET_NOTES, PRESETS
 from guided_diffusion_core.config.sections import (
     FUSIONS,
@@ -41,11 +42,14 @@ __all__ = [
     "current_sampling",
     "ema_rates",
     "from_dict",
+    "last_name",
     "model_and_diffusion_defaults",
     "named_sampler",
+    "path_settings",
     "process_steps",
     "resolve",
     "setting",
     "setting_names",
     "split_settings",
+    "without_paths",
 ]

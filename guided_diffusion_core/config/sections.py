@@ -42,7 +42,7 @@ class DataConfig:
         "holds NIfTI files, otherwise IMAGES",
         usual="what the folder holds; in sampling, the layout of the training",
     )
-    data_dir: str = option("", "folder of the data")
+    data_dir: str = option("", "folder of the data", path=True)
     labels: str = option(
         "", "names of the labels to segment, separated by commas; each gets its own mask; empty: the layout's default"
     )
@@ -72,6 +72,12 @@ class TrainingConfig:
     """Settings of the training."""
 
     max_steps: int = option(100_000, "optimizer steps after which training ends", low=1)
+    init_from: str = option(
+        "",
+        "checkpoint whose weights a new training starts with, such as a training's --out_dir or a file that medsegdiff "
+        "convert has written; weights of other names or shapes are listed and drawn anew; empty: all are drawn",
+        path=True,
+    )
     method: str = option(
         "diffusion",
         "task that the network is trained for: diffusion trains it to remove noise from masks, and sampling starts "
@@ -108,6 +114,7 @@ class TrainingConfig:
         "",
         "folder of validation data, in the same layout as data_dir; the log shows the Dice of masks sampled for it, "
         "and checkpoints/best names the checkpoint with the highest Dice; empty: no validation",
+        path=True,
     )
     val_interval: int = option(1000, "steps between two validations", low=1)
     val_slices: str = option("all", "slices of the validation data, written as for slices")

@@ -1,6 +1,7 @@
 """Training without a framework: setup, resuming, its folder, rates, the run, its log and its validation."""
 
 from guided_diffusion_core.training.folder import RunFolder, default_folder
+from guided_diffusion_core.training.initial import initial_weights
 from guided_diffusion_core.training.log import seconds_so_far
 from guided_diffusion_core.training.rates import ema_rate_at, last_step, learning_rate
 from guided_diffusion_core.training.resume import resumed_config
@@ -12,6 +13,7 @@ __all__ = [
     "default_folder",
     "ema_rate_at",
     "fit_to_data",
+    "initial_weights",
     "last_step",
     "learning_rate",
     "resumed_config",

@@ -175,6 +175,15 @@ class RunFolder:
             pointers.remove(folder)
 
 
+def read_config_file(folder):
+    """Return what the `config.json` in the folder of a training holds, nested dicts; {} if there is none to read."""
+    try:
+        tree = _parsed((Path(folder) / CONFIG).read_text("utf-8", errors="replace"))
+    except OSError:
+        return {}
+    return {name: part for name, part in tree.items() if isinstance(part, dict)}
+
+
 def clear_validation(folder):
     """Remove the masks, the scores and the report of a validation (Path). Files of others stay."""
     reports = find_reports(folder)

@@ -5,9 +5,10 @@ import sys
 from tqdm import tqdm
 
 from guided_diffusion_core import checkpoints
-from guided_diffusion_core.config import ComputeConfig, setting
+from guided_diffusion_core.config import ComputeConfig, last_name, path_settings, setting
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.processes import launched, shared_batch
+from guided_diffusion_core.training.folder import CONFIG, read_config_file
 from guided_diffusion_core.training.rates import last_step
 
 # Settings that a resumed run may change: its length, its files, the device and whether it recomputes activations, but
@@ -40,6 +41,13 @@ def resumed_config(resume, out_dir, given, processes=1):
     validation is the `Validation.state` of the checkpoint, or None if the validation has other settings now. Raises
     `UserError` if another setting differs, or if the run has reached its end.
     """
+    if given.get("init_from"):
+        raise found_expected(
+            "--init_from",
+            f"given with --resume {resume}",
+            "one of the two: a training that goes on has its weights",
+            "Leave one of them out.",
+        )
     folder = checkpoints.find_whole(resume, out_dir)
     step, config, networks = checkpoints.load_all(folder)
     # batch_size and microbatch change with the number of processes, before they are compared with the flags
@@ -53,6 +61,7 @@ def resumed_config(resume, out_dir, given, processes=1):
                 f"{trained[name]!r}, with which {folder} was trained",
                 "Leave the flag out: the checkpoint decides.",
             )
+    config = _with_paths(config, folder, given)
     # The device of the training so far may be another machine's.
     free = {"device": ComputeConfig.device, **given}
     config = config.replace(**{name: value for name, value in free.items() if name in FREE_ON_RESUME})
@@ -68,6 +77,32 @@ def resumed_config(resume, out_dir, given, processes=1):
     if any(name in given and given[name] != trained[name] for name in compared):
         return step, config, networks, None
     return step, config, networks, checkpoints.load_validation(folder)
+
+
+def _with_paths(config, folder, given):
+    """Return the configuration with the paths of its run, of which a checkpoint holds only the last parts.
+
+    folder: the checkpoint; the `config.json` of its run has the paths.
+    given:  settings on the command line, by name, which need no path.
+    Raises `UserError` for a path that is not there either.
+    """
+    written = read_config_file(folder.parent.parent)
+    found = {}
+    for name, section in path_settings().items():
+        value = setting(config, name)
+        # Older versions wrote whole paths. The file of the first weights is not read again.
+        if name in given or name == "init_from" or value != last_name(value):
+            continue
+        path = written.get(section, {}).get(name, "")
+        if value and (not isinstance(path, str) or last_name(path) != value):
+            raise found_expected(
+                f"--{name}",
+                f"only the name {value!r} in {folder}, which holds no paths so that it can be shared",
+                f"the path in the {CONFIG} of its run, or the flag",
+                f"Give --{name}.",
+            )
+        found[name] = path if value else ""
+    return config.replace(**found)
 
 
 def _shared(config, processes):
