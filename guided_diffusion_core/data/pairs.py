@@ -152,7 +152,9 @@ class PairDataset:
     def remarks(self):
         """Return lines on what was done to the data, a tuple."""
         turned = [pair.name for pair, header in zip(self._pairs, self._headers) if header.orientation != UPRIGHT]
-        return (f"EXIF orientation applied to {len(turned)} pictures ({join_names(turned)})",) if turned else ()
+        if not turned:
+            return ()
+        return (f"EXIF orientation applied to {len(turned)} of {len(self)} pictures ({join_names(turned)})",)
 
     def _checked_header(self, pair):
         """Return the `Header` of a pair. Raises `UserError` if image and mask differ in size."""

@@ -63,6 +63,7 @@ TURNED = {
     "JPEG": ("jpg", lambda turn: content(COLOURS, "JPEG", quality=100, subsampling=0, exif=exif(turn))),
     "PNG": ("png", lambda turn: content(COLOURS, "PNG", exif=exif(turn))),
     "PNG, behind the pixels": ("png", late_exif),
+    "PNG of 16 bits": ("png", lambda turn: content(GREY.astype(np.uint16) * 257, "PNG", exif=exif(turn))),
     "TIFF": ("tif", lambda turn: content(COLOURS, "TIFF", exif=exif(turn))),
     "compressed TIFF": ("tif", lambda turn: content(COLOURS, "TIFF", exif=exif(turn), compression="tiff_lzw")),
     "TIFF of 16 bits": ("tif", tiff_of_16_bits),
@@ -75,7 +76,8 @@ class TestOrientation:
     def test_as_pillow_turns_it(self, tmp_path, kind, orientation):
         ending, make = TURNED[kind]
         path = write(tmp_path / f"a.{ending}", make(orientation))
-        in_png = Image.open(io.BytesIO(content(COLOURS, "PNG", exif=exif(orientation))))
+        colours = GREY[..., None].repeat(3, axis=2) if kind == "PNG of 16 bits" else COLOURS
+        in_png = Image.open(io.BytesIO(content(colours, "PNG", exif=exif(orientation))))
         upright = ImageOps.exif_transpose(in_png)
         header = read_header(path)
         assert (header.shape, header.orientation) == (upright.size[::-1], orientation)
@@ -97,7 +99,7 @@ class TestOrientation:
         np.testing.assert_array_equal(dataset[0].image, expected[0].image)
         np.testing.assert_array_equal(dataset[0].mask, expected[0].mask)
         assert dataset.cases()[0].shape == SHAPE
-        assert dataset.remarks == ("EXIF orientation applied to 1 pictures (a)",) and expected.remarks == ()
+        assert dataset.remarks == ("EXIF orientation applied to 1 of 1 pictures (a)",) and expected.remarks == ()
 
     def test_masks_with_an_orientation(self, tmp_path):
         mask = content(MASK_PICTURE[::-1, ::-1], "PNG", exif=exif(3))
@@ -301,4 +303,4 @@ def test_training_says_which_pictures_were_turned(tmp_path, command):
         "2",
     )
     code, _, errors = command("segmentation_train", *flags, "--out_dir", tmp_path / "run", "--dry_run", "True")
-    assert code == 0 and errors.count("EXIF orientation applied to 1 pictures (case001)") == 1
+    assert code == 0 and errors.count("EXIF orientation applied to 1 of 2 pictures (case001)") == 1

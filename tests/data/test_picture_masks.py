@@ -141,8 +141,12 @@ class TestLabels:
 
 def test_a_threshold_makes_fractions_a_mask(tmp_path):
     path = write(tmp_path / "a.tif", kinds.SOFT.astype(np.float32))
-    found = read_masks(path, LabelMap(threshold=0.25))[0]
-    np.testing.assert_array_equal(found, kinds.SOFT.astype(np.float32) >= 0.25)
+    expected = kinds.SOFT.astype(np.float32) >= 0.25
+    np.testing.assert_array_equal(read_masks(path, LabelMap(threshold=0.25))[0], expected)
+    folder = folder_of(tmp_path, "tif", path.read_bytes())
+    assert agree(folder, PLAIN, mask_threshold=0.25) == [] and agree(folder, PLAIN)
+    [truth] = list_truths(DataConfig(PLAIN, str(folder), mask_threshold=0.25), "Training")
+    np.testing.assert_array_equal(read_truth_masks(truth)[0], expected)
 
 
 @pytest.mark.parametrize("kind", ["grey", "alpha of white", "blue", "palette", "0 and 65535", "0.0 and 1.0"])

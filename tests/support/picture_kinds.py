@@ -182,7 +182,11 @@ REFUSED = {
     "below half": ("png", by_mask(2), "at most 2"),
     "below half in 16 bits": ("png", (SOFT * 20000).astype(np.uint16), "at most 20000"),
     "stack": ("tif", tiff(np.stack([by_mask(255)] * 3), photometric="minisblack"), "3 pages"),
-    "animation": ("png", content(by_mask(255), "PNG", save_all=True, append_images=[Image.fromarray(MASK)]), "2 pages"),
+    "animation": (
+        "png",
+        content(by_mask(255), "PNG", save_all=True, append_images=[Image.fromarray(by_mask(0, 255))]),
+        "2 pages",
+    ),
     "GIF": ("png", content(by_mask(255), "GIF", save_all=True, append_images=[Image.fromarray(~MASK)]), "2 pages"),
     "text": ("png", b"words", "no complete image"),
 }

@@ -167,7 +167,7 @@ def read_raster(path):
             image.load()
             is_lossy = image.format in LOSSY_FORMATS
             if orientation != UPRIGHT and image.format != "TIFF":  # Pillow turns TIFF by itself
-                image = ImageOps.exif_transpose(image)
+                ImageOps.exif_transpose(image, in_place=True)
             return Raster(image, None, orientation, is_lossy)
     except UserError:
         raise
@@ -242,11 +242,15 @@ def _would_be_cut(image):
 
 
 def _values(image):
-    """Return the values of a decoded PIL image."""
+    """Return the values of a decoded PIL image, in the type of the file where Pillow has another one for it."""
     values = np.asarray(image)
-    if values.dtype == np.int32 and image.format == "TIFF" and image.tag_v2.get(BITS_PER_SAMPLE) == (32,):
+    if values.dtype != np.int32:
+        return values
+    if image.format == "PNG":  # 16 bits, which older releases of Pillow open as 32
+        return values.astype(np.uint16)
+    if image.format == "TIFF" and image.tag_v2.get(BITS_PER_SAMPLE) == (32,):
         is_unsigned = image.tag_v2.get(SAMPLE_FORMAT, (UNSIGNED,)) == (UNSIGNED,)
-        return values.view(np.uint32) if is_unsigned else values  # Pillow has no mode for them
+        return values.view(np.uint32) if is_unsigned else values
     return values
 
 
