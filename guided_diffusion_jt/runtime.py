@@ -9,11 +9,13 @@ in a process. The other modules of the package say `from guided_diffusion_jt.run
 import ctypes
 import os
 import platform
+import subprocess
+import sys
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from guided_diffusion_core.errors import UserError, found_expected
+from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system import devices, processes
 from guided_diffusion_jt.kernels import cuda, loading
 
@@ -80,22 +82,37 @@ def __getattr__(name):
 
 
 def find_devices():
-    """Return the `devices.Found` of this machine, without importing Jittor."""
+    """Return the `devices.Found` of this machine, without importing Jittor. One that is imported knows a GPU or not."""
+    if started() and not current.jittor.has_cuda:
+        return devices.Found(missing="this process has imported Jittor without CUDA")
     return cuda.find_devices()
 
 
+# A computation on a device in a process of its own: where something about CUDA is wrong, Jittor can end the process.
+_TRIAL = """
+import sys
+from guided_diffusion_core.system.devices import Device
+from guided_diffusion_jt import runtime
+try:
+    runtime.set_device(Device(sys.argv[1]))
+    ones = runtime.jt.ones((1, 1, 8, 8))
+    found = runtime.nn.conv2d(ones, ones[:, :, :3, :3]).sum().item()
+    error = "" if found == 9 * 36 else f"a convolution of ones gave {found}"  # 6x6 places of a 3x3 kernel
+except Exception as problem:
+    error = str(problem).strip().partition("\\n")[0] or type(problem).__name__
+print(f"tried: {error}")
+"""
+
+
 def try_device(name):
-    """Compute something small on a device of this name, and return the error as a text, "" for success."""
-    before = current.device
-    try:
-        set_device(devices.Device(name))
-        ones = _jittor().ones((1, 1, 8, 8))
-        found = _jittor().nn.conv2d(ones, ones[:, :, :3, :3]).sum().item()
-    except (RuntimeError, UserError) as error:
-        return str(error).strip().partition("\n")[0]
-    finally:
-        set_device(before)
-    return "" if found == 9 * 36 else f"a convolution of ones gave {found}"  # 6x6 places of a 3x3 kernel
+    """Compute something small on a device of this name, and return the error as a text, "" for success.
+
+    A new process does it, which takes seconds, and compiles Jittor the first time.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", _TRIAL, name], stdout=subprocess.PIPE, text=True, env=environment)
+    results = [line for line in done.stdout.splitlines() if line.startswith("tried: ")]
+    return results[-1].removeprefix("tried: ") if results else f"a process on it ended with exit code {done.returncode}"
 
 
 def set_device(device):

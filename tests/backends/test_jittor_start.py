@@ -249,3 +249,44 @@ def test_other_compilers_and_flags_of_the_user_are_left_alone(start, tmp_path, m
     compiling.prepare_core(tmp_path)
     flags = {name: os.environ[name] for name in ("cc_flags", "kernel_flags") if name in os.environ}
     assert flags == ({name: value} if "flags" in name else {}) and not any(tmp_path.iterdir())
+
+
+@needs_jittor
+@pytest.mark.parametrize(
+    "code, error",
+    [
+        ("import os; os._exit(3)", "a process on it ended with exit code 3"),
+        ("os.kill(os.getpid(), 9)", "a process on it ended with exit code -9"),
+        ("1 / 0", "division by zero"),
+        ("raise RuntimeError('no kernel\\nand more')", "no kernel"),
+        ("found = 3", ""),
+    ],
+)
+def test_a_device_may_fail_in_any_way(monkeypatch, code, error):
+    """Let Jittor fail, or end its process, where it computes. This process goes on as before."""
+    from guided_diffusion_jt import runtime
+
+    monkeypatch.setattr(runtime, "_TRIAL", runtime._TRIAL.replace("    ones = ", f"    import os; {code}\n    ones = "))
+    before = dict(os.environ)
+    assert runtime.try_device("cpu") == error
+    assert os.environ == before and runtime.device() == "cpu"
+
+
+@needs_jittor
+def test_a_wrong_number_is_an_error(monkeypatch):
+    from guided_diffusion_jt import runtime
+
+    monkeypatch.setattr(runtime, "_TRIAL", runtime._TRIAL.replace("9 * 36", "9 * 37"))
+    assert runtime.try_device("cpu") == "a convolution of ones gave 324.0"
+
+
+@needs_jittor
+def test_a_jittor_that_was_imported_without_cuda_stays_on_the_cpu():
+    gpus = (
+        "from guided_diffusion_jt.kernels import cuda\nfrom guided_diffusion_core.system.devices import Found\n"
+        "cuda.find_devices = lambda: Found(('A100',))\n"
+    )
+    code = f"{gpus}runtime.start(device='auto')\nprint(runtime.current.device)"
+    assert start_jittor(code)[:2] == (0, "cpu (this process has imported Jittor without CUDA)\n")
+    code, _, err = start_jittor(f"{gpus}runtime.start(device='cuda')")
+    assert code == 1 and "--device cuda: found no such device (this process has imported Jittor without CUDA)" in err
