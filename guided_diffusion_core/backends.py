@@ -74,7 +74,7 @@ def start_backend(name, say=False, **settings):
     """Prepare this process for a backend and return its `runtime` module.
 
     say:      print on stderr which device computes.
-    settings: threads, precision, mixed_precision and device, as `runtime.start` takes them. A further call only
+    settings: threads, precision and those of `ComputeConfig`, as `runtime.start` takes them. A further call only
               changes the settings.
     Raises `UserError` if the framework is not installed, or the machine or the backend cannot do what is asked.
     """

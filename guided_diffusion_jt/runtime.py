@@ -41,7 +41,7 @@ class Current:
 current = Current()
 
 
-def start(threads=None, precision="float32", mixed_precision="no", device="cpu"):
+def start(threads=None, precision="float32", mixed_precision="no", device="cpu", tf32=False, compile=False):
     """Import Jittor, which compiles itself the first time on a machine (minutes), and apply the settings.
 
     A further call in the same process only applies its settings.
@@ -50,11 +50,15 @@ def start(threads=None, precision="float32", mixed_precision="no", device="cpu")
     precision:       "float32" or "float64", for `set_precision`.
     mixed_precision: "no", "bf16" or "fp16", for `set_mixed_precision`.
     device:          "auto", "cpu", "cuda" or "cuda:N", for `devices.choose`.
+    tf32:            for `set_tf32`.
+    compile:         for `set_compile`.
     Raises `UserError` if the machine lacks what Jittor needs, or for a setting or device that this backend does not
     have.
     """
     set_device(devices.choose(device, find_devices, try_device))
     set_mixed_precision(mixed_precision)
+    set_tf32(tf32)
+    set_compile(compile)
     set_precision(precision)
     if threads is not None:
         set_threads(threads)
@@ -205,6 +209,23 @@ def use_generic(on):
 def is_generic():
     """Return whether generic operators compute in place of the kernels for a CPU (`use_generic`)."""
     return current.generic or current.device.kind == devices.CUDA
+
+
+def set_tf32(on):
+    """Accept False; raise `UserError` for True, as Jittor leaves the choice to cuDNN."""
+    _refuse_for_pytorch("--tf32", on, "False, as Jittor has no such choice")
+
+
+def set_compile(on):
+    """Accept False; raise `UserError` for True."""
+    _refuse_for_pytorch("--compile", on, "False: Jittor compiles its operators in any case")
+
+
+def _refuse_for_pytorch(flag, on, expected):
+    if on:
+        raise found_expected(
+            flag, "True with --backend jittor", expected, "Leave the flag out, or use --backend pytorch."
+        )
 
 
 def scalar(value):

@@ -67,6 +67,8 @@ def create_train_loop(config, dataset, step=0, networks=None, initial=None):
     initial:  name -> array of the network with which a new training starts; None draws it from the seed.
     """
     runtime.set_mixed_precision(config.compute.mixed_precision)
+    runtime.set_tf32(config.compute.tf32)
+    runtime.set_compile(config.compute.compile)
     training = config.training
     tape = NoiseTape(config.seed)
     if networks:

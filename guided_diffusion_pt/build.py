@@ -28,6 +28,8 @@ def build_network(settings, state=None, where="weights"):
         network = kernel_format(create(registry.make_plan(settings)))
     if state is not None:
         runtime.load_state(network, registry.repaired(settings, state, where), where)
+    if runtime.current.compile:
+        network.compile(dynamic=False)  # when it is first called, and for each shape and type of its input
     return network
 
 

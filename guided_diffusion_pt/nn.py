@@ -1,6 +1,8 @@
 """Layers and small functions of the networks and the training loop."""
 
-from functools import cache
+import itertools
+from collections.abc import Sequence
+from weakref import WeakValueDictionary
 
 import torch as th
 import torch.nn as nn
@@ -12,6 +14,12 @@ from guided_diffusion_core.system import devices
 from guided_diffusion_pt import dist_util, runtime
 from guided_diffusion_pt.kernels import group_norm, winograd
 from guided_diffusion_pt.recompute import is_recomputing
+
+# The tensors of `_frequencies`, by its arguments.
+_FREQUENCIES = {}
+# The dropout layers by their numbers, for compiled networks.
+_LAYERS = WeakValueDictionary()
+_NUMBERS = itertools.count()
 
 
 class Network(nn.Module):
@@ -135,6 +143,8 @@ class Dropout(nn.Module):
         super().__init__()
         self.p = p
         self.noise = None
+        self.number = next(_NUMBERS)
+        _LAYERS[self.number] = self
 
     def mask_shape(self, x):
         """Return the shape of the mask of one example."""
@@ -143,11 +153,29 @@ class Dropout(nn.Module):
     def forward(self, x):
         if not self.training or self.p == 0:
             return x
+        shape = self.mask_shape(x)
+        mask = _compiled_mask(x.detach(), self.number, shape) if th.compiler.is_compiling() else self._draw(shape)
+        return x * mask
+
+    def _draw(self, shape):
+        """Draw a mask (N, *shape) from the tape."""
         if self.noise is None:
             raise RuntimeError("dropout in training mode has no noise: call nn.set_dropout_noise(model, ...) first")
         tape, site, step, slots = self.noise
-        mask = tape.keep_mask(site, self.mask_shape(x), self.p, step=step, cases=slots)
-        return x * runtime.to_tensor(mask, dtype=runtime.precision())
+        mask = tape.keep_mask(site, shape, self.p, step=step, cases=slots)
+        return runtime.to_tensor(mask, dtype=runtime.precision())
+
+
+@th.library.custom_op("medsegdiff::dropout_mask", mutates_args=())
+def _compiled_mask(x: th.Tensor, number: int, shape: Sequence[int]) -> th.Tensor:
+    """Draw the mask (N, *shape) of a dropout layer for x (N, ...). A compiled network calls this as it stands here."""
+    return _LAYERS[number]._draw(tuple(shape))
+
+
+@_compiled_mask.register_fake
+def _mask_like(x, number, shape):
+    """Return what the compiler has to know of a mask."""
+    return x.new_empty((x.shape[0], *shape), dtype=th.get_default_dtype())
 
 
 class Dropout2d(Dropout):
@@ -260,10 +288,13 @@ def timestep_embedding(timesteps, dim, max_period=10000):
     return th.cat([th.cos(angles), th.sin(angles)], dim=1)
 
 
-@cache
+@th.compiler.assume_constant_result
 def _frequencies(dim, precision, max_period, device):
     """Return `timestep_frequencies` as a tensor on a device, which is kept there: no step copies it."""
-    return runtime.to_tensor(timestep_frequencies(dim, precision, max_period)).to(device)
+    place = (dim, precision, max_period, device)
+    if place not in _FREQUENCIES:
+        _FREQUENCIES[place] = runtime.to_tensor(timestep_frequencies(dim, precision, max_period)).to(device)
+    return _FREQUENCIES[place]
 
 
 def per_case(values, like):

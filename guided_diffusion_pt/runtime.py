@@ -25,6 +25,7 @@ class Current:
     is_started:      `start` has been called.
     device:          the `Device` that computes.
     mixed_precision: the name that `set_mixed_precision` set.
+    compile:         networks are compiled (`set_compile`).
     group:           the processes that compute together; `dist_util.setup_dist` connects them.
     recomputations:  number of running forward passes that repeat an earlier one (`recompute`).
     generic:         the setting of `use_generic`.
@@ -33,6 +34,7 @@ class Current:
     is_started: bool = False
     device: devices.Device = devices.Device()
     mixed_precision: str = "no"
+    compile: bool = False
     group: object = field(default_factory=processes.Alone)
     recomputations: int = 0
     generic: bool = False
@@ -41,7 +43,7 @@ class Current:
 current = Current()
 
 
-def start(threads=None, precision="float32", mixed_precision="no", device="cpu"):
+def start(threads=None, precision="float32", mixed_precision="no", device="cpu", tf32=False, compile=False):
     """Set the allocator of the process to keep large tensors' memory, and apply the settings.
 
     A further call in the same process only applies its settings.
@@ -50,10 +52,14 @@ def start(threads=None, precision="float32", mixed_precision="no", device="cpu")
     precision:       "float32" or "float64", for `set_precision`.
     mixed_precision: "no", "bf16" or "fp16", for `set_mixed_precision`.
     device:          "auto", "cpu", "cuda", "cuda:N" or "mps", for `devices.choose`.
+    tf32:            for `set_tf32`.
+    compile:         for `set_compile`.
     Raises `UserError` for a device that this machine does not have, or that does not work.
     """
     set_device(devices.choose(device, find_devices, try_device))
     set_mixed_precision(mixed_precision)
+    set_tf32(tf32)
+    set_compile(compile)
     set_precision(precision)
     if threads is not None:
         set_threads(threads)
@@ -185,6 +191,20 @@ def mixed_precision():
     return current.mixed_precision
 
 
+def set_tf32(on):
+    """Let NVIDIA's GPUs round the factors of float32 products and convolutions to 10 bits from now on, or not.
+
+    PyTorch's own default rounds those of convolutions.
+    """
+    th.backends.cuda.matmul.allow_tf32 = on
+    th.backends.cudnn.allow_tf32 = on
+
+
+def set_compile(on):
+    """Compile the networks that `build` makes from now on, or not."""
+    current.compile = on
+
+
 def autocast(tensor, enabled=True):
     """Return the context in which a network computes as `set_mixed_precision` says, or in float32 if not `enabled`.
 
@@ -210,8 +230,11 @@ def use_generic(on):
 
 
 def is_generic():
-    """Return whether generic operators compute on the CPU too, in place of its kernels (`use_generic`)."""
-    return current.generic
+    """Return whether generic operators compute on the CPU too, in place of its kernels (`use_generic`).
+
+    A compiled network has no others: the compiler cannot improve the kernels.
+    """
+    return current.generic or th.compiler.is_compiling()
 
 
 def scalar(value):

@@ -21,6 +21,8 @@ from support import schedule, shares
 from support.backends import BACKENDS, ROOT, Backend, start
 from support.requirements import lacking
 
+from guided_diffusion_core.networks import registry
+
 
 def pytest_report_header(config):
     share, reason = shares.chosen_share()
@@ -63,6 +65,15 @@ def float64(backend):
     runtime.set_precision("float64")
     yield
     runtime.set_precision("float32")
+
+
+@pytest.fixture(scope="module")
+def example():
+    """Register the family of `support/networks/example` in this process during the tests of a module."""
+    before = list(registry.networks.__path__)
+    registry.add_folder(ROOT / "tests" / "support" / "networks")
+    yield registry.family_named("example")
+    registry.networks.__path__[:] = before
 
 
 @pytest.fixture(scope="session")

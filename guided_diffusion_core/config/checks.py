@@ -23,6 +23,13 @@ def check(config):
     _check_thresholding(config.sampling)
     ema_rates(config.training)
     devices.parse(config.compute.device)
+    if config.compute.compile and getattr(config.model, "use_checkpoint", False):
+        raise found_expected(
+            "--compile",
+            "True with --use_checkpoint True",
+            "one of the two, as a compiled network chooses by itself what it computes again",
+            "Leave one of them out.",
+        )
 
 
 def _check_fields(settings, flags):

@@ -201,6 +201,17 @@ class ComputeConfig:
         ("no", "bf16", "fp16"),
     )
 
+    tf32: bool = option(
+        False,
+        "let NVIDIA's GPUs round the factors of float32 products and convolutions to 10 bits (TF32), which is several "
+        "times faster (PyTorch)",
+    )
+    compile: bool = option(
+        False,
+        "compile the network for its shapes (torch.compile), which takes minutes at the start and needs a C++ compiler "
+        "(PyTorch; Jittor always compiles)",
+    )
+
 
 SECTIONS = {
     "model": ModelConfig,

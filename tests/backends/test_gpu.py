@@ -1,7 +1,6 @@
 """What the PyTorch mirror does on a GPU, shown without one: it mixes no devices, and waits for the GPU only where it
 must. `support.imitated_gpu` says how. Only the functions of `READS` wait, and each of them still does."""
 
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -32,7 +31,7 @@ READS = {
     "sample_util.__call__": "the masks of a batch are done",
 }
 
-registry.add_folder(Path(__file__).parents[1] / "support" / "networks")
+pytestmark = pytest.mark.usefixtures("example")
 FAMILIES = {
     "medsegdiff_new": {**NETWORK, "highway_dropout": 0.5, "dropout": 0.1},
     "medsegdiff_v1": {**NETWORK_V1, "highway_dropout": 0.5, "dropout": 0.1},

@@ -31,15 +31,6 @@ both = pytest.mark.skipif(len(BACKENDS) < 2, reason="two backends are compared")
 
 
 @pytest.fixture(scope="module")
-def example():
-    """Register the example's family in this process during the tests of this module."""
-    before = list(registry.networks.__path__)
-    registry.add_folder(FOLDER)
-    yield registry.family_named("example")
-    registry.networks.__path__[:] = before
-
-
-@pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """Make a folder like `site-packages`, with a distribution whose entry point names the example."""
     site = tmp_path_factory.mktemp("site")

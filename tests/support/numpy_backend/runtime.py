@@ -7,7 +7,7 @@ import numpy as np
 _settings = {"started": False, "precision": "float32"}
 
 
-def start(threads=None, precision="float32", mixed_precision="no", device="cpu"):
+def start(threads=None, precision="float32", **rest):
     """Set the precision; there is nothing else to set."""
     _settings["started"] = True
     set_precision(precision)
