@@ -100,6 +100,13 @@ def test_zero_and_one_are_a_mask_only_where_the_origin_is_unknown(tmp_path):
         assert "at most 1" in reason
 
 
+def test_a_black_drawing_may_be_an_empty_mask(tmp_path):
+    """The check says so, since nothing in the file tells them apart."""
+    for folder, kinds_of_problems in (("alpha of black", ["black mask"]), ("alpha of white", [])):
+        folder_of(tmp_path / folder, *kinds.ONE_MASK[folder])
+        assert [problem.kind for problem in warnings_of(tmp_path / folder, PLAIN)] == kinds_of_problems
+
+
 def test_the_border_of_voc_is_no_foreground(tmp_path):
     indices = np.where(kinds.RIGHT, 1, np.where(kinds.LEFT, 255, 0))
     require_mask(folder_of(tmp_path, "png", palette(indices, kinds.VOC)), PLAIN, kinds.RIGHT)

@@ -106,6 +106,7 @@ ONE_MASK = {
     # the transparency is the mask
     "alpha of white": ("png", with_alpha(WHITE, by_mask(255))),
     "alpha of grey": ("png", with_alpha(WHITE[..., 0], by_mask(255))),
+    "alpha of black": ("png", with_alpha(by_mask(0), by_mask(255))),
     "alpha of a black drawing": ("png", with_alpha(by_mask(0, (255, 255, 255)), by_mask(255))),
     "faint alpha": ("png", with_alpha(WHITE, by_mask(100))),
     "alpha of a palette": ("png", transparent_palette(MASK, [255] * 6, [0, 255])),
@@ -179,6 +180,7 @@ REFUSED = {
     "fractions of 255": ("tif", (SOFT * 255).astype(np.float32) + np.float32(0.25), "not whole"),
     "NaN": ("tif", np.where(MASK, np.float32(np.nan), np.float32(0)), "NaN"),
     "negative": ("tif", tiff(by_mask(1, -1, dtype=np.int16)), "from -1 to 1"),
+    "negative floats": ("tif", by_mask(1, -1, dtype=np.float32), "from -1 to 1"),
     "below half": ("png", by_mask(2), "at most 2"),
     "below half in 16 bits": ("png", (SOFT * 20000).astype(np.uint16), "at most 20000"),
     "stack": ("tif", tiff(np.stack([by_mask(255)] * 3), photometric="minisblack"), "3 pages"),

@@ -29,6 +29,15 @@ class Remark(NamedTuple):
     mend: str
 
 
+BLACK_DRAWING = Remark(
+    "black mask",
+    "a black picture that is transparent in places",
+    "a mask in black and white",
+    "What is visible counts as foreground. If this is an empty mask with a transparent margin, save it without "
+    "transparency.",
+)
+
+
 class Levels(NamedTuple):
     """A binary mask as it is read.
 
@@ -70,7 +79,8 @@ def levels_of(raster, where, plain, threshold):
         return _levels_of_colours(raster, where, plain, threshold)
     # one colour where something is visible, and one where nothing is: the transparency is the mask
     if _is_one_colour(raster.colours[alpha > 0]) and _is_one_colour(raster.colours[alpha == 0]):
-        return _two_values(alpha) or _grey_levels(alpha, where, plain, threshold)
+        levels = _two_values(alpha) or _grey_levels(alpha, where, plain, threshold)
+        return levels if raster.colours.any() else levels._replace(remarks=(BLACK_DRAWING,))
     levels = _levels_of_colours(raster, where, plain, threshold)
     if (levels.values >= HALF)[alpha == 0].any():
         raise found_expected(
@@ -114,12 +124,14 @@ def _grey_levels(values, where, plain, threshold):
         return Levels(values * np.uint8(WHITE))
     if kind == "f":
         mask = foreground(values, where, threshold)
-        if threshold or values.max() <= 1:
-            return Levels(mask * np.uint8(WHITE), highest=mask.max())
+        if threshold:
+            return Levels(mask * np.uint8(WHITE), mask.max())
         values = np.rint(values).astype(np.int64)
-    if kind == "i" and values.min() < 0:
+    if kind in "if" and values.min() < 0:
         found = f"mask values from {values.min()} to {values.max()}"
         raise found_expected(where, found, "values from 0", "Write the mask with 0 as its background.")
+    if kind == "f" and values.max() == 1:
+        return Levels(mask * np.uint8(WHITE))
     if plain:
         _refuse_labels(_few_values(values.ravel()), where)
     highest = values.max()

@@ -16,7 +16,7 @@ from guided_diffusion_core.data.formats.dataset_json import DESCRIPTION
 from guided_diffusion_core.data.formats.images import channel_values
 from guided_diffusion_core.data.formats.rasters import read_header, read_raster
 from guided_diffusion_core.data.formats.slices import require_all_slices
-from guided_diffusion_core.data.formats.transforms import resize_linear
+from guided_diffusion_core.data.formats.transforms import FINITE_ADVICE, resize_linear
 from guided_diffusion_core.data.found import nothing_found
 from guided_diffusion_core.data.layout import Layout
 from guided_diffusion_core.data.pairs import Pair, PairDataset, pair_truths, require_same_size
@@ -200,7 +200,7 @@ def scaled_channels(raster, path, scales):
     try:
         return np.stack([scale(plane) for scale, plane in zip(scales, planes)])
     except ValueError as error:
-        raise found_expected(path, str(error), "finite numbers", "Replace the file.") from error
+        raise found_expected(path, str(error), "finite numbers", FINITE_ADVICE) from error
 
 
 def _pairs(cases):
