@@ -9,7 +9,8 @@ import time
 
 import numpy as np
 import pytest
-from support.backends import ROOT
+from support.backends import BACKENDS as TESTED
+from support.backends import ROOT, Backend
 from support.launchers import ENVIRONMENT, launcher
 from support.processes_worker import TRAININGS
 from support.small import NETWORK, RandomDataset, small_config
@@ -28,7 +29,8 @@ STOPPED_WITHIN = 60  # seconds; torchrun gives its processes 30, mpirun 1
 
 
 def run(command):
-    done = subprocess.run([*map(str, command)], cwd=ROOT, env=ENVIRONMENT, text=True, capture_output=True, timeout=1200)
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -67,6 +69,46 @@ def test_two_processes_equal_one_with_twice_the_batch(backend, tmp_path):
         for key, value in expected.items():
             bound = GRADIENTS[int(key.split("/")[1])] if key.startswith("gradient") else STATES
             assert np.abs(found[key] - value).max() <= bound * scales[kind(key)], (name, key)
+
+
+# The loss of process r is the sum of (r + 2) y, where y is the sum of the processes' x^2, and x is r + (1, 2, 3).
+SUMS = """
+import sys
+from pathlib import Path
+import numpy as np
+from guided_diffusion_core.backends import backend_module, start_backend
+
+backend, generic, folder = sys.argv[1:]
+runtime = start_backend(backend, precision="float64")
+if generic:
+    runtime.use_generic(True)
+dist_util = backend_module(backend, "dist_util")
+group = dist_util.setup_dist()
+x = runtime.tracked_copy(runtime.to_tensor(group.rank + np.array([1.0, 2.0, 3.0])))
+total = dist_util.all_reduce(x * x)
+[gradient] = backend_module(backend, "optim").gradients((total * (group.rank + 2.0)).sum(), [x])
+[mean] = dist_util.average([gradient])
+found = [runtime.to_numpy(value) for value in (total, gradient, mean)]
+np.savez(Path(folder) / f"{group.rank}.npz", *found)
+group.close()
+"""
+
+
+# Jittor has an operator for the CPU, and one that it has on a GPU too.
+WAYS = [(name, generic) for name in TESTED for generic in ("", "generic") if name == "jittor" or not generic]
+
+
+@pytest.mark.parametrize("name, generic", WAYS)
+def test_sums_and_gradients_are_those_of_all_processes(tmp_path, name, generic):
+    (tmp_path / "sums.py").write_text(SUMS)
+    run([*launcher(Backend(name)), tmp_path / "sums.py", name, generic, tmp_path])
+    values = np.arange(2)[:, None] + np.array([1.0, 2.0, 3.0])  # (processes, 3)
+    gradients = 2 * values * (2 + 3)
+    for rank in range(2):
+        total, gradient, mean = dict(np.load(tmp_path / f"{rank}.npz")).values()
+        np.testing.assert_allclose(total, (values**2).sum(0), rtol=1e-15)
+        np.testing.assert_allclose(gradient, gradients[rank], rtol=1e-15)
+        np.testing.assert_allclose(mean, gradients.mean(0), rtol=1e-15)
 
 
 @pytest.mark.parametrize("count, microbatch, size", [(3, 2, 2), (4, 4, 3), (5, 2, 3)])
