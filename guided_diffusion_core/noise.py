@@ -15,6 +15,7 @@ import hashlib
 
 import numpy as np
 
+TRAIN_SPLIT = "train/split"
 TRAIN_ORDER = "train/order"
 TRAIN_AUGMENT = "train/augment"
 TRAIN_TIMESTEP = "train/timestep"

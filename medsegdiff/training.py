@@ -2,7 +2,7 @@
 
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from os import PathLike
 from typing import Any
 
@@ -91,11 +91,13 @@ def run(backend, out_dir, given, preset=None, resume="", overwrite=False, dry_ru
         config = config.replace(data_name=data_name_of(given))
     with saying_left_out():
         dataset = open_dataset(config.data, config.model.image_size, "Training", need_masks=True)
-    say_remarks(dataset)
-    config = training.fit_to_data(
-        config, dataset, in_ch_given="in_ch" in given, mask_channels_given="mask_channels" in given
-    )
-    validation = open_validation(config, out_dir, training.last_step(config.training), validated)
+        config = training.fit_to_data(
+            config, dataset, in_ch_given="in_ch" in given, mask_channels_given="mask_channels" in given
+        )
+        say_remarks(dataset)
+        dataset, cases = training.split_sets(config, dataset)
+    validation = open_validation(config, out_dir, training.last_step(config.training), validated, cases)
+    folder = replace(folder, validates=validation is not None)
     initial = None if resume else training.initial_weights(config)
     record = {"initial_weights": initial.record()} if initial else {}
     summary = command_line.configuration_text(config, backend=backend, out_dir=out_dir, examples=len(dataset), **record)
@@ -112,5 +114,7 @@ def run(backend, out_dir, given, preset=None, resume="", overwrite=False, dry_ru
         loop = create_train_loop(config, dataset, step, networks, initial and initial.arrays)
         if first:
             folder.prepare(summary)
+            if cases:
+                training.write_split(out_dir, dataset, cases)
         training.run_training(loop, config, out_dir, validation, training.seconds_so_far(folder, step))
         group.close()

@@ -22,6 +22,7 @@ def check(config):
     _check_rate_schedule(config.training)
     _check_thresholding(config.sampling)
     ema_rates(config.training)
+    _check_validation(config.training)
     devices.parse(config.compute.device)
     if config.compute.compile and getattr(config.model, "use_checkpoint", False):
         raise found_expected(
@@ -79,6 +80,21 @@ def _check_rate_schedule(training):
             "0",
             "Leave it out, and end the training by --max_steps.",
         )
+
+
+def _check_validation(training):
+    """Refuse more than one source of the cases for validation."""
+    given = [
+        flag
+        for flag, is_given in (
+            (f"--val_dir {training.val_dir}", training.val_dir),
+            (f"--val_share {training.val_share:g}", training.val_share > 0),
+            (f"--fold {training.fold}", training.fold >= 0),
+        )
+        if is_given
+    ]
+    if len(given) > 1:
+        raise found_expected("the validation set", " and ".join(given), "one of them", "Leave the others out.")
 
 
 def _check_thresholding(sampling):

@@ -113,8 +113,23 @@ class TrainingConfig:
     val_dir: str = option(
         "",
         "folder of validation data, in the same layout as data_dir; the log shows the Dice of masks sampled for it, "
-        "and checkpoints/best names the checkpoint with the highest Dice; empty: no validation",
+        "and checkpoints/best names the checkpoint with the highest Dice; empty: the folders of "
+        "data_dir that are named val",
         path=True,
+    )
+    val_share: float = option(
+        0.0,
+        "share of the patients of data_dir that are held out for validation instead of val_dir; the seed chooses them, "
+        "and no patient is in both sets",
+        low=0,
+        below=1,
+    )
+    fold: int = option(
+        -1,
+        "fold of a five-fold cross-validation, 0 to 4: this fifth of the patients of data_dir is held out for "
+        "validation; -1: none",
+        low=-1,
+        high=4,
     )
     val_interval: int = option(1000, "steps between two validations", low=1)
     val_slices: str = option("all", "slices of the validation data, written as for slices")

@@ -7,7 +7,7 @@ letters, so that `Valencia`, `mitral_valve`, `strain` and `Testament` belong to 
 
 import re
 
-from guided_diffusion_core.data.walk import leave_out
+from guided_diffusion_core.data.walk import leave_out, walk_data
 from guided_diffusion_core.errors import UserError, found_expected, join_names
 
 # split -> words in folder names, in lower case
@@ -102,6 +102,16 @@ def split_folder(parts, case=None):
     return None, 0
 
 
+def folder_of(split):
+    """Return the kind in which a folder of a split is left out (`walk.leave_out`)."""
+    return f"folder named {SHORT[split]}"
+
+
+def has_split(data_dir, split):
+    """Return whether some file of a folder lies in a folder of a split."""
+    return any(split_folder(file.parts)[0] == split for file in walk_data(data_dir))
+
+
 def choose_split(files, split, where, is_required, case_of=None):
     """Return the files of a split, a list of `DataFile`, and note those that are left out (`walk.leave_out`).
 
@@ -149,7 +159,7 @@ def choose_unless_test(files, split, where, case_of=None):
 def _note(found, folder, members, split):
     """Note the files in one folder that belong to another split, or to none."""
     if found is not None:
-        leave_out(f"folder named {SHORT[found]}", folder)
+        leave_out(folder_of(found), folder)
         return
     for file in members:
         leave_out(f"file outside of the folders named {SHORT[split]}", file.shown)

@@ -86,6 +86,10 @@ class LeftOut:
         """Add a name; a name that is there already stays once."""
         self._names.setdefault(kind, {})[name] = True
 
+    def take_back(self, kind):
+        """Remove all names of a kind, if there are any."""
+        self._names.pop(kind, None)
+
     def kinds(self):
         """Return a dict of kind -> list of names."""
         return {kind: list(names) for kind, names in self._names.items()}
@@ -130,6 +134,13 @@ def leave_out(kind, name):
     found = _NOTED.get()
     if found is not None:
         found.add(kind, name)
+
+
+def take_back(kind):
+    """Note that what was left out as of a kind is used after all."""
+    found = _NOTED.get()
+    if found is not None:
+        found.take_back(kind)
 
 
 def walk_data(root):

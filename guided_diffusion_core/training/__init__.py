@@ -6,6 +6,7 @@ from guided_diffusion_core.training.log import seconds_so_far
 from guided_diffusion_core.training.rates import ema_rate_at, last_step, learning_rate
 from guided_diffusion_core.training.resume import resumed_config
 from guided_diffusion_core.training.run import run_training
+from guided_diffusion_core.training.sets import split_sets, write_split
 from guided_diffusion_core.training.setup import fit_to_data
 
 __all__ = [
@@ -19,4 +20,6 @@ __all__ = [
     "resumed_config",
     "run_training",
     "seconds_so_far",
+    "split_sets",
+    "write_split",
 ]

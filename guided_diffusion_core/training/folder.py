@@ -4,6 +4,7 @@ config.json                     the resolved configuration
 progress.jsonl, progress.csv    the log
 progress.png                    its curves
 tensorboard/                    the log for TensorBoard
+split.json                      names of the cases for training and for validation
 validation/                     masks and scores of the newest validation
 checkpoints/                    see `checkpoints/files.py`
 """
@@ -27,6 +28,7 @@ TABLE = "progress.csv"
 CURVES = "progress.png"
 VALIDATION = "validation"
 SUMMARY = "summary.json"
+SPLIT = "split.json"
 DEFAULT_ROOT = "results"
 # Folders of a split of the data; the name of such a folder says nothing without that of the folder above it.
 _SPLITS = ("train", "training", "trainset", "data", "images", "imagestr")
@@ -139,7 +141,7 @@ class RunFolder:
 
     def _require_own_files(self):
         """Refuse files of other software that have the names of a training's files."""
-        for name, is_own in ((CONFIG, _is_config), (LOG, _is_log), (TABLE, _is_table)):
+        for name, is_own in ((CONFIG, _is_config), (LOG, _is_log), (TABLE, _is_table), (SPLIT, _is_split)):
             path = Path(self.path) / name
             if path.exists() and not (path.is_file() and is_own(path.read_text("utf-8", errors="replace"))):
                 raise found_expected(path, "a file that no training wrote", "none, or a training's", _WRITTEN_BY_OTHERS)
@@ -158,7 +160,7 @@ class RunFolder:
         for step in pointers.steps(self._root()):
             pointers.remove(step)
         clear_validation(folder / VALIDATION)
-        for name in (LOG, TABLE, CURVES):
+        for name in (LOG, TABLE, CURVES, SPLIT):
             (folder / name).unlink(missing_ok=True)
         for path in (folder / VALIDATION, self._root()):
             if path.is_dir() and not any(path.iterdir()):
@@ -197,6 +199,10 @@ def clear_validation(folder):
 
 def _is_config(text):
     return _parsed(text).keys() >= {"model", "training"}
+
+
+def _is_split(text):
+    return _parsed(text).keys() >= {"training", "validation"}
 
 
 def _is_log(text):

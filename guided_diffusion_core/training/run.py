@@ -51,7 +51,7 @@ def run_training(loop, config, out_dir, validation=None, seconds=0.0):
         stop_requested() as stop,
         continued_by(partial(_how_to_go_on, out_dir)),
         contextlib.closing(_Run(loop, config, out_dir, validation, stop, started) if first else _Follower()) as run,
-        contextlib.closing(_Pace(config.training, before, say, shown=first)) as pace,
+        contextlib.closing(_Pace(config.training, before, say, validation is not None, shown=first)) as pace,
         memory_for("training", _asked(config), partial(_less_memory, config, out_dir)),
     ):
         unread = []  # (step number, its values) since they were last read
@@ -112,11 +112,12 @@ class _Pace:
     """The progress bar of a training, and the line that tells how long it will take.
 
     training: `TrainingConfig`. before: number of steps before the first one. say: function that prints a line.
-    shown:    show the bar.
+    validates: there are validations. shown: show the bar.
     """
 
-    def __init__(self, training, before, say, shown):
+    def __init__(self, training, before, say, validates, shown):
         self.training = training
+        self.validates = validates
         self.total = last_step(training)
         self.before = before
         self.say = say
@@ -145,7 +146,7 @@ class _Pace:
         """Return the line on the time to come; seconds: those of one step."""
         interval = self.training.save_interval
         checkpoint = min(done - done % interval + interval, self.total)
-        without = ", without the validations" if self.training.val_dir else ""
+        without = ", without the validations" if self.validates else ""
         return (
             f"a step takes {seconds:.3g} s: step {checkpoint} with the next checkpoint in "
             f"{duration(seconds * (checkpoint - done))}, the end in {duration(seconds * (self.total - done))}{without}"

@@ -9,13 +9,13 @@ import dataclasses
 from pathlib import Path
 
 from guided_diffusion_core.config import process_steps
-from guided_diffusion_core.data import list_truths, open_dataset
 from guided_diffusion_core.diffusion.schedule import sampling_timesteps
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.evaluation import evaluate, write_summary
 from guided_diffusion_core.results.outputs import require_names
 from guided_diffusion_core.sampling.run import SamplingRun, check_dataset
 from guided_diffusion_core.training.folder import SUMMARY, VALIDATION, clear_validation
+from guided_diffusion_core.training.sets import open_val_dir
 
 MOST_STEPS = 10  # network evaluations per image, unless --val_steps asks for more
 
@@ -24,27 +24,13 @@ class _Stopped(Exception):
     """Ctrl-C was pressed in the middle of a validation."""
 
 
-class _FirstCases:
-    """The first `count` cases of a `Dataset`, or all if it is 0."""
-
-    def __init__(self, dataset, count):
-        self.dataset = dataset
-        self._cases = dataset.cases()[: count or None]
-        self.labels = dataset.labels
-
-    def __getitem__(self, index):
-        return self.dataset[index]
-
-    def cases(self):
-        return self._cases
-
-
 class Validation:
     """Samples and scores the validation cases with a loop's first moving average.
 
-    config:  `Config` of the training, with `val_dir`.
+    config:  `Config` of the training.
     out_dir: folder of the run; its subfolder `validation` has the masks and scores of the newest validation.
     state:   the value of the method `state` in the checkpoint that is resumed, or None.
+    cases:   `ValidationCases`; None for those in `val_dir`.
 
     Attributes:
     step: the last step that was validated.
@@ -52,19 +38,15 @@ class Validation:
     Raises `UserError` if the data or the settings cannot be used.
     """
 
-    def __init__(self, config, out_dir, state=None):
-        training = config.training
-        data = dataclasses.replace(config.data, data_dir=training.val_dir, slices=training.val_slices)
-        dataset = open_dataset(data, config.model.image_size, "Test", need_masks=True)
-        check_dataset(dataset, config, training.batch_size)
+    def __init__(self, config, out_dir, state=None, cases=None):
+        cases = cases or open_val_dir(config)
+        check_dataset(cases.dataset, config, config.training.batch_size)
         self.config = config
         self.folder = Path(out_dir) / VALIDATION
         self.sampling = _sampling(config)
-        self.dataset = _FirstCases(dataset, training.val_cases)
-        require_names(self.folder, self.dataset.cases(), dataset.labels)
-        # the ground truth of the same cases, at its full size
-        names = {case.name for case in self.dataset.cases()}
-        self.truths = [truth for truth in list_truths(data) if truth.name in names]
+        self.dataset = cases.dataset
+        self.truths = cases.truths
+        require_names(self.folder, self.dataset.cases(), self.dataset.labels)
         self.step = state["step"] if state else 0
         self.best = state["best"] if state else None
 
@@ -125,15 +107,18 @@ def _sampling(config):
     return sampling
 
 
-def open_validation(config, out_dir, last_step, state=None):
-    """Return the `Validation` of a training of `last_step` steps, or None without `--val_dir`."""
-    if not config.training.val_dir:
+def open_validation(config, out_dir, last_step, state=None, cases=None):
+    """Return the `Validation` of a training of `last_step` steps, or None without cases for it.
+
+    cases: `ValidationCases` (`sets.split_sets`); None for those in `val_dir`.
+    """
+    if not config.training.val_dir and cases is None:
         return None
     if config.training.val_interval > last_step:
         raise found_expected(
             "--val_interval",
             config.training.val_interval,
             f"at most {last_step}, where this training ends",
-            "Give a smaller one, or leave --val_dir out.",
+            "Give a smaller one, or leave the validation out.",
         )
-    return Validation(config, out_dir, state)
+    return Validation(config, out_dir, state, cases)

@@ -6,6 +6,7 @@ Exit code 0: no error (there may be warnings); 1: errors found; 2: wrong input.
 import dataclasses
 import json
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from guided_diffusion_core.data.check.checking import Check
 from guided_diffusion_core.data.check.fingerprint import fingerprint_png
 from guided_diffusion_core.data.check.inventory import take_inventory
 from guided_diffusion_core.data.guess import data_name_of
+from guided_diffusion_core.data.splits import NoSplit, folder_of, has_split
 from guided_diffusion_core.system.files import make_writable_folder, write_atomic, write_text
 
 
@@ -49,6 +51,10 @@ def run(args):
     given = command_line.given_settings(args)
     config = DataConfig(**{**given, "data_name": data_name_of(given)})
     inventories = {"train": take_inventory(partial(list_files, config, "Training", True))}
+    if has_split(config.data_dir, "Validation"):
+        with suppress(NoSplit):  # the layout finds no such set
+            inventories["val"] = take_inventory(partial(list_files, config, "Validation", False))
+            inventories["train"].left_out.take_back(folder_of("Validation"))
     if args.test_dir:
         test = dataclasses.replace(config, data_dir=args.test_dir)
         inventories["test"] = take_inventory(partial(list_files, test, "Test", False))

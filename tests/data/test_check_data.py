@@ -301,3 +301,20 @@ def test_command(isic, command, tmp_path):
     mask(train, 1).unlink()
     code, out, errors = command("check_data", "--data_name", "ISIC", "--data_dir", tmp_path / "nowhere")
     assert code == 2 and "no such folder" in errors and out == ""
+
+
+def test_folders_named_val_are_checked_too(tmp_path, command):
+    """Find a case of the training set in the validation set, whose masks may be missing."""
+    for split, seed in (("train", 1), ("val", 2), ("test", 3)):
+        write_image_phantoms(tmp_path / split, 2, 32, seed)
+    copied = tmp_path / "train" / "images" / "case001.png"
+    shutil.copy(copied, tmp_path / "val" / "images" / "copy.png")
+    code, out, errors = command("check_data", "--data_dir", tmp_path, "--out_dir", tmp_path / "out")
+    assert code == 1 and "Traceback" not in errors
+    assert f"copy.png: found the same values as in {copied}" in out
+    assert "val set: found 1 cases without labels (copy)" in out
+    assert "the case name 'case000' in both sets, train and val" in out
+    assert "train set, left out: 1 folder named test (test)" in out
+    report = json.loads((tmp_path / "out" / "problems.json").read_text())
+    assert report["files"] == {"train": 4, "val": 5}
+    assert report["left_out"]["train"] == {"folder named test": ["test"]}

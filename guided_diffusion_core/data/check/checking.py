@@ -1,5 +1,6 @@
 """Check a whole data set: find all problems at once, and take its fingerprint."""
 
+import itertools
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -17,9 +18,9 @@ QUANTILES = (0.5, 25, 50, 75, 99.5)  # percent, of the intensities in the finger
 
 
 class Check:
-    """The check of one or two sets of the same layout.
+    """The check of one or more sets of the same layout.
 
-    inventories: dict of set name ("train", "test") -> `Inventory`.
+    inventories: dict of set name ("train", "val", "test") -> `Inventory`.
     workers:     number of threads that read files; decompression and numpy run in parallel in them.
     """
 
@@ -164,9 +165,9 @@ def _empty_masks(results):
 
 
 def _without_labels(name, inventory):
-    """Return a warning for a test set with unlabelled cases."""
+    """Return a warning for a test set, or a validation set, with unlabelled cases."""
     # in a training set, each missing label file is already a problem of its own
-    if not inventory.unlabelled or name != "test":
+    if not inventory.unlabelled or name == "train":
         return []
     return [
         Problem(
@@ -214,22 +215,21 @@ def _duplicate(result, other, is_same_set):
 
 
 def _shared_names(examined):
-    """Return a warning for each case name that both sets have, because the cases may be of one patient."""
-    if len(examined) < 2:
-        return []
-    names = []  # for each set a dict of case name -> path of its first file, an image
-    for results in examined.values():
-        names.append({case: files[0].file.path for case, files in _by_case(results).items()})
+    """Return a warning for each case name that two sets have, because the cases may be of one patient."""
+    names = {}  # for each set a dict of case name -> path of its first file, an image
+    for name, results in examined.items():
+        names[name] = {case: files[0].file.path for case, files in _by_case(results).items()}
     return [
         Problem(
             WARNING,
             "name",
-            names[1][case],
-            f"the case name {case!r} in both sets",
+            names[second][case],
+            f"the case name {case!r} in both sets, {first} and {second}",
             "different cases in the two sets",
             "Make sure that the two cases are not of the same patient.",
         )
-        for case in sorted(names[0].keys() & names[1].keys())
+        for first, second in itertools.combinations(names, 2)
+        for case in sorted(names[first].keys() & names[second].keys())
     ]
 
 
