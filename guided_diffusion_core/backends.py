@@ -70,6 +70,11 @@ def _how_to_install(name):
     return f"Run in the checkout of medsegdiff-parity: pip install .[{name}]"
 
 
+def advice_to_use(name):
+    """Return the advice to use a backend, with how to install it where it is not installed."""
+    return f"use --backend {name}." if is_installed(name) else f"install the backend {name}. {_how_to_install(name)}"
+
+
 def start_backend(name, say=False, **settings):
     """Prepare this process for a backend and return its `runtime` module.
 
@@ -109,6 +114,7 @@ def _explained(name):
     except ModuleNotFoundError as error:
         if error.name not in (backend.framework, f"{backend.framework}_utils"):
             raise
-        raise UserError(
-            f"--backend {name}: {backend.distribution} is not installed in {sys.prefix}. {_how_to_install(name)}"
-        ) from error
+        others = [f"--backend {other}" for other in BACKENDS if other != name and is_installed(other)]
+        advice = f"Give {' or '.join(others)}, which is installed. Or: " if others else ""
+        found = f"--backend {name}: {backend.distribution} is not installed in {sys.prefix}."
+        raise UserError(f"{found} {advice}{_how_to_install(name)}") from error

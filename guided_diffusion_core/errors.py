@@ -1,6 +1,7 @@
 """The one kind of error that a user of the command line is meant to see."""
 
 import re
+import shlex
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -41,6 +42,11 @@ def printable(text, keep=""):
         return character if character in keep else character.encode("unicode_escape").decode()
 
     return _UNPRINTABLE.sub(escaped, str(text))
+
+
+def command_text(*words):
+    """Return words as one line that a shell takes as these words again: names with spaces are quoted."""
+    return shlex.join(str(word) for word in words)
 
 
 def found_expected(where, found, expected, fix, kind=UserError):

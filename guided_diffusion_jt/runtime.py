@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from guided_diffusion_core.backends import advice_to_use
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system import devices, processes
 from guided_diffusion_jt.kernels import cuda, loading
@@ -193,7 +194,7 @@ def set_mixed_precision(name):
             f"{name} with --backend jittor",
             "no: Jittor 1.3.11 sums up in 16 bits there, which "
             "makes bf16 wrong, and computes either 50 to 750 times slower on a CPU",
-            "Leave the flag out, or use --backend pytorch.",
+            f"Leave the flag out, or {advice_to_use('pytorch')}",
         )
 
 
@@ -224,7 +225,7 @@ def set_compile(on):
 def _refuse_for_pytorch(flag, on, expected):
     if on:
         raise found_expected(
-            flag, "True with --backend jittor", expected, "Leave the flag out, or use --backend pytorch."
+            flag, "True with --backend jittor", expected, f"Leave the flag out, or {advice_to_use('pytorch')}"
         )
 
 

@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 from guided_diffusion_core import config as configuration
 from guided_diffusion_core.checkpoints import pointers
 from guided_diffusion_core.checkpoints.pointers import SUFFIX, VALIDATION
-from guided_diffusion_core.errors import UserError, found_expected, join_names
+from guided_diffusion_core.errors import UserError, command_text, found_expected, join_names
 from guided_diffusion_core.system.files import WRITE_ERRORS, writing
 from guided_diffusion_core.system.room import is_full
 
@@ -158,12 +158,12 @@ def find(model_path, flag="--model_path"):
             "Give a file, a folder of checkpoints/ or the --out_dir of a training run.",
         )
     if path.suffix in (".pt", ".pth", ".pkl"):
-        target = path.with_suffix(".safetensors")
+        convert = command_text("medsegdiff", "convert", path, path.with_suffix(".safetensors"))
         raise found_expected(
             flag,
             path,
             "a .safetensors file, which holds the configuration too",
-            f"Run: medsegdiff convert {path} {target}",
+            f"Run: {convert} --num_heads HEADS --image_size PIXELS, with those of its training, which it lacks.",
         )
     path = pointers.resolved(path)
     if path.is_file():

@@ -7,7 +7,6 @@ is inferred from names and shapes (`infer_config.py`).
 
 import dataclasses
 import json
-import shlex
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -22,7 +21,7 @@ from guided_diffusion_core.conversion.jittor_files import read_pkl, write_pkl
 from guided_diffusion_core.conversion.names import COUNTER, network_and_step, normalised
 from guided_diffusion_core.conversion.safetensors_files import read_safetensors
 from guided_diffusion_core.conversion.torch_files import LEGACY_START, read_pt, write_pt
-from guided_diffusion_core.errors import found_expected, join_names
+from guided_diffusion_core.errors import command_text, found_expected, join_names
 from guided_diffusion_core.networks import registry
 from guided_diffusion_core.system.files import READ_ERRORS, read_bytes, write_atomic
 
@@ -128,15 +127,15 @@ def differing(first, second):
 
 def flags(config):
     """Return, as one text, the command-line flags for what a `.pt` or `.pkl` of this network does not hold."""
-    parts = [f"--normalisation {shlex.quote(config.normalisation)}"]
+    words = ["--normalisation", config.normalisation]
     if registry.family_of(config.model).infer is None:
-        parts.append(f"--network {config.network}")
+        words += ["--network", config.network]
     usual = dataclasses.replace(configuration.Config(), model=type(config.model)())
     for name in configuration.setting_names("model", "diffusion", model=config.model):
         value = configuration.setting(config, name)
         if value != configuration.setting(usual, name):
-            parts.append(f"--{name} {shlex.quote(str(value))}")
-    return " ".join(parts)
+            words += [f"--{name}", value]
+    return command_text(*words)
 
 
 def _format(path, where):

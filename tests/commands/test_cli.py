@@ -8,7 +8,7 @@ import pytest
 from support.backends import ROOT
 
 from guided_diffusion_core import command_line, config
-from guided_diffusion_core.backends import BACKENDS, Backend, backend_module, register
+from guided_diffusion_core.backends import BACKENDS, Backend, advice_to_use, backend_module, register
 from guided_diffusion_core.errors import UserError
 
 SECTIONS = tuple(config.SECTIONS)
@@ -268,3 +268,21 @@ def test_one_name_stands_for_one_backend(monkeypatch):
     register(BACKENDS["jittor"])
     with pytest.raises(ValueError, match="another backend of the name jittor"):
         register(Backend("jittor", "other", "other", "other", launcher="mpirun"))
+
+
+@pytest.mark.parametrize("installed", [["other"], ["other", "third"], []])
+def test_a_missing_backend_names_those_that_are_installed(monkeypatch, installed):
+    """Name the backends that can be used at once, and how to install the one that was asked for."""
+    monkeypatch.setattr("guided_diffusion_core.backends.BACKENDS", {})
+    for name in ("wanted", "other", "third"):
+        framework = "json" if name in installed else f"no_such_framework_{name}"
+        register(Backend(name, framework, framework, framework, launcher="torchrun"))
+    with pytest.raises(UserError) as error:
+        backend_module("wanted", "unet")
+    advice = str(error.value).partition("is not installed in ")[2]
+    assert advice.endswith("pip install .[wanted]")
+    assert ("Give --backend other" in advice) == ("other" in installed)
+    assert ("or --backend third, which is installed" in advice) == ("third" in installed)
+    assert advice_to_use("wanted").startswith("install the backend wanted. Run")
+    if installed:
+        assert advice_to_use("other") == "use --backend other."

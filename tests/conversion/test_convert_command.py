@@ -1,6 +1,7 @@
 """Test the command that converts checkpoints: no framework, messages, --dry_run and --verify."""
 
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -88,6 +89,16 @@ class TestCommand:
         convert.write(tmp_path / "a.pt", source)
         with pytest.raises(UserError, match="medsegdiff convert .*a.pt .*a.safetensors"):
             checkpoints.find(tmp_path / "a.pt")
+
+    @pytest.mark.parametrize("name", ["my model.pt", "it's $HOME.pth", "模型 (1).pkl", "a;b&c.pt", "plain.pt"])
+    def test_the_suggested_command_can_be_typed(self, tmp_path, name):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(UserError) as error:
+            checkpoints.find(tmp_path / name)
+        suggested = str(error.value).partition("Run: ")[2].partition(", with those")[0]
+        target = (tmp_path / name).with_suffix(".safetensors")
+        words = ["medsegdiff", "convert", str(tmp_path / name), str(target)]
+        assert shlex.split(suggested) == [*words, "--num_heads", "HEADS", "--image_size", "PIXELS"]
 
 
 @pytest.mark.skipif(set(BACKENDS) != {"pytorch", "jittor"}, reason="compares both backends")

@@ -58,6 +58,11 @@ def settings(data, **changed):
     )
 
 
+def paths(data):
+    """Return the folders of the data as settings, since checkpoints hold only the last parts of paths."""
+    return {"data_dir": data[0], "val_dir": data[1]}
+
+
 def truth_masks(data):
     dataset = open_dataset(DataConfig(data_name="ISIC", data_dir=data[1]), SIZE, "Test", need_masks=True)
     return {dataset[index].noise_key: dataset[index].mask for index in range(len(dataset))}
@@ -178,7 +183,7 @@ def test_ctrl_c_during_validation_saves_the_step_and_the_resumed_run_validates_i
     assert names(tmp_path) == ["best", "last", "step_000002", "step_000004"]
     assert (tmp_path / "checkpoints" / "best").read_text().startswith("step_000002")
     assert list(validated(tmp_path)) == [2] and lines(tmp_path)[-1]["step"] == 4
-    step, config, networks, state = training.resumed_config("last", tmp_path, {})
+    step, config, networks, state = training.resumed_config("last", tmp_path, paths(data))
     assert (step, state["step"], networks["model"]["step"][0]) == (4, 2, 4)
     train(tmp_path, config, FakeLoop(data, better_and_worse, step), state)
     assert validated(tmp_path)[4] == 1.0 and [line["step"] for line in lines(tmp_path)].count(4) == 1
@@ -271,7 +276,9 @@ def test_training_does_not_notice_and_the_figure_is_that_of_the_commands(backend
 
     first = config.replace(max_steps=2)
     train(tmp_path / "halves", first, create(backend, first))
-    step, resumed, networks, state = training.resumed_config("last", tmp_path / "halves", {"max_steps": 4})
+    step, resumed, networks, state = training.resumed_config(
+        "last", tmp_path / "halves", {**paths(data), "max_steps": 4}
+    )
     second = create(backend, resumed, step=step, networks=networks)
     train(tmp_path / "halves", resumed, second, state)
     assert_same(second.networks(), plain.networks())
