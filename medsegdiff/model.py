@@ -122,7 +122,7 @@ class Model:
             out_dir,
             batch_size,
             resume=resume,
-            device=self.device,
+            device=str(self._device),
             gpu_memory_mib=backend_module(self.backend, "runtime").gpu_memory_mib,
         )
         run.run(self._sampler(config))

@@ -84,9 +84,11 @@ def run(backend, out_dir, given, preset=None, resume="", overwrite=False, dry_ru
     folder = training.RunFolder(out_dir, start, overwrite, validates=bool(config.training.val_dir))
     if first:
         folder.check()
+    record = {}
     if not dry_run:
         # before the data: a device that is not there is refused at once
-        start_backend(backend, show and first, threads=threads, **asdict(config.compute))
+        runtime = start_backend(backend, show and first, threads=threads, **asdict(config.compute))
+        record["device"] = str(runtime.current.device)
     if not resume:
         config = config.replace(data_name=data_name_of(given))
     with saying_left_out():
@@ -99,7 +101,8 @@ def run(backend, out_dir, given, preset=None, resume="", overwrite=False, dry_ru
     validation = open_validation(config, out_dir, training.last_step(config.training), validated, cases)
     folder = replace(folder, validates=validation is not None)
     initial = None if resume else training.initial_weights(config)
-    record = {"initial_weights": initial.record()} if initial else {}
+    if initial:
+        record["initial_weights"] = initial.record()
     summary = command_line.configuration_text(config, backend=backend, out_dir=out_dir, examples=len(dataset), **record)
     if show and first:
         print(summary)

@@ -112,7 +112,7 @@ class SamplingRun:
     resume:     leave out the cases whose masks are in the folder already.
     group:      the processes that share the cases (`dist_util.setup_dist`), or None for only this process. The first
                 one writes the report, with the highest time and memory of all processes.
-    device:     name of the one that computes, for the report.
+    device:     the one that computes, in words, for the report.
     gpu_memory_mib: function that returns the largest memory of the GPU, for the report; None on a CPU
                     (`runtime.gpu_memory_mib`).
     """

@@ -92,6 +92,7 @@ def run(args):
     model, _ = backend_module(args.backend, "build").load_network(path)
     group = backend_module(args.backend, "dist_util").setup_dist()
     method = backend_module(args.backend, "methods").create_method(config)
-    run = dataclasses.replace(run, group=group, device=runtime.device(), gpu_memory_mib=runtime.gpu_memory_mib)
+    device = str(runtime.current.device)
+    run = dataclasses.replace(run, group=group, device=device, gpu_memory_mib=runtime.gpu_memory_mib)
     run.run(method.sampler(model, config.sampling, NoiseTape(config.seed)))
     group.close()

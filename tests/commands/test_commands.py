@@ -189,6 +189,8 @@ def test_train_sample_and_score(command, backend, isic, tmp_path, version):
         multipliers,
     )
     assert code == 0, errors
+    trained_on = json.loads((tmp_path / "out" / "config.json").read_text())["device"]
+    assert trained_on.startswith("cpu (") and f"device: {trained_on}\n" in errors
     assert [json.loads(line)["step"] for line in (tmp_path / "out" / "progress.jsonl").read_text().splitlines()] == [1]
     images = tmp_path / "images"
     shutil.copytree(next((tmp_path / "isic" / "Test").glob("*_Data")), images)
@@ -209,6 +211,7 @@ def test_train_sample_and_score(command, backend, isic, tmp_path, version):
     kinds = ("mask.png", "probability.tiff", "uncertainty.tiff", "overlay.png")
     assert names == {"run_report.json"} | {f"ISIC_000000{n}_{kind}" for n in (4, 5) for kind in kinds}
     report = json.loads((tmp_path / "masks" / "run_report.json").read_text())
+    assert report["device"] == trained_on and f"device: {trained_on}\n" in errors
     assert report["cases"] == 2 and report["sampling"]["sample_steps"] == 2 and report["sampler_seconds"] > 0
     code, printed, errors = command(
         "segmentation_env", "--inp_pth", tmp_path / "masks", "--out_pth", isic[1], "--data_name", "ISIC"
