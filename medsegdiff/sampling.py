@@ -1,10 +1,11 @@
-"""Sampling of a folder, for the command and for `Model.segment_folder`."""
+"""Sampling of a folder or of one image, for the command and for `Model.segment_folder`."""
 
 from hashlib import sha256
 
 from guided_diffusion_core import sampling
 from guided_diffusion_core.data import open_dataset
 from guided_diffusion_core.data.dataset import say_remarks
+from guided_diffusion_core.data.single import open_file
 from guided_diffusion_core.data.walk import saying_left_out
 from guided_diffusion_core.system.files import read_bytes
 
@@ -13,6 +14,14 @@ def open_folder(config, batch_size):
     """Return the dataset of a configuration's data_dir, checked against the network. Raises `UserError`."""
     with saying_left_out():
         dataset = open_dataset(config.data, config.model.image_size, "Test", need_masks=False)
+    say_remarks(dataset)
+    sampling.check_dataset(dataset, config, batch_size)
+    return dataset
+
+
+def open_image(path, config, batch_size):
+    """Return the dataset of one picture or volume, checked against the network. Raises `UserError`."""
+    dataset = open_file(path, config)
     say_remarks(dataset)
     sampling.check_dataset(dataset, config, batch_size)
     return dataset

@@ -39,7 +39,7 @@ class DataConfig:
     data_name: str = option(
         "BRATS",
         "layout of the data, see docs/data.md: {layouts}. Any other name means a plain folder: VOLUMES if it "
-        "holds NIfTI files, otherwise IMAGES",
+        "holds volumes, otherwise IMAGES",
         usual="what the folder holds; in sampling, the layout of the training",
     )
     data_dir: str = option("", "folder of the data", path=True)

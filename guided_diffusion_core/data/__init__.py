@@ -6,10 +6,11 @@ from contextlib import contextmanager
 import blobfile as bf
 
 from guided_diffusion_core.data.dataset import Case, Dataset, Example, Truth
-from guided_diffusion_core.data.formats.volumes import stem
+from guided_diffusion_core.data.formats.volumes import suffix_of
 from guided_diffusion_core.data.found import NothingFound
 from guided_diffusion_core.data.guess import find_layouts
 from guided_diffusion_core.data.layouts import LAYOUTS, brats_slices
+from guided_diffusion_core.data.pairs import picture_stem
 from guided_diffusion_core.data.walk import walk_data
 from guided_diffusion_core.errors import UserError, found_expected
 
@@ -76,16 +77,22 @@ def layout_name(data_name, data_dir):
     """Return the name in `LAYOUTS` of the layout that reads a folder.
 
     Like the original, this accepts a folder of slices for BRATS, and takes a name that no layout has for a plain
-    folder: of volumes if it holds NIfTI files, otherwise of pictures.
+    folder: of volumes if it holds any, otherwise of pictures.
     """
     name = known_layout(data_name)
     exists = bool(data_dir) and bf.isdir(str(data_dir))
     if name == "BRATS" and exists and brats_slices.holds_slices(data_dir):
         return "BRATS_SLICES"
     if name is None:
-        has_volumes = exists and any(stem(file.name) for file in walk_data(data_dir))
-        return "VOLUMES" if has_volumes else "IMAGES"
+        return "VOLUMES" if exists and _holds_volumes(data_dir) else "IMAGES"
     return name
+
+
+def _holds_volumes(data_dir):
+    """Return True for a folder with volumes; arrays of numpy next to pictures are not the data."""
+    names = [file.name for file in walk_data(data_dir)]
+    endings = {suffix_of(name) for name in names} - {None}
+    return bool(endings - {".npy"}) or (bool(endings) and not any(map(picture_stem, names)))
 
 
 @contextmanager

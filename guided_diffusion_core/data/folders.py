@@ -32,7 +32,7 @@ BACKGROUND = "background"  # the name in labels.json for the values that belong 
 LABELS_FORM = 'an object of label names and stored values such as {"background": 0, "disc": [1, 2], "cup": 2}'
 
 
-def find_pairs(data_dir, split, stem, expected):
+def find_pairs(data_dir, split, stem, expected, gather=list):
     """Return the images and masks of a split in plain folders, a list of `Pair` by name.
 
     Images are in folders `IMAGE_FOLDERS` and masks in folders `MASK_FOLDERS` next to them, at any depth. Without
@@ -42,11 +42,12 @@ def find_pairs(data_dir, split, stem, expected):
 
     stem:     function of a file name that returns it without its extension, or None to ignore the file.
     expected: the expected layout in words, for errors.
+    gather:   function of the files of the folder, a list of `DataFile`, that returns those to use; it may join several.
     Raises `UserError` if the folder is missing, holds no such file or no such split, and for the errors of
     `pair_by_stem`.
     """
     data_dir = require_folder(data_dir, "--data_dir", expected)
-    files = [file for file in walk_data(data_dir) if stem(file.name) is not None]
+    files = [file for file in gather(walk_data(data_dir)) if stem(file.name) is not None]
     if not files:
         raise nothing_found(data_dir, expected)
     where = f"--data_dir {data_dir!r}"
@@ -60,13 +61,13 @@ def find_pairs(data_dir, split, stem, expected):
 def _kind(file):
     """Return "image" or "mask" for a file below a folder of images or masks, the lowest one; None for other files."""
     for name in reversed(file.parts):
-        kind = _folder_kind(name)
+        kind = folder_kind(name)
         if kind:
             return kind
     return None
 
 
-def _folder_kind(name):
+def folder_kind(name):
     """Return "image" or "mask" for the name of such a folder, None for any other name."""
     _, rest = parse_folder(name)
     if rest in IMAGE_FOLDERS:
@@ -89,7 +90,7 @@ def _masks(files, data_dir, stem):
     """Return those of the files that are masks, as a dict with them as keys."""
     masks = [file for file in files if _kind(file) == "mask"]
     # data_dir may be such a folder itself
-    if not masks and _folder_kind(bf.basename(data_dir.rstrip("/"))) == "mask":
+    if not masks and folder_kind(bf.basename(data_dir.rstrip("/"))) == "mask":
         masks = [file for file in files if _kind(file) is None]
     if not masks:
         names = {name_key(stem(file.name)) for file in files}

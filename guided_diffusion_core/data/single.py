@@ -21,7 +21,7 @@ from guided_diffusion_core.data.formats.transforms import (
     zscore,
     zscore_all,
 )
-from guided_diffusion_core.data.formats.volumes import stem
+from guided_diffusion_core.data.formats.volumes import SUFFIXES, stem
 from guided_diffusion_core.data.pairs import Pair, PairDataset, picture_stem
 from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, VolumeParts
 from guided_diffusion_core.errors import found_expected
@@ -64,10 +64,10 @@ def open_file(path, config):
     Raises `UserError` for a file of another kind than the network was trained on, and for a broken one.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise found_expected(path, "no such file", "a picture, a volume or a folder", "Check the path.")
     picture = picture_stem(path.name)
-    volume = stem(path.name)
+    volume = path.name if path.is_dir() else stem(path.name)  # a folder is a DICOM series
     if config.normalisation == RGB_RULE and picture:
         pairs = [Pair(picture, str(path), None)]
         label_map = _label_map(config)
@@ -75,7 +75,7 @@ def open_file(path, config):
     if config.normalisation == ZSCORE_ALL_RULE and volume:
         files = CaseFiles(volume, str(path.parent), {"image": str(path)})
         return _volumes(files, VolumeParts(("image",), LABELS, (zscore_all,), ZSCORE_ALL_RULE), config)
-    kind = {RGB_RULE: "a picture", ZSCORE_ALL_RULE: "a volume (.nii or .nii.gz)"}.get(
+    kind = {RGB_RULE: "a picture", ZSCORE_ALL_RULE: f"a volume ({', '.join(SUFFIXES)})"}.get(
         config.normalisation, f"the folder of one case in the layout {config.data.data_name} of the training"
     )
     raise found_expected(path, "a file that the network was not trained for", kind, "Give such a one.")

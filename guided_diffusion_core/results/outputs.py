@@ -22,7 +22,7 @@ from guided_diffusion_core.data.formats.mask_values import foreground
 from guided_diffusion_core.data.formats.masks import masks_of
 from guided_diffusion_core.data.formats.rasters import read_raster
 from guided_diffusion_core.data.formats.transforms import resize_linear
-from guided_diffusion_core.data.formats.volumes import read_with_geometry
+from guided_diffusion_core.data.formats.volumes import SUFFIXES, read_with_geometry, stem
 from guided_diffusion_core.data.names import forms
 from guided_diffusion_core.errors import UserError, found_expected, join_names
 from guided_diffusion_core.results.display import draw_outlines, largest_slice, resize_picture
@@ -186,11 +186,13 @@ def _paths(out_dir, case, in_names, kinds):
 def find_output(out_dir, name, kind, label=None):
     """Return the path of a case's file, of an image or a volume, or None if there is none.
 
-    name, kind, label: see `output_path`.
+    name, kind, label: see `output_path`. A volume of other software may be in any format that is read.
     """
-    for is_volume in (False, True):
-        for form in forms(name):  # another system may have copied the files under another form of their names
-            path = output_path(out_dir, form, kind, is_volume, label)
+    for form in forms(name):  # another system may have copied the files under another form of their names
+        image = output_path(out_dir, form, kind, False, label)
+        volume = output_path(out_dir, form, kind, True, label)
+        others = [volume.removesuffix(_VOLUME_SUFFIX) + suffix for suffix in SUFFIXES if suffix != _VOLUME_SUFFIX]
+        for path in (image, volume, *others):
             if bf.exists(path):
                 return path
     return None
@@ -207,7 +209,7 @@ def remove_outputs(folder):
 
 def is_volume_file(path):
     """Return True if an output file other than an overlay belongs to a volume."""
-    return path.endswith(_VOLUME_SUFFIX)
+    return stem(path) is not None
 
 
 def read_output(path):

@@ -5,10 +5,11 @@ import json
 
 from guided_diffusion_core import checkpoints, command_line, sampling
 from guided_diffusion_core.backends import backend_module, start_backend
+from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.sampling.folder import part_of, require_one_sharing
 from guided_diffusion_core.system import processes
-from medsegdiff.sampling import folder_run, open_folder
+from medsegdiff.sampling import folder_run, open_folder, open_image
 
 
 def add_flags(parser):
@@ -21,6 +22,12 @@ def add_flags(parser):
         metavar="PATH",
         help="checkpoint: a .safetensors file, a folder of checkpoints/, a training's --out_dir (its last "
         "checkpoint), or OUT_DIR/checkpoints/best",
+    )
+    parser.add_argument(
+        "--image",
+        default="",
+        metavar="FILE",
+        help="one picture or volume to sample in place of a --data_dir; a folder is a DICOM series",
     )
     parser.add_argument(
         "--out_dir", default="./results/", metavar="FOLDER", help="folder for the masks (default: ./results/)"
@@ -65,6 +72,8 @@ def run(args):
     found = processes.launched_for(args.backend)
     require_one_sharing(found, args.part_id, args.num_parts)
     processes.explain_termination(found, "--continue")
+    if args.image and "data_dir" in command_line.given_settings(args):
+        raise found_expected("--image", f"{args.image!r} and --data_dir", "one of them", "Leave one out.")
     path = checkpoints.find(args.model_path)
     config = sampling.sampling_config(
         path, command_line.given_settings(args), command_line.chosen_preset(args)
@@ -72,7 +81,12 @@ def run(args):
     if not args.dry_run:
         # before the data: a device that is not there is refused at once
         runtime = start_backend(args.backend, found.rank == 0, **dataclasses.asdict(config.compute))
-    dataset = open_folder(config, args.batch_size)
+    if args.image:
+        # the report names the data of the run, which must be the same when the run is continued
+        config = config.replace(data_dir=args.image)
+        dataset = open_image(args.image, config, args.batch_size)
+    else:
+        dataset = open_folder(config, args.batch_size)
     part_of(dataset.cases(), args.part_id, args.num_parts)
     run = folder_run(
         args.backend,

@@ -1,6 +1,7 @@
 """Examine one file of a data set: read it once, measure its content, and find its problems."""
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +11,7 @@ from guided_diffusion_core.data.formats.grids import Geometry
 from guided_diffusion_core.data.formats.masks import masks_of, remarks_on
 from guided_diffusion_core.data.formats.rasters import UPRIGHT, read_header, read_raster
 from guided_diffusion_core.data.formats.transforms import FINITE_ADVICE, ZSCORE_RULE
-from guided_diffusion_core.data.formats.volumes import read_with_geometry, stem
+from guided_diffusion_core.data.formats.volumes import is_read_from_disk, is_volume, read_with_geometry
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.system.files import read_once
 
@@ -95,8 +96,8 @@ def examine(file, normalisation):
     """
     result = Examined(file)
     try:
-        with read_once(file.path):
-            if stem(file.path) is None:
+        with nullcontext() if is_read_from_disk(file.path) else read_once(file.path):
+            if not is_volume(file.path):
                 _examine_picture(result, normalisation)
             else:
                 _examine_volume(result, normalisation)

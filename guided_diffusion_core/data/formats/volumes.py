@@ -1,18 +1,47 @@
 """Read volumes of every format by the ending of the file, and cache prepared ones within a memory limit."""
 
+import os
 from collections import OrderedDict
 
-from guided_diffusion_core.data.formats import nifti
+from guided_diffusion_core.data.formats import arrays, itk, nifti
 
-SUFFIXES = (".nii", ".nii.gz")
+# Ending of a file -> the module that reads it. A folder is a DICOM series.
+READERS = {
+    ".nii": nifti,
+    ".nii.gz": nifti,
+    ".mha": itk,
+    ".mhd": itk,
+    ".nrrd": itk,
+    ".dcm": itk,
+    ".ima": itk,
+    ".npy": arrays,
+}
+SUFFIXES = tuple(READERS)
+
+
+def suffix_of(name):
+    """Return the ending of a volume in lower case, or None for other names."""
+    return next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), None)
 
 
 def stem(name):
     """Return a file name without the ending of a volume (in any case), or None if it has none."""
-    for suffix in SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return None
+    suffix = suffix_of(name)
+    return None if suffix is None else name[: -len(suffix)]
+
+
+def is_volume(path):
+    """Return True for the path of a volume, which is a file with an ending of one or a folder of DICOM files."""
+    return suffix_of(str(path)) is not None or os.path.isdir(path)
+
+
+def is_read_from_disk(path):
+    """Return True for a volume whose content cannot be handed over in memory, since a library opens it by its path."""
+    return is_volume(path) and _reader(path) is itk
+
+
+def _reader(path):
+    return READERS.get(suffix_of(str(path)), itk)
 
 
 def read_geometry(path, of_slice=False):
@@ -21,7 +50,7 @@ def read_geometry(path, of_slice=False):
     of_slice: the file holds one slice, with two axes or with a third axis of length 1. The shape is (X, Y, 1) then.
     Raises `UserError` for a broken file, and for one whose voxels are not those of one volume.
     """
-    return nifti.read_geometry(path, of_slice)
+    return _reader(path).read_geometry(path, of_slice)
 
 
 def read_volume(path):
@@ -31,7 +60,7 @@ def read_volume(path):
 
 def read_with_geometry(path, of_slice=False):
     """Return (voxels (X, Y, Z), `Geometry`) of a volume, read once; arguments and errors of `read_geometry`."""
-    return nifti.read(path, of_slice)
+    return _reader(path).read(path, of_slice)
 
 
 def read_plane(path):

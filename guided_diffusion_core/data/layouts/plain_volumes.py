@@ -1,4 +1,6 @@
-"""Plain folders of volumes: `images/NAME.nii.gz` next to `masks/NAME.nii.gz`, one channel."""
+"""Plain folders of volumes: `images/NAME.nii.gz` next to `masks/NAME.nii.gz`, one channel; or other formats."""
+
+from functools import partial
 
 import blobfile as bf
 
@@ -8,6 +10,7 @@ from guided_diffusion_core.data.formats.transforms import ZSCORE_ALL_RULE, zscor
 from guided_diffusion_core.data.formats.volumes import stem
 from guided_diffusion_core.data.layout import Layout
 from guided_diffusion_core.data.pairs import require_paired, unpaired_errors
+from guided_diffusion_core.data.series import with_series
 from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, VolumeParts, volume_truths
 from guided_diffusion_core.errors import found_expected, report
 
@@ -15,14 +18,16 @@ IMAGE = "image"
 MASK = "mask"
 PARTS = VolumeParts((IMAGE,), MASK, (zscore_all,), ZSCORE_ALL_RULE)
 EXPECTED = (
-    "images/NAME.nii.gz next to masks/NAME.nii.gz (or NAME_mask.nii.gz, …; also .nii), and labels.json "
+    "images/NAME.nii.gz next to masks/NAME.nii.gz (or NAME_mask.nii.gz, …; also .nii, .mha, .mhd, .nrrd, .npy, and "
+    "folders of DICOM files images/NAME/), and labels.json "
     "next to these folders if the masks hold several labels"
 )
 
 
 def find_pairs(data_dir, split):
     """Return the volumes of a split and their masks, a list of `Pair`, see `folders.find_pairs`."""
-    return folders.find_pairs(data_dir, split, stem, EXPECTED)
+    gather = partial(with_series, is_folder_of_volumes=folders.folder_kind)
+    return folders.find_pairs(data_dir, split, stem, EXPECTED, gather)
 
 
 class PlainVolumes(Layout):
@@ -81,7 +86,7 @@ def _signs(files):
 
 LAYOUT = PlainVolumes(
     name="VOLUMES",
-    summary="plain images/ and masks/, NIfTI",
+    summary="plain images/ and masks/, volumes",
     order=70,
     expected=EXPECTED,
     signs=_signs,
