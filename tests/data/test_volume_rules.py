@@ -14,6 +14,8 @@ from guided_diffusion_core.config import DataConfig
 from guided_diffusion_core.data import list_truths, open_dataset
 from guided_diffusion_core.data.phantoms import write_brats_phantom
 from guided_diffusion_core.data.truths import read_truth_masks
+from guided_diffusion_core.evaluation import evaluate
+from guided_diffusion_core.sampling.run import SamplingRun
 
 SHAPE = (24, 20, 6)
 # places in the header of NIfTI-1
@@ -245,3 +247,22 @@ def test_all_kinds_of_numbers_that_are_plain(tmp_path):
                 (folder / part).mkdir(parents=True, exist_ok=True)
                 nib.save(volume, folder / part / f"v{seed}.nii.gz")
         assert agree(folder, "VOLUMES") == []
+
+
+@pytest.mark.parametrize("shape", [(*SHAPE, 1), (*SHAPE, 1, 1), SHAPE])
+def test_results_have_the_stored_shape_of_the_source(shape, tmp_path):
+    """A mask opens beside its source, also if that has axes of length 1 behind the volume; it is scored as usual."""
+    write(tmp_path / "data")
+    for seed in (0, 1):
+        save(tmp_path / "data" / "images" / f"v{seed}.nii.gz", (noise(seed) + 900 * box()).reshape(shape))
+    config = DataConfig("VOLUMES", str(tmp_path / "data"))
+    dataset = open_dataset(config, 32, "Test", need_masks=False)
+    SamplingRun(dataset, tmp_path / "out", 4, 0.5, {}).run(
+        lambda images, _: (images[None, :, :1] > 1).astype(np.float32)
+    )
+    source = nib.load(tmp_path / "data" / "images" / "v1.nii.gz")
+    for kind in ("mask", "probability", "uncertainty"):
+        found = nib.load(tmp_path / "out" / f"v1_{kind}.nii.gz")
+        assert found.shape == source.shape == shape
+        np.testing.assert_array_equal(found.affine, source.affine)
+    assert evaluate(tmp_path / "out", list_truths(config), 0.5)["mean"]["mask"]["Dice"] > 0.8
