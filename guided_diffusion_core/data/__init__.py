@@ -6,11 +6,9 @@ from contextlib import contextmanager
 import blobfile as bf
 
 from guided_diffusion_core.data.dataset import Case, Dataset, Example, Truth
-from guided_diffusion_core.data.formats.volumes import suffix_of
 from guided_diffusion_core.data.found import NothingFound
 from guided_diffusion_core.data.guess import find_layouts
 from guided_diffusion_core.data.layouts import LAYOUTS, brats_slices
-from guided_diffusion_core.data.pairs import picture_stem
 from guided_diffusion_core.data.walk import walk_data
 from guided_diffusion_core.errors import UserError, found_expected
 
@@ -84,15 +82,8 @@ def layout_name(data_name, data_dir):
     if name == "BRATS" and exists and brats_slices.holds_slices(data_dir):
         return "BRATS_SLICES"
     if name is None:
-        return "VOLUMES" if exists and _holds_volumes(data_dir) else "IMAGES"
+        return "VOLUMES" if exists and LAYOUTS["VOLUMES"].signs(walk_data(data_dir)) else "IMAGES"
     return name
-
-
-def _holds_volumes(data_dir):
-    """Return True for a folder with volumes; arrays of numpy next to pictures are not the data."""
-    names = [file.name for file in walk_data(data_dir)]
-    endings = {suffix_of(name) for name in names} - {None}
-    return bool(endings - {".npy"}) or (bool(endings) and not any(map(picture_stem, names)))
 
 
 @contextmanager

@@ -7,15 +7,8 @@ from guided_diffusion_core.errors import UserError, found_expected
 
 MOST_ENDINGS = 5  # endings that an error lists
 MOST_NAMES = 3  # names that it gives for each of them
-VOLUMES_ADVICE = "Give --data_name VOLUMES, or convert the volumes to .nii.gz."
 # ending, in lower case -> what to do with such files, which no layout reads
 CONVERSIONS = {
-    ".dcm": VOLUMES_ADVICE,
-    ".ima": VOLUMES_ADVICE,
-    ".mha": VOLUMES_ADVICE,
-    ".mhd": VOLUMES_ADVICE,
-    ".nrrd": VOLUMES_ADVICE,
-    ".npy": "Give --data_name VOLUMES for arrays (X, Y, Z); write pictures to .png with Pillow.",
     ".npz": "Write the arrays to .nii.gz with nibabel, or to .png with Pillow.",
     ".mat": "Write the arrays to .nii.gz with nibabel, or to .png with Pillow.",
     ".h5": "Write the arrays to .nii.gz with nibabel, or to .png with Pillow.",

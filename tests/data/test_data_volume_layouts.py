@@ -294,7 +294,7 @@ class TestNnunet:
             ({"labels": {"a b": 1, "A-B": 2}}, "label 'A-B' with 2"),
             ({"labels": {"a": "one"}}, "label 'a' with 'one'"),
             ({"labels": {"background": 0}}, "cannot be read"),
-            ({"file_ending": ".mha"}, "in files .mha"),
+            ({"file_ending": ".mgz"}, "in files .mgz"),
         ],
     )
     def test_descriptions_that_are_none(self, folder, changes, message):

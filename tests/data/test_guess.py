@@ -77,7 +77,7 @@ def test_pictures_and_volumes_are_two_layouts(tmp_path):
 @pytest.mark.parametrize(
     "names, advice",
     [
-        (["a.dcm", "b.DCM", "notes.txt"], "dcm2niix"),
+        (["a.mgz", "b.MGZ", "notes.txt"], "with nibabel"),
         (["a.webp"], "Convert the pictures"),
         (["x.zip"], "Unpack"),
         (["a.npz"], "nibabel"),
@@ -98,8 +98,8 @@ def test_what_a_folder_of_no_layout_holds_is_listed(names, advice, layout, tmp_p
 
 def test_many_files_are_counted(tmp_path):
     for number in range(20):
-        (tmp_path / f"{number:02d}.dcm").write_text("x")
-    with pytest.raises(UserError, match=r"only 20 \.dcm \(00.dcm, 01.dcm, 02.dcm, …\)"):
+        (tmp_path / f"{number:02d}.mgz").write_text("x")
+    with pytest.raises(UserError, match=r"only 20 \.mgz \(00.mgz, 01.mgz, 02.mgz, …\)"):
         open_dataset(DataConfig("VOLUMES", str(tmp_path)), 32, "Training", True)
 
 

@@ -1,15 +1,13 @@
 """Plain folders of volumes: `images/NAME.nii.gz` next to `masks/NAME.nii.gz`, one channel; or other formats."""
 
-from functools import partial
-
 import blobfile as bf
 
 from guided_diffusion_core.data import folders
 from guided_diffusion_core.data.check.inventory import files_of_pairs
 from guided_diffusion_core.data.formats.transforms import ZSCORE_ALL_RULE, zscore_all
-from guided_diffusion_core.data.formats.volumes import stem
+from guided_diffusion_core.data.formats.volumes import stem, suffix_of
 from guided_diffusion_core.data.layout import Layout
-from guided_diffusion_core.data.pairs import require_paired, unpaired_errors
+from guided_diffusion_core.data.pairs import picture_stem, require_paired, unpaired_errors
 from guided_diffusion_core.data.series import with_series
 from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, VolumeParts, volume_truths
 from guided_diffusion_core.errors import found_expected, report
@@ -26,8 +24,7 @@ EXPECTED = (
 
 def find_pairs(data_dir, split):
     """Return the volumes of a split and their masks, a list of `Pair`, see `folders.find_pairs`."""
-    gather = partial(with_series, is_folder_of_volumes=folders.folder_kind)
-    return folders.find_pairs(data_dir, split, stem, EXPECTED, gather)
+    return folders.find_pairs(data_dir, split, stem, EXPECTED, _gather)
 
 
 class PlainVolumes(Layout):
@@ -80,8 +77,15 @@ def _case(pair):
 
 
 def _signs(files):
-    """Return the names of the volumes."""
-    return [file.shown for file in files if stem(file.name) is not None]
+    """Return the names of the volumes; arrays of numpy next to pictures are not the data."""
+    has_pictures = any(picture_stem(file.name) for file in files)
+    volumes = [file for file in _gather(files) if stem(file.name) is not None]
+    return [file.shown for file in volumes if not (has_pictures and suffix_of(file.name) == ".npy")]
+
+
+def _gather(files):
+    """Return the files of a folder of data with one file for each DICOM series."""
+    return with_series(files, folders.folder_kind)
 
 
 LAYOUT = PlainVolumes(
