@@ -1,5 +1,6 @@
 """Test volumes in other formats than NIfTI: the same voxels and the same place, in layouts, sampling and scoring."""
 
+import locale
 import sys
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def write_series(folder, array, affine, names=None, number=1):
     direction = np.array(image.GetDirection()).reshape(3, 3)
     writer = SimpleITK.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
+    before = locale.setlocale(locale.LC_ALL)
     for z in range(array.shape[2]):
         plane = image[:, :, z]
         tags = {
@@ -71,6 +73,8 @@ def write_series(folder, array, affine, names=None, number=1):
         writer.Execute(plane)
         if names:
             path.rename(folder / names.format(z))
+    # writing DICOM sets the locale to C, in which Python opens texts as ASCII; reading does not
+    locale.setlocale(locale.LC_ALL, before)
 
 
 def save(path, array, affine):
