@@ -1,7 +1,6 @@
 """Layers and small functions of the networks and the training loop."""
 
 import itertools
-from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
 import torch as th
@@ -166,8 +165,11 @@ class Dropout(nn.Module):
         return runtime.to_tensor(mask, dtype=runtime.precision())
 
 
-@th.library.custom_op("medsegdiff::dropout_mask", mutates_args=())
-def _compiled_mask(x: th.Tensor, number: int, shape: Sequence[int]) -> th.Tensor:
+_MASK_SCHEMA = "(Tensor x, int number, int[] shape) -> Tensor"
+
+
+@th.library.custom_op("medsegdiff::dropout_mask", mutates_args=(), schema=_MASK_SCHEMA)
+def _compiled_mask(x, number, shape):
     """Draw the mask (N, *shape) of a dropout layer for x (N, ...). A compiled network calls this as it stands here."""
     return _LAYERS[number]._draw(tuple(shape))
 

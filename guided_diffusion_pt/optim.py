@@ -72,5 +72,5 @@ def gradients(loss, params):
 
 def all_finite(tensors):
     """Return whether all numbers of a list of tensors are finite: one number is read from their device."""
-    largest = th.nn.utils.get_total_norm(tensors, math.inf)  # NaN if one of them is NaN
-    return bool(th.isfinite(largest))
+    largest = th.stack(th._foreach_norm(tensors, math.inf))  # NaN for a tensor with NaN
+    return bool(th.isfinite(largest).all())

@@ -12,6 +12,7 @@ from support.small import computing
 from torch.nn import functional as F
 
 from guided_diffusion_core.networks.fourier import column_transform, row_inverse, row_transform
+from parity.rule import EPS, RULE
 
 # Largest error of a value or gradient, as a share of the largest true one.
 TOLERANCE = {"float32": 5e-6, "float64": 1e-13}
@@ -128,6 +129,61 @@ def test_a_kernel_where_only_generic_operators_may_compute_is_seen(name):
         backend.module("runtime").use_generic(False)
         with pytest.raises(AssertionError, match="on a CPU alone"):
             results(function(backend.module("nn")), arrays, 1.0, "float32")
+
+
+# ---- PyTorch's kernels, which serve wide layers and large images with the channels last ----
+
+LAYERS = {
+    "group norm": lambda nn: [nn.GroupNorm32(32, 128)],
+    "SiLU after group norm": lambda nn: [nn.GroupNorm32(32, 128), nn.SiLU()],
+    "convolution": lambda nn: [nn.Conv3x3(128, 128)],
+    "residual branch": lambda nn: [nn.GroupNorm32(32, 128), nn.SiLU(), nn.Conv3x3(128, 130), nn.GroupNorm32(26, 130)],
+}
+
+
+@pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch is not among MEDSEGDIFF_BACKENDS")
+@pytest.mark.parametrize("name", LAYERS)
+def test_both_ways_of_pytorch_agree_by_the_rule(name):
+    """Compare result and gradients with float64, by the rule of the parity suite: PyTorch's own operators are the
+    reference, whose sums over many positions of channels that come last lose digits."""
+    backend = Backend("pytorch")
+    generator = torch.Generator().manual_seed(4)
+    layers = torch.nn.Sequential(*LAYERS[name](backend.module("nn")))
+    for param in layers.parameters():
+        torch.nn.init.normal_(param, std=0.1, generator=generator)
+    x = (3 + torch.randn(2, 128, 72, 72, generator=generator)).contiguous(memory_format=torch.channels_last)
+
+    def computed(dtype):
+        given = x.to(dtype).requires_grad_()
+        network = layers.to(dtype)
+        out = network(given)
+        slope = torch.linspace(-1, 1, out.numel(), dtype=dtype).reshape(out.shape)
+        return [
+            value.detach().double() for value in (out, *torch.autograd.grad(out, [given, *network.parameters()], slope))
+        ]
+
+    truth = computed(torch.float64)
+    with only_generic(backend):
+        generic = computed(torch.float32)
+    kernels = computed(torch.float32)
+    assert not all(map(torch.equal, generic, kernels)), "these layers reach the kernels"
+    for exact, first, second in zip(truth, generic, kernels):
+        scale = float(exact.abs().max())
+        own, error = (float((value - exact).abs().max()) for value in (first, second))
+        assert error <= RULE.multiple * own + RULE.last_places * EPS["float32"] * scale
+        assert own <= 2e-3 * scale
+
+
+@pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch is not among MEDSEGDIFF_BACKENDS")
+@pytest.mark.parametrize("name", ["group norm", "convolution", "residual branch"])
+def test_a_kernel_of_pytorch_is_seen(name):
+    backend = Backend("pytorch")
+    layers = torch.nn.Sequential(*LAYERS[name](backend.module("nn")))
+    x = torch.randn(1, 128, 72, 72).contiguous(memory_format=torch.channels_last)
+    with only_generic(backend):
+        backend.module("runtime").use_generic(False)
+        with pytest.raises(AssertionError, match="on a CPU alone"):
+            layers(x)
 
 
 # ---- The Fourier transform as two products ----
