@@ -160,6 +160,9 @@ class TrainLoop:
         self.ema_warmup = ema_warmup
         self.names = [name for name, _ in model.named_parameters() if not is_buffer(name)]
         self.params = [param for name, param in model.named_parameters() if not is_buffer(name)]
+        self.statistics = [
+            param for name, param in model.named_parameters() if is_buffer(name)
+        ]  # running ones, which a forward pass changes
         self.opt = AdamW(self.params, weight_decay=weight_decay)
         self.ema_params = [[param.copy().stop_grad() for param in self.params] for _ in self.ema_rate]
         self.step = 0
@@ -183,7 +186,14 @@ class TrainLoop:
         the learning rate `lr`.
         """
         examples = jt.concat([batch, cond], dim=1)  # (N, C + K, S, S)
-        values, grads = self.forward_backward(examples.cast(self.params[0].dtype), ahead)
+        kept = [runtime.to_numpy(buffer) for buffer in self.statistics]
+        try:
+            values, grads = self.forward_backward(examples.cast(self.params[0].dtype), ahead)
+        except Exception:
+            # A step that fails, as when memory runs out, leaves no trace: the steps before can still be saved.
+            for buffer, before in zip(self.statistics, kept):
+                runtime.assign(buffer, before)
+            raise
         lr = learning_rate(self.lr, self.lr_anneal_steps, self.step, self.lr_schedule, self.lr_cycles)
         self.opt.step(grads, lr)
         for rate, averages in zip(self.ema_rate, self.ema_params):

@@ -164,6 +164,8 @@ class TrainLoop:
         self.ema_warmup = ema_warmup
         self.names = [name for name, _ in model.named_parameters() if not is_buffer(name)]
         self.params = [param for name, param in model.named_parameters() if not is_buffer(name)]
+        # the running ones, which a forward pass changes
+        self.statistics = list(model.buffers())
         self.opt = AdamW(self.params, weight_decay=weight_decay)
         self.ema_params = [[param.detach().clone() for param in self.params] for _ in self.ema_rate]
         self.loss_scale = LossScale() if runtime.mixed_precision() == "fp16" else None
@@ -190,7 +192,14 @@ class TrainLoop:
         # from pinned memory (`make_loader`) a GPU fetches them while it computes
         parts = [part.to(runtime.device(), self.params[0].dtype, non_blocking=True) for part in (batch, cond)]
         examples = th.cat(parts, dim=1)  # (N, C + K, S, S)
-        values, grads = self.forward_backward(examples, ahead)
+        kept = [buffer.clone() for buffer in self.statistics]
+        try:
+            values, grads = self.forward_backward(examples, ahead)
+        except Exception:
+            # A step that fails, as when memory runs out, leaves no trace: the steps before can still be saved.
+            for buffer, before in zip(self.statistics, kept):
+                buffer.copy_(before)
+            raise
         lr = learning_rate(self.lr, self.lr_anneal_steps, self.step, self.lr_schedule, self.lr_cycles)
         # In float16, a step whose gradients overflow is left out, and lowers the scale of the loss.
         scale = self.loss_scale

@@ -17,7 +17,7 @@ from guided_diffusion_core.system.interrupts import stop_requested
 from guided_diffusion_core.system.process_memory import memory_figures
 from guided_diffusion_core.system.processes import any_process
 from guided_diffusion_core.system.progress import duration, progress
-from guided_diffusion_core.system.room import NoRoom, continued_by, memory_for
+from guided_diffusion_core.system.room import NoRoom, continued_by, lacks_memory, memory_for
 from guided_diffusion_core.training.log import RunLog
 from guided_diffusion_core.training.rates import last_step
 
@@ -53,12 +53,13 @@ def run_training(loop, config, out_dir, validation=None, seconds=0.0):
         contextlib.closing(_Run(loop, config, out_dir, validation, stop, started) if first else _Follower()) as run,
         contextlib.closing(_Pace(config.training, before, say, validation is not None, shown=first)) as pace,
         memory_for("training", _asked(config), partial(_less_memory, config, out_dir)),
+        run.rescuing(),
     ):
-        unread = []  # (step number, its values) since they were last read
+        unread = run.unread
         for step, values in loop.run_loop(steps):
             done = step + 1
             unread.append((done, values))
-            if _reads(config.training, done) or pace.is_timed(done):
+            if _reads(config.training, done, validation is not None) or pace.is_timed(done):
                 run.record(_read(unread))
             pace.step(done)
             if run.is_due(done):
@@ -164,9 +165,19 @@ class _Pace:
 
 
 class _Follower:
-    """The work of all processes but the first one after a step: none."""
+    """The work of all processes but the first one after a step: none.
+
+    unread: (step number, its values) since they were last read.
+    """
 
     saved = None
+
+    def __init__(self):
+        self.unread = []
+
+    def rescuing(self):
+        """Return a context that does nothing."""
+        return contextlib.nullcontext()
 
     def is_due(self, done):
         """Return False: the first process validates."""
@@ -188,7 +199,8 @@ class _Follower:
 class _Run:
     """The work of the first process after each step: log, validation and checkpoints.
 
-    saved: folder of the last checkpoint, None before the first one.
+    saved:  folder of the last checkpoint, None before the first one.
+    unread: (step number, its values) since they were last read.
     """
 
     def __init__(self, loop, config, out_dir, validation, stop, started):
@@ -198,6 +210,8 @@ class _Run:
         self.validation = validation
         self.stop = stop
         self.saved = None
+        self.unread = []
+        self.kept = loop.step  # step of the last checkpoint
         self.validated = {}
         self.started = started
         # The checkpoints of this training: `keep_checkpoints` counts and removes no others.
@@ -272,17 +286,35 @@ class _Run:
         keep = self.config.training.keep_checkpoints
         self.saved = checkpoints.save(self.out_dir, done, self.config, self.loop.networks(), keep, state, own=self.own)
         self.own.append(self.saved)
+        self.kept = done
+
+    @contextlib.contextmanager
+    def rescuing(self):
+        """Save the whole steps so far when memory runs out in the block, if it suffices for that."""
+        try:
+            yield
+        except Exception as error:
+            # Other processes are still in the step, in which they do not help to read the losses.
+            if lacks_memory(error) and self.loop.step > self.kept and self.loop.group.size == 1:
+                with contextlib.suppress(Exception):
+                    self.record(_read(self.unread))
+                    self._write_line(self.loop.step)
+                    self._save(self.loop.step)
+            raise
 
     def close(self):
         """Close the log."""
         self.log.close()
 
 
-def _reads(training, done):
+def _reads(training, done, validates):
     """Return whether the losses are read after `done` steps, in all processes: before a line of the log, before a
-    validation, and before a checkpoint, in which a loss that is not finite has to be found."""
+    validation, and before a checkpoint, in which a loss that is not finite has to be found.
+
+    validates: the training has a validation.
+    """
     intervals = [training.log_interval, training.save_interval]
-    if training.val_dir:
+    if validates:
         intervals.append(training.val_interval)
     return done == last_step(training) or any(done % interval == 0 for interval in intervals)
 

@@ -45,7 +45,10 @@ class FullLoop:
             if step + 1 == self.full_at:
                 raise self.error()
             self.step = step + 1
-            yield step, {"total": 1.0, "lr": 1e-4}
+            yield step, {"total": self.total(step), "lr": 1e-4}
+
+    def total(self, step):
+        return 1.0
 
     def gpu_memory_mib(self):
         return 100.0 * self.step
@@ -66,12 +69,29 @@ def test_the_first_step_of_a_training(error, tmp_path):
 
 
 @every_error
-def test_a_later_step_names_the_checkpoint(error, tmp_path):
+@pytest.mark.parametrize("full_at", [5, 6])
+def test_a_later_step_saves_those_before(error, full_at, tmp_path):
     with pytest.raises(UserError) as raised:
-        training.run_training(FullLoop(error, 6), small_config(save_interval=2), tmp_path)
-    assert "Free memory, or give --use_checkpoint True, then go on with --resume last, from step_000004." in str(
-        raised.value
-    )
+        training.run_training(FullLoop(error, full_at), small_config(save_interval=2, log_interval=2), tmp_path)
+    name = f"step_00000{full_at - 1}"
+    advice = f"Free memory, or give --use_checkpoint True, then go on with --resume last, from {name}."
+    assert advice in str(raised.value)
+    assert checkpoints.find_whole("last", tmp_path).name == name
+    lines = [json.loads(line)["step"] for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    assert lines == [2, 4, 5][: full_at - 3]
+
+
+@pytest.mark.parametrize("problem", ["networks", "total"])
+def test_where_nothing_can_be_saved_the_last_checkpoint_is_named(problem, tmp_path):
+    """Let memory not suffice for a checkpoint either, or let a loss that is not read yet not be finite."""
+    loop = FullLoop(MemoryError, 6)
+    if problem == "total":
+        loop.total = lambda step: float("nan") if step == 4 else 1.0
+    else:
+        networks = mock.Mock(side_effect=[loop.networks(), MemoryError])
+        loop.networks = networks
+    with pytest.raises(UserError, match="no memory left.*from step_000004"):
+        training.run_training(loop, small_config(save_interval=4, log_interval=50), tmp_path)
     assert checkpoints.find_whole("last", tmp_path).name == "step_000004"
 
 
@@ -126,6 +146,36 @@ def test_validation_costs_no_steps(tmp_path):
         training.run_training(FullLoop(None, 99), config, tmp_path, validation)
 
 
+def test_a_step_that_fails_leaves_no_trace(backend):
+    """Let the network fail after the running statistics have seen a part of the batch, and compare what is saved."""
+    train_util = backend.module("train_util")
+    config = small_config(max_steps=9, batch_size=4, microbatch=2, highway_dropout=0.5)
+    with computing("float32", backend):
+        loops = [train_util.create_train_loop(config, RandomDataset()) for _ in range(2)]
+        method = loops[0].method
+        losses = method.losses
+        calls = []
+
+        def full(*given):
+            found = losses(*given)
+            calls.append(given)
+            if len(calls) == 6:  # the second microbatch of the third step
+                raise MemoryError
+            return found
+
+        method.losses = full
+        with pytest.raises(MemoryError):
+            for _ in loops[0].run_loop(9):
+                pass
+        for _ in loops[1].run_loop(2):
+            pass
+        assert loops[0].step == loops[1].step == 2
+        found, expected = (loop.networks() for loop in loops)
+    for kind, arrays in expected.items():
+        for name, value in arrays.items():
+            np.testing.assert_array_equal(found[kind][name], value, err_msg=f"{kind} {name}")
+
+
 @pytest.mark.skipif("pytorch" not in BACKENDS, reason="PyTorch is not among MEDSEGDIFF_BACKENDS")
 def test_a_training_goes_on_with_less_memory(tmp_path):
     """Let PyTorch's own exception come out of the network, then go on with the flag that the message names."""
@@ -144,12 +194,12 @@ def test_a_training_goes_on_with_less_memory(tmp_path):
             return compute(*given)
 
         network.forward = full
-        with pytest.raises(UserError, match="CUDA out of memory.*use_checkpoint.*step_000002"):
+        with pytest.raises(UserError, match="CUDA out of memory.*use_checkpoint.*step_000003"):
             training.run_training(loop, config, tmp_path)
         given = {"use_checkpoint": True}
         step, resumed, networks, _ = training.resumed_config("last", tmp_path, given)
-        assert step == 2 and resumed.model.use_checkpoint
+        assert step == 3 and resumed.model.use_checkpoint
         again = train_util.create_train_loop(resumed, RandomDataset(), step, networks)
         whole = train_util.create_train_loop(config, RandomDataset())
         values = [dict(found) for _, found in again.run_loop(5)]
-        assert values == [dict(found) for _, found in whole.run_loop(5)][2:]
+        assert values == [dict(found) for _, found in whole.run_loop(5)][3:]

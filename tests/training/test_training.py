@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -375,9 +376,13 @@ def test_losses_are_read_only_for_lines_checkpoints_and_the_end(tmp_path):
 
 @pytest.mark.parametrize("interval", ["log_interval", "save_interval", "val_interval"])
 def test_no_checkpoint_and_no_validation_of_a_loss_that_is_not_finite(tmp_path, interval):
-    settings = {"log_interval": 100, "save_interval": 100, "val_interval": 100, "val_dir": "somewhere", interval: 2}
+    settings = {"log_interval": 100, "save_interval": 100, "val_interval": 100, interval: 2}
+    validation = mock.Mock(best=None)
+    validation.is_due.return_value = False
+    validation.is_best.return_value = False
+    validation.state.return_value = None
     with pytest.raises(UserError, match="step 3 gave total = nan"):
-        training.run_training(Lagging(nan_from=2), small_config(max_steps=10, **settings), tmp_path)
+        training.run_training(Lagging(nan_from=2), small_config(max_steps=10, **settings), tmp_path, validation)
     assert not (tmp_path / "checkpoints" / "step_000004").exists()
 
 
