@@ -83,7 +83,7 @@ def run(backend, out_dir, given, preset=None, resume="", overwrite=False, dry_ru
     start = checkpoints.resume_folder(resume, out_dir) if resume else None
     folder = training.RunFolder(out_dir, start, overwrite, validates=bool(config.training.val_dir))
     if first:
-        folder.check()
+        folder.require_free()
     record = {}
     if not dry_run:
         # before the data: a device that is not there is refused at once
@@ -108,13 +108,17 @@ def run(backend, out_dir, given, preset=None, resume="", overwrite=False, dry_ru
         print(summary)
     if initial and first:
         print("\n".join(initial.lines()), file=sys.stderr)
-    if dry_run:
-        return
     # The first process holds the folder for all of them.
-    with folder.held() if first else nullcontext():
+    with folder.held() if first and not dry_run else nullcontext():
+        if first:
+            device = config.compute.device if dry_run else runtime.current.device
+            training.say_needs(folder, config, len(dataset), step, device)
+        if dry_run:
+            return
         group = backend_module(backend, "dist_util").setup_dist()
         create_train_loop = backend_module(backend, "train_util").create_train_loop
         loop = create_train_loop(config, dataset, step, networks, initial and initial.arrays)
+        networks = None  # the loop has its own copies of these arrays
         if first:
             folder.prepare(summary)
             if cases:

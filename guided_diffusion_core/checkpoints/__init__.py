@@ -19,7 +19,7 @@ from guided_diffusion_core.checkpoints.files import (
     save,
     to_bytes,
 )
-from guided_diffusion_core.checkpoints.pointers import folders_until, last_folder
+from guided_diffusion_core.checkpoints.pointers import folders_until, last_folder, root_of
 
 __all__ = [
     "FORMAT",
@@ -39,6 +39,7 @@ __all__ = [
     "point_to_best",
     "read_config",
     "resume_folder",
+    "root_of",
     "save",
     "to_bytes",
 ]

@@ -115,6 +115,8 @@ class Family:
     infer:          (shapes, given settings, file) -> `Inferred`, or None if the weights are not of this family; None
                     for a family that cannot be told by its weights.
     operations:     plan -> multiplications and additions of one evaluation; None if nobody counted them.
+    kept_numbers:   plan -> numbers that a step of training keeps of one example for its backward pass, about; None if
+                    nobody counted them.
     """
 
     name: str
@@ -130,6 +132,7 @@ class Family:
     repair: Callable = _as_it_is
     infer: Callable | None = None
     operations: Callable | None = None
+    kept_numbers: Callable | None = None
 
     def flags(self):
         """Return a dict: name of the flag (without dashes) -> name of the field in `settings`."""

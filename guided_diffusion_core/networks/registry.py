@@ -95,3 +95,9 @@ def smallest_batch(settings):
     """Return the smallest number of examples of a forward pass in training."""
     family = family_of(settings)
     return family.smallest_batch(family.plan(settings))
+
+
+def kept_numbers(settings):
+    """Return the numbers that a step of training keeps of one example, about; None for a family that does not say."""
+    family = family_of(settings)
+    return family.kept_numbers(family.plan(settings)) if family.kept_numbers else None

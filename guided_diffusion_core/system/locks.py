@@ -46,6 +46,15 @@ def locked_folder(folder, what, shared=False, flag="--out_dir"):
             _release(file, path)
 
 
+def require_unlocked(folder, flag="--out_dir"):
+    """Raise `UserError` if another run holds the lock of a folder; the folder need not exist, and nothing changes."""
+    path = os.path.join(str(folder), NAME)
+    if is_local(folder) and os.path.exists(path):
+        file = _locked(path, folder, True, flag)
+        if file:
+            file.close()
+
+
 def _locked(path, folder, shared, flag):
     """Return the open file of the lock, or None on a file system without locks."""
     while True:

@@ -3,6 +3,7 @@
 from guided_diffusion_core.training.folder import RunFolder, default_folder
 from guided_diffusion_core.training.initial import initial_weights
 from guided_diffusion_core.training.log import seconds_so_far
+from guided_diffusion_core.training.needs import say_needs
 from guided_diffusion_core.training.rates import ema_rate_at, last_step, learning_rate
 from guided_diffusion_core.training.resume import resumed_config
 from guided_diffusion_core.training.run import run_training
@@ -19,6 +20,7 @@ __all__ = [
     "learning_rate",
     "resumed_config",
     "run_training",
+    "say_needs",
     "seconds_so_far",
     "split_sets",
     "write_split",

@@ -20,7 +20,7 @@ from guided_diffusion_core.errors import found_expected, join_names
 from guided_diffusion_core.results.outputs import remove_outputs
 from guided_diffusion_core.sampling.folder import find_reports
 from guided_diffusion_core.system.files import clear_unfinished, is_local, write_atomic
-from guided_diffusion_core.system.locks import locked_folder
+from guided_diffusion_core.system.locks import locked_folder, require_unlocked
 
 CONFIG = "config.json"
 LOG = "progress.jsonl"
@@ -80,6 +80,11 @@ class RunFolder:
             self.check()
             yield
 
+    def require_free(self):
+        """Raise `UserError` for a folder that is in use or holds a run, as `held` does, and change nothing."""
+        require_unlocked(self.path)
+        self.check()
+
     def check(self):
         """Raise `UserError` if this training would write over another one, or over files of other software."""
         self._require_own_files()
@@ -103,6 +108,13 @@ class RunFolder:
                 "a folder without one",
                 "Give --resume last to go on with it, another --out_dir, or --overwrite to remove it.",
             )
+
+    def freed(self):
+        """Return the bytes of the checkpoints that `overwrite` removes."""
+        removed = []
+        if self.overwrite:
+            removed = self._later() if self._goes_on() else pointers.steps(self._root())
+        return sum(path.stat().st_size for folder in removed for path in folder.iterdir() if path.is_file())
 
     def prepare(self, summary):
         """Remove what `overwrite` removes and killed runs have left, and write the configuration, a JSON text."""

@@ -19,10 +19,8 @@ from guided_diffusion_core.system.processes import any_process
 from guided_diffusion_core.system.progress import duration, progress
 from guided_diffusion_core.system.room import NoRoom, continued_by, lacks_memory, memory_for
 from guided_diffusion_core.training.log import RunLog
+from guided_diffusion_core.training.needs import STEPS_TIMED
 from guided_diffusion_core.training.rates import last_step
-
-# The first step is left out of the time of a step, because Jittor compiles in it.
-STEPS_TIMED = 5
 
 
 def run_training(loop, config, out_dir, validation=None, seconds=0.0):
@@ -123,6 +121,7 @@ class _Pace:
         self.before = before
         self.say = say
         self.shown = shown
+        self.validates = validates
         self.bar = None
         self.started = None
 
@@ -149,8 +148,8 @@ class _Pace:
         checkpoint = min(done - done % interval + interval, self.total)
         without = ", without the validations" if self.validates else ""
         return (
-            f"a step takes {seconds:.3g} s: step {checkpoint} with the next checkpoint in "
-            f"{duration(seconds * (checkpoint - done))}, the end in {duration(seconds * (self.total - done))}{without}"
+            f"a step takes {seconds:.3g} s: the next checkpoint, after step {checkpoint}, in "
+            f"{duration(seconds * (checkpoint - done))}; the end in {duration(seconds * (self.total - done))}{without}"
         )
 
     def hide(self):

@@ -37,6 +37,9 @@ class StepLoop:
             self.step += 1
             yield self.step - 1, {"total": 1 / self.step, "lr": 1e-4}
 
+    def gpu_memory_mib(self):
+        return None
+
     def networks(self):
         weights = np.full(self.floats, self.step, np.float32)
         return {"model": {"a": weights}, "trainer": {"first_moment/a": weights}}

@@ -12,7 +12,7 @@ import pytest
 from support.backends import ROOT
 
 from guided_diffusion_core.errors import UserError
-from guided_diffusion_core.system.locks import NAME, locked_folder
+from guided_diffusion_core.system.locks import NAME, locked_folder, require_unlocked
 
 HOLD = """
 import os, sys, time
@@ -21,10 +21,9 @@ with locked_folder({folder!r}, "a training"):
     if {forks}:
         child = os.fork()
         if not child:
-            os.close(1)
+            print(os.getpid(), flush=True)
             time.sleep(60)
             os._exit(0)
-        print(child, flush=True)
     else:
         print("held", flush=True)
     time.sleep(60)
@@ -58,6 +57,17 @@ def test_a_second_run_is_refused_and_told_who_holds_the_folder(tmp_path):
     with locked_folder(tmp_path, "the next"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["other"], "the lock leaves no file"
+
+
+def test_looking_at_a_lock_changes_nothing(tmp_path):
+    require_unlocked(tmp_path / "missing")
+    require_unlocked(tmp_path)
+    assert not list(tmp_path.iterdir())
+    with locked_folder(tmp_path, "a training"), pytest.raises(UserError, match="a training that runs there"):
+        require_unlocked(tmp_path)
+    (tmp_path / NAME).write_text("of a killed run")
+    require_unlocked(tmp_path)
+    assert (tmp_path / NAME).read_text() == "of a killed run"
 
 
 def test_runs_that_share_keep_others_out_until_the_last_one_ends(tmp_path):

@@ -43,6 +43,10 @@ def write_training(folder):
     return files_below(folder)
 
 
+def lines(folder):
+    return [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
+
+
 def contents(folder):
     return {path: (folder / path).read_bytes() for path in files_below(folder)}
 
@@ -223,7 +227,9 @@ def test_the_command_protects_the_training_before(command, data, tmp_path, monke
         assert contents(run) == before
     code, _, errors = command(*train, 3, "--resume", "last")
     assert code == 0, errors
-    assert [json.loads(line)["step"] for line in (run / "progress.jsonl").read_text().splitlines()] == [1, 2, 3]
+    assert [line["step"] for line in lines(run)] == [1, 2, 3]
+    seconds = [line["seconds"] for line in lines(run)]
+    assert seconds == sorted(seconds) and seconds[2] > seconds[1] + 0.01, "the time goes on"
     # a wrong flag is found before anything is removed
     assert_refused(command(*train, 1, "--overwrite", "--batch_size", "1"), "--batch_size")
     assert checkpoints.find(run).parent.name == "step_000003"

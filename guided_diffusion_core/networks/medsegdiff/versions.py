@@ -3,6 +3,7 @@
 from functools import partial
 
 from guided_diffusion_core.networks.family import Family
+from guided_diffusion_core.networks.medsegdiff.activations import kept_numbers
 from guided_diffusion_core.networks.medsegdiff.infer import infer
 from guided_diffusion_core.networks.medsegdiff.initialization import initial_value
 from guided_diffusion_core.networks.medsegdiff.operations import evaluation_operations
@@ -35,5 +36,6 @@ def medsegdiff_family(name, version, network, **rest):
         smallest_batch=smallest_batch,
         infer=partial(infer, version),
         operations=evaluation_operations,
+        kept_numbers=kept_numbers,
         **rest,
     )
