@@ -5,11 +5,11 @@ import json
 import blobfile as bf
 
 from guided_diffusion_core.data.formats.labels import SINGLE, LabelMap, split_names
-from guided_diffusion_core.data.found import nothing_found
+from guided_diffusion_core.data.found import find_files, nothing_found
 from guided_diffusion_core.data.names import LABEL_FORM, name_key
 from guided_diffusion_core.data.pairs import MASK_ENDING, pair_by_stem
 from guided_diffusion_core.data.splits import choose_split, parse_folder
-from guided_diffusion_core.data.walk import leave_out, walk_data
+from guided_diffusion_core.data.walk import leave_out
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.files import read_bytes, require_folder
 
@@ -47,7 +47,7 @@ def find_pairs(data_dir, split, stem, expected, gather=list):
     `pair_by_stem`.
     """
     data_dir = require_folder(data_dir, "--data_dir", expected)
-    files = [file for file in gather(walk_data(data_dir)) if stem(file.name) is not None]
+    files = find_files(data_dir, lambda name: stem(name) is not None, gather)
     if not files:
         raise nothing_found(data_dir, expected)
     where = f"--data_dir {data_dir!r}"

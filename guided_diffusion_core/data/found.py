@@ -2,7 +2,8 @@
 
 from pathlib import PurePath
 
-from guided_diffusion_core.data.walk import walk_data
+from guided_diffusion_core.data.formats.volumes import SUFFIXES
+from guided_diffusion_core.data.walk import leave_out, walk_data
 from guided_diffusion_core.errors import UserError, found_expected
 
 MOST_ENDINGS = 5  # endings that an error lists
@@ -25,13 +26,34 @@ CONVERSIONS = {
     ".tgz": "Unpack the archives.",
     ".rar": "Unpack the archives.",
     ".7z": "Unpack the archives.",
+}
+# The same for files that also stand beside data.
+ANNOTATIONS = {
     ".json": "Export the annotations as mask pictures.",
     ".xml": "Export the annotations as mask pictures.",
 }
+# Endings of pictures and volumes that some layout reads.
+READ = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", *SUFFIXES)
+UNREAD = "file of a kind that this layout does not read"
 
 
 class NothingFound(UserError):
     """A folder holds no file of a layout."""
+
+
+def find_files(data_dir, is_read, gather=list):
+    """Return the files of a folder that a layout reads, a list of `DataFile`.
+
+    Other pictures, volumes and files that could be converted to some are noted as left out (`walk.leave_out`).
+    is_read: function of a file's name. gather: function of the files, a list of `DataFile`, that may join several.
+    """
+    found = []
+    for file in gather(walk_data(data_dir)):
+        if is_read(file.name):
+            found.append(file)
+        elif ending_of(file.name) in READ or ending_of(file.name) in CONVERSIONS:
+            leave_out(UNREAD, file.shown)
+    return found
 
 
 def nothing_found(data_dir, expected, what="file of this layout"):
@@ -65,4 +87,5 @@ def _described(ending, names):
 
 def _advice(endings):
     """Return the advice for the most frequent ending that has one."""
-    return next((CONVERSIONS[ending] for ending in endings if ending in CONVERSIONS), "Check the path.")
+    known = CONVERSIONS | ANNOTATIONS
+    return next((known[ending] for ending in endings if ending in known), "Check the path.")

@@ -6,6 +6,7 @@ letters, so that `Valencia`, `mitral_valve`, `strain` and `Testament` belong to 
 """
 
 import re
+from functools import lru_cache
 
 from guided_diffusion_core.data.walk import leave_out, walk_data
 from guided_diffusion_core.errors import UserError, found_expected, join_names
@@ -58,6 +59,7 @@ def _has_case(letter):
     return letter.lower() != letter.upper()
 
 
+@lru_cache(maxsize=1024)
 def parse_folder(name):
     """Return (split, rest) of a folder's name.
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from guided_diffusion_core.checkpoints import pointers
+from guided_diffusion_core.data.splits import parse_folder
 from guided_diffusion_core.errors import found_expected, join_names
 from guided_diffusion_core.results.outputs import remove_outputs
 from guided_diffusion_core.sampling.folder import find_reports
@@ -30,8 +31,8 @@ VALIDATION = "validation"
 SUMMARY = "summary.json"
 SPLIT = "split.json"
 DEFAULT_ROOT = "results"
-# Folders of a split of the data; the name of such a folder says nothing without that of the folder above it.
-_SPLITS = ("train", "training", "trainset", "data", "images", "imagestr")
+# What is left of the name of a folder without the word of a split; it says nothing without that of the folder above it.
+_NAMELESS = ("", "data", "images")
 _WRITTEN_BY_OTHERS = "Choose another --out_dir, or move it."
 
 
@@ -49,7 +50,8 @@ def default_folder(data_dir, resume=""):
         raise found_expected("--out_dir", "none, and no --data_dir", "the folder of the run", "Give one of the two.")
     path = Path(os.path.abspath(data_dir)) if is_local(data_dir) else PurePosixPath(data_dir)
     name = path.name
-    if name.lower() in _SPLITS and path.parent.name:
+    split, rest = parse_folder(name)
+    if (split or rest) and rest in _NAMELESS and path.parent.name:
         name = f"{path.parent.name}-{name}"
     return os.path.join(DEFAULT_ROOT, name or "run")
 

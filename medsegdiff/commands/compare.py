@@ -58,9 +58,10 @@ def summaries(args, folders):
         return [evaluation.read_summary(folder) for folder in folders]
     threshold = scoring_flags.threshold(args)
     surfaces = scoring_flags.surfaces(args)
+    chosen = scoring_flags.data_config(args)
     found = []
     for folder in folders:
-        config, note = as_sampled(scoring_flags.data_config(args), folder)
+        config, note = as_sampled(chosen, folder)
         if note:
             print(note)
         found.append(evaluation.evaluate(folder, data.list_truths(config), threshold, surfaces))

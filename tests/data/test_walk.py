@@ -1,15 +1,20 @@
 """Test the walk through folders of data: what every layout reads, what it passes over, and that this is said."""
 
+import contextlib
 import os
 import shutil
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from support.agreement import agree
 
 from guided_diffusion_core.config import DataConfig
-from guided_diffusion_core.data import list_files, list_truths, open_dataset, phantoms
+from guided_diffusion_core.data import list_files, list_truths, open_dataset, phantoms, walk
 from guided_diffusion_core.data.check.inventory import take_inventory
+from guided_diffusion_core.data.splits import parse_folder
 from guided_diffusion_core.data.walk import noting_left_out, walk_data
 from guided_diffusion_core.errors import UserError
 
@@ -216,3 +221,112 @@ def test_pipes_and_devices_are_no_files(tmp_path):
     os.symlink("/dev/zero", tmp_path / "case1" / "images" / "zero.png")
     found, left_out = cases("IMAGES", tmp_path)
     assert found == ["case1"] and left_out == {"device or pipe": ["case1/images/pipe.png", "case1/images/zero.png"]}
+
+
+# names of files and folders: text of all scripts, bytes that are no UTF-8, and what the walk has rules for
+NAMES = st.one_of(
+    st.text("aé病\u0301", min_size=1, max_size=4),
+    st.binary(min_size=1, max_size=4).map(lambda name: os.fsdecode(name.translate(bytes.maketrans(b"/\0", b"xx")))),
+    st.sampled_from(
+        ["test", "val", "train", ".hidden", "__MACOSX", "images", "masks", "a.png", "Thumbs.db", "._a.png"]
+    ),
+).filter(lambda name: name not in (".", ".."))
+
+
+@settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.lists(NAMES, min_size=1, max_size=4), max_size=6), st.integers(0, 5))
+def test_any_tree_of_names(tmp_path_factory, paths, links):
+    """Walk any tree: each file that no rule excludes is found once, by a path that exists; nothing raises."""
+    root = tmp_path_factory.mktemp("tree")
+    expected = set()
+    for parts in paths:
+        folder = os.path.join(root, *parts)
+        try:
+            os.makedirs(folder, exist_ok=True)
+            path = os.path.join(folder, "file.png")
+            open(path, "wb").close()
+        except OSError:  # a file of this name is there, or the file system does not take the name
+            continue
+        if not any(part.startswith(".") or part.lower() in walk.TRASH for part in parts):
+            expected.add(path)
+    for number in range(links):
+        target = os.path.join(root, *paths[number % len(paths)][:2]) if paths else root
+        os.symlink(target, os.path.join(root, f"link{number}"))
+    with noting_left_out() as left_out:
+        found = [file.path for file in walk_data(root)]
+    assert len({os.path.realpath(path) for path in found}) == len(found) and set(found) >= expected
+    assert str(left_out).isprintable()
+    for layout in ("IMAGES", "BRATS", "ISIC", "REFUGE2"):
+        config = DataConfig(layout, str(root))
+        for split in ("Training", "Test", "Validation"):
+            with contextlib.suppress(UserError):
+                list_files(config, split, False)
+
+
+@given(
+    st.text(max_size=12)
+    | st.lists(st.sampled_from(["Train", "val", "TEST", "s", "_", "2", "é", "训", "Set"])).map("".join)
+)
+def test_any_name_of_a_folder(name):
+    split, rest = parse_folder(name)
+    assert split in (None, "Training", "Validation", "Test") and rest == rest.lower()
+    if not any(word in name.lower() for word in ("train", "val", "test", "tr", "va", "ts")):
+        assert split is None
+
+
+@pytest.mark.parametrize(
+    "name, file, kind",
+    [
+        ("IMAGES", "images/b.webp", "file of a kind that this layout does not read"),
+        ("ISIC", "x_Data/b.tif", "file of a kind that this layout does not read"),
+        ("REFUGE2", "c.dcm", "file of a kind that this layout does not read"),
+        ("BRATS", "case1/case1_adc.nii.gz", "volume file of unknown modality"),
+        ("VOLUMES", "images/preview.png", "file of a kind that this layout does not read"),
+        ("BRATS_SLICES", "case1.nii.gz", "file of a kind that this layout does not read"),
+    ],
+)
+def test_files_that_are_not_read_are_listed(name, file, kind, tmp_path):
+    write(name, tmp_path / "case1")
+    path = tmp_path / file if name.startswith("BRATS") or "/" not in file else tmp_path / "case1" / file
+    path.write_bytes(b"x")
+    found, left_out = cases(name, tmp_path)
+    assert found == ["case1"] and left_out == {kind: [str(path.relative_to(tmp_path))]}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+class TestCheckAndTrainingAgree:
+    """Whatever training refuses in such folders, the check reports in the same words."""
+
+    def test_whole_folders(self, name, tmp_path):
+        write(name, tmp_path / "data" / "Valencia" / "case1")
+        write(name, tmp_path / "elsewhere" / "case2")
+        write(name, tmp_path / "data" / ".Trash-1000" / "case3")
+        os.symlink(tmp_path / "elsewhere", tmp_path / "data" / "link")
+        assert agree(tmp_path / "data", name) == []
+
+    @pytest.mark.parametrize("place", ["strain", "link", "caf\u00e9/cafe\u0301"])
+    def test_a_mask_that_is_missing(self, name, place, tmp_path):
+        folder = tmp_path / "data" / place
+        write(name, tmp_path / "data" / "case1")
+        if place == "link":
+            write(name, tmp_path / "elsewhere" / "case2")
+            os.symlink(tmp_path / "elsewhere", folder)
+        else:
+            write(name, folder / "case2")
+        masks = [path for path in folder.rglob("*") if path.is_file() and is_mask(name, path)]
+        if place == "link":
+            masks = [path for path in (tmp_path / "elsewhere").rglob("*") if path.is_file() and is_mask(name, path)]
+        for path in masks:
+            path.unlink()
+        assert masks and agree(tmp_path / "data", name)
+
+    def test_a_case_that_is_there_twice(self, name, tmp_path):
+        write(name, tmp_path / "Madrid" / "case1")
+        write(name, tmp_path / "Valencia" / "case1")
+        assert agree(tmp_path, name)
+
+
+def is_mask(name, path):
+    if name.startswith("BRATS"):
+        return "_seg" in path.name
+    return "mask" in path.parent.name.lower() or "GroundTruth" in path.parent.name

@@ -1,5 +1,6 @@
 """BraTS 2018 to 2023: folders of volumes with one NIfTI file per modality, used slice by slice."""
 
+import itertools
 import re
 
 import blobfile as bf
@@ -7,11 +8,11 @@ import blobfile as bf
 from guided_diffusion_core.data.formats.labels import LabelMap
 from guided_diffusion_core.data.formats.transforms import ZSCORE_RULE, zscore
 from guided_diffusion_core.data.formats.volumes import stem
-from guided_diffusion_core.data.found import nothing_found
+from guided_diffusion_core.data.found import find_files, nothing_found
 from guided_diffusion_core.data.layout import VolumeLayout
 from guided_diffusion_core.data.splits import choose_unless_test
 from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeParts, unique_cases
-from guided_diffusion_core.data.walk import walk_data
+from guided_diffusion_core.data.walk import leave_out
 from guided_diffusion_core.system.files import require_folder
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")  # in the original's order of channels
@@ -69,7 +70,7 @@ def find_cases(data_dir, split):
     if two cases have the same name.
     """
     data_dir = require_folder(data_dir, "--data_dir", EXPECTED)
-    files = [file for file in walk_data(data_dir) if stem(file.name)]
+    files = find_files(data_dir, stem)
     if not any(_match(file) for file in files):
         raise nothing_found(data_dir, EXPECTED)
     groups = {}  # (folder, case name) -> part -> list of paths
@@ -82,6 +83,8 @@ def find_cases(data_dir, split):
         else:
             others.setdefault(file.folder, []).append(file)
     _assign_stray_labels(groups, others)
+    for file in itertools.chain(*others.values()):
+        leave_out("volume file of unknown modality", file.shown)
     names = {folder: [file.name for file in found] for folder, found in others.items()}
     return unique_cases(groups, names, data_dir, BratsFiles)
 

@@ -11,7 +11,7 @@ import numpy as np
 from guided_diffusion_core.data.dataset import Truth, require_unique
 from guided_diffusion_core.data.formats.grids import Geometry
 from guided_diffusion_core.data.formats.volumes import read_geometry, read_plane, stem
-from guided_diffusion_core.data.found import nothing_found
+from guided_diffusion_core.data.found import find_files, nothing_found
 from guided_diffusion_core.data.layout import VolumeLayout
 from guided_diffusion_core.data.layouts.brats import DEFAULT_LABELS, LABEL_PART, MODALITIES, PARTS, REGIONS
 from guided_diffusion_core.data.splits import choose_unless_test
@@ -122,7 +122,7 @@ def find_cases(data_dir, split):
     Raises `UserError` if the folder is missing or holds no such file, and if two files claim one slice.
     """
     data_dir = require_folder(data_dir, "--data_dir", EXPECTED)
-    files = [file for file in walk_data(data_dir) if _match(file)]
+    files = find_files(data_dir, lambda name: FILE.fullmatch(stem(name) or ""))
     if not files:
         raise nothing_found(data_dir, EXPECTED)
     where = f"--data_dir {data_dir!r}"

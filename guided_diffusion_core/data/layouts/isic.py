@@ -8,7 +8,7 @@ import blobfile as bf
 
 from guided_diffusion_core.data.dataset import require_unique
 from guided_diffusion_core.data.formats.labels import SINGLE, LabelMap
-from guided_diffusion_core.data.found import nothing_found
+from guided_diffusion_core.data.found import find_files, nothing_found
 from guided_diffusion_core.data.layout import PictureLayout
 from guided_diffusion_core.data.names import name_key, normal_form
 from guided_diffusion_core.data.pairs import Pair
@@ -133,9 +133,9 @@ def _pairs_of_folders(data_dir, split):
     where = f"--data_dir {data_dir!r}"
     images = []
     masks = []
-    for file in walk_data(data_dir):
+    for file in find_files(data_dir, lambda name: _stem(name) is not None):
         name = _stem(file.name)
-        if name is not None and not name.lower().endswith(SUPERPIXEL_STEM):
+        if not name.lower().endswith(SUPERPIXEL_STEM):
             is_mask = MASK_STEM.search(name) or MASK_FOLDER.search(_folder_name(file))
             (masks if is_mask else images).append(file)
     if not images:

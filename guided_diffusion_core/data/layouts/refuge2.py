@@ -5,12 +5,11 @@ import re
 import blobfile as bf
 
 from guided_diffusion_core.data.formats.labels import LabelMap
-from guided_diffusion_core.data.found import nothing_found
+from guided_diffusion_core.data.found import find_files, nothing_found
 from guided_diffusion_core.data.layout import PictureLayout
 from guided_diffusion_core.data.names import name_key
 from guided_diffusion_core.data.pairs import pair_by_stem, picture_stem
 from guided_diffusion_core.data.splits import choose_unless_test
-from guided_diffusion_core.data.walk import walk_data
 from guided_diffusion_core.system.files import require_folder
 
 CUP = 0
@@ -37,7 +36,7 @@ def find_pairs(data_dir, split):
     Raises `UserError` if the folder is missing or holds no picture, and for the errors of `pair_by_stem`.
     """
     data_dir = require_folder(data_dir, "--data_dir", EXPECTED)
-    files = [file for file in walk_data(data_dir) if picture_stem(file.name) is not None]
+    files = find_files(data_dir, lambda name: picture_stem(name) is not None)
     if not files:
         raise nothing_found(data_dir, EXPECTED)
     where = f"--data_dir {data_dir!r}"
