@@ -18,11 +18,15 @@ def build_network(settings, state=None, where="weights"):
     where:    name of the file of the state, for errors.
     Raises `UserError` for impossible settings, and for the state of another network.
     """
+    if state is not None:
+        # before the network is built: a file may claim one of any size
+        state = registry.repaired(settings, state, where)
+        checkpoints.check_state(registry.state_shapes(settings), state, where)
     module, name = registry.family_of(settings).source()
     networks.find_folders()
     network = getattr(importlib.import_module(f"guided_diffusion_jt.{module}"), name)(registry.make_plan(settings))
     if state is not None:
-        runtime.load_state(network, registry.repaired(settings, state, where), where)
+        runtime.load_state(network, state, where)
     return network
 
 

@@ -21,15 +21,23 @@ def build_network(settings, state=None, where="weights"):
     where:    name of the file of the state, for errors.
     Raises `UserError` for impossible settings, and for the state of another network.
     """
+    if state is not None:
+        # before the network is built: a file may claim one of any size
+        state = registry.repaired(settings, state, where)
+        checkpoints.check_state(registry.state_shapes(settings), state, where)
     module, name = registry.family_of(settings).source()
     networks.find_folders()
     create = getattr(importlib.import_module(f"guided_diffusion_pt.{module}"), name)
     with th.device(runtime.device()):
         network = kernel_format(create(registry.make_plan(settings)))
     if state is not None:
+<<<<<<< HEAD
         runtime.load_state(network, registry.repaired(settings, state, where), where)
     if runtime.current.compile:
         network.compile(dynamic=False)  # when it is first called, and for each shape and type of its input
+=======
+        runtime.load_state(network, state, where)
+>>>>>>> 4f39372 (Configurations of checkpoints are checked before anything is allocated; pipes, devices and folders in place of files are refused)
     return network
 
 

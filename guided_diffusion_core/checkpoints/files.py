@@ -14,6 +14,7 @@ name and then renamed. The files `OUT/checkpoints/last` and `best` name folders 
 """
 
 import json
+import shlex
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,12 +28,13 @@ from guided_diffusion_core import config as configuration
 from guided_diffusion_core.checkpoints import pointers
 from guided_diffusion_core.checkpoints.pointers import SUFFIX, VALIDATION
 from guided_diffusion_core.errors import UserError, command_text, found_expected, join_names
-from guided_diffusion_core.system.files import WRITE_ERRORS, writing
+from guided_diffusion_core.system.files import WRITE_ERRORS, require_file, writing
 from guided_diffusion_core.system.room import is_full
 
 FORMAT = "medsegdiff-parity 1"
 NETWORK = "model"
 TRAINER = "trainer"
+_LONGEST_STEP = 18  # digits
 
 
 def average_name(rate):
@@ -166,7 +168,8 @@ def find(model_path, flag="--model_path"):
             f"Run: {convert} --num_heads HEADS --image_size PIXELS, with those of its training, which it lacks.",
         )
     path = pointers.resolved(path)
-    if path.is_file():
+    if not path.is_dir():
+        require_file(path)
         return path
     # averages first: they segment better than the last weights
     files = sorted(path.glob("ema_*.safetensors")) + sorted(path.glob(f"{NETWORK}.safetensors"))
@@ -203,7 +206,19 @@ def resume_folder(resume, out_dir):
 def load_validation(folder):
     """Read the `validation` that `save` has written, or None."""
     path = Path(folder) / VALIDATION
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        tree = json.loads(path.read_text())
+        best = tree["best"]
+        return {
+            "step": int(tree["step"]),
+            "best": best and {"step": int(best["step"]), "dice": float(best["dice"])},
+        }
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        raise found_expected(
+            path, f"no record of validations ({error})", "a whole checkpoint", "Use another checkpoint."
+        ) from error
 
 
 def load_all(folder):
@@ -212,8 +227,8 @@ def load_all(folder):
     for path in sorted(Path(folder).glob("*.safetensors")):
         with _opened(path) as file:
             config = _config(file, path)
-            step = int(file.metadata()["step"])
-            networks[path.stem] = {name: file.get_tensor(name) for name in file.keys()}
+            step = _step(file.metadata(), path)
+            networks[path.stem] = _arrays(file, path)
     return step, config, networks
 
 
@@ -223,7 +238,7 @@ def load(path):
     Raises `UserError` if the file is not a whole safetensors file, or was not written by `save`.
     """
     with _opened(path) as file:
-        return _config(file, path), {name: file.get_tensor(name) for name in file.keys()}
+        return _config(file, path), _arrays(file, path)
 
 
 def read_config(path):
@@ -236,9 +251,10 @@ def read_config(path):
 def _opened(path):
     """Open a safetensors file for the block. Raises `UserError` if it, or a part that is read, is not readable."""
     try:
+        require_file(path)
         with safe_open(str(path), framework="numpy") as file:
             yield file
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError) as error:
         raise found_expected(
             path,
             f"no readable safetensors file ({error})",
@@ -259,7 +275,7 @@ def _config(file, path):
         )
     try:
         tree = json.loads(metadata["config"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise found_expected(
             path,
             f"a configuration that cannot be read ({error})",
@@ -267,6 +283,27 @@ def _config(file, path):
             "Copy it again or use another checkpoint.",
         ) from error
     return configuration.from_dict(tree, where=path)
+
+
+def _arrays(file, path):
+    """Return name -> numpy array of an open safetensors file."""
+    try:
+        return {name: file.get_tensor(name) for name in file.keys()}
+    except (TypeError, AttributeError, ValueError) as error:  # a type that numpy lacks, such as bfloat16
+        raise found_expected(
+            path,
+            f"tensors that numpy cannot hold ({error})",
+            "float32, in which medsegdiff train writes them",
+            f"Run: medsegdiff convert {shlex.quote(str(path))} NEW.safetensors",
+        ) from error
+
+
+def _step(metadata, path):
+    """Return the number of steps in the metadata of a file."""
+    text = metadata.get("step", "")
+    if not text.isdecimal() or len(text) > _LONGEST_STEP:
+        raise found_expected(path, f"the step {text!r}", "a number of steps", "Use another checkpoint.")
+    return int(text)
 
 
 def check_state(expected, arrays, where):

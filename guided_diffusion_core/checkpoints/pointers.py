@@ -90,6 +90,18 @@ def write_contents(folder):
             os.fsync(file.fileno())
 
 
+def _contents(folder):
+    """Return what `write_contents` has written; ValueError for anything else."""
+    if not (folder / CONTENTS).is_file():
+        raise ValueError(f"no file {CONTENTS}")
+    tree = json.loads((folder / CONTENTS).read_text())
+    is_whole = isinstance(tree, dict) and all(isinstance(written, dict) for written in tree.values())
+    # A name with a folder in it, a pipe or a device could lead anywhere.
+    if not is_whole or not all(Path(name).name == name and (folder / name).is_file() for name in tree):
+        raise ValueError(f"{CONTENTS} names other things than files next to it")
+    return tree
+
+
 def _fingerprint(path):
     content = path.read_bytes()
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -101,15 +113,15 @@ def flaw(folder):
     Returns None if all files are as they were written, otherwise the first three arguments of `found_expected`.
     """
     try:
-        for name, written in json.loads((folder / CONTENTS).read_text()).items():
+        for name, written in _contents(folder).items():
             found = _fingerprint(folder / name)
             if found != written:
                 return (
                     folder / name,
                     f"{found['bytes']} bytes that differ from those written",
-                    f"the {written['bytes']} bytes that {CONTENTS} records",
+                    f"the {written.get('bytes')} bytes that {CONTENTS} records",
                 )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return folder, f"no whole checkpoint ({error})", "the folder of a checkpoint or of a run"
     return None
 

@@ -7,6 +7,8 @@ from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.networks.registry import families
 from guided_diffusion_core.system import devices
 
+MOST_RATES = 16
+
 
 def check(config):
     """Refuse a `Config` with a value out of range or settings that contradict each other; `UserError`.
@@ -47,7 +49,7 @@ def _check_fields(settings, flags):
         allowed = field.metadata["range"]
         if str(allowed) and not allowed.contains(value):
             words = str(allowed)
-            of = "of " if words.startswith("at least") else ""
+            of = "of " if words.startswith(("at least", "at most")) else ""
             raise found_expected(flag, value, f"a number {of}{words}", "Give such a number.")
 
 
@@ -117,6 +119,13 @@ def ema_rates(training):
         rates = tuple(float(rate) for rate in training.ema_rate.split(","))
     except ValueError:
         rates = (-1.0,)  # refused below
+    if len(rates) > MOST_RATES:
+        raise found_expected(
+            "--ema_rate",
+            f"{len(rates)} rates",
+            f"at most {MOST_RATES}, each of which is a whole network",
+            "Give fewer.",
+        )
     if not all(0 <= rate < 1 for rate in rates):
         raise found_expected(
             "--ema_rate",

@@ -157,8 +157,8 @@ def from_dict(tree, where="configuration"):
     """Return the `Config` that `Config.to_dict` wrote.
 
     where: the file, for error messages.
-    A setting that an older version did not write gets its default. Raises `UserError` for unknown settings and for
-    values of the wrong type.
+    A setting that an older version did not write gets its default. Raises `UserError` for unknown settings, and for
+    values of the wrong type or out of range.
     """
     try:
         # Older versions wrote neither of the two.
@@ -174,12 +174,23 @@ def from_dict(tree, where="configuration"):
         for section, cls in classes.items():
             for field in dataclasses.fields(cls):
                 _check_type(field.name, getattr(sections[section], field.name), field.default)
-        return config
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{where}: this version cannot read the configuration inside ({error}); expected "
             f"the sections {', '.join(SECTIONS)}. Use a checkpoint written by medsegdiff train."
         ) from error
+    try:
+        # before anything is allocated by these numbers
+        check(config)
+        registry.make_plan(config.model)
+    except UserError as error:
+        raise found_expected(
+            where,
+            f"impossible settings ({error})",
+            "a configuration that medsegdiff train has written",
+            "Use another checkpoint.",
+        ) from error
+    return config
 
 
 def _model_class(network, where):

@@ -14,6 +14,7 @@ FLIPS = ("none", "vertical", "horizontal", "both")
 SAMPLERS = tuple(SOLVERS)
 LR_SCHEDULES = ("constant", "linear", "cosine", "cosine-restarts")
 ORIENTATION_WORDS = ("auto", "stored")  # besides codes such as RAS, see `data/formats/grids.py`
+MOST_STEPS = 100_000  # of a diffusion, which makes tables of all its steps
 FUSIONS = ("mean", "majority", "staple", "upstream")  # see `results/fusion.py`
 
 
@@ -21,7 +22,7 @@ FUSIONS = ("mean", "majority", "staple", "upstream")  # see `results/fusion.py`
 class DiffusionConfig:
     """Settings of the diffusion process and of the training objective."""
 
-    diffusion_steps: int = option(1000, "steps of the diffusion that the network is trained on", low=1)
+    diffusion_steps: int = option(1000, "steps of the diffusion that the network is trained on", low=1, high=MOST_STEPS)
     noise_schedule: str = option("linear", "schedule of the variances that the steps add", ("linear", "cosine"))
     timestep_respacing: str = option(
         "", "train on a subset of the steps: counts per section as in 10,15,20, or ddimN; empty: all"
@@ -139,7 +140,7 @@ class TrainingConfig:
         "network evaluations per image in validation, with the preset's sampler; 0: sample_steps, but at most 10",
         low=0,
     )
-    num_workers: int = option(0, "processes that load examples; 0: load in the training process", low=0)
+    num_workers: int = option(0, "processes that load examples; 0: load in the training process", low=0, high=1024)
     augment_flip: str = option(
         "none",
         "mirror examples, each direction with probability 1/2: vertical (rows; x of a volume), horizontal "
@@ -182,12 +183,13 @@ class SamplingConfig:
         20,
         "network evaluations per sample, at most one for each step of the diffusion; 0: one for each step",
         low=0,
+        high=MOST_STEPS,
     )
     eta: float = option(
         1.0, "noise of DDIM: 0 is deterministic, 1 is the ancestral sampler with the posterior's variance", low=0
     )
     clip_denoised: bool = option(True, "clip the predicted mask to [-1, 1] in each step")
-    num_ensemble: int = option(5, "samples per case, which are fused into one mask", low=1)
+    num_ensemble: int = option(5, "samples per case, which are fused into one mask", low=1, high=10_000)
     fusion: str = option(
         "mean",
         "fusion of the samples of a case: mean; majority, the share of the samples that vote for a pixel; staple, "

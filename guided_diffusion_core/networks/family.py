@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.options import option
 
+# The upper bounds of settings lie far above all that is trained. A file whose configuration exceeds them is refused
+# before anything is allocated for it.
+MOST_PIXELS = 8192
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -18,9 +22,11 @@ class NetworkConfig:
     A family adds its own in a subclass.
     """
 
-    image_size: int = option(64, "side of the square network input in pixels")
-    in_ch: int = option(5, "image channels plus those of the noised mask; set from the data if not given")
-    mask_channels: int = option(1, "channels of the mask, one for each of its labels; set from the data if not given")
+    image_size: int = option(64, "side of the square network input in pixels", high=MOST_PIXELS)
+    in_ch: int = option(5, "image channels plus those of the noised mask; set from the data if not given", high=8192)
+    mask_channels: int = option(
+        1, "channels of the mask, one for each of its labels; set from the data if not given", high=4096
+    )
     learn_sigma: bool = option(False, "the network also predicts the variance of the reverse step")
 
     @property

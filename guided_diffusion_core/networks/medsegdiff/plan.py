@@ -14,6 +14,7 @@ from guided_diffusion_core.networks.family import check_channels
 GROUP_NORM_GROUPS = 32
 HIGHWAY_POOLINGS = 5  # of version `new`
 HIGHWAY_MAX_WIDTH = 480
+LARGEST_MULTIPLIER = 64
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,10 @@ def make_plan(config):
     """Return the `UNetPlan` of a `ModelConfig`. Raises `UserError` for settings that make none."""
     _check_sizes(config)
     channel_mult = _numbers("--channel_mult", config.channel_mult) or default_channel_mult(config.image_size)
+    if max(channel_mult) > LARGEST_MULTIPLIER:
+        raise found_expected(
+            "--channel_mult", config.channel_mult, f"multipliers up to {LARGEST_MULTIPLIER}", "Write for example 1,2,4."
+        )
     if config.image_size % 2 ** (len(channel_mult) - 1):
         raise found_expected(
             "--channel_mult",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from guided_diffusion_core.networks.family import NetworkConfig
+from guided_diffusion_core.networks.family import MOST_PIXELS, NetworkConfig
 from guided_diffusion_core.options import option
 
 
@@ -11,9 +11,9 @@ class ModelConfig(NetworkConfig):
     """The architecture of the network: all that its parameters' names and shapes depend on, and
     the dropout rates."""
 
-    image_size: int = option(64, "side of the square network input in pixels, a multiple of 32")
-    num_channels: int = option(128, "base width of the network, a multiple of 32")
-    num_res_blocks: int = option(2, "residual blocks per resolution")
+    image_size: int = option(64, "side of the square network input in pixels, a multiple of 32", high=MOST_PIXELS)
+    num_channels: int = option(128, "base width of the network, a multiple of 32", high=8192)
+    num_res_blocks: int = option(2, "residual blocks per resolution", high=64)
     num_heads: int = option(4, "attention heads")
     num_heads_upsample: int = option(-1, "attention heads on the way up; -1: as num_heads")
     num_head_channels: int = option(-1, "channels per attention head, instead of num_heads; -1: unused")
