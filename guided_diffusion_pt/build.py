@@ -31,13 +31,9 @@ def build_network(settings, state=None, where="weights"):
     with th.device(runtime.device()):
         network = kernel_format(create(registry.make_plan(settings)))
     if state is not None:
-<<<<<<< HEAD
-        runtime.load_state(network, registry.repaired(settings, state, where), where)
+        runtime.load_state(network, state, where)
     if runtime.current.compile:
         network.compile(dynamic=False)  # when it is first called, and for each shape and type of its input
-=======
-        runtime.load_state(network, state, where)
->>>>>>> 4f39372 (Configurations of checkpoints are checked before anything is allocated; pipes, devices and folders in place of files are refused)
     return network
 
 

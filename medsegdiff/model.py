@@ -88,6 +88,7 @@ class Model:
         config = self._sampling_config(settings, seed, "sampling")
         dataset = self._open(source, config, name)
         sampling.check_dataset(dataset, config, batch_size)
+        sampling.check_ensemble(dataset, config, batch_size)
         [case] = dataset.cases()
         members = self._members(dataset, case, config, batch_size)
         return _segmentation(case, dataset.labels, members, config.sampling)

@@ -16,6 +16,7 @@ def open_folder(config, batch_size):
         dataset = open_dataset(config.data, config.model.image_size, "Test", need_masks=False)
     say_remarks(dataset)
     sampling.check_dataset(dataset, config, batch_size)
+    sampling.check_ensemble(dataset, config, batch_size)
     return dataset
 
 

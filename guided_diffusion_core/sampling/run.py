@@ -25,7 +25,7 @@ from guided_diffusion_core.system.files import clear_unfinished
 from guided_diffusion_core.system.locks import locked_folder
 from guided_diffusion_core.system.process_memory import memory_figures
 from guided_diffusion_core.system.processes import Alone
-from guided_diffusion_core.system.room import continued_by, memory_for
+from guided_diffusion_core.system.room import continued_by, memory_for, memory_limit, size_text
 
 
 def sampling_config(path, given, preset=None):
@@ -93,6 +93,22 @@ def check_dataset(dataset, config, batch_size):
         )
     if batch_size < 1:
         raise found_expected("--batch_size", batch_size, "at least 1", "Use 1.")
+
+
+def check_ensemble(dataset, config, batch_size):
+    """Refuse an ensemble of which the network's inputs and outputs alone exceed the memory; `UserError`."""
+    members = config.sampling.num_ensemble
+    batch_size = min(batch_size, len(dataset))
+    values = batch_size * members * (config.model.in_ch + config.model.out_channels) * config.model.image_size**2
+    needed = 4 * values  # bytes of float32
+    limit = memory_limit()
+    if needed > limit:
+        raise found_expected(
+            "--num_ensemble",
+            f"{members:,} samples of {batch_size:,} images at once, which need {size_text(needed)} at the least",
+            f"at most {size_text(limit)}, the memory of this machine",
+            "Give a smaller --num_ensemble or --batch_size.",
+        )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from guided_diffusion_core.data.phantoms import write_brats_phantom
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.noise import NoiseTape
 from guided_diffusion_core.results.outputs import MASK, PROBABILITY, UNCERTAINTY, find_output, read_output
-from guided_diffusion_core.sampling.run import SamplingRun, check_dataset, sampling_config
+from guided_diffusion_core.sampling import run
+from guided_diffusion_core.sampling.run import SamplingRun, check_dataset, check_ensemble, sampling_config
 
 ROUNDING = 1e-5  # other batch sizes add up in another order; measured: float32 is within 3.2e-6 of float64
 TWO_FRAMEWORKS = 2e-5  # measured 2e-6
@@ -169,6 +170,15 @@ def test_the_sampler_of_the_command_line_replaces_the_checkpoints(weights):
         sampling_config(weights, {**flags, "diffusion_steps": 50})
     with pytest.raises(UserError, match="--diffusion_steps: found 50"):
         sampling_config(weights, {"diffusion_steps": 50})
+
+
+@pytest.mark.parametrize("settings", [{"num_ensemble": 10_000}, {"num_ensemble": 50, "image_size": 8192}])
+def test_an_ensemble_larger_than_the_memory_is_refused(settings, monkeypatch):
+    monkeypatch.setattr(run, "memory_limit", lambda: 2**31)
+    config = resolve({"image_size": 512, "in_ch": 4, "learn_sigma": True, **settings})
+    with pytest.raises(UserError, match=f"--num_ensemble: found {settings['num_ensemble']:,} samples of 1 .*GiB"):
+        check_ensemble(RandomDataset(length=1), config, 8)
+    check_ensemble(RandomDataset(length=1), config.replace(num_ensemble=1, image_size=512), 8)
 
 
 def test_data_scaled_by_another_rule_is_refused():
