@@ -282,7 +282,7 @@ def _config(file, path):
             "a whole checkpoint file",
             "Copy it again or use another checkpoint.",
         ) from error
-    return configuration.from_dict(tree, where=path)
+    return configuration.from_checkpoint(tree, path)
 
 
 def _arrays(file, path):

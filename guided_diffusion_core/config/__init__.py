@@ -5,7 +5,7 @@ The dataclasses in `sections.py` define each setting once. The command lines are
 """
 
 from guided_diffusion_core.config.checks import ema_rates
-from guided_diffusion_core.config.configuration import Config, from_dict, process_steps, resolve
+from guided_diffusion_core.config.configuration import Config, from_checkpoint, from_dict, process_steps, resolve
 from guided_diffusion_core.config.names import all_setting_names, setting, setting_names
 from guided_diffusion_core.config.older import current_data, current_sampling, named_sampler
 from guided_diffusion_core.config.original import args_to_dict, model_and_diffusion_defaults, split_settings
@@ -41,6 +41,7 @@ __all__ = [
     "current_data",
     "current_sampling",
     "ema_rates",
+    "from_checkpoint",
     "from_dict",
     "last_name",
     "model_and_diffusion_defaults",

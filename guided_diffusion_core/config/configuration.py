@@ -157,8 +157,8 @@ def from_dict(tree, where="configuration"):
     """Return the `Config` that `Config.to_dict` wrote.
 
     where: the file, for error messages.
-    A setting that an older version did not write gets its default. Raises `UserError` for unknown settings, and for
-    values of the wrong type or out of range.
+    A setting that an older version did not write gets its default. Raises `UserError` for unknown settings and for
+    values of the wrong type.
     """
     try:
         # Older versions wrote neither of the two.
@@ -179,8 +179,16 @@ def from_dict(tree, where="configuration"):
             f"{where}: this version cannot read the configuration inside ({error}); expected "
             f"the sections {', '.join(SECTIONS)}. Use a checkpoint written by medsegdiff train."
         ) from error
+    return config
+
+
+def from_checkpoint(tree, where):
+    """Return the `Config` in a checkpoint's file, which may come from anyone, as `from_dict` does.
+
+    Raises `UserError` also for values out of range and for an impossible network, before anything is allocated for it.
+    """
+    config = from_dict(tree, where)
     try:
-        # before anything is allocated by these numbers
         check(config)
         registry.make_plan(config.model)
     except UserError as error:

@@ -183,7 +183,7 @@ def _kind(content):
 def _own_metadata(metadata, path):
     """Return (`Config`, network, step) of a file that this software has written."""
     try:
-        config = configuration.from_dict(json.loads(metadata["config"]), where=path)
+        config = configuration.from_checkpoint(json.loads(metadata["config"]), path)
         return config, metadata["network"], int(metadata["step"])
     except (KeyError, ValueError, RecursionError) as error:
         raise found_expected(
