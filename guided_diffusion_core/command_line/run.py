@@ -12,7 +12,7 @@ from guided_diffusion_core.command_line.parser import CommandParser
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.system.interrupts import noted
 from guided_diffusion_core.system.quick_exit import INTERRUPTED
-from guided_diffusion_core.system.room import is_full, no_room
+from guided_diffusion_core.system.room import is_full, lacks_memory, no_memory, no_room
 
 
 def run_program(prog, description, commands, argv=None, version=None):
@@ -42,8 +42,8 @@ def run_single(command, argv=None):
 def run_command(main, prog=None):
     """Run `main()` and end the process with the exit code that it returns; after None or 0 the caller goes on.
 
-    Exit codes: 0 done, 1 a check failed, 2 a `UserError`, whose message is printed without a traceback, or a full disk,
-    130 Ctrl-C, 141 the reader of the output has gone. Any other error keeps its traceback.
+    Exit codes: 0 done, 1 a check failed, 2 a `UserError`, whose message is printed without a traceback, or a full disk
+    or memory, 130 Ctrl-C, 141 the reader of the output has gone. Any other error keeps its traceback.
     prog: the name at the start of messages; the script's by default.
     """
     prog = prog or os.path.basename(sys.argv[0])
@@ -65,6 +65,8 @@ def run_command(main, prog=None):
             # A library that Ctrl-C stops, for example in its import, may raise an error of its own.
             if pressed():
                 sys.exit(_interrupted())
+            if lacks_memory(error):
+                sys.exit(_leave(f"{prog}: {no_memory(error)}", 2))
             if not isinstance(error, OSError) or not is_full(error):
                 raise
             # a file that no function of ours writes, such as the one that the output goes to

@@ -92,9 +92,25 @@ def memory_for(where, asked, remedy):
     except (MemoryError, NoMemory, RuntimeError) as error:
         if not lacks_memory(error):
             raise
-        reason = error.parts[1] if isinstance(error, NoMemory) else str(error).strip().partition("\n")[0]
-        found = f"no memory left for {asked}" + (f" ({reason[:200]})" if reason else "")
+        found = f"no memory left for {asked}{_reason(error)}"
         raise found_expected(where, found, "room for it", remedy(), NoMemory) from error
+
+
+def no_memory(error):
+    """Return the `NoMemory` of a whole command, of an exception that nothing nearer to it explains."""
+    return found_expected(
+        "memory",
+        f"none left{_reason(error)}",
+        "room for what the command computes",
+        "Free some, or give another --device.",
+        NoMemory,
+    )
+
+
+def _reason(error):
+    """Return the first line of an exception of memory in brackets, "" for one without a text."""
+    text = error.parts[1] if isinstance(error, NoMemory) else str(error).strip().partition("\n")[0]
+    return f" ({text[:200]})" if text else ""
 
 
 def free_bytes(path):

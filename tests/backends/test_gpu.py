@@ -12,6 +12,7 @@ from guided_diffusion_core.config import SamplingConfig, resolve
 from guided_diffusion_core.diffusion.solvers import SOLVERS
 from guided_diffusion_core.networks import registry
 from guided_diffusion_core.noise import NoiseTape
+from guided_diffusion_core.system.devices import Device
 from parity.rule import RULE
 
 if "pytorch" not in BACKENDS:
@@ -97,6 +98,21 @@ def test_noise_of_the_loader_waits_for_nothing(watch):
     watch.reads.clear()
     loop.run_step(*batch(), noise)
     assert not watch.reads
+
+
+@pytest.mark.parametrize("device, pinned", [("cuda:1", True), ("cpu", False), ("mps", False)])
+def test_a_gpu_fetches_batches_and_arrays_from_pinned_memory(monkeypatch, device, pinned):
+    """Require it of what the loader and `to_tensor` are asked for: no machine without a GPU can pin memory."""
+    runtime = PYTORCH.module("runtime")
+    train_util = PYTORCH.module("train_util")
+    monkeypatch.setattr(runtime.current, "device", Device(device))
+    with mock.patch.object(train_util, "DataLoader", return_value=[]) as loader:
+        list(train_util.make_loader([], 2, num_workers=2))
+    assert loader.call_args.kwargs["pin_memory"] is pinned
+    with mock.patch.object(torch, "from_numpy") as made:
+        runtime.to_tensor([1.0])
+    source = made.return_value.pin_memory.return_value if pinned else made.return_value
+    source.to.assert_called_once_with(device, non_blocking=device != "mps")
 
 
 @families

@@ -12,7 +12,7 @@ import pytest
 from support.backends import BACKENDS, Backend
 from support.small import RandomDataset, computing, small_config
 
-from guided_diffusion_core import checkpoints, sampling, training
+from guided_diffusion_core import checkpoints, command_line, sampling, training
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.system.processes import Alone
 from guided_diffusion_core.system.room import NoMemory, lacks_memory
@@ -129,6 +129,21 @@ def test_sampling(error):
     assert message.startswith("sampling: found no memory left for --batch_size 4 at 32x32 pixels")
     assert "Give a smaller --batch_size or --num_ensemble, or --mixed_precision bf16" in message
     assert str(error()).partition("\n")[0] in message
+
+
+@every_error
+def test_any_other_place_of_a_command(error, capsys):
+    """Let memory run out where nothing nearer says what needs less, such as while a network is loaded."""
+
+    def main():
+        raise error()
+
+    with pytest.raises(SystemExit) as end:
+        command_line.run_command(main, "medsegdiff")
+    assert end.value.code == 2
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("medsegdiff: memory: found none left") and "Free some, or give" in message
+    assert "\n" not in message and str(error()).partition("\n")[0] in message
 
 
 def test_validation_costs_no_steps(tmp_path):
