@@ -56,7 +56,8 @@ def split_sets(config, dataset):
     else:
         cases = _of_folders(config)
     if cases:
-        _say(f"validation: {len(cases.dataset.cases())} cases, {cases.source}")
+        count = len(cases.dataset.cases())
+        _say(f"validation: {count} cases every {training.val_interval} steps, {cases.source}")
     return dataset, cases
 
 
