@@ -127,8 +127,8 @@ def set_device(device):
     """
     if device.kind == devices.CUDA:
         if current.jittor is None:
-            cuda.prepare(device.name)
-        cuda.require(_jittor(), device.name)
+            current.jittor = loading.import_jittor(device.name)
+        cuda.require(current.jittor, device.name)
     if current.jittor is not None:
         current.jittor.flags.use_cuda = int(device.kind == devices.CUDA)
     current.device = device
@@ -171,8 +171,16 @@ def set_threads(n):
 def set_precision(name):
     """Set the type of parameters and computation from now on: "float32" or "float64".
 
-    Set it before a network is built or loaded. float64 is slow; it is for comparisons.
+    Set it before a network is built or loaded. float64 is slow; it is for comparisons. Raises `UserError` for float64
+    on a GPU, where it would be wrong.
     """
+    if name == "float64" and current.device.kind == devices.CUDA:
+        raise found_expected(
+            f"--device {current.device.name} with --backend jittor",
+            "a computation in float64",
+            "float32: Jittor 1.3.11 gives cuDNN and cuBLAS factors in float32 there, also where they expect float64",
+            "Give --device cpu.",
+        )
     _jittor().flags.auto_convert_64_to_32 = {"float32": 1, "float64": 0}[name]
 
 
@@ -185,8 +193,8 @@ def set_mixed_precision(name):
     """Accept "no", the type of the parameters, for the networks' convolutions and products; refuse 16 bits.
 
     Measured on a CPU: a convolution with 288 products per sum is off by 0.39 of its largest value in bfloat16
-    (rounding once: 0.004) and takes 50 times as long as in float32, 750 times in float16. Raises `UserError`
-    for "bf16" and "fp16".
+    (rounding once: 0.004) and takes 50 times as long as in float32, 750 times in float16. On CUDA, Jittor 1.3.11 asks
+    cuDNN for sums in the type of the result too (`cudnn_conv_op.cc`). Raises `UserError` for "bf16" and "fp16".
     """
     if name != "no":
         raise found_expected(

@@ -2,10 +2,12 @@
 
 import ctypes
 import os
-import shutil
+from pathlib import Path
 
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.devices import CUDA, Found, parse
+from guided_diffusion_core.system.processes import launched
+from guided_diffusion_jt.kernels import toolkit
 
 _NAME_BYTES = 100  # room for the name of a GPU
 
@@ -13,13 +15,22 @@ _NAME_BYTES = 100  # room for the name of a GPU
 def find_devices():
     """Return the `devices.Found` of this machine, by asking NVIDIA's driver; imports no Jittor."""
     gpus = _driver_gpus()
-    missing = "NVIDIA's driver finds no GPU" if not gpus else "" if find_compiler() else "no CUDA compiler nvcc"
+    missing = _missing(gpus)
     return Found(() if missing else tuple(gpus), False, missing)
 
 
-def find_compiler():
-    """Return the path of CUDA's compiler nvcc, with which Jittor builds its operators, or "" without one."""
-    return os.environ.get("nvcc_path") or shutil.which("nvcc") or ""
+def _missing(gpus):
+    """Return in words why Jittor computes on none of these GPUs, "" if it can."""
+    if not gpus:
+        return "NVIDIA's driver finds no GPU"
+    if launched().size > 1:
+        return "Jittor adds up what several processes computed on the CPU"
+    return toolkit.lack(_links())
+
+
+def _links():
+    """Return the Path of the folder for links to CUDA's parts."""
+    return Path(os.environ.get("JITTOR_HOME") or Path.home()) / ".cache" / "jittor" / "medsegdiff_cuda"
 
 
 def _driver_gpus():
@@ -42,10 +53,29 @@ def _driver_gpus():
 
 
 def prepare(name):
-    """Let Jittor, which must not be imported yet, take the GPU of a name such as "cuda:1"."""
-    os.environ["nvcc_path"] = find_compiler()
-    # Jittor reads this when it is imported. Set later, it would start the process anew.
-    os.environ["device_id"] = str(parse(name)[1])
+    """Set the environment in which Jittor, which is imported next, compiles for the GPU of a name such as "cuda:1".
+
+    Raises `UserError` if something that Jittor needs is not installed.
+    """
+    os.environ["nvcc_path"] = toolkit.prepare(_links())
+    for library in ("cutt", "cutlass"):  # Jittor would download them, and does without
+        os.environ[f"use_{library}"] = "0"
+    # cuDNN otherwise takes TF32 for float32, with 10 bits of the 23, wherever the GPU has it.
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+    # Jittor reads the number when it is imported. Set later, it would start the process anew, and number 0 where
+    # CUDA_VISIBLE_DEVICES names one GPU.
+    os.environ.pop("device_id", None)
+    number = parse(name)[1]
+    if number:
+        os.environ["device_id"] = str(number)
+
+
+def make_exact(flags):
+    """Let the imported Jittor compile operators without approximations. flags: `jt.flags`.
+
+    With --use_fast_math, the cosine of a time step of 1000 would be off in the fourth digit.
+    """
+    flags.nvcc_flags = flags.nvcc_flags.replace("--use_fast_math", "")
 
 
 def require(jittor, name):
@@ -60,7 +90,7 @@ def require(jittor, name):
     if os.environ.get("device_id", "0") != str(parse(name)[1]):
         raise found_expected(
             f"--device {name}",
-            f"a Jittor that has taken cuda:{os.environ['device_id']}",
+            f"a Jittor that has taken cuda:{os.environ.get('device_id', 0)}",
             "one GPU for the whole process",
             "Use another process.",
         )

@@ -4,7 +4,6 @@ import fcntl
 import os
 import platform
 import sys
-import tempfile
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -13,18 +12,23 @@ import numpy as np
 
 from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.system import environment
-from guided_diffusion_jt.kernels import compiling
+from guided_diffusion_core.system.devices import CPU
+from guided_diffusion_jt.kernels import compiling, cuda
+from guided_diffusion_jt.kernels.links import replace_link
 
 # Link -> the distribution that brings oneDNN's folder of that name, and a file in that folder.
 _ONEDNN = {"lib": ("onednn-cpu-gomp", "libmkldnn.so"), "include": ("onednn-devel-cpu-gomp", "dnnl.h")}
+_OF_CUDA = "_cuda"  # end of the name of the cache in which Jittor is compiled for CUDA
 _ONEDNN_INSTALL = "pip install onednn-cpu-gomp==2021.2.0 onednn-devel-cpu-gomp==2021.2.0"
 
 
-def prepare():
+def prepare(device=CPU):
     """Prepare everything that `import jittor` looks at: settings, compiler, oneDNN. Imports no Jittor.
 
-    Variables that the user has set in the environment stay. Returns the Path of Jittor's compiled code. Raises
-    `UserError` if the compiler, Python's headers or a suitable numpy is missing, or the cache cannot be written.
+    device: name of the device that computes.
+    Variables that the user has set in the environment stay; on a CPU, nvcc_path does not. Returns the Path of Jittor's
+    compiled code. Raises `UserError` if the compiler, Python's headers, a part of CUDA or a suitable numpy is missing,
+    or the cache cannot be written.
     """
     if int(np.__version__.split(".")[0]) >= 2:
         raise found_expected(
@@ -34,14 +38,18 @@ def prepare():
     environment.check_compiler()
     if "python_config_path" not in os.environ:
         os.environ["python_config_path"] = environment.python_config()
+    if device == CPU:
+        os.environ["nvcc_path"] = ""  # a CUDA toolkit without a driver breaks the import
+    else:
+        cuda.prepare(device)
+    # By default the cache is named after the git branch around the packages, and each branch compiles again. It is
+    # not shared with other programs: the flags of `compiling` would make Jittor compile itself again for them.
+    name = os.environ.get("cache_name", "medsegdiff").removesuffix(_OF_CUDA)
+    os.environ["cache_name"] = name if device == CPU else name + _OF_CUDA
     for name, value in (
-        ("nvcc_path", ""),  # a CUDA toolkit without a driver breaks the import
         ("mpicc_path", ""),  # with OpenMPI installed, the import would build an MPI module; `dist_util` replaces it
         ("FIX_TORCH_ERROR", "0"),  # otherwise Jittor imports torch
         ("log_silent", "1"),
-        # By default the cache is named after the git branch around the packages, and each branch compiles again. It
-        # is not shared with other programs: the flags of `compiling` would make Jittor compile itself again for them.
-        ("cache_name", "medsegdiff"),
     ):
         os.environ.setdefault(name, value)
     try:
@@ -57,7 +65,7 @@ def prepare():
             f"Jittor runs without oneDNN: convolutions are about 100 times slower. Install it: {_ONEDNN_INSTALL}\n"
         )
     cache = Path(jittor_utils.cache_path)
-    if not any(cache.glob("jittor_core*.so")):
+    if not any(cache.glob("jittor_core*.so")) and not any(cache.glob("cu*/jittor_core*.so")):
         sys.stderr.write("Jittor compiles its core, once on this machine: about 3 minutes on 2 cores.\n")
     compiling.prepare_core(cache)
     return cache
@@ -79,11 +87,7 @@ def link_onednn(folder):
         link = folder / name
         if target is None or (link.exists() and not link.is_symlink()):
             continue
-        if not link.is_symlink() or os.readlink(link) != target:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".") as room:
-                (Path(room) / name).symlink_to(target)
-                os.replace(Path(room) / name, link)
+        replace_link(link, target)
     return all((folder / name / file).is_file() for name, (_, file) in _ONEDNN.items())
 
 
@@ -132,8 +136,29 @@ def _as_in_jupyter():
         del os.environ[name]
 
 
+@contextmanager
+def _without_downloads():
+    """Keep Jittor from downloading what it lacks, and from taking an installation of CUDA that it made itself in place
+    of the prepared one, for which it starts the process anew."""
+    from jittor_utils import install_cuda, misc
+
+    def refuse(url, *_):
+        raise found_expected(
+            "Jittor", f"no copy of {url}", "one, since nothing is downloaded when a command runs", "Install it."
+        )
+
+    kept = misc.download_url_to_local, install_cuda.has_installation
+    misc.download_url_to_local = refuse
+    install_cuda.has_installation = lambda: False
+    try:
+        yield
+    finally:
+        misc.download_url_to_local, install_cuda.has_installation = kept
+
+
 @_as_in_jupyter()
 @_as_without_mpirun()
+@_without_downloads()
 def _import_prepared():
     """Import Jittor on the prepared machine and return its module.
 
@@ -154,14 +179,17 @@ def _import_prepared():
     return jittor
 
 
-def import_jittor():
+def import_jittor(device=CPU):
     """Prepare the machine, import Jittor and return its module. Raises `UserError` as `prepare` does.
 
+    device: name of the device that computes. Jittor is compiled for CUDA or without it, once in a process.
     If the program has imported Jittor itself, that one is returned, with its own settings.
     """
     if "jittor" in sys.modules:
         return sys.modules["jittor"]
-    cache = prepare()
+    cache = prepare(device)
     jittor = _import_prepared()
     compiling.prepare_operators(jittor.flags, cache)
+    if device != CPU:
+        cuda.make_exact(jittor.flags)
     return jittor

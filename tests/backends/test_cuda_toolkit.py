@@ -1,0 +1,449 @@
+"""What Jittor needs for a GPU, found among made-up installations of CUDA: no test needs a GPU or a real one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from support.backends import BACKENDS, ROOT
+
+from guided_diffusion_core.errors import UserError
+
+if "jittor" not in BACKENDS:
+    pytest.skip("Jittor is not among MEDSEGDIFF_BACKENDS", allow_module_level=True)
+
+from guided_diffusion_core.system.devices import Device
+from guided_diffusion_jt import runtime
+from guided_diffusion_jt.kernels import cuda, toolkit
+
+HEADERS_OF_8 = ("cudnn.h", "cudnn_ops_infer.h")
+NVCC = """#!/bin/sh
+case "$*" in
+    *--version*) echo "Cuda compilation tools, release {version}, V{version}.140" ;;
+    *) {rest} ;;
+esac
+"""
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path, monkeypatch):
+    """Return the root of a machine without CUDA: its /usr is empty, and nothing is on PATH."""
+    monkeypatch.setattr(toolkit, "_SYSTEM", tmp_path / "usr")
+    monkeypatch.setattr(toolkit, "_PLACES", (tmp_path / "usr" / "local" / "cuda",))
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    for name in ("nvcc_path", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("cc_path", "g++")
+    return tmp_path
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+def compiler(path, version="12.2", rest="exit 0"):
+    """Write an nvcc of a version; `rest` is what its shell does when it compiles."""
+    touch(path.parent, path.name)
+    path.write_text(NVCC.format(version=version, rest=rest))
+    path.chmod(0o755)
+
+
+def install(home, version="12.2", without=(), libraries="lib64"):
+    """Install a toolkit at `home`, without some parts, and return the Path of its nvcc."""
+    compiler(home / "bin" / "nvcc", version)
+    for part in toolkit.PARTS:
+        if part.name not in without:
+            touch(home / "include", part.header)
+            touch(home / libraries, *(f"lib{name}.so" for name in part.libraries))
+    if "cuDNN 8" not in without:
+        touch(home / "include", *HEADERS_OF_8)
+    return home / "bin" / "nvcc"
+
+
+def install_package(site, name, *files):
+    """Install a package of pip with these files."""
+    touch(site, *files)
+    info = f"{name.replace('-', '_')}-1.0.dist-info"
+    touch(site, f"{info}/METADATA", f"{info}/RECORD")
+    (site / info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (site / info / "RECORD").write_text("".join(f"{file},,\n" for file in files))
+
+
+def install_cudnn(machine):
+    """Install cuDNN 8 as pip does."""
+    libraries = [f"lib{name}.so.8" for name in toolkit._CUDNN] + ["libcudnn_adv_infer.so.8"]
+    names = [f"include/{name}" for name in HEADERS_OF_8] + [f"lib/{name}" for name in libraries]
+    install_package(machine / "site", "nvidia-cudnn-cu12", *(f"nvidia/cudnn/{name}" for name in names))
+
+
+def links(machine):
+    return machine / "home" / ".cache" / "jittor" / "medsegdiff_cuda"
+
+
+def refusal(machine):
+    with pytest.raises(UserError) as caught:
+        toolkit.prepare(links(machine))
+    assert not links(machine).exists(), "nothing half-written"
+    return str(caught.value)
+
+
+# ---- Where nvcc is found ----
+
+
+def on_path(machine, home, monkeypatch):
+    monkeypatch.setenv("PATH", str(home / "bin"))
+
+
+def linked_on_path(machine, home, monkeypatch):
+    (machine / "path").mkdir()
+    (machine / "path" / "nvcc").symlink_to(home / "bin" / "nvcc")
+
+
+def in_cuda_home(machine, home, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(home))
+
+
+def in_cuda_path(machine, home, monkeypatch):
+    monkeypatch.setenv("CUDA_PATH", str(home))
+
+
+def in_usr_local(machine, home, monkeypatch):
+    (machine / "usr" / "local").mkdir(parents=True)
+    (machine / "usr" / "local" / "cuda").symlink_to(home)
+
+
+def of_jittor(machine, home, monkeypatch):
+    (machine / "home" / ".cache" / "jittor" / "jtcuda").mkdir(parents=True)
+    (machine / "home" / ".cache" / "jittor" / "jtcuda" / "cuda12.2_cudnn8_linux").symlink_to(home)
+
+
+def named_by_the_user(machine, home, monkeypatch):
+    monkeypatch.setenv("nvcc_path", str(home / "bin" / "nvcc"))
+
+
+WAYS = (on_path, linked_on_path, in_cuda_home, in_cuda_path, in_usr_local, of_jittor, named_by_the_user)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("version", ["11.8", "12.2"])
+def test_a_whole_toolkit_is_taken_as_it_is(machine, monkeypatch, way, version):
+    nvcc = install(machine / "toolkit", version)
+    way(machine, machine / "toolkit", monkeypatch)
+    assert toolkit.prepare(links(machine)) == str(nvcc)
+    assert toolkit.lack(links(machine)) == "" and not links(machine).exists()
+
+
+def test_libraries_of_the_system_count(machine, monkeypatch):
+    """Debian's packages put everything into /usr."""
+    system = "lib/x86_64-linux-gnu" if os.uname().machine == "x86_64" else "lib/aarch64-linux-gnu"
+    nvcc = install(machine / "usr", libraries=system)
+    on_path(machine, machine / "usr", monkeypatch)
+    assert toolkit.prepare(links(machine)) == str(nvcc)
+
+
+@pytest.mark.parametrize("version, taken", [("10.2", False), ("11.0", True), ("12.9", True), ("13.0", False)])
+def test_only_versions_with_which_jittor_works_are_taken(machine, monkeypatch, version, taken):
+    nvcc = install(machine / "toolkit", version)
+    on_path(machine, machine / "toolkit", monkeypatch)
+    if taken:
+        assert toolkit.prepare(links(machine)) == str(nvcc)
+    else:
+        assert f"{nvcc} of CUDA {version}; expected the compiler nvcc of CUDA 11 or 12" in refusal(machine)
+
+
+def test_another_toolkit_is_taken_where_the_first_one_does_not_serve(machine, monkeypatch):
+    install(machine / "new", "13.1")
+    nvcc = install(machine / "old")
+    on_path(machine, machine / "new", monkeypatch)
+    in_cuda_home(machine, machine / "old", monkeypatch)
+    assert toolkit.prepare(links(machine)) == str(nvcc)
+
+
+def test_a_machine_without_nvcc(machine):
+    said = refusal(machine)
+    assert "found no nvcc on PATH, in CUDA_HOME, CUDA_PATH or /usr/local/cuda" in said and "Install" in said
+    assert toolkit.lack(links(machine)).startswith("no nvcc on PATH")
+
+
+def test_an_nvcc_that_does_not_run(machine, monkeypatch):
+    nvcc = install(machine / "toolkit")
+    nvcc.write_text("#!/bin/sh\nexit 127\n")
+    on_path(machine, machine / "toolkit", monkeypatch)
+    assert f"{nvcc}, which does not run" in refusal(machine)
+
+
+def test_an_nvcc_that_refuses_the_compiler(machine, monkeypatch):
+    install(machine / "toolkit")
+    compiler(
+        machine / "toolkit" / "bin" / "nvcc", rest="echo 'host_config.h: error: unsupported GNU version!' >&2; exit 1"
+    )
+    on_path(machine, machine / "toolkit", monkeypatch)
+    said = refusal(machine)
+    assert "refuses g++: host_config.h: error: unsupported GNU version!" in said and "cc_path" in said
+
+
+# ---- The parts next to it ----
+
+
+@pytest.mark.parametrize("part", toolkit.PARTS, ids=lambda part: part.name)
+def test_a_missing_part_is_named_with_its_package(machine, monkeypatch, part):
+    install(machine / "toolkit", without=[part.name])
+    on_path(machine, machine / "toolkit", monkeypatch)
+    said = refusal(machine)
+    assert f"without {part.name} (" in said and f"pip install {part.package.format(12)}" in said
+    for file in (part.header, *(f"lib{name}.so" for name in part.libraries)):
+        assert file in said
+    for other in toolkit.PARTS:
+        assert other == part or other.header not in said
+
+
+@pytest.mark.parametrize("file", ["include/cudnn_ops_infer.h", "lib64/libcudnn_cnn_train.so", "lib64/libcurand.so"])
+def test_a_part_of_a_part_is_missing(machine, monkeypatch, file):
+    install(machine / "toolkit")
+    (machine / "toolkit" / file).unlink()
+    on_path(machine, machine / "toolkit", monkeypatch)
+    assert f"({Path(file).name})" in refusal(machine)
+
+
+def test_all_that_is_missing_is_in_one_message(machine, monkeypatch):
+    compiler(machine / "toolkit" / "bin" / "nvcc", "11.8")
+    on_path(machine, machine / "toolkit", monkeypatch)
+    said = refusal(machine)
+    assert all(f"{part.name} (" in said and part.package.format(11) in said for part in toolkit.PARTS)
+
+
+def resolved(machine, name):
+    return Path(os.path.realpath(links(machine) / name))
+
+
+@pytest.mark.parametrize("newer", [False, True], ids=["no cuDNN", "cuDNN 9"])
+def test_parts_of_pip_are_linked(machine, monkeypatch, newer):
+    """cuDNN 9 in the toolkit has other headers and libraries, and must not be mixed with version 8."""
+    nvcc = install(machine / "toolkit", without=["cuDNN 8"])
+    if newer:
+        touch(
+            machine / "toolkit", "include/cudnn.h", "include/cudnn_ops.h", "lib64/libcudnn.so", "lib64/libcudnn_ops.so"
+        )
+    install_cudnn(machine)
+    on_path(machine, machine / "toolkit", monkeypatch)
+    made = toolkit.prepare(links(machine))
+    assert made == str(links(machine) / "bin" / "nvcc")
+    wheel = machine / "site" / "nvidia" / "cudnn"
+    assert resolved(machine, "include/cuda_runtime.h") == machine / "toolkit" / "include" / "cuda_runtime.h"
+    assert resolved(machine, "include/cudnn_ops_infer.h") == wheel / "include" / "cudnn_ops_infer.h"
+    assert resolved(machine, "include/cudnn.h") == wheel / "include" / "cudnn.h"
+    assert resolved(machine, "lib64/libcudnn.so") == wheel / "lib" / "libcudnn.so.8"
+    assert resolved(machine, "lib64/libcudnn_adv_infer.so.8") == wheel / "lib" / "libcudnn_adv_infer.so.8"
+    assert resolved(machine, "lib64/libcudart.so") == machine / "toolkit" / "lib64" / "libcudart.so"
+    assert not (links(machine) / "bin" / "nvcc").is_symlink(), "Jittor follows links"
+    said = subprocess.run([made, "--version"], capture_output=True, text=True, check=True).stdout
+    assert "release 12.2" in said
+    # A process that this one starts has the linked nvcc in its environment, and finds the same.
+    monkeypatch.setenv("nvcc_path", made)
+    assert toolkit.prepare(links(machine)) == made
+    assert str(nvcc) in (links(machine) / "bin" / "nvcc").read_text()
+
+
+def test_two_versions_of_cudnn_are_not_mixed(machine, monkeypatch):
+    """Jittor would take the first libcudnn.so that it finds, of version 9, with the other libraries of version 8."""
+    install(machine / "toolkit", without=["cuDNN 8"])
+    touch(machine / "toolkit", "lib64/libcudnn.so", "include/cudnn_ops_infer.h")
+    touch(machine / "usr" / "lib", *(f"lib{name}.so" for name in toolkit._CUDNN))
+    on_path(machine, machine / "toolkit", monkeypatch)
+    toolkit.prepare(links(machine))
+    assert resolved(machine, "lib64/libcudnn.so") == machine / "usr" / "lib" / "libcudnn.so"
+
+
+@pytest.mark.parametrize("libraries", ["lib", f"targets/{os.uname().machine}-linux/lib"])
+def test_a_toolkit_with_other_folders_is_linked(machine, monkeypatch, libraries):
+    """conda's has its libraries in lib."""
+    install(machine / "toolkit", libraries=libraries)
+    on_path(machine, machine / "toolkit", monkeypatch)
+    assert toolkit.prepare(links(machine)) == str(links(machine) / "bin" / "nvcc")
+    assert resolved(machine, "lib64/libcudart.so") == machine / "toolkit" / libraries / "libcudart.so"
+
+
+def test_links_to_a_toolkit_that_has_moved_are_replaced(machine, monkeypatch):
+    install(machine / "old", libraries="lib")
+    on_path(machine, machine / "old", monkeypatch)
+    toolkit.prepare(links(machine))
+    os.rename(machine / "old", machine / "new")
+    on_path(machine, machine / "new", monkeypatch)
+    toolkit.prepare(links(machine))
+    assert resolved(machine, "lib64/libcudart.so") == machine / "new" / "lib" / "libcudart.so"
+    assert str(machine / "new") in (links(machine) / "bin" / "nvcc").read_text()
+
+
+# ---- The devices that are found, and the environment of the import ----
+
+
+@pytest.fixture
+def one_gpu(machine, monkeypatch):
+    monkeypatch.setattr(cuda, "_driver_gpus", lambda: ["a GPU, 8.0 GiB"])
+    monkeypatch.setenv("JITTOR_HOME", str(machine / "home"))
+
+
+def test_a_gpu_counts_where_the_toolkit_is_whole(machine, monkeypatch, one_gpu):
+    install(machine / "toolkit")
+    on_path(machine, machine / "toolkit", monkeypatch)
+    assert cuda.find_devices().gpus == ("a GPU, 8.0 GiB",)
+    for name in ("cuDNN 8", "cuBLAS", "CUB"):
+        install(machine / f"without {name}", without=[name])
+        on_path(machine, machine / f"without {name}", monkeypatch)
+        found = cuda.find_devices()
+        assert not found.gpus and name in found.missing and "pip install" in found.missing
+
+
+@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD", "PMI"])
+def test_several_processes_compute_on_the_cpu(machine, monkeypatch, one_gpu, variable):
+    install(machine / "toolkit")
+    on_path(machine, machine / "toolkit", monkeypatch)
+    for name, value in (("SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0"), ("LOCAL_SIZE", "2")):
+        monkeypatch.setenv(f"{variable}_{name}", value)
+    found = cuda.find_devices()
+    assert bool(found.gpus) == (variable == "PMI") and ("several processes" in found.missing) != bool(found.gpus)
+
+
+FAKE_JITTOR = """
+import os
+print({name: os.environ.get(name) for name in ("nvcc_path", "use_cutt", "use_cutlass", "cache_name", "device_id",
+                                               "NVIDIA_TF32_OVERRIDE")})
+from jittor_utils import misc
+from jittor_utils.install_cuda import has_installation
+try:
+    misc.download_url_to_local("http://cub.tgz", "cub.tgz", "/", "")
+except Exception as error:
+    print(has_installation(), error)
+__version__ = "made up"
+has_cuda = bool(os.environ["nvcc_path"])
+class flags:
+    cc_flags = ""
+    nvcc_flags = " -std=c++14 --use_fast_math -w "
+    use_cuda = 0
+"""
+START = """
+from guided_diffusion_core.system.devices import Device
+from guided_diffusion_jt import runtime
+runtime.set_device(Device({device!r}))
+print(runtime.jt.flags.use_cuda, runtime.jt.flags.nvcc_flags.split(), runtime.is_generic())
+"""
+
+
+def start(machine, device, **variables):
+    """Start a made-up Jittor on a device in a new process; return its output and errors in lines."""
+    touch(machine, "fake/jittor/__init__.py")
+    (machine / "fake" / "jittor" / "__init__.py").write_text(FAKE_JITTOR)
+    own = {"PYTHONPATH": os.pathsep.join([str(machine / "fake"), str(ROOT)]), "HOME": str(machine / "home")}
+    environ = {**os.environ, **own, **variables}
+    done = subprocess.run(
+        [sys.executable, "-c", START.format(device=device)], env=environ, cwd=ROOT, capture_output=True, text=True
+    )
+    return done.stdout.splitlines(), done.stderr
+
+
+@pytest.mark.parametrize("device, number", [("cuda:0", None), ("cuda:1", "1"), ("cuda:3", "3")])
+def test_jittor_is_imported_for_a_gpu(machine, monkeypatch, device, number):
+    nvcc = install(machine / "toolkit")
+    (settings, download, state), _ = start(
+        machine,
+        device,
+        CUDA_HOME=str(machine / "toolkit"),
+        PATH=os.defpath,
+        cache_name="medsegdiff",
+        device_id="7",
+    )
+    assert eval(settings) == {
+        "nvcc_path": str(nvcc),
+        "use_cutt": "0",
+        "use_cutlass": "0",
+        "cache_name": "medsegdiff_cuda",
+        "device_id": number,
+        "NVIDIA_TF32_OVERRIDE": "0",
+    }
+    assert download.startswith("False Jittor: found no copy of http://cub.tgz")
+    assert state == "1 ['-std=c++14', '-w'] True"
+
+
+def test_a_cpu_takes_nothing_of_cuda(machine, monkeypatch):
+    """Start it in the environment that a process on a GPU leaves to its children."""
+    nvcc = install(machine / "toolkit")
+    (settings, download, state), _ = start(
+        machine, "cpu", PATH=os.defpath, nvcc_path=str(nvcc), cache_name="medsegdiff_cuda"
+    )
+    found = eval(settings)
+    assert found["nvcc_path"] == "" and found["cache_name"] == "medsegdiff"
+    assert download.startswith("False ") and state.startswith("0 ['-std=c++14', '--use_fast_math'") and "False" in state
+
+
+def test_a_missing_part_is_one_error_before_the_import(machine):
+    install(machine / "toolkit", without=["cuDNN 8"])
+    said, errors = start(machine, "cuda:0", CUDA_HOME=str(machine / "toolkit"), PATH=os.defpath)
+    assert not said and "UserError: --device cuda with --backend jittor: found" in errors and "libcudnn.so" in errors
+
+
+@pytest.mark.parametrize("has_cuda, taken", [(False, None), (True, "1"), (True, None)])
+def test_an_imported_jittor_keeps_its_device(monkeypatch, has_cuda, taken):
+    """Jittor decides when it is imported."""
+    monkeypatch.setenv("device_id", taken or "")
+    if taken is None:
+        monkeypatch.delenv("device_id")
+    jittor = SimpleNamespace(has_cuda=has_cuda)
+    if has_cuda:
+        cuda.require(jittor, f"cuda:{taken or 0}")
+    expected = "taken cuda:" if has_cuda else "found a Jittor that was imported without CUDA"
+    with pytest.raises(UserError, match=expected):
+        cuda.require(jittor, "cuda:2")
+
+
+COMPUTING_JITTOR = """
+class Tensor:
+    def __getitem__(self, places):
+        return self
+
+    def sum(self):
+        return self
+
+    def item(self):
+        return RESULT
+
+class nn:
+    conv2d = staticmethod(lambda x, kernel: x)
+
+def ones(shape):
+    return Tensor()
+"""
+
+
+@pytest.mark.parametrize(
+    "body, error",
+    [
+        (COMPUTING_JITTOR.replace("RESULT", "324"), ""),
+        (COMPUTING_JITTOR.replace("RESULT", "323"), "a convolution of ones gave 323"),
+        ("raise RuntimeError('nvcc fails')", "nvcc fails"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "exit code -9"),
+        ("raise SystemExit(0)", "Jittor could not bring its compiled core up to date"),
+    ],
+    ids=["works", "wrong", "import fails", "killed", "exits"],
+)
+def test_a_gpu_is_tried_in_a_process_of_its_own(machine, monkeypatch, body, error):
+    install(machine / "toolkit")
+    touch(machine, "fake/jittor/__init__.py")
+    (machine / "fake" / "jittor" / "__init__.py").write_text(FAKE_JITTOR + body)
+    monkeypatch.setattr(sys, "path", [str(machine / "fake"), *sys.path])
+    for name, value in (("PATH", os.defpath), ("CUDA_HOME", machine / "toolkit"), ("HOME", machine / "home")):
+        monkeypatch.setenv(name, str(value))
+    found = runtime.try_device("cuda:0")
+    assert error in found and bool(found) == bool(error)
+
+
+@pytest.mark.parametrize("name", ["cuda:0", "cuda:2"])
+def test_float64_is_refused_on_a_gpu(monkeypatch, name):
+    monkeypatch.setattr(runtime.current, "device", Device(name))
+    with pytest.raises(UserError, match=f"--device {name} with --backend jittor: found a computation in float64"):
+        runtime.set_precision("float64")
+    assert runtime.is_generic()
