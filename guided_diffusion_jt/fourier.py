@@ -22,11 +22,14 @@ def _fourier(transform, array, **keywords):
     return transform(array, norm="ortho", workers=threads, **keywords)
 
 
-def _forward(x, weight):
-    """Return the filtered x (N, C, H, W) and its spectrum (N, C, H, W // 2 + 1, 2)."""
-    if runtime.is_generic():
-        spectrum = _transformed(x)
-        return _inverse(_multiplied(spectrum, weight), x.shape[3]), spectrum
+def _forward(x, weight, matrices):
+    """Return the filtered x (N, C, H, W) and its spectrum (N, C, H, W // 2 + 1, 2).
+
+    matrices: a `_Matrices` for generic operators, otherwise None.
+    """
+    if matrices:
+        spectrum = _transformed(x, matrices)
+        return _inverse(_multiplied(spectrum, weight), matrices), spectrum
 
     def forward(_, data):
         x, weight = data["inputs"]
@@ -39,23 +42,22 @@ def _forward(x, weight):
 
 # The two transforms are each other's transpose, except for the half of the spectrum that is left out: a frequency
 # counts twice unless it is its own conjugate.
-def _backward(grad, spectrum, weight):
+def _backward(grad, spectrum, weight, matrices):
     """Return the gradients of x and weight.
 
-    grad: (N, C, H, W). spectrum: that of x. weight: (C, H, W // 2 + 1, 2).
+    grad: (N, C, H, W). spectrum: that of x. weight: (C, H, W // 2 + 1, 2). matrices: as in `_forward`.
     """
-    width = grad.shape[3]
-    if runtime.is_generic():
-        transformed = _transformed(grad)
-        count = runtime.to_tensor(multiplicity(width)[:, None], dtype=str(grad.dtype))  # (W // 2 + 1, 1)
-        to_weight = _multiplied(transformed, _conjugate(spectrum)).sum(0) * count
-        return _inverse(_multiplied(transformed, _conjugate(weight)), width), to_weight
+    if matrices:
+        transformed = _transformed(grad, matrices)
+        to_weight = _multiplied(transformed, _conjugate(spectrum)).sum(0) * matrices.count
+        return _inverse(_multiplied(transformed, _conjugate(weight)), matrices), to_weight
 
     def backward(_, data):
         grad, spectrum, weight = data["inputs"]
         to_x, to_weight = data["outputs"]
         transformed = _fourier(scipy.fft.rfft2, grad)  # (N, C, H, W // 2 + 1), complex
-        _complex(to_weight)[...] = (_complex(spectrum).conj() * transformed).sum(0) * multiplicity(width)
+        count = multiplicity(grad.shape[3])
+        _complex(to_weight)[...] = (_complex(spectrum).conj() * transformed).sum(0) * count
         transformed *= _complex(weight).conj()
         to_x[...] = _fourier(scipy.fft.irfft2, transformed, s=grad.shape[2:])
 
@@ -63,28 +65,44 @@ def _backward(grad, spectrum, weight):
     return tuple(jt.numpy_code([grad.shape, weight.shape], [grad.dtype, grad.dtype], inputs, backward))
 
 
-def _transformed(x):
+class _Matrices:
+    """The matrices of the transforms of an image and of their gradients, made at once.
+
+    Made in the backward pass, they would be waited for there, and pending gradients would be computed one by one.
+
+    like: (N, C, H, W), whose size and type they have.
+    """
+
+    def __init__(self, like):
+        height, width = like.shape[2:]
+        arrays = (
+            row_transform(width),
+            row_inverse(width),
+            column_transform(height),
+            column_transform(height).T,
+            multiplicity(width)[:, None],  # (W // 2 + 1, 1)
+        )
+        tensors = [runtime.to_tensor(array, dtype=str(like.dtype)) for array in arrays]
+        self.rows, self.row_inverse, self.columns, self.column_inverse, self.count = tensors
+
+
+def _transformed(x, matrices):
     """Return the spectrum (N, C, H, K, 2) of x (N, C, H, W), by generic operators."""
     n, channels, height, width = x.shape
-    rows = _matrix(row_transform(width), x)
-    half = jt.matmul(x.reshape(-1, width), rows).reshape(n, channels, height, 2, -1)  # (N, C, H, 2, K)
+    half = jt.matmul(x.reshape(-1, width), matrices.rows).reshape(n, channels, height, 2, -1)  # (N, C, H, 2, K)
     columns = half.permute(0, 1, 4, 3, 2).reshape(-1, 2 * height)  # (N C K, 2 H)
-    columns = jt.matmul(columns, _matrix(column_transform(height), x))
+    columns = jt.matmul(columns, matrices.columns)
     return columns.reshape(n, channels, -1, 2, height).permute(0, 1, 4, 2, 3)  # (N, C, K, 2, H) to (N, C, H, K, 2)
 
 
-def _inverse(spectrum, width):
-    """Return the real image (N, C, H, width) of a half spectrum (N, C, H, K, 2), by generic operators."""
+def _inverse(spectrum, matrices):
+    """Return the real image (N, C, H, W) of a half spectrum (N, C, H, K, 2), by generic operators."""
     n, channels, height, count, _ = spectrum.shape
     columns = spectrum.permute(0, 1, 3, 4, 2).reshape(-1, 2 * height)  # (N C K, 2 H)
-    columns = jt.matmul(columns, _matrix(column_transform(height).T, spectrum))
+    columns = jt.matmul(columns, matrices.column_inverse)
     half = columns.reshape(n, channels, count, 2, height).permute(0, 1, 4, 3, 2)  # (N, C, H, 2, K)
-    image = jt.matmul(half.reshape(-1, 2 * count), _matrix(row_inverse(width), spectrum))
-    return image.reshape(n, channels, height, width)
-
-
-def _matrix(array, like):
-    return runtime.to_tensor(array, dtype=str(like.dtype))
+    image = jt.matmul(half.reshape(-1, 2 * count), matrices.row_inverse)
+    return image.reshape(n, channels, height, -1)
 
 
 def _multiplied(a, b):
@@ -113,8 +131,9 @@ class _SpectralFilter(jt.Function):
     """
 
     def execute(self, x, weight):
-        filtered, spectrum = _forward(x, weight)
-        self.saved = spectrum, weight
+        matrices = _Matrices(x) if runtime.is_generic() else None
+        filtered, spectrum = _forward(x, weight, matrices)
+        self.saved = spectrum, weight, matrices
         return filtered
 
     def grad(self, grad):

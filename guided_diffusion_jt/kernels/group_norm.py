@@ -65,7 +65,9 @@ def _generic_backward(grad, x, weight, mean, scale):
     weight = weight.reshape(1, *x.shape[1:3], 1)
     to_weight = sum_last(grad * y)  # (N, groups, C / groups, 1)
     to_bias = sum_last(grad)
-    count = runtime.scalar(x.shape[2] * x.shape[3])
+    # A Python number, since whole ones are exact: a new tensor would be waited for, and compute pending gradients one
+    # by one.
+    count = x.shape[2] * x.shape[3]
     shift = (to_bias * weight).sum(2, keepdims=True) / count  # <g>, (N, groups, 1, 1)
     slope = (to_weight * weight).sum(2, keepdims=True) / count  # <g y>
     to_x = scale * (grad * weight - shift - y * slope)

@@ -141,14 +141,20 @@ class _GELU(jt.Function):
 
     def execute(self, x):
         self.x = x
+        # Numbers of the gradient too: made there, they would be waited for, and compute pending gradients one by one.
+        self.half = scalar(0.5)
+        self.one = scalar(1.0)
+        self.root = scalar(math.sqrt(0.5))
+        self.exponent = scalar(-0.5)
+        self.factor = scalar(1 / math.sqrt(2 * math.pi))
         return x * self._share(x)
 
     def _share(self, x):
-        return scalar(0.5) * (scalar(1.0) + jt.erf(x * scalar(math.sqrt(0.5))))
+        return self.half * (self.one + jt.erf(x * self.root))
 
     def grad(self, grad):
         # d/dx x Phi(x) = Phi(x) + x phi(x)
-        density = jt.exp(self.x * self.x * scalar(-0.5)) * scalar(1 / math.sqrt(2 * math.pi))
+        density = jt.exp(self.x * self.x * self.exponent) * self.factor
         return grad * (self._share(self.x) + self.x * density)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.backends import BACKENDS, Backend
 from support.generic import KINDS, only_generic, operators
-from support.small import computing
+from support.small import NETWORK, NETWORK_V1, RandomDataset, computing, small_config
 from torch.nn import functional as F
 
 from guided_diffusion_core.networks.fourier import column_transform, row_inverse, row_transform
@@ -129,6 +129,25 @@ def test_a_kernel_where_only_generic_operators_may_compute_is_seen(name):
         backend.module("runtime").use_generic(False)
         with pytest.raises(AssertionError, match="on a CPU alone"):
             results(function(backend.module("nn")), arrays, 1.0, "float32")
+
+
+@pytest.mark.skipif("jittor" not in BACKENDS, reason="Jittor's operators")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("settings", [NETWORK, NETWORK_V1, {**NETWORK_V1, "use_checkpoint": True}])
+def test_no_convolution_of_a_step_is_spread_out_in_memory(settings, kind):
+    """See that libraries compute all of them: if Jittor waits for something in the midst of the backward pass, it
+    computes single gradients, for which it writes down every product of a convolution, of 7 axes."""
+    backend = Backend("jittor")
+    runtime = backend.module("runtime")
+    loop = backend.module("train_util").create_train_loop(small_config(**settings), RandomDataset())
+    image, mask = next(iter(loop.data))
+    with computing("float32", backend), operators(kind, backend), runtime.jt.profile_scope() as report:
+        loop.run_step(image, mask)
+    counts = {row[0]: int(row[2]) for row in report[1:]}  # name of an operator -> number of its calls
+    by_library = sum(count for name, count in counts.items() if name.startswith("mkl_conv"))
+    written_down = sum(count for name, count in counts.items() if "DIM=7" in name)
+    # Each of these operators calls one of the library. The calibration mask's small one is outside every `checkpoint`.
+    assert by_library > 100 and written_down - by_library == ("use_checkpoint" in settings)
 
 
 # ---- PyTorch's kernels, which serve wide layers and large images with the channels last ----
