@@ -6,7 +6,6 @@ from pathlib import Path
 
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.devices import CUDA, Found, parse
-from guided_diffusion_core.system.processes import launched
 from guided_diffusion_jt.kernels import toolkit
 
 _NAME_BYTES = 100  # room for the name of a GPU
@@ -15,17 +14,8 @@ _NAME_BYTES = 100  # room for the name of a GPU
 def find_devices():
     """Return the `devices.Found` of this machine, by asking NVIDIA's driver; imports no Jittor."""
     gpus = _driver_gpus()
-    missing = _missing(gpus)
+    missing = toolkit.lack(_links()) if gpus else "NVIDIA's driver finds no GPU"
     return Found(() if missing else tuple(gpus), False, missing)
-
-
-def _missing(gpus):
-    """Return in words why Jittor computes on none of these GPUs, "" if it can."""
-    if not gpus:
-        return "NVIDIA's driver finds no GPU"
-    if launched().size > 1:
-        return "several processes of Jittor add up their sums on the CPU"
-    return toolkit.lack(_links())
 
 
 def _links():

@@ -299,16 +299,6 @@ def test_a_gpu_counts_where_the_toolkit_is_whole(machine, monkeypatch, one_gpu):
         assert not found.gpus and name in found.missing and "pip install" in found.missing
 
 
-@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD", "PMI"])
-def test_several_processes_compute_on_the_cpu(machine, monkeypatch, one_gpu, variable):
-    install(machine / "toolkit")
-    on_path(machine, machine / "toolkit", monkeypatch)
-    for name, value in (("SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0"), ("LOCAL_SIZE", "2")):
-        monkeypatch.setenv(f"{variable}_{name}", value)
-    found = cuda.find_devices()
-    assert bool(found.gpus) == (variable == "PMI") and ("several processes" in found.missing) != bool(found.gpus)
-
-
 FAKE_JITTOR = """
 import os
 print({name: os.environ.get(name) for name in ("nvcc_path", "use_cutt", "use_cutlass", "cache_name", "device_id",
