@@ -42,30 +42,21 @@ def evaluate(prediction_dir, truths, threshold, surfaces=None):
     single cases are reported, see `errors.collecting`; such cases are then left out.
     """
     labels = common_labels(truths)
+    scored = _ScoredCases(labels)
     sources = find_predictions(prediction_dir, truths)
-    reliability = {label: calibration.Calibration() for label in labels}
-    rows = []
-    failed = {}
-    slice_scores = {label: [] for label in labels}  # of all volumes
     for truth in tqdm(truths, unit="case", desc="scoring", dynamic_ncols=True, leave=False, delay=2):
         kind, paths = sources[truth.name]
         try:
-            scored = read_scored(prediction_dir, truth, kind, paths, threshold)
+            parts = read_scored(prediction_dir, truth, kind, paths, threshold)
         except UserError as error:
             report(error)
-            failed[truth.name] = error
+            scored.failed[truth.name] = error
             continue
         spacing = spacing_of(truth, paths[0], surfaces.pixel_spacing) if surfaces else None
-        scores_of_case, case_slices = _score(truth, scored, surfaces, spacing, labels)
-        row = _row(truth, kind, paths, labels) | scores_of_case
-        if scored.is_assumed:
-            row["grid"] = ASSUMED_GRID
-        rows.append(row)
-        for place, label in enumerate(labels):
-            reliability[label].add(scored, place)
-            slice_scores[label] += case_slices[label] or []
-    if not rows:
-        raise next(iter(failed.values()))
+        scored.add(_row(truth, kind, paths, labels), truth, parts, surfaces, spacing)
+    if not scored.rows:
+        raise next(iter(scored.failed.values()))
+    rows = scored.rows
     cases = {label: [row["metrics"][label] for row in rows] for label in labels}
     return {
         "foreground_mean": _foreground_mean(_by_metric(cases, statistics.mean)),
@@ -73,17 +64,45 @@ def evaluate(prediction_dir, truths, threshold, surfaces=None):
         "median": _by_metric(cases, statistics.median),
         "interval": _by_metric(cases, statistics.mean_interval, scores.SCORES),
         "n_cases": len(rows),
-        "left_out": list(failed),
+        "left_out": list(scored.failed),
         "n_both_empty": _n_both_empty(cases),
         "labels": list(labels),
         "threshold": threshold,
         "scored_from": dict(Counter(row["scored_from"] for row in rows)),
         "protocol": "native",
-        "per_slice": _slices_summary(slice_scores),
-        "calibration": {label: found.summary() for label, found in reliability.items()},
+        "per_slice": _slices_summary(scored.slices),
+        "calibration": {label: found.summary() for label, found in scored.reliability.items()},
         "definitions": _definitions(surfaces),
         "metric_per_case": rows,
     }
+
+
+class _ScoredCases:
+    """The scores of the cases so far.
+
+    rows:        dicts of one case each.
+    failed:      case name -> `UserError` of the cases that cannot be scored.
+    reliability: label -> `Calibration`.
+    slices:      label -> scores of the slices of all volumes.
+    """
+
+    def __init__(self, labels):
+        self.rows = []
+        self.failed = {}
+        self.reliability = {label: calibration.Calibration() for label in labels}
+        self.slices = {label: [] for label in labels}
+
+    def add(self, row, truth, scored, surfaces, spacing):
+        """Score a case. row: names of its files. truth: `Truth`. scored: `predictions.Scored`."""
+        labels = list(self.slices)
+        scores_of_case, slices_of_case = _score(truth, scored, surfaces, spacing, labels)
+        row |= scores_of_case
+        if scored.is_assumed:
+            row["grid"] = ASSUMED_GRID
+        self.rows.append(row)
+        for place, label in enumerate(labels):
+            self.reliability[label].add(scored, place)
+            self.slices[label] += slices_of_case[label] or []
 
 
 def _row(truth, kind, paths, labels):

@@ -20,12 +20,13 @@ from guided_diffusion_core.errors import MAX_NAMES, UserError, found_expected, j
 from guided_diffusion_core.results.display import as_picture
 from guided_diffusion_core.results.fusion import DEFINITIONS, fuse
 from guided_diffusion_core.results.outputs import CaseWriter, require_names
+from guided_diffusion_core.sampling.batches import batches_of, sample_batch
 from guided_diffusion_core.sampling.folder import part_of, report_path, require_same_run, write_report
 from guided_diffusion_core.system.files import clear_unfinished
 from guided_diffusion_core.system.locks import locked_folder
 from guided_diffusion_core.system.process_memory import memory_figures
 from guided_diffusion_core.system.processes import Alone
-from guided_diffusion_core.system.room import continued_by, memory_for, memory_limit, size_text
+from guided_diffusion_core.system.room import continued_by, memory_limit, size_text
 
 
 def sampling_config(path, given, preset=None):
@@ -194,7 +195,7 @@ class SamplingRun:
         # the others have looked at the folder.
         images, to_do, count = map(int, group.gather(counts).sum(0))
         size = min(self.batch_size, sum(len(case.indices) for case in cases))
-        return _Plan(writer, _batches(chosen, left, size), size, images, to_do, count)
+        return _Plan(writer, batches_of(chosen, left, size), size, images, to_do, count)
 
     def _report(self, plan):
         """Return the report of this part at the start of the run."""
@@ -296,18 +297,6 @@ class _Plan:
     count: int
 
 
-def _batches(chosen, left, size):
-    """Return the (case, index) of the chosen cases in batches, without the batches whose cases are all finished.
-
-    A batch that is kept still has its finished cases: a mask can depend in the last bit on the other examples of its
-    batch, and so must not depend on where an earlier run stopped.
-    """
-    queue = [(case, index) for case in chosen for index in case.indices]
-    names = {case.name for case in left}
-    batches = (queue[start : start + size] for start in range(0, len(queue), size))
-    return [batch for batch in batches if any(case.name in names for case, _ in batch)]
-
-
 def _left_out(failed, cases, out_dir):
     """Return the `UserError` of the cases that could not be read. failed: as in `_sample`; cases: number of all."""
     errors = list(failed.values())
@@ -321,40 +310,3 @@ def _left_out(failed, cases, out_dir):
         f"{out_dir}. Mend the files, then the same command with --continue samples the rest."
     )
     return UserError("\n".join(lines))
-
-
-def _require_finite(members, keys):
-    """Refuse masks (M, N, ...) with NaN or infinity. Raises a `UserError` that names the first such example."""
-    broken = ~np.isfinite(members).all(axis=(0, *range(2, members.ndim)))  # (N,)
-    if broken.any():
-        raise found_expected(
-            f"sampling of {keys[int(np.argmax(broken))]}",
-            "values in the mask that are not finite",
-            "finite ones",
-            "Use DDIM (--sampler ddim), which needs no learned variance, or more --sample_steps, or train longer.",
-        )
-
-
-def _less_memory():
-    """Return what the user of a sampling can do when memory runs out."""
-    return (
-        "Give a smaller --batch_size or --num_ensemble, or --mixed_precision bf16, and another --out_dir; or free "
-        "memory and go on with --continue."
-    )
-
-
-def sample_batch(sampler, examples, size):
-    """Sample the masks of N examples in a batch of a fixed size, in which the examples are repeated until it is full.
-
-    sampler:  see `SamplingRun.run`.
-    examples: list of `Example`, at most `size`.
-    Returns (members, N, K, S, S). Raises `UserError` for values that are not finite, and for too little memory.
-    """
-    filled = [examples[row % len(examples)] for row in range(size)]
-    keys = [example.noise_key for example in filled]
-    images = np.stack([example.image for example in filled])
-    shape = f"{images.shape[-2]}x{images.shape[-1]}"
-    with memory_for("sampling", f"--batch_size {size} at {shape} pixels, each image with its ensemble", _less_memory):
-        members = sampler(images, keys)
-    _require_finite(members, keys)
-    return members[:, : len(examples)]
