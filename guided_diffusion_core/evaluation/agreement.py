@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import blobfile as bf
 import numpy as np
-from tqdm import tqdm
 
 from guided_diffusion_core.data.dataset import Truth
 from guided_diffusion_core.errors import UserError, found_expected, join_names
@@ -21,6 +20,7 @@ from guided_diffusion_core.evaluation.predictions import (
 )
 from guided_diffusion_core.results.outputs import MASK
 from guided_diffusion_core.system.files import read_bytes
+from guided_diffusion_core.system.progress import progress
 
 DEFINITIONS = {
     "difference": "second minus first, of each case in which both runs have the score",
@@ -246,8 +246,8 @@ def _masks(first, second, labels):
     truths = [scored_truth(row) for row in first.summary["metric_per_case"]]
     found = {label: [] for label in labels}
     pairs = mask_pairs(first.folder, second.folder, truths, labels)
-    for name, one, other in tqdm(
-        pairs, total=len(truths), unit="case", desc="comparing masks", dynamic_ncols=True, leave=False, delay=2
+    for name, one, other in progress(
+        pairs, total=len(truths), unit="case", desc="comparing masks", leave=False, delay=2
     ):
         for place, label in enumerate(labels):
             agreement = pixel_agreement(one[place], other[place])

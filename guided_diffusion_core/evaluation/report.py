@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from guided_diffusion_core.data.formats.transforms import resize_nearest
 from guided_diffusion_core.evaluation import plots, scores
@@ -21,6 +20,7 @@ from guided_diffusion_core.evaluation.statistics import mean
 from guided_diffusion_core.html_report import data_uri, load_template
 from guided_diffusion_core.results.display import COLOURS
 from guided_diffusion_core.system.files import write_atomic, write_text
+from guided_diffusion_core.system.progress import progress
 
 TEMPLATES = Path(__file__).parent
 BOTH = 200  # grey of the pixels that belong to both masks
@@ -38,7 +38,7 @@ def write_report(path, summary, prediction_dir, truths, images, pictures):
     truth_by_case = {truth.name: truth for truth in truths}
     sources = find_predictions(prediction_dir, truths)
     shown = []
-    for row in tqdm(rows[:pictures], unit="picture", desc="report", dynamic_ncols=True, leave=False, delay=2):
+    for row in progress(rows[:pictures], unit="picture", desc="report", leave=False, delay=2):
         truth = truth_by_case[row["case"]]
         kind, paths = sources[truth.name]
         scored = read_scored(prediction_dir, truth, kind, paths, summary["threshold"])

@@ -3,13 +3,12 @@
 import json
 from collections import Counter
 
-from tqdm import tqdm
-
 from guided_diffusion_core.errors import UserError, join_names, report
 from guided_diffusion_core.evaluation import calibration, scores, statistics
 from guided_diffusion_core.evaluation.predictions import common_labels, find_predictions, read_scored, spacing_of
 from guided_diffusion_core.results.outputs import MASK
 from guided_diffusion_core.system.files import write_text
+from guided_diffusion_core.system.progress import progress
 
 ASSUMED_GRID = (
     "the prediction has no place in space (the identity as its affine, or none); its voxels were taken for those of "
@@ -44,7 +43,7 @@ def evaluate(prediction_dir, truths, threshold, surfaces=None):
     labels = common_labels(truths)
     scored = _ScoredCases(labels)
     sources = find_predictions(prediction_dir, truths)
-    for truth in tqdm(truths, unit="case", desc="scoring", dynamic_ncols=True, leave=False, delay=2):
+    for truth in progress(truths, unit="case", desc="scoring", leave=False, delay=2):
         kind, paths = sources[truth.name]
         try:
             parts = read_scored(prediction_dir, truth, kind, paths, threshold)

@@ -9,13 +9,13 @@ from collections import Counter
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from guided_diffusion_core.data.truths import read_truth_masks
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.evaluation import statistics
 from guided_diffusion_core.evaluation.predictions import Grid, common_labels, find_predictions, read_outputs
 from guided_diffusion_core.evaluation.summary import aligned
+from guided_diffusion_core.system.progress import progress
 
 SIZE = 256
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -51,7 +51,7 @@ def evaluate_upstream(prediction_dir, truths):
         )
     sources = find_predictions(prediction_dir, truths)
     rows = []
-    for truth in tqdm(truths, unit="case", desc="scoring", dynamic_ncols=True, leave=False, delay=2):
+    for truth in progress(truths, unit="case", desc="scoring", leave=False, delay=2):
         kind, paths = sources[truth.name]
         metrics = _case_metrics(truth, paths, labels)
         rows.append({"case": truth.name, "reference_file": str(truth.path), "scored_from": kind, "metrics": metrics})

@@ -26,6 +26,7 @@ from guided_diffusion_core.system.files import clear_unfinished
 from guided_diffusion_core.system.locks import locked_folder
 from guided_diffusion_core.system.process_memory import memory_figures
 from guided_diffusion_core.system.processes import Alone
+from guided_diffusion_core.system.progress import LateProgress
 from guided_diffusion_core.system.room import continued_by, memory_limit, size_text
 
 
@@ -242,7 +243,7 @@ class SamplingRun:
         done = {}  # name -> [(probability, uncertainty, picture) of each example so far]
         seconds = 0.0
         total = sum(map(len, plan.batches))
-        with tqdm(total=total, unit="image", desc="sampling", dynamic_ncols=True, disable=not shown) as bar:
+        with LateProgress(total=total, unit="image", desc="sampling", disable=not shown) as bar:
             for batch in plan.batches:
                 readable, examples = self._read(batch, failed)
                 bar.update(len(batch) - len(readable))

@@ -39,6 +39,43 @@ def progress(iterable=None, **keywords):
     )
 
 
+class LateProgress:
+    """A bar that appears with its first update.
+
+    The first part of the work is left out of the time that the bar foresees: Jittor compiles in it, and prints.
+    keywords: those of `progress`; `initial` is the number of parts that are done before.
+    """
+
+    def __init__(self, initial=0, **keywords):
+        self._initial = initial
+        self._keywords = keywords
+        self._bar = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def update(self, count):
+        """Count some parts of the work."""
+        if self._bar is None:
+            # no smoothing: the mean over all parts foresees the whole better than the last ones
+            self._bar = progress(initial=self._initial + count, smoothing=0, **self._keywords)
+        else:
+            self._bar.update(count)
+
+    def hide(self):
+        """Remove the bar from the terminal until the next update."""
+        if self._bar is not None:
+            self._bar.clear()
+
+    def close(self):
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
 def duration(seconds):
     """Return a time as a text of two units, such as "1 h 20 min"."""
     minutes = seconds / 60

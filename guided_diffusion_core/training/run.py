@@ -16,7 +16,7 @@ from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.system.interrupts import stop_requested
 from guided_diffusion_core.system.process_memory import memory_figures
 from guided_diffusion_core.system.processes import any_process
-from guided_diffusion_core.system.progress import duration, progress
+from guided_diffusion_core.system.progress import LateProgress, duration
 from guided_diffusion_core.system.room import NoRoom, continued_by, lacks_memory, memory_for
 from guided_diffusion_core.training.log import RunLog
 from guided_diffusion_core.training.needs import STEPS_TIMED
@@ -120,9 +120,7 @@ class _Pace:
         self.total = last_step(training)
         self.before = before
         self.say = say
-        self.shown = shown
-        self.validates = validates
-        self.bar = None
+        self.bar = LateProgress(before, total=self.total, unit="step", desc="training", disable=not shown)
         self.started = None
 
     def is_timed(self, done):
@@ -131,15 +129,10 @@ class _Pace:
 
     def step(self, done):
         """Count step number `done`."""
-        if self.bar is None:
-            # Both begin after the first step: its time is not that of the others, and Jittor prints while it compiles.
+        self.bar.update(1)
+        if self.started is None:
             self.started = time.perf_counter()
-            self.bar = progress(
-                total=self.total, initial=done, unit="step", desc="training", smoothing=0, disable=not self.shown
-            )
-            return
-        self.bar.update()
-        if self.is_timed(done):
+        elif self.is_timed(done):
             self.say(self._forecast(done, (time.perf_counter() - self.started) / STEPS_TIMED))
 
     def _forecast(self, done, seconds):
@@ -154,13 +147,11 @@ class _Pace:
 
     def hide(self):
         """Remove the bar from the terminal until the next step."""
-        if self.bar is not None:
-            self.bar.clear()
+        self.bar.hide()
 
     def close(self):
         """End the bar."""
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
 
 
 class _Follower:

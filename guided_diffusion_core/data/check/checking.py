@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import numpy as np
-from tqdm import tqdm
 
 from guided_diffusion_core.data.case_grids import turn_onto
 from guided_diffusion_core.data.check.examine import ERROR, WARNING, Problem, as_problem, examine
 from guided_diffusion_core.data.formats.grids import TOLERANCE
 from guided_diffusion_core.data.pairs import require_same_size
 from guided_diffusion_core.errors import UserError, join_names
+from guided_diffusion_core.system.progress import progress
 
 QUANTILES = (0.5, 25, 50, 75, 99.5)  # percent, of the intensities in the fingerprint
 
@@ -30,8 +30,8 @@ class Check:
         queue = [(name, file) for name, inventory in inventories.items() for file in inventory.files]
         with ThreadPoolExecutor(workers) as pool:
             results = pool.map(lambda item: examine(item[1], inventories[item[0]].normalisation), queue)
-            progress = tqdm(results, total=len(queue), unit="file", desc="checking", dynamic_ncols=True)
-            for (name, _), result in zip(queue, progress):
+            read = progress(results, total=len(queue), unit="file", desc="checking")
+            for (name, _), result in zip(queue, read):
                 self.examined[name].append(result)
         self.problems = self._all_problems()
 
