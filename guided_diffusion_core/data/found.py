@@ -23,6 +23,7 @@ CONVERSIONS = {
     ".zip": "Unpack the archives.",
     ".tar": "Unpack the archives.",
     ".gz": "Unpack the archives.",
+    ".tar.gz": "Unpack the archives.",
     ".tgz": "Unpack the archives.",
     ".rar": "Unpack the archives.",
     ".7z": "Unpack the archives.",
@@ -51,9 +52,14 @@ def find_files(data_dir, is_read, gather=list):
     for file in gather(walk_data(data_dir)):
         if is_read(file.name):
             found.append(file)
-        elif ending_of(file.name) in READ or ending_of(file.name) in CONVERSIONS:
+        elif is_data(file.name):
             leave_out(UNREAD, file.shown)
     return found
+
+
+def is_data(name):
+    """Return whether a file is a picture or a volume by its name, or could be converted to one."""
+    return ending_of(name) in READ or ending_of(name) in CONVERSIONS
 
 
 def nothing_found(data_dir, expected, what="file of this layout"):

@@ -330,3 +330,13 @@ def is_mask(name, path):
     if name.startswith("BRATS"):
         return "_seg" in path.name
     return "mask" in path.parent.name.lower() or "GroundTruth" in path.parent.name
+
+
+@pytest.mark.parametrize("file", ["b_0000.nii", "sub/b_0000.nii.gz", "b.png"])
+def test_files_that_an_nnunet_set_does_not_read_are_listed(file, tmp_path):
+    phantoms.write_nnunet_phantoms(tmp_path, 1, 1, SHAPE, 1)
+    path = tmp_path / "imagesTr" / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"x")
+    found, left_out = cases("NNUNET", tmp_path)
+    assert len(found) == 1 and list(left_out.values()) == [[f"imagesTr/{file}"]]

@@ -17,12 +17,12 @@ from guided_diffusion_core.data.formats.images import channel_values
 from guided_diffusion_core.data.formats.rasters import read_header, read_raster
 from guided_diffusion_core.data.formats.slices import require_all_slices
 from guided_diffusion_core.data.formats.transforms import FINITE_ADVICE, resize_linear
-from guided_diffusion_core.data.found import nothing_found
+from guided_diffusion_core.data.found import is_data, nothing_found
 from guided_diffusion_core.data.layout import Layout
 from guided_diffusion_core.data.pairs import Pair, PairDataset, pair_truths, require_same_size
 from guided_diffusion_core.data.splits import NoSplit
 from guided_diffusion_core.data.volume_cases import CaseFiles, VolumeDataset, VolumeParts, volume_truths
-from guided_diffusion_core.data.walk import walk_data
+from guided_diffusion_core.data.walk import leave_out, walk_data
 from guided_diffusion_core.errors import UserError, found_expected, join_names, report
 from guided_diffusion_core.system.files import require_folder
 
@@ -142,9 +142,14 @@ def _files(root, folder, ending):
     path = bf.join(root, folder)
     if not bf.isdir(path):
         return {}
-    # the folder may lie in a folder of the same name, as two unpackings of an archive leave it
-    files = [file for file in walk_data(path) if set(file.parts) <= {folder} and file.name.endswith(ending)]
-    return {file.name[: -len(ending)]: file.path for file in files}
+    files = {}
+    for file in walk_data(path):
+        # the folder may lie in a folder of the same name, as two unpackings of an archive leave it
+        if set(file.parts) <= {folder} and file.name.endswith(ending):
+            files[file.name[: -len(ending)]] = file.path
+        elif is_data(file.name):
+            leave_out(f"file below a folder of cases, or with another ending than {ending}", f"{folder}/{file.shown}")
+    return files
 
 
 class PictureChannels(PairDataset):
