@@ -4,14 +4,15 @@ ITK's coordinates point to the left, to the back and to the head (LPS). Affines 
 two rows change their sign.
 """
 
+import math
 import os
 
 import numpy as np
 
 from guided_diffusion_core.data.formats.grids import TOLERANCE, Geometry
-from guided_diffusion_core.data.formats.voxels import not_numbers, spatial_shape
+from guided_diffusion_core.data.formats.voxels import not_numbers, require_memory, spatial_shape
 from guided_diffusion_core.errors import found_expected
-from guided_diffusion_core.system.files import is_local
+from guided_diffusion_core.system.files import is_local, require_file
 
 LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
 
@@ -33,6 +34,7 @@ def read_geometry(path, of_slice=False):
 def read(path, of_slice=False):
     """Return (voxels (X, Y, Z), `Geometry`) of a file or a DICOM series; arguments and errors of `read_geometry`."""
     geometry = read_geometry(path, of_slice)
+    require_memory(path, 8 * math.prod(geometry.shape))
     sitk = _simple_itk(path)
     source = _series_files(sitk, path) if os.path.isdir(path) else str(path)
     try:
@@ -62,6 +64,7 @@ def _simple_itk(path):
 
 def _header(sitk, path):
     """Return SimpleITK's reader of a file after the header. Raises `UserError` for voxels that are not numbers."""
+    require_file(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:

@@ -12,13 +12,15 @@ from nibabel.spatialimages import HeaderDataError, ImageDataError
 from nibabel.wrapstruct import WrapStructError
 
 from guided_diffusion_core.data.formats.grids import Geometry
-from guided_diffusion_core.data.formats.voxels import not_numbers, require_numbers, spatial_shape
+from guided_diffusion_core.data.formats.voxels import not_numbers, require_memory, require_numbers, spatial_shape
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.files import READ_ERRORS, open_bytes, read_bytes
+from guided_diffusion_core.system.room import size_text
 
 NIFTI2_HEADER_BYTES = 540  # a NIfTI-1 header has 348
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_LARGEST_REST = 2**24  # bytes behind the voxels, which some programs write
 # the errors that nibabel, gzip and the reading of files raise for a broken file
 _BROKEN = (
     EOFError,
@@ -50,9 +52,7 @@ def read_geometry(path, of_slice=False):
             file.seek(-min(4, length), io.SEEK_END)
             trailer = file.read(4)
             file.seek(0)
-            header_class = _header_class(file, compressed)
-            content = gzip.GzipFile(fileobj=file) if compressed else file
-            header = header_class.from_fileobj(content)
+            header = _header(gzip.GzipFile(fileobj=file) if compressed else file)
             expected_length = _expected_length(header)
     except _BROKEN as error:
         raise _broken(path, error) from error
@@ -76,8 +76,8 @@ def read(path, of_slice=False):
     content = read_bytes(path)
     try:
         if content.startswith(_GZIP_MAGIC):
-            content = gzip.decompress(content)
-        header_class = _header_class(io.BytesIO(content), False)
+            content = _unpacked(content, path)
+        header_class = type(_header(io.BytesIO(content)))
         image_class = nib.Nifti2Image if header_class is nib.Nifti2Header else nib.Nifti1Image
         image = image_class.from_bytes(content)
         # a broken header may claim any size: check it before memory is allocated
@@ -132,16 +132,28 @@ def _expected_length(header):
     return int(header["vox_offset"]) + math.prod(shape) * header.get_data_dtype().itemsize
 
 
-def _header_class(file, compressed):
-    """Return nibabel's class for a NIfTI-1 or NIfTI-2 header, and rewind the file.
+def _header(file):
+    """Return nibabel's header at the start of a file, of NIfTI-1 or NIfTI-2, without its extensions.
 
     A header begins with its own length as a 32-bit number, in the byte order of the file.
     """
-    content = gzip.GzipFile(fileobj=file) if compressed else file
-    start = content.read(4)
-    file.seek(0)
-    lengths = {int.from_bytes(start, order) for order in ("little", "big")}
-    return nib.Nifti2Header if NIFTI2_HEADER_BYTES in lengths else nib.Nifti1Header
+    start = file.read(NIFTI2_HEADER_BYTES)
+    lengths = {int.from_bytes(start[:4], order) for order in ("little", "big")}
+    header_class = nib.Nifti2Header if NIFTI2_HEADER_BYTES in lengths else nib.Nifti1Header
+    return header_class(start[: header_class.sizeof_hdr])
+
+
+def _unpacked(content, path):
+    """Return the content of a gzip file, of which no more is unpacked than its header asks for and a little rest.
+
+    Raises `UserError` if that is more than the memory holds.
+    """
+    expected_length = _expected_length(_header(gzip.GzipFile(fileobj=io.BytesIO(content))))
+    require_memory(path, expected_length)
+    unpacked = gzip.GzipFile(fileobj=io.BytesIO(content)).read(expected_length + _LARGEST_REST + 1)
+    if len(unpacked) > expected_length + _LARGEST_REST:
+        raise ValueError(f"more than {size_text(_LARGEST_REST)} behind the {size_text(expected_length)} of its voxels")
+    return unpacked
 
 
 def _broken(path, error):

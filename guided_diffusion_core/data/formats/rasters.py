@@ -21,6 +21,7 @@ GREY_MODES = ("1", "L", "LA", "La")
 PALETTE_MODES = ("P", "PA")
 LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "WEBP")
 OPAQUE = 255
+MOST_VALUES = 4 * Image.MAX_IMAGE_PIXELS  # pixels times channels
 BITS_PER_SAMPLE = 258  # the TIFF tag for the bit depths of the channels
 SAMPLE_FORMAT = 339  # the TIFF tag for the type of the values
 UNSIGNED = 1
@@ -261,8 +262,8 @@ def _tiff_raster(path):
             pages = [page for page in file.pages if not page.is_reduced] or list(file.pages)
             page = pages[0]
             # a broken header may claim any size: check it before memory is allocated
-            if page.imagewidth * page.imagelength > Image.MAX_IMAGE_PIXELS:
-                raise ValueError(f"{page.imagewidth} x {page.imagelength} pixels")
+            if page.imagewidth * page.imagelength > Image.MAX_IMAGE_PIXELS or page.size > MOST_VALUES:
+                raise Image.DecompressionBombError(f"{page.imagewidth} x {page.imagelength} pixels")
             values = page.asarray()
             is_planar = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
             tag = page.tags.get(ORIENTATION)
@@ -291,6 +292,9 @@ def several_pages(path, pages):
 
 def not_an_image(path, error):
     """Return the error for a file that is not a complete image."""
+    if isinstance(error, Image.DecompressionBombError):
+        most = f"at most {2 * Image.MAX_IMAGE_PIXELS:,} pixels"
+        return found_expected(path, f"a header of too large a picture ({error})", most, "Cut it into smaller ones.")
     reason = "an unknown format" if isinstance(error, UnidentifiedImageError) else error
     return found_expected(
         path, f"no complete image ({reason})", "a JPEG or PNG image", "Replace the file, or remove it from the folder."

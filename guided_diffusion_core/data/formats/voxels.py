@@ -1,6 +1,7 @@
 """The rules that the voxels of every volume format follow: one number per voxel, three axes."""
 
 from guided_diffusion_core.errors import found_expected
+from guided_diffusion_core.system.room import memory_limit, size_text
 
 WIDEST = 8  # bytes of a number; wider floats exist on some machines only
 
@@ -49,3 +50,15 @@ def spatial_shape(path, shape, of_slice=False):
             advice = "Use a layout for whole volumes."
         raise found_expected(path, f"an array of shape {stored}", wanted, advice)
     return spatial
+
+
+def require_memory(path, count):
+    """Refuse a file whose header asks for more memory than this machine has; `UserError`. count: bytes."""
+    limit = memory_limit()
+    if count > limit:
+        raise found_expected(
+            path,
+            f"a header that asks for {size_text(count)}",
+            f"at most {size_text(limit)}, the memory of this machine",
+            "Replace the file, or cut the volume.",
+        )
