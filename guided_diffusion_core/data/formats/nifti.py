@@ -20,7 +20,7 @@ from guided_diffusion_core.system.room import size_text
 NIFTI2_HEADER_BYTES = 540  # a NIfTI-1 header has 348
 
 _GZIP_MAGIC = b"\x1f\x8b"
-_LARGEST_REST = 2**24  # bytes behind the voxels, which some programs write
+_PIECE = 2**24  # bytes that are unpacked at once; as many may lie behind the voxels
 # the errors that nibabel, gzip and the reading of files raise for a broken file
 _BROKEN = (
     EOFError,
@@ -31,6 +31,7 @@ _BROKEN = (
     ImageFileError,
     ValueError,
     OverflowError,
+    MemoryError,
     *READ_ERRORS,
 )
 
@@ -150,10 +151,16 @@ def _unpacked(content, path):
     """
     expected_length = _expected_length(_header(gzip.GzipFile(fileobj=io.BytesIO(content))))
     require_memory(path, expected_length)
-    unpacked = gzip.GzipFile(fileobj=io.BytesIO(content)).read(expected_length + _LARGEST_REST + 1)
-    if len(unpacked) > expected_length + _LARGEST_REST:
-        raise ValueError(f"more than {size_text(_LARGEST_REST)} behind the {size_text(expected_length)} of its voxels")
-    return unpacked
+    file = gzip.GzipFile(fileobj=io.BytesIO(content))
+    pieces = []
+    length = 0
+    # piece by piece: the memory of a whole one is taken at once, whatever comes
+    while piece := file.read(_PIECE):
+        pieces.append(piece)
+        length += len(piece)
+        if length > expected_length + _PIECE:
+            raise ValueError(f"more than {size_text(_PIECE)} behind the {size_text(expected_length)} of its voxels")
+    return b"".join(pieces)
 
 
 def _broken(path, error):
