@@ -6,7 +6,7 @@ from guided_diffusion_core.errors import printable
 class PrintableOutput:
     """A text stream that writes to another one what `errors.printable` leaves of the text.
 
-    Lines, tabs and carriage returns stay: the commands themselves print them.
+    Ends of lines and tabs stay: the commands themselves print them.
     """
 
     def __init__(self, stream):
@@ -14,7 +14,7 @@ class PrintableOutput:
 
     def write(self, text):
         """Write the text; return its length, as streams do."""
-        self._stream.write(printable(text, keep="\n\t\r"))
+        self._stream.write(printable(text, keep="\n\t"))
         return len(text)
 
     def __getattr__(self, name):

@@ -25,6 +25,7 @@ from guided_diffusion_core.command_line.original_flags import (
     translated_device,
     translated_sampler,
 )
+from guided_diffusion_core.errors import printable
 from guided_diffusion_core.networks import registry
 
 _METAVARS = {bool: "True|False", int: "INT", float: "NUMBER", str: "TEXT"}
@@ -110,7 +111,7 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message):
         """End the process with exit code 2 and a message of two lines."""
         every = "commands" if self.commands else "flags"
-        self.exit(2, f"{self.prog}: {message}\n{self.prog} --help lists all {every}.\n")
+        self.exit(2, f"{self.prog}: {printable(message)}\n{self.prog} --help lists all {every}.\n")
 
 
 def _suggestion(word, known):

@@ -9,7 +9,7 @@ from support.backends import ROOT
 
 from guided_diffusion_core import command_line, config
 from guided_diffusion_core.backends import BACKENDS, Backend, advice_to_use, backend_module, register
-from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.errors import UserError, found_expected, join_names
 
 SECTIONS = tuple(config.SECTIONS)
 
@@ -28,13 +28,13 @@ def refused(capsys, *argv):
     return capsys.readouterr().err
 
 
-def end_of(body):
-    """Return exit code, stdout and stderr of a command with this body of `main`."""
+def end_of(body, as_bytes=False):
+    """Return exit code, stdout and stderr of a command with this body of `main`, as texts or bytes."""
     code = (
         "from guided_diffusion_core import command_line\nfrom guided_diffusion_core.errors import UserError\n"
         f"def main():\n    {body}\ncommand_line.run_command(main)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=not as_bytes, capture_output=True)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -286,3 +286,27 @@ def test_a_missing_backend_names_those_that_are_installed(monkeypatch, installed
     assert advice_to_use("wanted").startswith("install the backend wanted. Run")
     if installed:
         assert advice_to_use("other") == "use --backend other."
+
+
+@pytest.mark.parametrize(
+    "name", ["a\x1b[2Jb", "a\rb", "a\nb", "a\u202eb", "a\x9b31mb", "a\udcffb", "a\x07b", "a\u2028b"]
+)
+class TestControlCharacters:
+    """A terminal would clear its screen, turn text around or ring; all of them are shown as escapes."""
+
+    def test_in_an_error(self, name):
+        shown = name.encode("unicode_escape").decode()
+        error = found_expected(name, "x", join_names([name]), "y")
+        assert str(error) == f"{shown}: found x; expected {shown}. y"
+        assert error.parts == (shown, "x", shown, "y")
+        # messages of several lines are allowed
+        printed = name if name == "a\nb" else shown
+        assert end_of(f"raise UserError({name!r})") == (2, "", f"-c: {printed}\n")
+
+    def test_in_the_output(self, name):
+        printed = name if name == "a\nb" else name.encode("unicode_escape").decode()
+        assert end_of(f"print({name!r})", as_bytes=True) == (0, f"{printed}\n".encode(), b"")
+
+    def test_in_a_flag(self, capsys, name):
+        message = refused(capsys, f"--{name}")
+        assert name.encode("unicode_escape").decode() in message and name not in message

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the decoders warn about dam
 
 @pytest.fixture(autouse=True)
 def without_bars(monkeypatch):
-    monkeypatch.setattr(checking, "tqdm", lambda items, **_: items)
+    monkeypatch.setattr(checking, "progress", lambda items, **_: items)
 
 
 def use(name, folder, size=32):
