@@ -2,7 +2,6 @@
 
 import io
 
-import matplotlib
 import numpy as np
 from PIL import Image
 
@@ -10,7 +9,7 @@ from guided_diffusion_core.data import open_dataset
 from guided_diffusion_core.data.formats.transforms import resize_linear, resize_nearest
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.html_report import data_uri
-from guided_diffusion_core.results.display import as_picture, draw_outlines
+from guided_diffusion_core.results.display import as_picture, draw_outlines, heat_map
 
 LONGER_SIDE = 256  # of a panel, in pixels
 OUTLINE_WIDTH = 2  # pixels; one pixel is too thin to see in a panel of this size
@@ -61,8 +60,7 @@ def case_picture(images, truth, scored):
 
     images: `ImageSource`. truth: `Truth`. scored: `predictions.Scored`. A volume is shown by the slice with
     the most wrong pixels, rotated as radiologists view it.
-    Returns (PNG as a data URI, number of the slice or None, largest uncertainty or None). The largest
-    uncertainty is white in its panel.
+    Returns (PNG as a data URI, number of the slice or None, largest uncertainty of the shown pixels or None).
     """
     is_volume = truth.slices is not None
     if is_volume:
@@ -86,7 +84,7 @@ def case_picture(images, truth, scored):
     if scored.uncertainty is not None:
         uncertainty = scored.uncertainty[plane].max(axis=0)  # the most uncertain label of each pixel
         largest = float(uncertainty.max())
-        panels.append(_heat_map(resize_linear(uncertainty, shape), largest))
+        panels.append(heat_map(resize_linear(uncertainty, shape)))
     return png_uri(join_panels(panels, rotate=is_volume)), slice_index, largest
 
 
@@ -115,9 +113,3 @@ def png_uri(picture):
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
     return data_uri(buffer.getvalue())
-
-
-def _heat_map(uncertainty, largest):
-    """Colour values (H, W) from 0 to the largest: uint8 (H, W, 3)."""
-    colours = matplotlib.colormaps["magma"](np.clip(uncertainty / (largest or 1), 0, 1))  # (H, W, 4), RGBA
-    return np.round(255 * colours[..., :3]).astype(np.uint8)

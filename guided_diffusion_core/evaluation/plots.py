@@ -1,6 +1,10 @@
 """Plots of the evaluation, each as the bytes of a PNG file."""
 
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+
 from guided_diffusion_core.html_report import escape_math, figure_bytes, make_figure
+from guided_diffusion_core.results.display import COLOUR_MAP, MOST_UNCERTAIN
 
 
 def calibration_plot(calibration):
@@ -21,6 +25,14 @@ def calibration_plot(calibration):
     right.set(xlabel="retained pixels, % (the most certain ones)", ylabel="mean Dice")
     right.invert_xaxis()
     left.legend()
+    return figure_bytes(figure)
+
+
+def colour_bar():
+    """Draw the colours of `display.heat_map` with their scale."""
+    figure = make_figure(3.2, 0.6)
+    scale = ScalarMappable(Normalize(0, MOST_UNCERTAIN), COLOUR_MAP)
+    figure.colorbar(scale, cax=figure.subplots(), orientation="horizontal", label="uncertainty (standard deviation)")
     return figure_bytes(figure)
 
 

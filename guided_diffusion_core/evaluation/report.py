@@ -18,7 +18,7 @@ from guided_diffusion_core.evaluation.pictures import (
 from guided_diffusion_core.evaluation.predictions import find_predictions, read_scored
 from guided_diffusion_core.evaluation.statistics import mean
 from guided_diffusion_core.html_report import data_uri, load_template
-from guided_diffusion_core.results.display import COLOURS
+from guided_diffusion_core.results.display import COLOURS, PRACTICALLY_EQUAL
 from guided_diffusion_core.system.files import write_atomic, write_text
 from guided_diffusion_core.system.progress import progress
 
@@ -38,13 +38,15 @@ def write_report(path, summary, prediction_dir, truths, images, pictures):
     truth_by_case = {truth.name: truth for truth in truths}
     sources = find_predictions(prediction_dir, truths)
     shown = []
+    colours = None  # those of the uncertainty, if there is one
     for row in progress(rows[:pictures], unit="picture", desc="report", leave=False, delay=2):
         truth = truth_by_case[row["case"]]
         kind, paths = sources[truth.name]
         scored = read_scored(prediction_dir, truth, kind, paths, summary["threshold"])
         uri, slice_index, largest = case_picture(images, truth, scored)
-        uncertainty = None if largest is None else f"{largest:.2g}"
-        shown.append({"row": row, "uri": uri, "slice": slice_index, "uncertainty": uncertainty})
+        if largest is not None:
+            colours = data_uri(plots.colour_bar())
+        shown.append({"row": row, "uri": uri, "slice": slice_index, "uncertainty": _in_words(largest)})
     page = load_template(TEMPLATES, "report.html.j2", number=number).render(
         summary=summary,
         labels=labels,
@@ -54,10 +56,20 @@ def write_report(path, summary, prediction_dir, truths, images, pictures):
         found_images=images.found,
         calibration=_calibration_plot(summary["calibration"]),
         colours=dict(zip(labels, map(_css, COLOURS))),
+        colour_bar=colours,
         missed=_css(MISSED),
         invented=_css(INVENTED),
     )
     write_text(path, page)
+
+
+def _in_words(largest):
+    """Say how uncertain a shown mask is; largest: uncertainty of its most uncertain pixel, or None."""
+    if largest is None:
+        return "no uncertainty was written"
+    if largest < PRACTICALLY_EQUAL:
+        return f"the members of the ensemble are practically equal (uncertainty below {PRACTICALLY_EQUAL:g} everywhere)"
+    return f"uncertainty to {largest:.2g}"
 
 
 def _badness(row):

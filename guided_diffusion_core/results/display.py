@@ -1,5 +1,6 @@
 """Pictures to look at, not to measure on: network inputs made visible, and outlines of masks."""
 
+import matplotlib
 import numpy as np
 from scipy.ndimage import binary_erosion
 
@@ -10,6 +11,10 @@ from guided_diffusion_core.data.formats.transforms import resize_linear
 COLOURS = ((0, 158, 115), (230, 159, 0), (204, 121, 167), (86, 180, 233), (240, 228, 66))
 SHOWN_RANGE = (1.0, 99.0)  # percentiles of a channel that become black and white
 ROUNDING = 1e-3  # resized RGB may leave [0, 1] by this much
+# Uncertainties from 0 to the largest standard deviation of values in [0, 1] are shown in the same colours everywhere.
+MOST_UNCERTAIN = 0.5
+COLOUR_MAP = "magma"
+PRACTICALLY_EQUAL = 0.005  # the members of an ensemble hardly differ where no pixel is more uncertain than this
 PIXELS_PER_WIDTH = 400  # the outline is one pixel wide in a picture of this many pixels, and grows with it
 
 
@@ -55,6 +60,12 @@ def resize_picture(picture, shape):
     """Resize a picture, uint8 (H, W, 3), to (height, width)."""
     channels_first = resize_linear(np.moveaxis(picture, -1, 0), shape)  # (3, height, width)
     return np.moveaxis(channels_first, 0, -1).round().astype(np.uint8)
+
+
+def heat_map(uncertainty):
+    """Colour uncertainties (H, W) on the fixed scale from 0, black, to `MOST_UNCERTAIN`: uint8 (H, W, 3)."""
+    colours = matplotlib.colormaps[COLOUR_MAP](np.clip(uncertainty / MOST_UNCERTAIN, 0, 1))  # (H, W, 4), RGBA
+    return np.round(255 * colours[..., :3]).astype(np.uint8)
 
 
 def largest_slice(masks):

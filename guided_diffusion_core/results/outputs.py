@@ -5,7 +5,8 @@ An image gets `<case>_mask.png` (8-bit, 0 and 255), `<case>_probability.tiff` an
 and 1, float32) on the grid of its source. All are lossless and have the case's native size. Masks of
 several labels are in one file each, `<case>_<label>_mask.png` and so on. `<case>_overlay.png` shows
 the outlines of the masks on the image; for a volume, on the slice in which they are largest, with x to
-the right and y up.
+the right and y up. `<case>_uncertainty_map.png` next to it shows the uncertainty of the most uncertain
+label in colours, on a scale from 0 to 0.5 that is the same in all cases.
 """
 
 import io
@@ -25,7 +26,7 @@ from guided_diffusion_core.data.formats.transforms import resize_linear
 from guided_diffusion_core.data.formats.volumes import SUFFIXES, read_with_geometry, stem
 from guided_diffusion_core.data.names import forms
 from guided_diffusion_core.errors import UserError, found_expected, join_names
-from guided_diffusion_core.results.display import draw_outlines, largest_slice, resize_picture
+from guided_diffusion_core.results.display import draw_outlines, heat_map, largest_slice, resize_picture
 from guided_diffusion_core.results.fusion import binarize
 from guided_diffusion_core.system.files import longest_name, make_writable_folder, write_atomic
 
@@ -33,7 +34,9 @@ MASK = "mask"
 PROBABILITY = "probability"
 UNCERTAINTY = "uncertainty"
 OVERLAY = "overlay"
-_IMAGE_SUFFIX = {MASK: ".png", PROBABILITY: ".tiff", UNCERTAINTY: ".tiff", OVERLAY: ".png"}
+UNCERTAINTY_MAP = "uncertainty_map"
+PICTURES = (OVERLAY, UNCERTAINTY_MAP)  # one of all labels, and of a volume too
+_IMAGE_SUFFIX = {MASK: ".png", PROBABILITY: ".tiff", UNCERTAINTY: ".tiff", **dict.fromkeys(PICTURES, ".png")}
 _VOLUME_SUFFIX = ".nii.gz"
 ROUNDING = 1e-3  # values may leave [0, 1] by this much when they are resized
 
@@ -41,10 +44,10 @@ ROUNDING = 1e-3  # values may leave [0, 1] by this much when they are resized
 def output_path(out_dir, name, kind, is_volume, label=None):
     """Return the path of one file of a case.
 
-    name:  name of the case. kind: `MASK`, `PROBABILITY`, `UNCERTAINTY` or `OVERLAY`, which is a picture
-           for a volume too. label: name of the mask if there are several, otherwise None.
+    name:  name of the case. kind: `MASK`, `PROBABILITY`, `UNCERTAINTY` or one of `PICTURES`.
+    label: name of the mask if there are several, otherwise None.
     """
-    suffix = _VOLUME_SUFFIX if is_volume and kind != OVERLAY else _IMAGE_SUFFIX[kind]
+    suffix = _VOLUME_SUFFIX if is_volume and kind not in PICTURES else _IMAGE_SUFFIX[kind]
     stem = "_".join(part for part in (name, label, kind) if part)
     return bf.join(str(out_dir), stem + suffix)
 
@@ -104,7 +107,7 @@ class CaseWriter:
                      The axis K may be left out if there is one label.
         uncertainty: the same shape, at least 0.
         threshold:   smallest probability of a pixel of the mask.
-        pictures:    n pictures of the examples (`display.as_picture`), or None for no overlay.
+        pictures:    n pictures of the examples (`display.as_picture`), or None for none of `PICTURES`.
         Raises ValueError if n is not the case's number of examples, `UserError` if a file cannot be
         written.
         """
@@ -113,8 +116,9 @@ class CaseWriter:
         masks = native_masks(case, probability, threshold)
         paths = {}
         if pictures is not None:
-            paths[OVERLAY] = output_path(self.out_dir, case.name, OVERLAY, case.is_volume)
-            write_atomic(paths[OVERLAY], _png(_overlay(case, masks, pictures)))
+            for kind, drawn in zip(PICTURES, _drawn(case, masks, uncertainty, pictures)):
+                paths[kind] = output_path(self.out_dir, case.name, kind, case.is_volume)
+                write_atomic(paths[kind], _png(drawn))
         for kind, arrays in ((PROBABILITY, probability), (UNCERTAINTY, uncertainty), (MASK, masks)):
             for label, array in zip(self._in_names, arrays):
                 path = output_path(self.out_dir, case.name, kind, case.is_volume, label)
@@ -137,7 +141,7 @@ def require_names(out_dir, cases, labels):
     """
     owners = {}  # path -> names of the cases that would write it
     for case in cases:
-        for path in _paths(out_dir, case, _in_names(labels), (MASK, PROBABILITY, UNCERTAINTY, OVERLAY)):
+        for path in _paths(out_dir, case, _in_names(labels), (MASK, PROBABILITY, UNCERTAINTY, *PICTURES)):
             owners.setdefault(path, set()).add(case.name)
     shared = {path: names for path, names in owners.items() if len(names) > 1}
     if shared:
@@ -178,7 +182,7 @@ def _paths(out_dir, case, in_names, kinds):
     """Return the paths of the files of a case, a set."""
     paths = set()
     for kind in kinds:
-        labels = (None,) if kind == OVERLAY else in_names
+        labels = (None,) if kind in PICTURES else in_names
         paths.update(output_path(out_dir, case.name, kind, case.is_volume, label) for label in labels)
     return paths
 
@@ -257,16 +261,18 @@ def _probability(path, values):
     return values.astype(np.float32)
 
 
-def _overlay(case, masks, pictures):
-    """Draw the overlay of a case from its native masks: uint8 (H, W, 3)."""
+def _drawn(case, masks, uncertainty, pictures):
+    """Draw the `PICTURES` of a case from its native masks and uncertainty (K, ...): uint8 (H, W, 3) each."""
+    uncertainty = uncertainty.max(axis=0)  # the most uncertain label of each pixel
     if not case.is_volume:
-        return draw_outlines(resize_picture(pictures[0], masks.shape[1:]), masks)
+        return draw_outlines(resize_picture(pictures[0], masks.shape[1:]), masks), heat_map(uncertainty)
     masks = case.turn.apply(masks)
     slice_index = largest_slice(masks)
     place = len(case.slices) // 2 if slice_index is None else case.slices.index(slice_index)
     plane = masks[..., case.slices[place]]  # (K, X, Y)
-    drawn = draw_outlines(resize_picture(pictures[place], plane.shape[1:]), plane)
-    return np.rot90(drawn)  # (X, Y, 3) -> (Y, X, 3) with y up
+    outlined = draw_outlines(resize_picture(pictures[place], plane.shape[1:]), plane)
+    heat = heat_map(case.turn.apply(uncertainty[None])[0, ..., case.slices[place]])
+    return np.rot90(outlined), np.rot90(heat)  # (X, Y, 3) -> (Y, X, 3) with y up
 
 
 def _encode(case, array):

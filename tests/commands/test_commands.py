@@ -208,7 +208,7 @@ def test_train_sample_and_score(command, backend, isic, tmp_path, version):
     )
     assert code == 0, errors
     names = {path.name for path in (tmp_path / "masks").iterdir()}
-    kinds = ("mask.png", "probability.tiff", "uncertainty.tiff", "overlay.png")
+    kinds = ("mask.png", "probability.tiff", "uncertainty.tiff", "overlay.png", "uncertainty_map.png")
     assert names == {"run_report.json"} | {f"ISIC_000000{n}_{kind}" for n in (4, 5) for kind in kinds}
     report = json.loads((tmp_path / "masks" / "run_report.json").read_text())
     assert report["device"] == trained_on and f"device: {trained_on}\n" in errors

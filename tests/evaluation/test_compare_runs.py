@@ -120,7 +120,9 @@ def test_report_shows_the_worst_cases_first(runs, tmp_path):
     report.write_report(tmp_path / "report.html", summary, folder, truths, source, 2)
     page = Page(tmp_path / "report.html")
     assert_needs_nothing(page)
-    assert [png_size(image["src"]) > 2000 for image in page.images] == [True] * 3, "two cases and the calibration"
+    assert [png_size(image["src"]) > 2000 for image in page.images] == [True] * 4, (
+        "colours, two cases and the calibration"
+    )
     worst = sorted(summary["metric_per_case"], key=lambda row: row["metrics"]["mask"]["Dice"])
     shown = re.findall(r"<b>(ISIC_\d+)</b>", page.source)
     assert shown == [row["case"] for row in worst[:2]] and "2 of 3" in page.text
@@ -129,6 +131,20 @@ def test_report_shows_the_worst_cases_first(runs, tmp_path):
     for value in (worst[1]["metrics"]["mask"]["HD95"], *summary["interval"]["mask"]["Dice"]):
         assert f"{value:.4f}" in page.text
     assert page.text.count("no uncertainty was written") == (truths[1].name in shown)
+
+
+@pytest.mark.parametrize(
+    "largest, words",
+    [
+        (None, "no uncertainty was written"),
+        (0.0, "the members of the ensemble are practically equal"),
+        (0.0049, "practically equal (uncertainty below 0.005 everywhere)"),
+        (0.005, "uncertainty to 0.005"),
+        (0.5, "uncertainty to 0.5"),
+    ],
+)
+def test_the_uncertainty_in_words(largest, words):
+    assert words in report._in_words(largest)
 
 
 def isic_config(data):

@@ -130,7 +130,7 @@ def assert_only_whole_files(folder):
         assert not path.name.startswith(".") and "writing" not in path.name
         if path.suffix == ".json":
             json.loads(path.read_text())
-        elif path.stem.endswith("_overlay"):
+        elif path.stem.endswith(("_overlay", "_uncertainty_map")):
             read_raster(path)
         else:
             read_output(str(path))

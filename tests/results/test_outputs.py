@@ -3,6 +3,7 @@
 import gzip
 import os
 
+import matplotlib
 import nibabel as nib
 import numpy as np
 import pytest
@@ -143,6 +144,7 @@ def test_files_of_several_labels(tmp_path):
         "c_disc_probability.tiff",
         "c_disc_uncertainty.tiff",
         "c_overlay.png",
+        "c_uncertainty_map.png",
     ]
     for k, label in enumerate(LABELS):
         assert paths[f"{label}_mask"] == outputs.find_output(tmp_path, "c", "mask", label)
@@ -196,6 +198,35 @@ class TestOverlay:
         found = np.asarray(Image.open(path))
         assert path.endswith("A_overlay.png") and found.shape == (24, 20, 3), "x to the right, y up"
         assert found[0, -1].tolist() == [0, 0, 200] and found[-1, 0].tolist() == list(COLOURS[0])
+
+    def test_the_map_of_the_uncertainty_has_one_scale(self, tmp_path):
+        """Colour the most uncertain label of each pixel: black is 0, the brightest 0.5, in every case."""
+        colours = matplotlib.colormaps["magma"]
+        uncertainty = np.zeros((1, 2, 32, 32), np.float32)
+        uncertainty[0, 0, 4:8] = 0.5
+        uncertainty[0, 1, 6:20] = 0.25
+        picture = np.zeros((1, 32, 32, 3), np.uint8)
+        for name, factor in (("certain", 0.01), ("uncertain", 1.0)):
+            case = Case(name, (0,), (32, 32))
+            writer = outputs.CaseWriter(tmp_path, ("disc", "cup"))
+            path = writer.write(case, uncertainty, factor * uncertainty, 0.5, picture)["uncertainty_map"]
+            found = np.asarray(Image.open(path))
+            assert path.endswith(f"{name}_uncertainty_map.png")
+            for row, value in ((0, 0.0), (5, 0.5), (7, 0.5), (15, 0.25)):
+                expected = np.round(255 * np.array(colours(2 * factor * value)[:3]))
+                np.testing.assert_array_equal(found[row], np.tile(expected, (32, 1)))
+
+    def test_the_map_of_a_volume_lies_on_its_overlay(self, tmp_path, volume_case):
+        probability = np.zeros((3, 1, 32, 32))
+        probability[1, 0, :16, :16] = 1
+        paths = outputs.CaseWriter(tmp_path).write(
+            volume_case, probability, probability / 2, 0.5, np.zeros((3, 32, 32, 3), np.uint8)
+        )
+        heat = np.asarray(Image.open(paths["uncertainty_map"]))
+        overlay = np.asarray(Image.open(paths["overlay"]))
+        assert heat.shape == overlay.shape == (24, 20, 3)
+        assert heat[-1, 0].tolist() == [252, 253, 191] and heat[0, -1].tolist() == [0, 0, 4]
+        assert overlay[-1, 0].any() and not overlay[0, -1].any()
 
     def test_of_an_empty_volume(self, tmp_path, volume_case):
         nothing = np.zeros((3, 1, 32, 32))

@@ -95,10 +95,11 @@ def contents(folder):
 def whole(tmp_path_factory):
     """Return the files of an uninterrupted run."""
     files = contents(run(tmp_path_factory.mktemp("whole")))
-    kinds = ("mask.nii.gz", "probability.nii.gz", "uncertainty.nii.gz", "overlay.png")
+    kinds = ("mask.nii.gz", "probability.nii.gz", "uncertainty.nii.gz", "overlay.png", "uncertainty_map.png")
     expected = {f"v{k}_{kind}" for k in range(4) for kind in kinds}
     assert files.keys() == expected | {
-        f"picture_{kind}" for kind in ("mask.png", "probability.tiff", "uncertainty.tiff", "overlay.png")
+        f"picture_{kind}"
+        for kind in ("mask.png", "probability.tiff", "uncertainty.tiff", "overlay.png", "uncertainty_map.png")
     }
     return files
 

@@ -194,7 +194,13 @@ def test_a_finished_point_is_kept_and_an_unfinished_one_begun_anew(backend, trai
         [
             *(
                 f"BraTS2021_00001_{kind}"
-                for kind in ("mask.nii.gz", "probability.nii.gz", "uncertainty.nii.gz", "overlay.png")
+                for kind in (
+                    "mask.nii.gz",
+                    "probability.nii.gz",
+                    "uncertainty.nii.gz",
+                    "overlay.png",
+                    "uncertainty_map.png",
+                )
             ),
             "course.json",
             "run_report.json",

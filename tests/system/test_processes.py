@@ -317,7 +317,7 @@ def test_sampling_is_shared(backend, isic, tmp_path):
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.name != "run_report.json"}
         for name in ("both", "one")
     )
-    assert len(expected) == 12 and found == expected
+    assert len(expected) == 15 and found == expected
     reports = [json.loads((tmp_path / name / "run_report.json").read_text()) for name in ("both", "one")]
     differing = {name for name in reports[1] if reports[0][name] != reports[1][name]}
     assert differing == {"processes", "out_dir", "sampler_seconds", "memory_mib"}
