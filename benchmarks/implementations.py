@@ -11,9 +11,9 @@ TF32 = "tf32"
 # mean square. Rounding errors of float32 are far smaller; TF32 keeps 10 bits of the factors, bfloat16 7.
 ARITHMETICS = {
     FLOAT32: ({}, 1e-3),
-    TF32: ({"tf32": True}, 2e-2),
+    TF32: ({"tf32": True}, 0.15),
     "bf16": ({"mixed_precision": "bf16"}, 0.3),
-    "fp16": ({"mixed_precision": "fp16"}, 0.05),
+    "fp16": ({"mixed_precision": "fp16"}, 0.15),
 }
 
 
