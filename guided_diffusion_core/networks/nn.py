@@ -20,8 +20,23 @@ LAYERS = (
     *("ReLU", "LeakyReLU", "SiLU", "GELU", "Sigmoid", "Identity", "Dropout", "Dropout2d", "MaxPool2d", "Upsample"),
 )
 FUNCTIONS = (
-    *("relu", "silu", "gelu", "sigmoid", "tanh", "exp", "sqrt", "softmax", "cat", "matmul", "mean", "resize"),
-    *("timestep_embedding", "constant", "scalar", "checkpoint"),
+    *(
+        "relu",
+        "silu",
+        "gelu",
+        "sigmoid",
+        "tanh",
+        "exp",
+        "sqrt",
+        "sin",
+        "cos",
+        "softmax",
+        "cat",
+        "matmul",
+        "mean",
+        "resize",
+    ),
+    *("fft2", "ifft2", "timestep_embedding", "floating", "constant", "scalar", "checkpoint"),
 )
 
 
@@ -69,9 +84,10 @@ class ModuleList(Sequential):
         super().__init__(*modules)
 
 
-def Parameter(*shape, deviation=0.0):
-    """Return a parameter of any shape; it starts with normal values of that standard deviation about zero."""
-    return ParameterShape(*shape, rule=normal(deviation) if deviation else filled(0.0))
+def Parameter(*shape, deviation=0.0, value=0.0):
+    """Return a parameter of any shape; it starts with normal values of that standard deviation about zero, or without a
+    deviation at one value."""
+    return ParameterShape(*shape, rule=normal(deviation) if deviation else filled(value))
 
 
 def zeroed(module):
@@ -279,7 +295,7 @@ def relu(x):
     return x
 
 
-silu = gelu = sigmoid = tanh = exp = sqrt = relu
+silu = gelu = sigmoid = tanh = exp = sqrt = sin = cos = relu
 
 
 def softmax(x):
@@ -315,9 +331,25 @@ def resize(x, size):
     return Shape(*x.shape[:2], *size)
 
 
+def fft2(x):
+    """Return the discrete Fourier transform of real (N, C, H, W) over the last two axes, not scaled: (real, imaginary),
+    each with all frequencies, (N, C, H, W)."""
+    return x, x
+
+
+def ifft2(real, imaginary):
+    """Return the real part of the inverse of `fft2`, (N, C, H, W)."""
+    return real
+
+
 def timestep_embedding(timesteps, dim):
     """Return the sinusoidal embedding (N, dim) of time steps (N,)."""
     return Shape(timesteps.shape[0], dim)
+
+
+def floating(x):
+    """Return whole numbers as floating-point ones, in the precision of the computation."""
+    return x
 
 
 def constant(array):

@@ -10,18 +10,19 @@ from guided_diffusion_core.networks.family import Family, as_prediction, check_c
 from guided_diffusion_core.networks.registry import family_of
 
 
-def shared_family(name, settings, **rest):
+def shared_family(name, settings, name_of_values=str, **rest):
     """Return the `Family` of the class `Network` in `networks/NAME/network.py`, which is built from the settings.
 
-    settings: subclass of `NetworkConfig`; it is the plan too.
-    rest:     other fields of `Family`. Everything else follows from a call of the network on shapes.
+    settings:       subclass of `NetworkConfig`; it is the plan too.
+    name_of_values: function from the name of a parameter to the name whose first values it gets: its own by default.
+    rest:           other fields of `Family`. Everything else follows from a call of the network on shapes.
     """
     return Family(
         name=name,
         settings=settings,
         plan=partial(_checked, name),
         state_shapes=lambda plan: {key: value.shape for key, value in _built(name, plan).parameters().items()},
-        initial_state=partial(_initial_state, name),
+        initial_state=partial(_initial_state, name, name_of_values),
         smallest_batch=partial(_smallest_batch, name),
         operations=lambda plan: _called(name, plan)[1],
         **rest,
@@ -59,9 +60,9 @@ def _checked(name, settings):
     return settings
 
 
-def _initial_state(name, plan, tape):
+def _initial_state(name, name_of_values, plan, tape):
     parameters = _built(name, plan).parameters()
-    return {key: value.rule(tape, key, value.shape) for key, value in parameters.items()}
+    return {key: value.rule(tape, name_of_values(key), value.shape) for key, value in parameters.items()}
 
 
 def _smallest_batch(name, plan):

@@ -7,6 +7,7 @@ import math
 
 from guided_diffusion_core.networks.bilinear import bilinear_matrix
 from guided_diffusion_core.networks.family import Prediction  # noqa: F401
+from guided_diffusion_core.networks.fourier import column_transform
 from guided_diffusion_jt import runtime
 from guided_diffusion_jt.kernels.sums import mean_last
 from guided_diffusion_jt.nn import (  # noqa: F401
@@ -30,8 +31,10 @@ Identity = nn.Identity
 Linear = nn.Linear
 ModuleList = nn.ModuleList
 Sequential = nn.Sequential
+cos = jt.cos
 exp = jt.exp
 sigmoid = jt.sigmoid
+sin = jt.sin
 sqrt = jt.sqrt
 tanh = jt.tanh
 _silu = SiLU()
@@ -158,7 +161,7 @@ class _GELU(jt.Function):
         return grad * (self._share(self.x) + self.x * density)
 
 
-def Parameter(*shape, deviation=0.0):
+def Parameter(*shape, deviation=0.0, value=0.0):
     """Return a parameter of any shape."""
     return jt.zeros(shape)
 
@@ -214,6 +217,38 @@ def resize(x, size):
     # (N C W', H) times (H, H')
     x = jt.matmul(x.permute(0, 1, 3, 2).reshape(n * channels * size[1], height), rows)
     return x.reshape(n, channels, size[1], size[0]).permute(0, 1, 3, 2)  # (N, C, W', H') to (N, C, H', W')
+
+
+def fft2(x):
+    """Return the Fourier transform of real (N, C, H, W), not scaled: (real, imaginary) with all frequencies.
+
+    It multiplies rows and then columns with real matrices, because Jittor has no transform on a CPU.
+    """
+    n, channels, height, width = x.shape
+    rows = constant(column_transform(width)[:width] * math.sqrt(width))  # (W, 2 W)
+    columns = constant(column_transform(height) * math.sqrt(height))  # (2 H, 2 H)
+    x = jt.matmul(x.reshape(-1, width), rows)  # (N C H, 2 W), real parts before imaginary ones
+    x = x.reshape(n, channels, height, 2, width).permute(0, 1, 4, 3, 2)  # (N, C, W, 2, H)
+    x = jt.matmul(x.reshape(-1, 2 * height), columns)
+    x = x.reshape(n, channels, width, 2, height).permute(3, 0, 1, 4, 2)  # (2, N, C, H, W)
+    return x[0], x[1]
+
+
+def ifft2(real, imaginary):
+    """Return the real part of the inverse of `fft2`."""
+    n, channels, height, width = real.shape
+    # the transposes of orthogonal matrices are their inverses
+    columns = constant(column_transform(height).T / math.sqrt(height))  # (2 H, 2 H)
+    rows = constant(column_transform(width).T[:, :width] / math.sqrt(width))  # (2 W, W): of the real part alone
+    parts = [part.permute(0, 1, 3, 2).reshape(-1, height) for part in (real, imaginary)]  # (N C W, H) each
+    x = jt.matmul(jt.concat(parts, 1), columns)  # (N C W, 2 H)
+    x = x.reshape(n, channels, width, 2, height).permute(0, 1, 4, 3, 2)  # (N, C, H, 2, W)
+    return jt.matmul(x.reshape(-1, 2 * width), rows).reshape(n, channels, height, width)
+
+
+def floating(x):
+    """Return whole numbers as floating-point ones, in the precision of the computation."""
+    return x.cast(runtime.precision())
 
 
 def constant(array):

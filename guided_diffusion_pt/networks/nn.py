@@ -4,7 +4,7 @@
 """
 
 import torch as th
-from torch import exp, sigmoid, sqrt, tanh  # noqa: F401
+from torch import cos, exp, sigmoid, sin, sqrt, tanh  # noqa: F401
 from torch.nn import (  # noqa: F401
     GELU,
     Conv2d,
@@ -77,7 +77,7 @@ class Upsample(Module):
         return F.interpolate(x, scale_factor=self.scale, **self.settings)
 
 
-def Parameter(*shape, deviation=0.0):
+def Parameter(*shape, deviation=0.0, value=0.0):
     """Return a parameter of any shape."""
     return th.nn.Parameter(th.zeros(shape))
 
@@ -110,6 +110,22 @@ def mean(x, dim):
 def resize(x, size):
     """Return (N, C, H, W) resized bilinearly to (H', W') of `size`, pixel centres aligned."""
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def fft2(x):
+    """Return the Fourier transform of real (N, C, H, W), not scaled: (real, imaginary) with all frequencies."""
+    spectrum = th.fft.fft2(runtime.widened(x))
+    return spectrum.real, spectrum.imag
+
+
+def ifft2(real, imaginary):
+    """Return the real part of the inverse of `fft2`."""
+    return th.fft.ifft2(th.complex(real, imaginary)).real
+
+
+def floating(x):
+    """Return whole numbers as floating-point ones, in the precision of the computation."""
+    return x.to(th.get_default_dtype())
 
 
 def constant(array):

@@ -150,6 +150,14 @@ FUNCTIONS = {
     "tanh": (lambda nn, x: nn.tanh(x), IMAGE, np.tanh),
     "exp": (lambda nn, x: nn.exp(x), IMAGE, np.exp),
     "sqrt": (lambda nn, x: nn.sqrt(x * x + nn.scalar(1.5)), IMAGE, lambda x: np.sqrt(x**2 + 1.5)),
+    "sin": (lambda nn, x: nn.sin(x), IMAGE, np.sin),
+    "cos": (lambda nn, x: nn.cos(x), IMAGE, np.cos),
+    "fft2": (
+        lambda nn, x: nn.cat(nn.fft2(x)),
+        IMAGE,
+        lambda x: np.concatenate([np.fft.fft2(x).real, np.fft.fft2(x).imag], 1),
+    ),
+    "ifft2": (lambda nn, x: nn.ifft2(x, x * x), IMAGE, lambda x: np.fft.ifft2(x + 1j * x**2).real),
     "softmax": (lambda nn, x: nn.softmax(x), IMAGE, softmax),
     "cat": (lambda nn, x: nn.cat([x, x * x]), IMAGE, lambda x: np.concatenate([x, x**2], 1)),
     "cat of another axis": (lambda nn, x: nn.cat([x, x * x], dim=3), IMAGE, lambda x: np.concatenate([x, x**2], 3)),
@@ -243,7 +251,7 @@ def test_every_nn_has_the_whole_contract(backend):
         assert callable(getattr(shapes, name)), name
         assert callable(getattr(computing, name)), name
     special = {"Network", "Module", "ModuleList", "Parameter", "Embedding", "Dropout", "Dropout2d"}
-    special |= {"timestep_embedding", "scalar"}
+    special |= {"timestep_embedding", "scalar", "floating"}
     tested = {name.partition(",")[0].partition(" ")[0] for name in CASES}
     assert tested >= {*shapes.LAYERS, *shapes.FUNCTIONS} - special
 
@@ -258,6 +266,8 @@ def test_embedding_and_timesteps(backend, float64):
     np.testing.assert_array_equal(runtime.to_numpy(found), table[[4, 0, 4]])
     assert shapes.Embedding(5, 3)(shapes.Shape(3)).shape == (3, 3)
     t = np.array([0, 3, 900])
+    floating = runtime.to_numpy(nn.floating(runtime.to_tensor(t)))
+    assert floating.dtype == np.float64 and (floating == t).all()
     angles = t[:, None] * timestep_frequencies(8, "float64")
     embedding = runtime.to_numpy(nn.timestep_embedding(runtime.to_tensor(t), 8))
     np.testing.assert_allclose(embedding, np.concatenate([np.cos(angles), np.sin(angles)], 1), atol=1e-12)
@@ -287,6 +297,7 @@ def test_initial_values_follow_their_rules():
             self.names = shapes.Embedding(100, 100)
             self.free = shapes.Parameter(100, 100, deviation=0.02)
             self.gate = shapes.Parameter(5)
+            self.gain = shapes.Parameter(5, value=1.0)
             self.last = shapes.zeroed(shapes.Linear(3, 2))
 
     tape = NoiseTape(0)
@@ -297,6 +308,7 @@ def test_initial_values_follow_their_rules():
     assert state["conv.weight"].std() == pytest.approx(bound / math.sqrt(3), rel=0.01)
     assert state["names.weight"].std() == pytest.approx(1, rel=0.02)
     assert state["free"].std() == pytest.approx(0.02, rel=0.02)
+    assert (state["gain"] == 1).all() and state["gain"].dtype == np.float32
     assert (state["norm.weight"] == 1).all() and (state["norm.running_var"] == 1).all()
     zeros = ("norm.bias", "norm.running_mean", "norm.num_batches_tracked", "gate", "last.weight", "last.bias")
     assert not any(state[name].any() for name in zeros)

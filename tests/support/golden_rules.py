@@ -15,7 +15,9 @@ def golden_weight(name, shape):
     if name.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
     values = generator.standard_normal(shape)
-    if name.endswith("running_mean"):
+    if name.endswith((".g", "ff_parser_attn_map")):
+        values = 1 + 0.1 * values
+    elif name.endswith((".b", "pos_emb")) or name.endswith("running_mean"):
         values = 0.1 * values
     elif name.endswith("running_var"):
         values = 1 + 0.5 * np.abs(values)
