@@ -15,8 +15,9 @@ FRAMEWORKS = ("torch", "jittor")
 ALIASES = {"jittor_utils": "jittor"}
 # The example's networks import their framework: the parity suite loads each in its backend's own process.
 IN_A_BACKENDS_PROCESS = ("parity/example/pytorch_unet.py", "parity/example/jittor_unet.py")
-# A network's one source for all backends: `from .. import nn` means the nn of the backend that imports it.
-SHARED_SOURCE = "network.py"
+# The files of a network's one source for all backends: `from .. import nn` means the nn of the backend that imports it,
+# and other files of the network are imported relatively, so that they get the same one.
+SHARED_SOURCE = re.compile(rf"({CORE}|tests/support)/networks/\w+/\w+\.py")
 
 
 def table(title):
@@ -36,7 +37,8 @@ def imported_modules(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level:
-            assert path.name == SHARED_SOURCE, f"{path}: relative import"
+            assert SHARED_SOURCE.fullmatch(str(path.relative_to(ROOT))), f"{path}: relative import"
+            assert "from .. import nn\n" in path.read_text(), f"{path}: relative import without nn"
         elif isinstance(node, ast.ImportFrom):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 

@@ -13,6 +13,7 @@ from support.backends import ROOT
 from guided_diffusion_core import command_line
 from guided_diffusion_core.command_line.original_flags import GPU_FLAG, ORIGINAL_FLAGS, SAMPLER_FLAGS
 from guided_diffusion_core.config import SamplingConfig, resolve, setting_names
+from guided_diffusion_core.networks.registry import families
 from medsegdiff import __version__
 
 GUIDES = [
@@ -145,6 +146,7 @@ def test_paths_in_the_text_exist(page):
 def known_flags():
     """Every flag that some program of this project has, by its literal in the sources."""
     flags = {f"--{name}" for name in (*setting_names(), *ORIGINAL_FLAGS, *SAMPLER_FLAGS, GPU_FLAG, "help")}
+    flags |= {f"--{name}" for family in families().values() for name in family.flags()}
     for folder in ("guided_diffusion_core", "medsegdiff", "scripts", "studies", "parity", "benchmarks"):
         for path in (ROOT / folder).rglob("*.py"):
             flags |= set(re.findall(r"\"(--[a-z][\w-]*)\"", path.read_text()))

@@ -69,7 +69,7 @@ def medsegdiff(site, *args, code=0):
 
 def test_the_flags_are_shown_and_belong_to_their_network(installed):
     shown = " ".join(medsegdiff(installed, "train", "--help").split())
-    assert "--network {example,medsegdiff_new,medsegdiff_v1}" in shown
+    assert "--network {example,medsegdiff_new,medsegdiff_v1,paper}" in shown
     assert "--example.width INT channels of the first features, a multiple of 4 (at least 4; default: 16)" in shown
     refused = medsegdiff(installed, "train", "--example.width", "8", "--dry_run", code=2)
     assert "--example.width: found given with the network medsegdiff_new" in refused

@@ -41,7 +41,9 @@ class PaperConfig(NetworkConfig):
         choices=(DYNAMIC, STATIC),
     )
     skip_conditions: bool = option(False, "the decoder also gets the image's features of each level")
-    self_condition: bool = option(False, "the network also sees its prediction of one step before")
+    self_condition: bool = option(
+        False, "the network also sees its prediction of one step before; so far it gets zeros in training and sampling"
+    )
     vit_heads: int = option(4, "heads of the transformers of a dynamic FF-Parser", low=1)
     vit_dim_head: int = option(32, "channels of such a head", low=1)
     vit_depth: int = option(4, "layers of such a transformer", low=1)
