@@ -4,7 +4,9 @@ Twin of `guided_diffusion_jt/runtime.py`. Importing this package changes nothing
 """
 
 import ctypes
+import os
 import platform
+import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -201,7 +203,11 @@ def set_tf32(on):
 
 
 def set_compile(on):
-    """Compile the networks that `build` makes from now on, or not."""
+    """Compile the networks that `build` makes from now on, or not. Raises `UserError` without a C++ compiler."""
+    if on and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "c++"))):
+        raise found_expected(
+            "--compile", "no C++ compiler", "one, which torch.compile needs", "Install g++, or leave the flag out."
+        )
     current.compile = on
 
 

@@ -104,6 +104,18 @@ def test_a_compiled_network_does_not_recompute():
         resolve({"compile": True, "use_checkpoint": True})
 
 
+@pytest.mark.parametrize("compiler", [None, "a-compiler-that-is-not-there"])
+def test_a_missing_compiler_is_named_at_once(monkeypatch, compiler):
+    monkeypatch.setenv("PATH", "")
+    if compiler:
+        monkeypatch.setenv("CXX", compiler)
+    runtime = PYTORCH.module("runtime")
+    with pytest.raises(UserError, match="--compile: found no C.. compiler; expected one"):
+        runtime.set_compile(True)
+    runtime.set_compile(False)
+    assert not runtime.current.compile
+
+
 def test_tf32_is_off_unless_it_is_asked_for():
     runtime = PYTORCH.module("runtime")
     for settings, expected in (({"tf32": True}, True), ({}, False)):
