@@ -128,6 +128,7 @@ def floating(x):
     return x.to(th.get_default_dtype())
 
 
+@th.compiler.assume_constant_result  # the compiler calls it once, in place of numpy in its graph
 def constant(array):
     """Return a numpy array as a tensor in the precision of the computation."""
     return runtime.to_tensor(array, dtype=runtime.precision())

@@ -5,7 +5,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from support.backends import BACKENDS, Backend
-from support.small import NETWORK, NETWORK_V1, RandomDataset, computing
+from support.small import FAMILIES, NETWORK, RandomDataset, computing
 
 from guided_diffusion_core.config import SamplingConfig, resolve
 from guided_diffusion_core.errors import UserError
@@ -18,12 +18,6 @@ import torch
 
 PYTORCH = Backend("pytorch")
 pytestmark = pytest.mark.usefixtures("example")
-LEAST = {"num_channels": 32, "dropout": 0.1, "highway_dropout": 0.5}
-FAMILIES = {
-    "medsegdiff_new": {**NETWORK, **LEAST},
-    "medsegdiff_v1": {**NETWORK_V1, **LEAST},
-    "example": {"network": "example", "image_size": 32, "in_ch": 4, "example.dropout": 0.1},
-}
 
 
 @pytest.fixture

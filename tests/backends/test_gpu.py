@@ -6,7 +6,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from support.backends import BACKENDS, Backend
-from support.small import NETWORK, NETWORK_V1, RandomDataset, small_config
+from support.small import FAMILIES, RandomDataset, small_config
 
 from guided_diffusion_core.config import SamplingConfig, resolve
 from guided_diffusion_core.diffusion.solvers import SOLVERS
@@ -33,18 +33,6 @@ READS = {
 }
 
 pytestmark = pytest.mark.usefixtures("example")
-FAMILIES = {
-    "medsegdiff_new": {**NETWORK, "highway_dropout": 0.5, "dropout": 0.1},
-    "medsegdiff_v1": {**NETWORK_V1, "highway_dropout": 0.5, "dropout": 0.1},
-    "paper": {
-        "network": "paper",
-        "image_size": 32,
-        "in_ch": 4,
-        **{"paper.dim": 8, "paper.dim_mults": "1,2", "paper.heads": 2, "paper.dim_head": 4},
-        **{"paper.ff_parser": "dynamic", "paper.vit_heads": 2, "paper.vit_dim_head": 4, "paper.vit_depth": 1},
-    },
-    "example": {"network": "example", "image_size": 32, "in_ch": 4, "example.dropout": 0.1},
-}
 PYTORCH = Backend("pytorch")
 families = pytest.mark.parametrize("family", FAMILIES)
 precisions = pytest.mark.parametrize("mixed_precision", ["no", "bf16", "fp16"])

@@ -27,6 +27,21 @@ TRAINING = {"batch_size": 2, "max_steps": 10, "dropout": 0.1, "seed": 3}
 NETWORK_V1 = {**NETWORK, "version": "1", "channel_mult": "1,1,2,2"}
 
 
+# A small network of each family, with dropout; the example is registered by the fixture `example`.
+FAMILIES = {
+    "medsegdiff_new": {**NETWORK, "highway_dropout": 0.5, "dropout": 0.1},
+    "medsegdiff_v1": {**NETWORK_V1, "highway_dropout": 0.5, "dropout": 0.1},
+    "paper": {
+        "network": "paper",
+        "image_size": 32,
+        "in_ch": 4,
+        **{"paper.dim": 8, "paper.dim_mults": "1,2", "paper.heads": 2, "paper.dim_head": 4},
+        **{"paper.ff_parser": "dynamic", "paper.vit_heads": 2, "paper.vit_dim_head": 4, "paper.vit_depth": 1},
+    },
+    "example": {"network": "example", "image_size": 32, "in_ch": 4, "example.dropout": 0.1},
+}
+
+
 def small_config(**settings):
     """Return the `Config` of a short training of the small network, with some settings changed."""
     preset = settings.pop("preset", None)
