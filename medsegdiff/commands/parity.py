@@ -1,7 +1,7 @@
 """`medsegdiff parity`: the parity suite, which is also `python -m parity`."""
 
 from guided_diffusion_core.command_line import add_commands
-from parity import __main__ as suite
+from parity import program as suite
 
 
 def add_flags(parser):

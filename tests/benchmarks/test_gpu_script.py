@@ -8,9 +8,9 @@ import sys
 import pytest
 from support.backends import ROOT
 
-from benchmarks.__main__ import COMMANDS as BENCHMARKS
+from benchmarks.program import COMMANDS as BENCHMARKS
 from guided_diffusion_core.command_line import CommandParser, add_commands
-from parity.__main__ import COMMANDS as PARITY
+from parity.program import COMMANDS as PARITY
 
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 

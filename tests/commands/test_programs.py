@@ -11,7 +11,7 @@ import medsegdiff
 from guided_diffusion_core.command_line import Command, run_program
 from guided_diffusion_core.errors import UserError
 from medsegdiff.commands import COMMANDS
-from parity.__main__ import COMMANDS as PARITY
+from parity.program import COMMANDS as PARITY
 
 DOORS = {
     "segmentation_train": "train",

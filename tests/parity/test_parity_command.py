@@ -192,7 +192,7 @@ def test_every_number_of_a_perturbed_run_changes_by_one_ulp():
 
 def test_comparing_imports_no_framework():
     code = (
-        "import sys, parity.compare, parity.locate, parity.result, parity.mutate, parity.report, parity.__main__\n"
+        "import sys, parity.compare, parity.locate, parity.result, parity.mutate, parity.report, parity.program\n"
         "print(sorted({'torch', 'jittor', 'guided_diffusion_pt', 'guided_diffusion_jt'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
