@@ -84,6 +84,8 @@ def run(backend, out_dir, given, preset=None, resume="", overwrite=False, dry_ru
     folder = training.RunFolder(out_dir, start, overwrite, validates=bool(config.training.val_dir))
     if first:
         folder.require_free()
+    if config.training.tensorboard:
+        training.require_tensorboard()
     record = {}
     if not dry_run:
         # before the data: a device that is not there is refused at once

@@ -111,6 +111,7 @@ class TrainingConfig:
     log_interval: int = option(100, "steps between two lines of the log", low=1)
     save_interval: int = option(5000, "steps between two checkpoints", low=1)
     keep_checkpoints: int = option(3, "number of checkpoints to keep: the newest ones and the best one; 0: all", low=0)
+    tensorboard: bool = option(False, "write the log for TensorBoard too, into out_dir/tensorboard (tensorboardX)")
     val_dir: str = option(
         "",
         "folder of validation data, in the same layout as data_dir; the log shows the Dice of masks sampled for it, "

@@ -1,5 +1,6 @@
 """Training without a framework: setup, resuming, its folder, rates, the run, its log and its validation."""
 
+from guided_diffusion_core.training.curves import require_tensorboard
 from guided_diffusion_core.training.folder import RunFolder, default_folder
 from guided_diffusion_core.training.initial import initial_weights
 from guided_diffusion_core.training.log import seconds_so_far
@@ -18,6 +19,7 @@ __all__ = [
     "initial_weights",
     "last_step",
     "learning_rate",
+    "require_tensorboard",
     "resumed_config",
     "run_training",
     "say_needs",

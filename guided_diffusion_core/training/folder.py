@@ -27,6 +27,7 @@ CONFIG = "config.json"
 LOG = "progress.jsonl"
 TABLE = "progress.csv"
 CURVES = "progress.png"
+BOARD = "tensorboard"
 VALIDATION = "validation"
 SUMMARY = "summary.json"
 SPLIT = "split.json"
@@ -176,7 +177,9 @@ class RunFolder:
         clear_validation(folder / VALIDATION)
         for name in (LOG, TABLE, CURVES, SPLIT):
             (folder / name).unlink(missing_ok=True)
-        for path in (folder / VALIDATION, self._root()):
+        for path in (folder / BOARD).glob("events.out.tfevents.*"):
+            path.unlink()
+        for path in (folder / VALIDATION, folder / BOARD, self._root()):
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
 

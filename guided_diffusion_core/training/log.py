@@ -48,7 +48,7 @@ class RunLog:
         self._recorded.append(values)
 
     def write(self, **exact):
-        """Write a line: the `exact` values as they are, then the means of the recorded values."""
+        """Write a line, and return it: the `exact` values as they are, then the means of the recorded values."""
         steps = len(self._recorded)
         means = {name: sum(values[name] for values in self._recorded) / steps for name in self._recorded[0]}
         line = {**exact, **means}
@@ -59,6 +59,7 @@ class RunLog:
             self._titled = True
         tqdm.write(" ".join(_shown(line.get(name)).rjust(COLUMN_WIDTH) for name in columns))
         self._put(line)
+        return line
 
     def _put(self, line):
         """Append a line to both files. Raises `NoRoom` on a full disk."""

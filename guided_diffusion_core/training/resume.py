@@ -21,6 +21,7 @@ FREE_ON_RESUME = (
     "save_interval",
     "keep_checkpoints",
     "num_workers",
+    "tensorboard",
     "data_dir",
     "val_dir",
     "val_interval",

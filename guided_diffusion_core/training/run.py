@@ -18,6 +18,7 @@ from guided_diffusion_core.system.process_memory import memory_figures
 from guided_diffusion_core.system.processes import any_process
 from guided_diffusion_core.system.progress import LateProgress, duration
 from guided_diffusion_core.system.room import NoRoom, continued_by, lacks_memory, memory_for
+from guided_diffusion_core.training.curves import Board, write_curves
 from guided_diffusion_core.training.log import RunLog
 from guided_diffusion_core.training.needs import STEPS_TIMED
 from guided_diffusion_core.training.rates import last_step
@@ -210,6 +211,7 @@ class _Run:
             checkpoints.forget_best(out_dir)  # that of an earlier training in this folder
         late = self._resume_validation() if validation else {}
         self.log = RunLog(out_dir, loop.step, late)
+        self.board = Board(out_dir, loop.step) if config.training.tensorboard else None
 
     def _resume_validation(self):
         """Repeat a validation that was interrupted, and return its values for the last line of the log."""
@@ -259,7 +261,11 @@ class _Run:
         dice = {"val_dice": None, **self.validated} if self.validation else {}
         seconds = time.perf_counter() - self.started
         try:
-            self.log.write(step=done, seconds=seconds, **memory_figures(self.loop.gpu_memory_mib()), **dice)
+            line = self.log.write(step=done, seconds=seconds, **memory_figures(self.loop.gpu_memory_mib()), **dice)
+            if self.board:
+                self.board.add(line)
+            if self.validated or done == last_step(self.config.training):
+                write_curves(self.out_dir, done)
         except NoRoom:
             self._save(done)  # which can make room; a line of the log must not cost steps
             raise
@@ -295,6 +301,8 @@ class _Run:
     def close(self):
         """Close the log."""
         self.log.close()
+        if self.board:
+            self.board.close()
 
 
 def _reads(training, done, validates):
