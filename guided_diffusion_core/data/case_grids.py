@@ -12,6 +12,7 @@ from guided_diffusion_core.data.formats.grids import (
     Turn,
     common_orientation,
     describe,
+    require_place,
 )
 from guided_diffusion_core.errors import found_expected, join_names
 
@@ -63,17 +64,6 @@ def common_grid(files, wanted):
         require_place(files.where(part), geometry)
         turns[part] = turn_onto(geometry, files.where(part), first, files.where(wanted[0]))
     return CaseGrid(first, turns)
-
-
-def require_place(where, geometry):
-    """Raise `UserError` for an affine that does not give every voxel a place of its own."""
-    if not geometry.is_usable:
-        raise found_expected(
-            where,
-            "an affine that cannot be inverted",
-            "an affine that gives every voxel a place in space",
-            "Correct the header.",
-        )
 
 
 def turn_onto(geometry, where, expected, reference):

@@ -5,12 +5,12 @@ from pathlib import PurePath
 
 import blobfile as bf
 
+from guided_diffusion_core.data.formats.dicom import is_dicom
 from guided_diffusion_core.data.formats.volumes import stem
 from guided_diffusion_core.system.files import is_local
 
 SLICES = (".dcm", ".ima")  # endings of DICOM files, in lower case
 VOLUME = ".dcm"  # the ending of the name, not of the path, of a series among the files of its folder
-PREAMBLE = 128  # bytes before the letters DICM in a DICOM file
 
 
 def with_series(files, is_folder_of_volumes):
@@ -39,8 +39,7 @@ def _is_dicom(file):
         return True
     if not is_local(file.path) or not (ending == "" or ending[1:].isdigit()):
         return False
-    with open(file.path, "rb") as opened:
-        return opened.read(PREAMBLE + 4)[PREAMBLE:] == b"DICM"
+    return is_dicom(file.path)
 
 
 def _series(file, folder):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import SimpleITK
 from support.agreement import agree
+from support.fuzzing import time_limit
+from support.mutants import mutants
 from support.small import small_config
 
 from guided_diffusion_core.config import DataConfig
@@ -47,13 +49,14 @@ def itk_image(array, affine):
     return image
 
 
-def write_series(folder, array, affine, names=None, number=1):
+def write_series(folder, array, affine, names=None, number=1, is_compressed=False):
     """Write a DICOM series, one file per slice, in the reverse order of their names."""
     folder.mkdir(parents=True, exist_ok=True)
     image = itk_image(array, affine)
     direction = np.array(image.GetDirection()).reshape(3, 3)
     writer = SimpleITK.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
+    writer.SetUseCompression(is_compressed)
     before = locale.setlocale(locale.LC_ALL)
     for z in range(array.shape[2]):
         plane = image[:, :, z]
@@ -167,6 +170,61 @@ def test_dicom_files_of_other_names(names, tmp_path):
     assert [case.name for case in dataset.cases()] == ["T2"] and dataset.cases()[0].shape == SHAPE
 
 
+def test_a_compressed_series(tmp_path):
+    """Pixels in JPEG 2000 are in items, whose bytes are no elements of DICOM."""
+    array, _ = voxels()
+    write_series(tmp_path / "plain", array, OBLIQUE)
+    write_series(tmp_path / "packed", array, OBLIQUE, is_compressed=True)
+    assert b"1.2.840.10008.1.2.4" in (tmp_path / "packed" / "slice1.dcm").read_bytes()
+    np.testing.assert_array_equal(*(read_with_geometry(str(tmp_path / name))[0] for name in ("plain", "packed")))
+
+
+def claim(content, length):
+    """Let the pixels of a DICOM file claim a number of bytes."""
+    place = content.index(b"\xe0\x7f\x10\x00") + 4  # behind the tag
+    if content[place : place + 2].isalpha():
+        place += 4  # the value representation and two reserved bytes
+    return content[:place] + length.to_bytes(4, "little") + content[place + 4 :]
+
+
+@pytest.mark.parametrize("length", [2000, 1 << 20, 0xFFFFFFF0])
+def test_a_dicom_file_that_claims_more_than_it_holds(length, tmp_path):
+    """Refuse it before a library allocates the memory."""
+    write_set(tmp_path, "")
+    path = tmp_path / "images" / "v1" / "slice2.dcm"
+    path.write_bytes(claim(path.read_bytes(), length))
+    [text] = agree(tmp_path, "VOLUMES")
+    assert f"slice2.dcm: found an element that claims {length} bytes" in text
+
+
+@pytest.mark.parametrize("ending", [".mha", ".mhd", ".nrrd", ".npy", ""])
+def test_damaged_files(ending, tmp_path):
+    """Training and the check refuse a damaged file in the same words, or both read it."""
+    write_set(tmp_path, ending)
+    path = tmp_path / "images" / f"v1{ending}"
+    if ending == "":
+        path = path / "slice2.dcm"
+    found = set()
+    for _, damaged in mutants(path.read_bytes(), 40, 4):
+        path.write_bytes(damaged)
+        with time_limit():
+            found.add(bool(agree(tmp_path, "VOLUMES")))
+    assert found == {True, False}
+
+
+@pytest.mark.parametrize("ending", [".mha", ".nrrd", ".npy"])
+def test_claims_of_enormous_sizes(ending, tmp_path):
+    write_set(tmp_path, ending)
+    path = tmp_path / "images" / f"v1{ending}"
+    content = path.read_bytes()
+    for size in (b"14 12 5", b"(14, 12, 5)"):
+        content = content.replace(size, size.replace(b"5", b"5000000"))
+    path.write_bytes(content)
+    with time_limit():
+        [text] = agree(tmp_path, "VOLUMES")
+    assert f"v1{ending}: found no" in text
+
+
 def test_a_folder_that_is_a_series_itself(tmp_path):
     write_series(tmp_path / "patient", voxels()[0], LAS)
     dataset = open_dataset(DataConfig("VOLUMES", str(tmp_path / "patient")), 32, "Test", need_masks=False)
@@ -238,7 +296,7 @@ def test_arrays_of_python_objects_are_never_loaded(tmp_path):
     assert "v1.npy: found voxels of the type object" in text and not (tmp_path / "harm").exists()
 
 
-@pytest.mark.parametrize("fault", ["cut", "empty", "text", "huge", "records", "plane"])
+@pytest.mark.parametrize("fault", ["cut", "empty", "text", "records", "plane"])
 def test_faults_of_arrays(fault, tmp_path):
     write_set(tmp_path, ".npy")
     path = tmp_path / "images" / "v1.npy"
@@ -250,9 +308,6 @@ def test_faults_of_arrays(fault, tmp_path):
     elif fault == "plane":
         np.save(path, np.zeros(SHAPE[:2]))
         words = "expected a volume with three axes"
-    elif fault == "huge":
-        path.write_bytes(content.replace(b"(14, 12, 5)", b"(14, 12, 5000000000000)"[:11].ljust(11)))
-        path.write_bytes(content.replace(b"(14, 12, 5), ", b"(9999,9999,9)"))
     else:
         path.write_bytes({"cut": content[:-9], "empty": b"", "text": b"not an array"}[fault])
     [text] = agree(tmp_path, "VOLUMES")

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from guided_diffusion_core.data.case_grids import require_place
-from guided_diffusion_core.data.formats.grids import Geometry
+from guided_diffusion_core.data.formats.grids import Geometry, require_place
 from guided_diffusion_core.data.formats.masks import masks_of, remarks_on
 from guided_diffusion_core.data.formats.rasters import UPRIGHT, read_header, read_raster
 from guided_diffusion_core.data.formats.transforms import FINITE_ADVICE, ZSCORE_RULE
-from guided_diffusion_core.data.formats.volumes import is_read_from_disk, is_volume, read_with_geometry
+from guided_diffusion_core.data.formats.volumes import is_read_from_disk, is_volume, read_geometry, read_with_geometry
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.system.files import read_once
 
@@ -154,6 +153,11 @@ def _read_volume(result):
     """Return the stored values of a volume or a slice; record its grid and what is wrong with it."""
     path = result.file.path
     is_slice = result.file.place is not None
+    if is_read_from_disk(path):
+        # training compares the grids of such files before it reads their voxels
+        geometry = read_geometry(path)
+        result.geometry = geometry
+        result.shape = geometry.shape
     values, geometry = read_with_geometry(path, of_slice=is_slice)
     if is_slice:
         values = values[:, :, 0]

@@ -2,6 +2,7 @@
 
 import io
 import math
+import tokenize
 
 import numpy as np
 
@@ -9,6 +10,9 @@ from guided_diffusion_core.data.formats.grids import Geometry
 from guided_diffusion_core.data.formats.voxels import require_numbers, spatial_shape
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.files import read_bytes
+
+# the errors of numpy for a broken header, which is a text in Python
+_BROKEN = (ValueError, EOFError, KeyError, TypeError, SyntaxError, OverflowError, RecursionError, tokenize.TokenError)
 
 
 def read_geometry(path, of_slice=False):
@@ -26,7 +30,7 @@ def read(path, of_slice=False):
     content = io.BytesIO(read_bytes(path))
     try:
         shape, dtype = _header(content)
-    except (ValueError, EOFError, KeyError, TypeError, SyntaxError) as error:
+    except _BROKEN as error:
         raise _broken(path, error) from error
     require_numbers(path, dtype)
     spatial = spatial_shape(path, shape, of_slice)

@@ -13,6 +13,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from guided_diffusion_core.errors import found_expected
+
 # Two grids have the same points if no corner of the one lies farther from its counterpart than this, in voxels.
 # A qform in 32 bits can turn a grid by 3e-4 radians, which moves the corner of 256 voxels by 0.08 of one.
 TOLERANCE = 0.1
@@ -158,6 +160,17 @@ def describe(geometry):
     affine = np.array2string(np.asarray(geometry.affine), separator=", ", precision=6, suppress_small=True)
     note = "" if geometry.is_placed else " (by convention: the file does not say where its voxels lie)"
     return f"affine {' '.join(affine.split())}{note}"
+
+
+def require_place(where, geometry):
+    """Raise `UserError` for an affine that does not give every voxel a place of its own."""
+    if not geometry.is_usable:
+        raise found_expected(
+            where,
+            "an affine that cannot be inverted",
+            "an affine that gives every voxel a place in space",
+            "Correct the header.",
+        )
 
 
 def common_orientation(orientation, geometries):

@@ -9,11 +9,14 @@ import os
 
 import numpy as np
 
-from guided_diffusion_core.data.formats.grids import TOLERANCE, Geometry
+from guided_diffusion_core.data.formats.dicom import require_possible_lengths
+from guided_diffusion_core.data.formats.grids import TOLERANCE, Geometry, require_place
 from guided_diffusion_core.data.formats.voxels import not_numbers, require_memory, spatial_shape
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.files import is_local, require_file
 
+ALWAYS_POSSIBLE = 1 << 30  # bytes of voxels that any header may claim
+MOST_COMPRESSED = 1100  # bytes of voxels for each byte of a file; zlib reaches 1032
 LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
 
 
@@ -25,10 +28,13 @@ def read_geometry(path, of_slice=False):
     """
     sitk = _simple_itk(path)
     if os.path.isdir(path):
-        return _series_geometry(sitk, path, _series_files(sitk, path))
-    header = _header(sitk, path)
-    shape = spatial_shape(path, header.GetSize(), of_slice)
-    return Geometry(shape, _affine(header, shape))
+        geometry = _series_geometry(sitk, path, _series_files(sitk, path))
+    else:
+        header = _header(sitk, path)
+        shape = spatial_shape(path, header.GetSize(), of_slice)
+        geometry = Geometry(shape, _affine(header, shape))
+    require_place(path, geometry)  # ITK reads no volume without one
+    return geometry
 
 
 def read(path, of_slice=False):
@@ -65,6 +71,7 @@ def _simple_itk(path):
 def _header(sitk, path):
     """Return SimpleITK's reader of a file after the header. Raises `UserError` for voxels that are not numbers."""
     require_file(path)
+    require_possible_lengths(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -77,7 +84,20 @@ def _header(sitk, path):
         raise not_numbers(path, f"{components} numbers per voxel")
     if "complex" in kind or "label" in kind:
         raise not_numbers(path, f"voxels of the type {kind}")
+    _require_possible_size(path, reader, kind)
     return reader
+
+
+def _require_possible_size(path, header, kind):
+    """Refuse a header that claims far more than its file can hold, before memory is allocated; `UserError`.
+
+    kind: type of the voxels in SimpleITK's words, such as "16-bit signed integer".
+    """
+    claimed = math.prod(header.GetSize()) * int(kind.split("-")[0]) // 8
+    # the voxels of .mhd are in a file of their own
+    is_whole = not str(path).lower().endswith(".mhd")
+    if is_whole and claimed > ALWAYS_POSSIBLE and claimed > MOST_COMPRESSED * os.path.getsize(path):
+        raise _broken(path, f"{claimed} bytes of voxels in a file of {os.path.getsize(path)} bytes")
 
 
 def _affine(header, shape):
@@ -93,6 +113,9 @@ def _affine(header, shape):
 
 def _series_files(sitk, folder):
     """Return the files of the one DICOM series in a folder, in the order of their places."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_file():
+            require_possible_lengths(entry.path)
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         raise found_expected(
