@@ -103,8 +103,9 @@ def run(backend, out_dir, given, preset=None, resume="", overwrite=False, dry_ru
     validation = open_validation(config, out_dir, training.last_step(config.training), validated, cases)
     folder = replace(folder, validates=validation is not None)
     initial = None if resume else training.initial_weights(config)
-    if initial:
-        record["initial_weights"] = initial.record()
+    kept = training.read_config_file(folder.origin()).get("initial_weights")
+    if initial or kept:
+        record["initial_weights"] = initial.record() if initial else kept
     summary = command_line.configuration_text(config, backend=backend, out_dir=out_dir, examples=len(dataset), **record)
     if show and first:
         print(summary)
@@ -121,6 +122,7 @@ def run(backend, out_dir, given, preset=None, resume="", overwrite=False, dry_ru
         create_train_loop = backend_module(backend, "train_util").create_train_loop
         loop = create_train_loop(config, dataset, step, networks, initial and initial.arrays)
         networks = None  # the loop has its own copies of these arrays
+        initial = None
         if first:
             folder.prepare(summary)
             if cases:

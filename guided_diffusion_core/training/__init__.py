@@ -1,7 +1,7 @@
 """Training without a framework: setup, resuming, its folder, rates, the run, its log and its validation."""
 
 from guided_diffusion_core.training.curves import require_tensorboard
-from guided_diffusion_core.training.folder import RunFolder, default_folder
+from guided_diffusion_core.training.folder import RunFolder, default_folder, read_config_file
 from guided_diffusion_core.training.initial import initial_weights
 from guided_diffusion_core.training.log import seconds_so_far
 from guided_diffusion_core.training.needs import say_needs
@@ -19,6 +19,7 @@ __all__ = [
     "initial_weights",
     "last_step",
     "learning_rate",
+    "read_config_file",
     "require_tensorboard",
     "resumed_config",
     "run_training",

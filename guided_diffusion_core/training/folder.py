@@ -195,7 +195,12 @@ class RunFolder:
 
 
 def read_config_file(folder):
-    """Return what the `config.json` in the folder of a training holds, nested dicts; {} if there is none to read."""
+    """Return what the `config.json` in the folder of a training holds, nested dicts; {} if there is none to read.
+
+    folder: None has none.
+    """
+    if folder is None:
+        return {}
     try:
         tree = _parsed((Path(folder) / CONFIG).read_text("utf-8", errors="replace"))
     except OSError:

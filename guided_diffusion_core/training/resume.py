@@ -91,11 +91,13 @@ def _with_paths(config, folder, given):
     found = {}
     for name, section in path_settings().items():
         value = setting(config, name)
-        # Older versions wrote whole paths. The file of the first weights is not read again.
-        if name in given or name == "init_from" or value != last_name(value):
+        # older versions wrote whole paths
+        if name in given or value != last_name(value):
             continue
         path = written.get(section, {}).get(name, "")
         if value and (not isinstance(path, str) or last_name(path) != value):
+            if name == "init_from":  # which is not read again
+                continue
             raise found_expected(
                 f"--{name}",
                 f"only the name {value!r} in {folder}, which holds no paths so that it can be shared",

@@ -1,5 +1,6 @@
 """Test hostile, broken and unusual checkpoints: nothing is executed, and there is one clear error."""
 
+import argparse
 import hashlib
 import json
 import os
@@ -7,18 +8,45 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import hostile
 from support.backends import ROOT
 from support.conversions import FORMATS, GIVEN, assert_bitwise, unzipped, zipped
+from support.fuzzing import outcome
 
 from guided_diffusion_core.conversion import convert
 from guided_diffusion_core.conversion.jittor_files import read_pkl
 from guided_diffusion_core.conversion.torch_files import read_pt, write_pt
 from guided_diffusion_core.errors import UserError
+
+# Instructions of a pickle with arguments, for programs of any kind.
+INSTRUCTIONS = [
+    *(bytes([code]) for code in b"()]}NRtl.02aesubdoQ1\x81\x85\x86\x87\x88\x89\x8f\x90\x91\x92\x93\x94"),
+    *(bytes([code, place]) for code in b"hqKC" for place in range(3)),
+    *(pickle.dumps(value, 2)[2:-1] for value in ("storage", "0", "x", 3, (2, 3), 1.5, 2**70, "cpu", "f4", "latin1")),
+    *(
+        b"c" + name.replace(" ", "\n").encode() + b"\n"
+        for name in (
+            "numpy dtype",
+            "numpy ndarray",
+            "numpy.core.multiarray _reconstruct",
+            "numpy.core.multiarray scalar",
+            "_codecs encode",
+            "collections OrderedDict",
+            "torch FloatStorage",
+            "torch._utils _rebuild_tensor_v2",
+            "copyreg _reconstructor",
+            "some.module Thing",
+        )
+    ),
+]
 
 
 class Payload:
@@ -126,6 +154,28 @@ class TestHostileFiles:
                 except UserError:
                     refused += 1
             assert refused > 100
+
+    @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+    def test_any_changed_byte_of_a_training_checkpoint(self, protocol):
+        """Beside the weights lie objects of other software, of which nothing is made."""
+        arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7)}
+        others = {"args": argparse.Namespace(lr=1e-4), "best": np.float32(0.5), "at": {(1, 2): {3}}, "name": "x"}
+        original = pickle.dumps({"state_dict": arrays, **others}, protocol)
+        rs = np.random.RandomState(protocol)
+        seen = Counter()
+        for _ in range(300):
+            content = bytearray(original)
+            content[rs.randint(len(content))] = rs.randint(256)
+            seen[outcome(partial(read_pkl, bytes(content), "x"), f"{bytes(content)}")] += 1
+        assert seen["loaded"] > 20 and seen["refused"] > 20, seen
+
+    @settings(max_examples=400, database=None, deadline=None)
+    @given(program=st.lists(st.sampled_from(INSTRUCTIONS), max_size=40).map(b"".join))
+    def test_any_program(self, program):
+        """Any sequence of instructions ends in an error or in arrays, and calls nothing."""
+        content = pickle.PROTO + b"\x02" + program + pickle.STOP
+        outcome(lambda: read_pkl(content, "x"), program)
+        outcome(lambda: read_pt(zipped({"archive/data.pkl": content, "archive/data/0": bytes(8)}), "x"), program)
 
     @pytest.mark.parametrize(
         "offset, size, stride",

@@ -180,3 +180,7 @@ def test_the_command_records_them_and_goes_on(command, source, tmp_path):
     code, _, errors = command("segmentation_train", *flags[:source_flag], "--resume", "last", "--max_steps", 2)
     assert code == 0, errors
     assert files.load_all(checkpoints.find_whole("last", run))[0] == 2
+    # and still says where the weights came from
+    after = json.loads((run / "config.json").read_text())
+    assert after["initial_weights"] == record["initial_weights"]
+    assert after["training"]["init_from"] == str(source)
