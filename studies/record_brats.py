@@ -91,6 +91,9 @@ def train(args, name, backend, preset, data_dir, slices):
         args.max_steps,
         "--save_interval",
         50,
+        "--keep_checkpoints",
+        0,
+        "--overwrite",  # of an interrupted record
         *brats.NETWORK,
         *brats.OPTIMIZATION,
     ]

@@ -105,6 +105,9 @@ def train(args, name):
         falling,
         "--save_interval",
         save_interval,
+        "--keep_checkpoints",
+        0,
+        "--overwrite",  # of an interrupted record
         *brats.NETWORK,
         *brats.OPTIMIZATION,
     ]
