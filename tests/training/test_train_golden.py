@@ -8,6 +8,8 @@ kinks of the leaky ReLUs are those of the golden run (`kinks.py`).
 
 import numpy as np
 import pytest
+from support.backends import BACKENDS, Backend, start
+from support.generic import KINDS, operators
 from support.golden_rules import GOLDEN, golden_weight, relative_rms, samples, settings
 from support.kinks import KinkedHighway, golden_slopes, replace_slopes, restore_slopes
 
@@ -55,12 +57,23 @@ def feeds_batch_norm(name):
     return name.startswith("hwm.") and name.endswith(".conv.bias")
 
 
-@pytest.fixture(scope="module")
-def run(backend):
+# PyTorch's generic operators are its own; those of Jittor are written here.
+RUNS = [(name, kind) for name in BACKENDS for kind in KINDS if (name, kind) != ("pytorch", "generic")]
+
+
+@pytest.fixture(scope="module", params=RUNS, ids="-".join)
+def run(request):
     """Return golden values and ours: losses of each step, gradients of the first one, and networks at the end.
 
     The inputs of leaky ReLUs whose sign differs from the golden run in the first step come with them.
     """
+    name, kind = request.param
+    start(name)
+    with operators(kind, Backend(name)):
+        return trained(Backend(name))
+
+
+def trained(backend):
     golden = np.load(GOLDEN / "train_new_64.npz")
     runtime, script_util, nn = (backend.module(name) for name in ("runtime", "script_util", "nn"))
     plan = make_plan(ModelConfig(**settings(golden["config"], setting_names("model")), highway_dropout=0.0))
