@@ -20,7 +20,7 @@ from guided_diffusion_core.data.splits import parse_folder
 from guided_diffusion_core.errors import found_expected, join_names
 from guided_diffusion_core.results.outputs import remove_outputs
 from guided_diffusion_core.sampling.folder import find_reports
-from guided_diffusion_core.system.files import clear_unfinished, is_local, write_atomic
+from guided_diffusion_core.system.files import clear_unfinished, is_local, read_bytes, write_atomic
 from guided_diffusion_core.system.locks import locked_folder, require_unlocked
 
 CONFIG = "config.json"
@@ -158,7 +158,7 @@ class RunFolder:
         """Refuse files of other software that have the names of a training's files."""
         for name, is_own in ((CONFIG, _is_config), (LOG, _is_log), (TABLE, _is_table), (SPLIT, _is_split)):
             path = Path(self.path) / name
-            if path.exists() and not (path.is_file() and is_own(path.read_text("utf-8", errors="replace"))):
+            if path.exists() and not (path.is_file() and is_own(read_bytes(path).decode("utf-8", "replace"))):
                 raise found_expected(path, "a file that no training wrote", "none, or a training's", _WRITTEN_BY_OTHERS)
         masks = Path(self.path) / VALIDATION
         if self.validates and masks.is_dir() and any(masks.iterdir()) and not find_reports(masks):
