@@ -135,9 +135,23 @@ def command_report(args):
     write_report(args.out_dir)
 
 
+def add_memory_flags(parser):
+    """Add the flags of `memory`."""
+    parser.add_argument("--widths", nargs="+", type=int, default=[32, 64, 128], metavar="INT", help="base widths")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[64, 128, 256], metavar="PIXELS", help="sides")
+
+
+def command_memory(args):
+    """Print the memory of training steps."""
+    from benchmarks.memory import table
+
+    print(table(args.widths, args.sizes))
+
+
 COMMANDS = (
     Command("run", "measure, then write the report", add_run_flags, command_run),
     Command("report", "write table and plots of a folder's results again", add_report_flags, command_report),
+    Command("memory", "count what a training step keeps in memory", add_memory_flags, command_memory),
 )
 
 

@@ -18,3 +18,15 @@ def timestep_frequencies(dim, dtype, max_period=10000):
     half = dim // 2
     exponent = np.arange(half, dtype=dtype) * np.array(-math.log(max_period), dtype) / np.array(half, dtype)
     return np.exp(exponent.astype(np.float64)).astype(dtype)
+
+
+def sine_frequencies(dim, precision):
+    """Return the frequencies 10000^(-j / (dim / 2 - 1)), j < dim / 2, of the paper's embedding of time steps.
+
+    dim: even width of the embedding. precision: "float32" or "float64", in which the exponents are rounded, as in
+    lucidrains' package: with time steps near 1000 the last digit of a frequency shows.
+    """
+    half = dim // 2
+    step = np.asarray(-math.log(10000) / (half - 1), precision)
+    exponent = np.arange(half, dtype=precision) * step
+    return np.exp(exponent.astype(np.float64)).astype(precision)

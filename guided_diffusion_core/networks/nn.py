@@ -36,7 +36,7 @@ FUNCTIONS = (
         "mean",
         "resize",
     ),
-    *("fft2", "ifft2", "timestep_embedding", "floating", "constant", "scalar", "checkpoint"),
+    *("fft2", "ifft2", "timestep_embedding", "floating", "precision", "constant", "scalar", "checkpoint"),
 )
 
 
@@ -350,6 +350,11 @@ def timestep_embedding(timesteps, dim):
 def floating(x):
     """Return whole numbers as floating-point ones, in the precision of the computation."""
     return x
+
+
+def precision():
+    """Return the name of the type of parameters and computation, "float32" or "float64"."""
+    return "float32"
 
 
 def constant(array):

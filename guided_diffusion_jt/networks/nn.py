@@ -246,6 +246,11 @@ def ifft2(real, imaginary):
     return jt.matmul(x.reshape(-1, 2 * width), rows).reshape(n, channels, height, width)
 
 
+def precision():
+    """Return the name of the type of parameters and computation, "float32" or "float64"."""
+    return runtime.precision()
+
+
 def floating(x):
     """Return whole numbers as floating-point ones, in the precision of the computation."""
     return x.cast(runtime.precision())

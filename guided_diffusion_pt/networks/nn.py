@@ -123,6 +123,11 @@ def ifft2(real, imaginary):
     return th.fft.ifft2(th.complex(real, imaginary)).real
 
 
+def precision():
+    """Return the name of the type of parameters and computation, "float32" or "float64"."""
+    return runtime.precision()
+
+
 def floating(x):
     """Return whole numbers as floating-point ones, in the precision of the computation."""
     return x.to(th.get_default_dtype())

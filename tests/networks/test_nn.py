@@ -251,7 +251,7 @@ def test_every_nn_has_the_whole_contract(backend):
         assert callable(getattr(shapes, name)), name
         assert callable(getattr(computing, name)), name
     special = {"Network", "Module", "ModuleList", "Parameter", "Embedding", "Dropout", "Dropout2d"}
-    special |= {"timestep_embedding", "scalar", "floating"}
+    special |= {"timestep_embedding", "scalar", "floating", "precision"}
     tested = {name.partition(",")[0].partition(" ")[0] for name in CASES}
     assert tested >= {*shapes.LAYERS, *shapes.FUNCTIONS} - special
 
@@ -265,6 +265,7 @@ def test_embedding_and_timesteps(backend, float64):
     found = layer(runtime.to_tensor(np.array([4, 0, 4])))
     np.testing.assert_array_equal(runtime.to_numpy(found), table[[4, 0, 4]])
     assert shapes.Embedding(5, 3)(shapes.Shape(3)).shape == (3, 3)
+    assert nn.precision() == "float64" and shapes.precision() == "float32"
     t = np.array([0, 3, 900])
     floating = runtime.to_numpy(nn.floating(runtime.to_tensor(t)))
     assert floating.dtype == np.float64 and (floating == t).all()

@@ -6,8 +6,7 @@ Attributes have the names of lucidrains' med-seg-diff-pytorch 0.3.3 (MIT), becau
 Shapes: features are (N, channels, H, W), the vector of the time step is (N, 4 dim).
 """
 
-import math
-
+from guided_diffusion_core.networks.embedding import sine_frequencies
 from guided_diffusion_core.networks.paper.settings import (
     CONDITIONER_GROUPS,
     DYNAMIC,
@@ -143,7 +142,7 @@ class Time(nn.Module):
 
     def forward(self, t):
         half = self.dim // 2
-        frequencies = nn.exp(nn.constant(range(half)) * nn.scalar(-math.log(10000) / (half - 1)))
+        frequencies = nn.constant(sine_frequencies(self.dim, nn.precision()))
         angles = nn.floating(t).reshape(t.shape[0], 1) * frequencies.reshape(1, half)
         return nn.cat([nn.sin(angles), nn.cos(angles)])
 
