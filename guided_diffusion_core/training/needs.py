@@ -71,8 +71,13 @@ class Needs:
         """Return the bytes that the checkpoints to come need at least, beside those that are there."""
         if not self.written:
             return 0
-        # one is written before another one is removed
-        return max(1, self.kept - self.existing) * self.checkpoint
+        # One is written before another one is removed.
+        return max(1, self.held - self.existing) * self.checkpoint
+
+    @property
+    def held(self):
+        """Return the number of checkpoints that the folder has to hold at once."""
+        return max(self.kept, min(2, self.existing + self.written))
 
     def lines(self, out_dir):
         """Return the text for the user, a list of lines."""
@@ -121,7 +126,7 @@ class Needs:
             raise found_expected(
                 f"--out_dir {out_dir}",
                 f"{size_text(free)} free",
-                f"{size_text(self.disk)} for the checkpoints: {self.kept} of {size_text(self.checkpoint)}",
+                f"{size_text(self.disk)} for the checkpoints: {self.held} of {size_text(self.checkpoint)} at once",
                 "Make room, choose another --out_dir, or give a smaller --keep_checkpoints or a larger "
                 "--save_interval.",
             )
