@@ -1,13 +1,12 @@
 """Run a command: its exit code, and one message instead of a traceback for a user's mistake."""
 
 import argparse
-import contextlib
 import os
 import signal
 import sys
 
 from guided_diffusion_core.command_line.commands import add_commands
-from guided_diffusion_core.command_line.output import PrintableOutput
+from guided_diffusion_core.command_line.output import printable_output
 from guided_diffusion_core.command_line.parser import CommandParser
 from guided_diffusion_core.errors import UserError
 from guided_diffusion_core.system.interrupts import noted
@@ -47,8 +46,7 @@ def run_command(main, prog=None):
     prog: the name at the start of messages; the script's by default.
     """
     prog = prog or os.path.basename(sys.argv[0])
-    # Names of files and labels are printed; control characters in them must not reach the terminal.
-    with contextlib.redirect_stdout(PrintableOutput(sys.stdout)), noted() as pressed:
+    with printable_output(), noted() as pressed:
         try:
             code = main()
             sys.stdout.flush()

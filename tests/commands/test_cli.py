@@ -307,6 +307,19 @@ class TestControlCharacters:
         printed = name if name == "a\nb" else name.encode("unicode_escape").decode()
         assert end_of(f"print({name!r})", as_bytes=True) == (0, f"{printed}\n".encode(), b"")
 
+    @pytest.mark.parametrize("writer", ["print({}, file=sys.stderr)", "tqdm.write({}, file=sys.stderr)"])
+    def test_in_a_remark(self, name, writer):
+        printed = name if name == "a\nb" else name.encode("unicode_escape").decode()
+        body = f"import sys; from tqdm import tqdm; {writer.format(repr(name))}"
+        assert end_of(body, as_bytes=True) == (0, b"", f"{printed}\n".encode())
+
     def test_in_a_flag(self, capsys, name):
         message = refused(capsys, f"--{name}")
         assert name.encode("unicode_escape").decode() in message and name not in message
+
+
+def test_progress_bars_stay_as_they_are():
+    """Two bars below each other: carriage returns, and the way up to the first one."""
+    body = "from tqdm import tqdm; [None for _ in tqdm(range(2)) for _ in tqdm(range(2))]"
+    code, _, errors = end_of(body, as_bytes=True)
+    assert code == 0 and b"\r100%" in errors and b"\x1b[A" in errors and b"\\x" not in errors
