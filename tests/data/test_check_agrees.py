@@ -1,5 +1,6 @@
 """Test that `check-data` and training agree: what one refuses, the other reports in the same words."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -55,3 +56,14 @@ def test_the_command_writes_its_report_even_if_no_file_is_left(tmp_path, command
     )
     assert code == 1 and "A0.JPG, which does not exist" in out and "Traceback" not in errors
     assert (tmp_path / "out" / "fingerprint.png").is_file()
+
+@pytest.mark.parametrize("labels", ["whole_tumour", "whole_tumour,tumour_core"])
+def test_codes_of_another_challenge(tmp_path, labels):
+    """Training takes any code as the whole tumour, and refuses one that it would have to give to a region."""
+    phantoms.write_brats_phantom(tmp_path, "A", (16, 16, 4), seed=1)
+    [path] = tmp_path.rglob("*seg.nii.gz")
+    volume = nib.load(path)
+    values = np.asarray(volume.dataobj)
+    nib.save(nib.Nifti1Image(np.where(values == 4, 7, values).astype(np.uint8), volume.affine), path)
+    refused = agree(tmp_path, "BRATS", labels=labels)
+    assert bool(refused) == ("," in labels)

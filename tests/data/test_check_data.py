@@ -230,7 +230,7 @@ def test_all_problems_of_volumes_at_once(brats):
             ("error", "affine", "A_t2.nii.gz"),
             ("error", "spacing", "A_t1ce.nii.gz"),
             ("error", "not finite", "A_flair.nii.gz"),
-            ("error", "labels", "A_seg.nii.gz"),
+            ("warning", "labels", "A_seg.nii.gz"),
             ("warning", "negative", "B_t1.nii.gz"),
             ("error", "shape", "B_t1ce.nii.gz"),
             ("error", "layout", "B"),
