@@ -5,6 +5,7 @@ the backward pass is counted once. Not counted: what operators need on the way, 
 CUDA takes itself. A GPU keeps no weights of attention between positions, which are counted here.
 """
 
+import gc
 import itertools
 
 from tqdm import tqdm
@@ -54,6 +55,8 @@ def kept_bytes(case, mixed_precision="no", use_checkpoint=False):
         assert terms["loss"].requires_grad
         return sum(value.numel() * value.element_size() for value in model.parameters()), sum(sizes.values())
     finally:
+        terms = None
+        gc.collect()  # a network is a circle of references; without this the next one stands next to it
         runtime.use_generic(False)
         runtime.set_mixed_precision("no")
 

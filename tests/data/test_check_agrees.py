@@ -57,6 +57,7 @@ def test_the_command_writes_its_report_even_if_no_file_is_left(tmp_path, command
     assert code == 1 and "A0.JPG, which does not exist" in out and "Traceback" not in errors
     assert (tmp_path / "out" / "fingerprint.png").is_file()
 
+
 @pytest.mark.parametrize("labels", ["whole_tumour", "whole_tumour,tumour_core"])
 def test_codes_of_another_challenge(tmp_path, labels):
     """Training takes any code as the whole tumour, and refuses one that it would have to give to a region."""
