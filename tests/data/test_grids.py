@@ -106,7 +106,8 @@ def test_the_orientation_of_most_volumes():
 
     nowhere = Geometry(SHAPE, np.eye(4), is_placed=False)
     assert common_orientation(AUTO, grids(["RAS", "LPS", "LPS"])) == "LPS"
-    assert common_orientation(AUTO, grids(["PIR", "LPS"])) == "PIR"
+    assert common_orientation(AUTO, grids(["PIR", "LPS", "RAS"])) == "LPS"  # of several, axial slices
+    assert common_orientation(AUTO, grids(["PIR", "ASR"])) == "PIR"
     assert common_orientation(AUTO, [nowhere, *grids(["LAS"])]) == "LAS"
     assert common_orientation(AUTO, [nowhere]) == common_orientation(AUTO, []) == STORED
     assert common_orientation("ASL", grids(["RAS"])) == "ASL" and common_orientation(STORED, grids(["RAS"])) == STORED

@@ -305,3 +305,12 @@ def test_training_says_which_pictures_were_turned(tmp_path, command):
     )
     code, _, errors = command("segmentation_train", *flags, "--out_dir", tmp_path / "run", "--dry_run", "True")
     assert code == 0 and errors.count("EXIF orientation applied to 1 of 2 pictures (case001)") == 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_picture_whose_zero_is_white_is_read_as_shown(tmp_path, dtype):
+    values = (GREY.astype(dtype) * (np.iinfo(dtype).max // 255)).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", np.iinfo(dtype).max - values, photometric="miniswhite")
+    tifffile.imwrite(tmp_path / "b.tif", values, photometric="minisblack")
+    shown, plain = (read_picture(tmp_path / name) for name in ("a.tif", "b.tif"))
+    np.testing.assert_array_equal(shown, plain)

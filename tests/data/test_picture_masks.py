@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -185,3 +186,17 @@ def test_any_mask_is_trained_on_as_it_is_scored_or_refused_by_all(tmp_path_facto
         truth = read_truth_masks(list_truths(config, "Training")[0])
         trained = open_dataset(config, SIZE, "Training", need_masks=True)[0].mask
         np.testing.assert_array_equal(trained, resize_nearest(truth, (SIZE, SIZE)))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16, np.uint32])
+@pytest.mark.parametrize("label_map", [LabelMap(), LabelMap(("a",), (frozenset({1}),))], ids=["binary", "labels"])
+def test_a_tiff_mask_whose_zero_is_white_is_refused(tmp_path, dtype, label_map):
+    """Pillow inverts those of 8 bits and no others, and tifffile writes truth values in this way by itself."""
+    values = np.zeros(SHAPE, dtype)
+    values[4:9, 4:9] = 1
+    path = tmp_path / "images" / "mask.tif"
+    path.parent.mkdir()
+    tifffile.imwrite(path, values, photometric="miniswhite")
+    with pytest.raises(UserError, match="mask.tif: found a TIFF mask of which 0 is white"):
+        read_masks(path, label_map)
+    assert agree(folder_of(tmp_path / "set", "tif", path.read_bytes()), KNOWN)

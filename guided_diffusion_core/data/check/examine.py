@@ -144,8 +144,8 @@ def _examine_volume(result, normalisation):
         _examine_image(result, values, normalisation)
         return
     _measure_masks(result, file.label_map.masks(values, file.path))
-    # A binary map may still know the codes of its layout, for example if only whole_tumour was chosen. Training then takes
-    # any other code as foreground too.
+    # A binary map may still know the codes of its layout, for example if only whole_tumour was chosen. Training then
+    # takes any other code as foreground too.
     if file.label_map.is_binary and len(file.label_map.allowed) > 1:
         try:
             file.label_map.check(np.unique(values), file.path)

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from guided_diffusion_core.data.formats.mask_values import foreground
+from guided_diffusion_core.data.formats.rasters import require_black_zero
 from guided_diffusion_core.errors import found_expected, join_names
 
 HALF = 128  # a level is foreground from half of white on
@@ -74,6 +75,7 @@ def levels_of(raster, where, plain, threshold):
     threshold: smallest value of the foreground in a floating-point mask; 0 refuses fractions.
     Raises `UserError` for a mask whose foreground is not clear.
     """
+    require_black_zero(raster, where)
     alpha = raster.alpha
     if alpha is None or alpha.min() == alpha.max():
         return _levels_of_colours(raster, where, plain, threshold)

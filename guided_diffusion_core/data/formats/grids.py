@@ -176,14 +176,16 @@ def require_place(where, geometry):
 def common_orientation(orientation, geometries):
     """Return the orientation that `AUTO` means for some volumes, or another orientation as it is.
 
-    It is the one that most of the volumes have; of several, the one that occurs first. `STORED` if no file says where
-    its axes point.
+    It is the one that most of the volumes have; of several, one whose slices are axial, or the one that occurs first.
+    `STORED` if no file says where its axes point.
     """
     if orientation != AUTO:
         return orientation
     found = Counter(geometry.orientation for geometry in geometries)
     del found[None]
-    return found.most_common(1)[0][0] if found else STORED
+    if not found:
+        return STORED
+    return max(found, key=lambda name: (found[name], name[2] in "SI"))  # the first of several
 
 
 def _steps(flips):

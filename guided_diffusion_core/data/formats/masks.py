@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from guided_diffusion_core.data.formats.binary_masks import BORDER, Remark, levels_of
-from guided_diffusion_core.data.formats.rasters import read_raster
+from guided_diffusion_core.data.formats.rasters import read_raster, require_black_zero
 from guided_diffusion_core.data.formats.transforms import resize_linear, resize_nearest
 from guided_diffusion_core.errors import found_expected
 
@@ -78,6 +78,7 @@ def label_values(raster, where):
     is accepted if all its colours are grey.
     Raises `UserError` for a picture that is coloured or partly transparent.
     """
+    require_black_zero(raster, where)
     if raster.has_palette:
         return raster.indices
     values = raster.values

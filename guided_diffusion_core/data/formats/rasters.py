@@ -25,6 +25,8 @@ MOST_VALUES = 4 * Image.MAX_IMAGE_PIXELS  # pixels times channels
 BITS_PER_SAMPLE = 258  # the TIFF tag for the bit depths of the channels
 SAMPLE_FORMAT = 339  # the TIFF tag for the type of the values
 UNSIGNED = 1
+PHOTOMETRIC = 262  # the TIFF tag for what the values mean
+ZERO_IS_WHITE = 0  # its value for grey values of which 0 is white, as tifffile writes truth values
 FILE_TYPE = 254  # the TIFF tag for the kind of a page
 REDUCED = 1  # its bit for a smaller copy of another page
 OLD_FILE_TYPE = 255  # the tag that older programs use instead
@@ -75,12 +77,14 @@ class Raster:
     array:       the values that tifffile has read, (H, W) or (H, W, C); None if there is an image.
     orientation: the EXIF orientation that was applied, 1 to 8.
     is_lossy:    True if the format changes the values, as JPEG does.
+    is_inverted: True for a TIFF file whose 0 is white. Pillow has inverted at most 8 bits, and no others.
     """
 
     image: Image.Image | None
     array: np.ndarray | None
     orientation: int
     is_lossy: bool
+    is_inverted: bool = False
 
     @cached_property
     def values(self):
@@ -113,10 +117,12 @@ class Raster:
         if self.is_eight_bit:
             mode = "L" if self.image.mode in GREY_MODES else "RGB"
             return np.asarray(self.image if self.image.mode == mode else self.image.convert(mode))
-        if self.values.ndim == 2:
-            return self.values
-        channels = self.values.shape[2]
-        return self.values[..., :3] if channels >= 3 else self.values[..., 0]
+        values = self.values
+        if self.is_inverted and values.dtype.kind == "u":
+            values = np.iinfo(values.dtype).max - values
+        if values.ndim == 2:
+            return values
+        return values[..., :3] if values.shape[2] >= 3 else values[..., 0]
 
     @cached_property
     def alpha(self):
@@ -169,7 +175,8 @@ def read_raster(path):
             is_lossy = image.format in LOSSY_FORMATS
             if orientation != UPRIGHT and image.format != "TIFF":  # Pillow turns TIFF by itself
                 ImageOps.exif_transpose(image, in_place=True)
-            return Raster(image, None, orientation, is_lossy)
+            is_inverted = image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == ZERO_IS_WHITE
+            return Raster(image, None, orientation, is_lossy, is_inverted)
     except UserError:
         raise
     except BROKEN as error:
@@ -266,6 +273,7 @@ def _tiff_raster(path):
                 raise Image.DecompressionBombError(f"{page.imagewidth} x {page.imagelength} pixels")
             values = page.asarray()
             is_planar = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
+            is_inverted = page.photometric == ZERO_IS_WHITE
             tag = page.tags.get(ORIENTATION)
             orientation = UPRIGHT if tag is None else int(tag.value)
     except BROKEN as error:
@@ -277,12 +285,26 @@ def _tiff_raster(path):
     if values.ndim not in (2, 3):
         raise found_expected(path, f"an array of shape {values.shape}", "one picture", "Replace the file.")
     if orientation in TURNS:
-        return Raster(None, TURNS[orientation](values), orientation, False)
-    return Raster(None, values, UPRIGHT, False)
+        return Raster(None, TURNS[orientation](values), orientation, False, is_inverted)
+    return Raster(None, values, UPRIGHT, False, is_inverted)
 
 
 def _is_tiff(path):
     return str(path).lower().endswith((".tif", ".tiff"))
+
+
+def require_black_zero(raster, where):
+    """Raise `UserError` for a mask whose 0 is white: whether 0 is the background or the foreground cannot be known.
+
+    where: the file.
+    """
+    if raster.is_inverted:
+        raise found_expected(
+            where,
+            "a TIFF mask of which 0 is white (photometric interpretation 0, MinIsWhite)",
+            "one of which 0 is black",
+            "Save it again, with tifffile as imwrite(..., photometric='minisblack').",
+        )
 
 
 def several_pages(path, pages):

@@ -11,13 +11,12 @@ from guided_diffusion_core.data.formats.labels import SINGLE, LabelMap
 from guided_diffusion_core.data.found import find_files, nothing_found
 from guided_diffusion_core.data.layout import PictureLayout
 from guided_diffusion_core.data.names import name_key, normal_form
-from guided_diffusion_core.data.pairs import Pair
+from guided_diffusion_core.data.pairs import PICTURE_SUFFIX, Pair
 from guided_diffusion_core.data.splits import choose_split
 from guided_diffusion_core.data.walk import leave_out, walk_data
 from guided_diffusion_core.errors import found_expected, report
 from guided_diffusion_core.system.files import list_names, read_bytes, require_folder
 
-IMAGE_SUFFIX = re.compile(r"\.(jpg|jpeg|png)$", re.IGNORECASE)
 IMAGE_FOLDER = re.compile(r"_(data|input)$", re.IGNORECASE)  # *_Input since 2018
 MASK_FOLDER = re.compile(r"_groundtruth$", re.IGNORECASE)
 CHALLENGE = re.compile(r"isic|isbi", re.IGNORECASE)
@@ -214,7 +213,7 @@ def _challenge(ending, name):
 
 def _stem(file):
     """Return the file name of a picture without its extension, or None for other files."""
-    return IMAGE_SUFFIX.sub("", file) if IMAGE_SUFFIX.search(file) else None
+    return PICTURE_SUFFIX.sub("", file) if PICTURE_SUFFIX.search(file) else None
 
 
 def _signs(files):
