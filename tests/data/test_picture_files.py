@@ -312,5 +312,5 @@ def test_a_tiff_picture_whose_zero_is_white_is_read_as_shown(tmp_path, dtype):
     values = (GREY.astype(dtype) * (np.iinfo(dtype).max // 255)).astype(dtype)
     tifffile.imwrite(tmp_path / "a.tif", np.iinfo(dtype).max - values, photometric="miniswhite")
     tifffile.imwrite(tmp_path / "b.tif", values, photometric="minisblack")
-    shown, plain = (read_picture(tmp_path / name) for name in ("a.tif", "b.tif"))
+    shown, plain = (read_picture(tmp_path / name, 32) for name in ("a.tif", "b.tif"))
     np.testing.assert_array_equal(shown, plain)

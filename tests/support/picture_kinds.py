@@ -98,7 +98,6 @@ ONE_MASK = {
     "grey": ("png", by_mask(255)),
     "one bit": ("png", Image.fromarray(MASK)),
     "one bit, TIFF": ("tif", tiff(MASK, photometric="minisblack")),
-    "one bit, TIFF with black as 1": ("tif", tiff(~MASK, photometric="miniswhite")),
     "grey in RGB": ("png", by_mask((255, 255, 255))),
     "JPEG": ("jpg", content(by_mask(255), "JPEG", quality=95)),
     "tinted JPEG": ("jpg", content(by_mask((250, 255, 245), (3, 0, 8)), "JPEG", quality=95, subsampling=0)),

@@ -77,7 +77,7 @@ class Raster:
     array:       the values that tifffile has read, (H, W) or (H, W, C); None if there is an image.
     orientation: the EXIF orientation that was applied, 1 to 8.
     is_lossy:    True if the format changes the values, as JPEG does.
-    is_inverted: True for a TIFF file whose 0 is white. Pillow has inverted at most 8 bits, and no others.
+    is_inverted: True for a TIFF file whose 0 is white. Pillow inverts those of at most 8 bits, and no others.
     """
 
     image: Image.Image | None
@@ -88,8 +88,14 @@ class Raster:
 
     @cached_property
     def values(self):
-        """Return the values as stored, (H, W) or (H, W, C); a picture with a palette has its indices."""
-        return self.array if self.image is None else _values(self.image)
+        """Return the values as stored, (H, W) or (H, W, C); a picture with a palette has its indices.
+
+        Those of a TIFF file whose 0 is white are inverted, as viewers show them.
+        """
+        values = self.array if self.image is None else _values(self.image)
+        if self.is_inverted and not self.is_eight_bit and values.dtype.kind == "u":
+            return np.iinfo(values.dtype).max - values
+        return values
 
     @property
     def shape(self):
@@ -117,12 +123,10 @@ class Raster:
         if self.is_eight_bit:
             mode = "L" if self.image.mode in GREY_MODES else "RGB"
             return np.asarray(self.image if self.image.mode == mode else self.image.convert(mode))
-        values = self.values
-        if self.is_inverted and values.dtype.kind == "u":
-            values = np.iinfo(values.dtype).max - values
-        if values.ndim == 2:
-            return values
-        return values[..., :3] if values.shape[2] >= 3 else values[..., 0]
+        if self.values.ndim == 2:
+            return self.values
+        channels = self.values.shape[2]
+        return self.values[..., :3] if channels >= 3 else self.values[..., 0]
 
     @cached_property
     def alpha(self):
