@@ -1,6 +1,7 @@
 """Run a command: its exit code, and one message instead of a traceback for a user's mistake."""
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -8,7 +9,7 @@ import sys
 from guided_diffusion_core.command_line.commands import add_commands
 from guided_diffusion_core.command_line.output import printable_output
 from guided_diffusion_core.command_line.parser import CommandParser
-from guided_diffusion_core.errors import UserError
+from guided_diffusion_core.errors import UserError, found_expected
 from guided_diffusion_core.system.interrupts import noted
 from guided_diffusion_core.system.quick_exit import INTERRUPTED
 from guided_diffusion_core.system.room import is_full, lacks_memory, no_memory, no_room
@@ -41,8 +42,9 @@ def run_single(command, argv=None):
 def run_command(main, prog=None):
     """Run `main()` and end the process with the exit code that it returns; after None or 0 the caller goes on.
 
-    Exit codes: 0 done, 1 a check failed, 2 a `UserError`, whose message is printed without a traceback, or a full disk
-    or memory, 130 Ctrl-C, 141 the reader of the output has gone. Any other error keeps its traceback.
+    Exit codes: 0 done, 1 a check failed, 2 a `UserError`, whose message is printed without a traceback, a full disk or
+    memory, or a path that is too long, 130 Ctrl-C, 141 the reader of the output has gone. Any other error keeps its
+    traceback.
     prog: the name at the start of messages; the script's by default.
     """
     prog = prog or os.path.basename(sys.argv[0])
@@ -65,11 +67,19 @@ def run_command(main, prog=None):
                 sys.exit(_interrupted())
             if lacks_memory(error):
                 sys.exit(_leave(f"{prog}: {no_memory(error)}", 2))
+            if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+                sys.exit(_leave(f"{prog}: {_too_long(error)}", 2))
             if not isinstance(error, OSError) or not is_full(error):
                 raise
             # a file that no function of ours writes, such as the one that the output goes to
             _discard_output()
             sys.exit(_leave(f"{prog}: {no_room(error.filename or 'output', error)}", 2))
+
+
+def _too_long(error):
+    """Return the `UserError` of a path that the system does not take because of its length."""
+    fix = "Give a shorter path."
+    return found_expected(error.filename or "a path", "a name too long for its file system", "a shorter one", fix)
 
 
 def _discard_output():

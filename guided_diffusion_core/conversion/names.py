@@ -14,8 +14,8 @@ COUNTER = "num_batches_tracked"  # end of the name of a batch norm's counter
 _AVERAGED = "n_averaged"  # number beside the names of an average by torch.optim.swa_utils
 
 # Names of files: savedmodel050000 and emasavedmodel_0.9999_050000 of the original, model050000 and ema_0.9999_050000 of
-# guided diffusion, from which it comes.
-_FILE_NAME = re.compile(r"(?:ema(?:savedmodel)?_(?P<rate>\d+(?:\.\d+)?)_|(?:saved)?model)(?P<step>\d+)")
+# guided diffusion, from which it comes. Browsers add " (1)" to the name of a second download.
+_FILE_NAME = re.compile(r"(?:ema(?:savedmodel)?_(?P<rate>\d+(?:\.\d+)?)_|(?:saved)?model)(?P<step>\d+)(?: ?\(\d+\))?")
 
 
 def network_and_step(path):

@@ -44,8 +44,8 @@ HIDDEN_FILE = "hidden file"
 TRASH_FOLDER = "folder of a file manager"
 READ_LINK = "link to a folder that is read already"
 BROKEN_LINK = "link that leads nowhere"
-NO_FILE = "device or pipe"
-_NOUN = re.compile(r"\b(folder|file|link|device)\b")  # the word of such a text that gets the plural
+NO_FILE = "special file (device or pipe)"
+_NOUN = re.compile(r"\b(folder|file|link)\b")  # the word of such a text that gets the plural
 
 _NOTED = ContextVar("left_out", default=None)  # the `LeftOut` of the innermost `noting_left_out`; None outside
 

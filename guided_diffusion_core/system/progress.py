@@ -5,6 +5,7 @@ import sys
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 60
+_UP = "\x1b[A"  # with which tqdm goes up to the line of an outer bar
 
 
 class _Lines:
@@ -14,8 +15,8 @@ class _Lines:
         self.file = file
 
     def write(self, text):
-        """Write the state of a bar, which comes between carriage returns and spaces."""
-        state = text.strip()
+        """Write the state of a bar, which comes between carriage returns, spaces and moves of the cursor."""
+        state = text.replace(_UP, "").strip()
         if state:
             self.file.write(f"{state}\n")
 

@@ -323,3 +323,21 @@ def test_progress_bars_stay_as_they_are():
     body = "from tqdm import tqdm; [None for _ in tqdm(range(2)) for _ in tqdm(range(2))]"
     code, _, errors = end_of(body, as_bytes=True)
     assert code == 0 and b"\r100%" in errors and b"\x1b[A" in errors and b"\\x" not in errors
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", "--data_dir", "FOLDER", "--out_dir", "LONG"],
+        ["train", "--data_dir", "LONG", "--out_dir", "out"],
+        ["sample", "--model_path", "LONG", "--data_dir", "FOLDER", "--out_dir", "out"],
+        ["score", "--inp_pth", "FOLDER", "--data_dir", "LONG"],
+        ["convert", "LONG", "out.pt"],
+    ],
+)
+def test_a_path_too_long_for_the_file_system_is_one_message(argv, tmp_path):
+    places = {"FOLDER": str(tmp_path), "LONG": str(tmp_path / ("n" * 300))}
+    command = [sys.executable, "-m", "medsegdiff", *(places.get(word, word) for word in argv)]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "n" * 300 in done.stderr

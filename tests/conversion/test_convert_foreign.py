@@ -277,6 +277,8 @@ class TestPrefixes:
         ("emasavedmodel_0.9999_050000.pt", "ema_0.9999", 50000),
         ("model050000.pt", "model", 50000),
         ("ema_0.9999_050000.pt", "ema_0.9999", 50000),
+        ("ema_0.9999_050000 (1).pt", "ema_0.9999", 50000),
+        ("savedmodel050000(2).pt", "model", 50000),
         ("ema_0.999_000010.pkl", "ema_0.999", 10),
         ("ema_1_000010.pth", "ema_1", 10),
         ("mymodel050000.pt", "model", 0),

@@ -220,7 +220,9 @@ def test_pipes_and_devices_are_no_files(tmp_path):
     os.mkfifo(tmp_path / "case1" / "images" / "pipe.png")
     os.symlink("/dev/zero", tmp_path / "case1" / "images" / "zero.png")
     found, left_out = cases("IMAGES", tmp_path)
-    assert found == ["case1"] and left_out == {"device or pipe": ["case1/images/pipe.png", "case1/images/zero.png"]}
+    assert found == ["case1"] and left_out == {
+        "special file (device or pipe)": ["case1/images/pipe.png", "case1/images/zero.png"]
+    }
 
 
 # names of files and folders: text of all scripts, bytes that are no UTF-8, and what the walk has rules for

@@ -48,6 +48,16 @@ def test_short_work_that_leaves_no_bar_leaves_no_line(monkeypatch, clock):
     assert file.getvalue() == ""
 
 
+def test_a_bar_inside_another_leaves_whole_lines_too(monkeypatch, clock):
+    """A validation inside a training has a bar of its own, for which tqdm moves the cursor on a terminal."""
+    file = shown(monkeypatch, io.StringIO())
+    for _ in progress(range(2), unit="step", desc="training"):
+        for _ in progress(range(3), unit="image", desc="sampling"):
+            clock[0] += 61
+    assert "\x1b" not in file.getvalue()
+    assert all(re.match("(training|sampling): ", line) for line in file.getvalue().splitlines())
+
+
 def test_a_terminal_gets_a_bar(monkeypatch):
     file = shown(monkeypatch, Terminal())
     for _ in progress(range(3), unit="case", desc="scoring"):
