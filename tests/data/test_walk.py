@@ -281,6 +281,7 @@ def test_any_name_of_a_folder(name):
     [
         ("IMAGES", "images/b.webp", "file of a kind that this layout does not read"),
         ("ISIC", "x_Data/b.webp", "file of a kind that this layout does not read"),
+        ("ISIC", "Part3_Training_GroundTruth.csv", "csv file without the columns img and seg"),
         ("REFUGE2", "c.dcm", "file of a kind that this layout does not read"),
         ("BRATS", "case1/case1_adc.nii.gz", "volume file of unknown modality"),
         ("VOLUMES", "images/preview.png", "file of a kind that this layout does not read"),

@@ -70,6 +70,7 @@ def _pairs_of_csv(data_dir, split):
         if rows and {"img", "seg"} <= set(rows[0]):
             pairs = [_pair_of_row(data_dir, table, row) for row in rows]
             return [pair for pair in pairs if pair]
+        leave_out("csv file without the columns img and seg", file)
     return None
 
 
@@ -106,7 +107,9 @@ def _pair_of_row(data_dir, table, row):
     mask = _path_of_cell(data_dir, row["seg"])
     name = _stem(normal_form(bf.basename(image)))
     if name is None:
-        report(found_expected(table, f"{image}, which is not an image", "a jpg, jpeg or png file", "Fix the csv file."))
+        report(
+            found_expected(table, f"{image}, which is not an image", "a jpg, png, bmp or tif file", "Fix the csv file.")
+        )
         return None
     if not bf.exists(image):
         report(
