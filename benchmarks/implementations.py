@@ -1,4 +1,4 @@
-"""What is measured: a backend or the original, in one arithmetic."""
+"""Name what is measured: a backend or the original, in one arithmetic."""
 
 from guided_diffusion_core.errors import found_expected
 from guided_diffusion_core.system.devices import CPU

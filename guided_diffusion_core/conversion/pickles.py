@@ -1,4 +1,4 @@
-"""What pickles are read into: stand-ins for the names that they call, and errors for what they should not ask for."""
+"""Define what pickles are read into: stand-ins for the names that they call, and errors for what they must not ask."""
 
 from guided_diffusion_core.errors import UserError, found_expected
 

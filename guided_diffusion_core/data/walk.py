@@ -77,7 +77,7 @@ class DataFile:
 
 
 class LeftOut:
-    """What reading a folder of data left out, by kind."""
+    """The list of what reading a folder of data left out, by kind."""
 
     def __init__(self):
         self._names = {}  # kind -> dict with the names as keys, in the order in which they were found

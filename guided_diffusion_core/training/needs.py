@@ -1,4 +1,4 @@
-"""What a training will need, before it starts: parameters, memory, disk, steps and epochs.
+"""Tell what a training will need, before it starts: parameters, memory, disk, steps and epochs.
 
 Parameters and checkpoints are exact, since they follow from the network's plan; nothing is allocated. The memory is an
 estimate. The time is not known before some steps have been measured (`training.run`).
@@ -29,7 +29,7 @@ UNCERTAIN = 2
 
 @dataclass(frozen=True)
 class Needs:
-    """What a training needs.
+    """The needs of a training.
 
     parameters:  number of trained numbers.
     state:       bytes of weights, gradients, the two moments of AdamW and the moving averages.

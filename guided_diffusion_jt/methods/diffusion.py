@@ -31,7 +31,7 @@ class Diffusion:
 
     @property
     def observes(self):
-        """Whether the sampler of times follows the losses."""
+        """Return whether the sampler of times follows the losses."""
         return isinstance(self.schedule_sampler, LossAwareSampler)
 
     def noise_shapes(self, size):

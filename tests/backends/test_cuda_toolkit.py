@@ -1,4 +1,4 @@
-"""What Jittor needs for a GPU, found among made-up installations of CUDA: no test needs a GPU or a real one."""
+"""Test the search for what Jittor needs on a GPU, among made-up installations of CUDA."""
 
 import os
 import subprocess

@@ -96,7 +96,8 @@ def exact_results(function, arrays):
 def results(function, arrays, factors, precision):
     """Return Jittor's value and gradients of the same."""
     backend = Backend("jittor")
-    runtime, optim = backend.module("runtime"), backend.module("optim")
+    runtime = backend.module("runtime")
+    optim = backend.module("optim")
     given = [runtime.tracked_copy(runtime.to_tensor(array, precision)) for array in arrays]
     result = function(*given)
     gradients = optim.gradients((result * runtime.to_tensor(factors, precision)).sum(), given)

@@ -1,4 +1,4 @@
-"""What the PyTorch mirror does on a GPU, shown without one: it mixes no devices, and waits for the GPU only where it
+"""Test what the PyTorch mirror does on a GPU, without one: it mixes no devices, and waits for the GPU only where it
 must. `support.imitated_gpu` says how. Only the functions of `READS` wait, and each of them still does."""
 
 from unittest import mock

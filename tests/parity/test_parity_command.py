@@ -167,7 +167,8 @@ def test_layers_alone_of_the_reference_are_recorded_with_their_own_error():
 def test_every_number_of_a_perturbed_run_changes_by_one_ulp():
     """All weights change in one direction; for layers, each at random in each draw. Zeros and integers stay."""
     values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
-    values[7], values[8] = 0.0, values[9]
+    values[7] = 0.0
+    values[8] = values[9]
     arrays = {"a": values, "b": -values, "count": np.array([3, 4])}
     assert perturbed(arrays, PLAIN, "float32") is arrays and perturbed(arrays, LAYERS, "float32") is arrays
     directions = {}

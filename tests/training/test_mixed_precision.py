@@ -114,7 +114,8 @@ def test_checkpointing_repeats_the_types():
         image, mask = next(iter(loop.data))
         return loop.forward_backward(torch.cat([image, mask], dim=1))
 
-    (values, kept), (again, repeated) = gradients(False), gradients(True)
+    values, kept = gradients(False)
+    again, repeated = gradients(True)
     assert values == again and all(map(torch.equal, kept, repeated))
 
 

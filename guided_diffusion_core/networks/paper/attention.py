@@ -33,7 +33,7 @@ class Residual(nn.Module):
 
 
 class _Heads(nn.Module):
-    """What both kinds of attention share: queries, keys and values of each head from normalised features.
+    """The base of both kinds of attention: queries, keys and values of each head from normalised features.
 
     channels: of input and output. heads: their number. dim_head: channels of each.
     """
