@@ -58,6 +58,13 @@ def children_may_be_killed():
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_interrupts():
+    """A shell lets programs that it starts in the background ignore Ctrl-C, and they pass that on."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture
 def float64(backend):
     """Let `backend` compute in float64 during the test."""
