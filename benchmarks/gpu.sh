@@ -25,9 +25,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 # The environment sees the packages of PYTHON; pip adds only those that it lacks.
 if ! [ -e "$out/environment/done" ]; then
     "$python" -m venv --system-site-packages "$out/environment" || exit 2
+    # An environment made from another one sees the packages of the system alone: name those of PYTHON too.
+    "$out/environment/bin/python" -c \
+        'import sys, sysconfig; open(sysconfig.get_path("purelib") + "/parent.pth", "w").write(sys.argv[1])' \
+        "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || exit 2
     pip=("$out/environment/bin/python" -m pip install --quiet)
     [ -z "${WHEELS:-}" ] || pip+=(--no-index --find-links "$WHEELS")
-    "${pip[@]}" hatchling && "${pip[@]}" --no-build-isolation '.[pytorch]' pytest hypothesis || {
+    "${pip[@]}" hatchling && "${pip[@]}" --no-build-isolation '.[pytorch]' pytest pytest-xdist hypothesis || {
         echo "The packages of pyproject.toml could not be installed. Without network, set WHEELS." >&2
         exit 2
     }
