@@ -157,7 +157,7 @@ class TestHostileFiles:
 
     @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
     def test_any_changed_byte_of_a_training_checkpoint(self, protocol):
-        """Beside the weights lie objects of other software, of which nothing is made."""
+        """Change a file that also holds objects of other software, none of which may be made."""
         arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7)}
         others = {"args": argparse.Namespace(lr=1e-4), "best": np.float32(0.5), "at": {(1, 2): {3}}, "name": "x"}
         original = pickle.dumps({"state_dict": arrays, **others}, protocol)

@@ -1,7 +1,6 @@
 """Test the picture layouts: pairing, modes and depths of files, labels, and every input that they refuse."""
 
 import io
-import json
 import re
 import shutil
 
@@ -360,45 +359,3 @@ class TestIsicYears:
         lines = [delimiter.join(("", *header)), delimiter.join(("0", *row))]
         (folder / "ISBI2016_ISIC_Part1_Test_GroundTruth.csv").write_text("\n".join(lines))
         assert [case.name for case in opened("ISIC", folder, split="Test").cases()] == ["ISIC_0000001"]
-
-
-def write_nnunet_picture(folder, channels, image, mask=BOX // 255, **description):
-    save(folder / "imagesTr" / "a_0000.png", image)
-    save(folder / "labelsTr" / "a.png", mask)
-    tree = {
-        "channel_names": dict(enumerate(channels)),
-        "labels": {"background": 0, "box": 1},
-        "file_ending": ".png",
-        **description,
-    }
-    (folder / "dataset.json").write_text(json.dumps(tree))
-    return folder
-
-
-class TestNnunetPictures:
-    def test_channels_in_files_of_their_own(self, tmp_path):
-        phantoms.write_nnunet_phantoms(tmp_path, 2, 1, (32, 32, 8), 1, ".png")
-        dataset = opened("NNUNET", tmp_path)
-        assert dataset.in_channels == 2 and dataset[0].mask.shape == (3, 32, 32)
-        for channel in range(2):
-            values = np.asarray(Image.open(tmp_path / "imagesTr" / f"head_000_000{channel}.png"), float)
-            np.testing.assert_allclose(dataset[0].image[channel], (values - values.mean()) / values.std(), atol=1e-5)
-        stored = np.asarray(Image.open(tmp_path / "labelsTs" / "head_002.png"))
-        expected = [stored > 0, np.isin(stored, (1, 3)), stored == 3]
-        np.testing.assert_array_equal(read_truth_masks(truths("NNUNET", tmp_path, "Test")[0]), expected)
-
-    def test_a_colour_picture_is_three_channels(self, tmp_path):
-        colours = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
-        write_nnunet_picture(tmp_path, ("rgb_to_0_1",) * 3, colours, np.zeros((32, 32), np.uint8))
-        dataset = opened("NNUNET", tmp_path)
-        np.testing.assert_allclose(dataset[0].image, colours.transpose(2, 0, 1) / 255, atol=1e-6)
-        assert dataset.labels == ("box",)
-
-    def test_a_grey_picture_for_three_channels(self, tmp_path):
-        write_nnunet_picture(tmp_path, "RGB", BOX)
-        with pytest.raises(UserError, match="a_0000.png: found 1 channels in one file; expected 3"):
-            opened("NNUNET", tmp_path)[0]
-
-    def test_slices(self, tmp_path):
-        with pytest.raises(UserError, match="--slices"):
-            opened("NNUNET", write_nnunet_picture(tmp_path, "R", BOX), slices="odd")
